@@ -1,0 +1,84 @@
+# Each target does its own set-up: a virtual environment in .venv, the pinned packages, the native build.
+PYTHON ?= python3
+CXX ?= g++
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+EXTRAS := cpu,media,bench,test,dev
+NATIVE := setup.py $(shell find csrc -type f)
+
+DEMO := build/demo
+LATEST := .venv-latest
+LATEST_TORCH ?= 2.13.0
+CUDA_ARCHS := 80 90 100 120
+
+.PHONY: install build demo test bench lint format compile-cuda test-torch-latest clean
+.DELETE_ON_ERROR:
+
+install: build
+
+build: build/.built
+
+# What cannot be installed without root is asked for in one line each.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON); install Python 3.11 or later, or use make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; use make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; install python3-venv" >&2; exit 1; }
+	@command -v $(CXX) >/dev/null || { echo "make: no C++ compiler $(CXX); install g++" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s, sys; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || { echo "make: no Python.h for $(PYTHON); install python3-dev" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.packages: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -q torch ninja pybind11 setuptools wheel
+	$(PIP) -q --no-build-isolation -e '.[$(EXTRAS)]'
+	@touch $@
+
+build/.built: $(VENV)/.packages $(NATIVE)
+	@mkdir -p build
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+demo: build
+	@test -e $(DEMO)/rooms/manifest.csv || $(BIN)/cmx simulate rooms --out $(DEMO)/rooms --rooms 24
+	$(BIN)/cmx train csir --data $(DEMO)/rooms --preset demo --seeds 3 --out $(DEMO)/run
+	@echo "Report: $(DEMO)/run/report.html"
+
+test: build
+	$(BIN)/pytest
+
+bench: build
+	$(BIN)/cmx bench
+
+lint: $(VENV)/.packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.packages
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Compiles every CUDA source for every architecture and prints registers, spills and shared memory. Needs no GPU.
+compile-cuda: $(VENV)/.packages
+	@command -v nvcc >/dev/null || { echo "compile-cuda: no nvcc on PATH; nothing compiled"; exit 0; }; \
+	set -e; mkdir -p build/cuda; files=$$(find csrc/cuda -name '*.cu' 2>/dev/null || true); \
+	test -n "$$files" || echo "compile-cuda: no .cu files in csrc/cuda; the GPU kernels are Triton's (tests/kernels compiles them)"; \
+	include=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0] + "/include")'); \
+	for file in $$files; do for arch in $(CUDA_ARCHS); do \
+		echo "== $$file sm_$$arch"; \
+		nvcc -std=c++20 -O3 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 \
+			-gencode arch=compute_$$arch,code=sm_$$arch -Icsrc -isystem $$include \
+			-c $$file -o build/cuda/$$(basename $$file .cu)_sm$$arch.o; \
+	done; done
+
+# The wheel built against the pinned torch runs, unchanged, under a newer one: that is what the stable ABI promises.
+test-torch-latest: build
+	test -e $(LATEST)/.packages || { $(PYTHON) -m venv $(LATEST) && \
+		$(LATEST)/bin/pip install -q --disable-pip-version-check torch==$(LATEST_TORCH) 'numpy<2.4' hypothesis pytest && \
+		touch $(LATEST)/.packages; }
+	rm -rf build/latest && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/latest .
+	$(LATEST)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall build/latest/*.whl
+	$(LATEST)/bin/pytest tests/ops
+
+clean:
+	rm -rf build dist *.egg-info cmx_fast/_C*.so cmx_fast/_host*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,24 @@
+"""Optional dependencies: imported where they are used, and named clearly where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class MissingExtraError(ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module``, which ``pip install 'cmx-fast[extra]'`` brings.
+
+    Raises:
+        MissingExtraError: the module, or something it needs itself, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{error.name or module} is not installed; pip install 'cmx-fast[{extra}]' brings it"
+        ) from error

@@ -1,0 +1,92 @@
+"""The ``cmx`` command: knows where each subcommand lives and imports only the one that runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from cmx_fast._extras import MissingExtraError
+
+app = typer.Typer(
+    help="Fast kernels and training for audio-visual contrastive learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# group -> help, then command -> (the function that declares its own options, one line for the overview)
+GROUPS = {
+    "simulate": "Write small data sets in the layouts of the real ones.",
+    "train": "Train a system; the run folder holds checkpoints, metrics and report.html.",
+    "evaluate": "Evaluate a trained run.",
+}
+COMMANDS = {
+    ("info",): ("cmx_fast.info:main", "What is installed, what was built, which implementation runs where."),
+    ("simulate", "rooms"): (
+        "cmx_fast.data.simulate_rooms:simulate_rooms",
+        "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",
+    ),
+    ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR) or its baseline."),
+    ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
+    ("bench",): ("cmx_fast.benchmarks.__main__:main", "Time the operators against what people use today."),
+}
+
+
+def _forward(target: str) -> Callable[[typer.Context], None]:
+    """A command that imports ``module:function`` when called and lets that function's signature parse the rest."""
+
+    def command(ctx: typer.Context) -> None:
+        module, name = target.split(":")
+        inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        inner.command()(getattr(importlib.import_module(module), name))
+        inner(args=ctx.args, prog_name=ctx.command_path)
+
+    return command
+
+
+def _register() -> None:
+    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    for path, (target, text) in COMMANDS.items():
+        parent = groups[path[0]] if len(path) == 2 else app
+        parent.command(
+            path[-1],
+            help=text,
+            add_help_option=False,  # --help goes on to the function, which knows its options
+            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        )(_forward(target))
+
+
+_register()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cmx_fast {version('cmx-fast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")] = False,
+) -> None:
+    """The options of ``cmx`` itself; ``main`` reads ``--traceback``, since errors end there."""
+
+
+def main() -> None:
+    """Run ``cmx``; what the user can mend (a file, a value, a missing extra) ends in one line, not in a traceback."""
+    try:
+        app()
+    except (MissingExtraError, OSError, ValueError) as error:
+        if "--traceback" in sys.argv[1:]:
+            raise
+        sys.exit(f"cmx: {error}")
