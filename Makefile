@@ -52,9 +52,11 @@ bench: build
 lint: $(VENV)/.packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
 	$(BIN)/mypy
 
 format: $(VENV)/.packages
+	$(BIN)/clang-format -i $$(find csrc -type f)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -31,14 +31,14 @@ COMMANDS = {
         "cmx_fast.data.simulate_rooms:simulate_rooms",
         "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",
     ),
-    ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR) or its baseline."),
+    ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR, DSCMR)."),
     ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
     ("bench",): ("cmx_fast.benchmarks.__main__:main", "Time the operators against what people use today."),
 }
 
 
 def _forward(target: str) -> Callable[[typer.Context], None]:
-    """A command that imports ``module:function`` when called and lets that function's signature parse the rest."""
+    """A command that imports ``module:function`` when called; its signature parses the arguments."""
 
     def command(ctx: typer.Context) -> None:
         module, name = target.split(":")
@@ -83,7 +83,7 @@ def _root(
 
 
 def main() -> None:
-    """Run ``cmx``; what the user can mend (a file, a value, a missing extra) ends in one line, not in a traceback."""
+    """Run ``cmx``. What the user can mend (a file, a value, a missing extra) ends in one line."""
     try:
         app()
     except (MissingExtraError, OSError, ValueError) as error:

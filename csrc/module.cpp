@@ -3,8 +3,15 @@
 #include <Python.h>
 
 namespace {
-PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "_C", "Operators of cmx_fast (see torch.ops.cmx_fast).", -1,
-                                 nullptr, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef module_definition = {PyModuleDef_HEAD_INIT,
+                                 "_C",
+                                 "Operators of cmx_fast (see torch.ops.cmx_fast).",
+                                 -1,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr};
 }
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module_definition); }

@@ -5,9 +5,9 @@
 #include "build_info.h"
 
 PYBIND11_MODULE(_host, m) {
-    m.doc() = "Build information and host-only helpers of cmx_fast.";
-    m.def("build_info", &cmx_fast::host::build_info,
-          "dict[str, str]: compiler, flags, isa, cuda, cuda_arch_list, torch, torch_abi_target of this build.");
-    m.def("cpu_features", &cmx_fast::host::cpu_features,
-          "dict[str, bool]: the instruction sets the kernels can use that this processor offers.");
+  m.doc() = "Build information and host-only helpers of cmx_fast.";
+  m.def("build_info", &cmx_fast::host::build_info,
+        "dict[str, str]: compiler, flags, isa, cuda, cuda_arch_list, torch, torch_abi_target of this build.");
+  m.def("cpu_features", &cmx_fast::host::cpu_features,
+        "dict[str, bool]: the instruction sets the kernels can use that this processor offers.");
 }

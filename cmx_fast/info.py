@@ -1,0 +1,133 @@
+"""What ``cmx info`` prints: versions, the native build, operators by device, optional packages."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import platform
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import cmx_fast
+from cmx_fast import ops
+
+WIDTH = 100
+# name shown, module, distributions that carry it, extra that brings it
+OPTIONAL = (
+    ("DALI", "nvidia.dali", ("nvidia-dali-cuda130",), "cuda"),
+    ("TorchCodec", "torchcodec", ("torchcodec",), "media"),
+    ("PyAV", "av", ("av",), "media"),
+    ("faiss", "faiss", ("faiss-gpu", "faiss-cpu"), "cpu or cuda"),
+    ("soundfile", "soundfile", ("soundfile",), "media"),
+    ("pyroomacoustics", "pyroomacoustics", ("pyroomacoustics",), "media"),
+    ("espeak-ng", "espeakng_loader", ("espeakng-loader",), "media"),
+)
+# what a package needs from the system, where its own message is a page long
+NEEDS = {"TorchCodec": "FFmpeg's shared libraries (libavcodec and its siblings) were not found"}
+
+
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        try:
+            return f"{metadata.version(name)} ({name})" if len(distributions) > 1 else metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """Name and version of what everything else stands on."""
+    yield "cmx_fast", cmx_fast.__version__
+    yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
+    yield "torch", f"{torch.__version__} ({cuda}), {torch.get_num_threads()} CPU threads"
+    for name in ("torchaudio", "torchvision", "triton", "numpy", "lightning-fabric"):
+        yield name, _version(name) or "not installed"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    yield "GPUs", ", ".join(devices) or "none found"
+
+
+def native_build() -> Iterator[tuple[str, str]]:
+    """What the C++ library was built with and for, and what this processor offers of it."""
+    if importlib.util.find_spec("cmx_fast._host") is None:
+        yield "cmx_fast._C", "not built (pure-Python install): every operator runs its PyTorch reference"
+        return
+    from cmx_fast import _host
+
+    build, features = _host.build_info(), _host.cpu_features()
+    yield "compiler", f"{build['compiler']} {build['flags']}"
+    yield "built against", f"torch {build['torch']}, for torch >= {_abi_version(build['torch_abi_target'])}"
+    yield "CPU kernels for", build["isa"]
+    yield "this CPU has", " ".join(name for name, there in features.items() if there) or "none of them"
+    compiled = f"CUDA {build['cuda']} for {build['cuda_arch_list']}"
+    yield "CUDA C++ kernels", compiled if build["cuda"] else "none; the GPU kernels are Triton's"
+
+
+def _abi_version(target: str) -> str:
+    """``0x020b000000000000`` -> ``2.11``: the first two bytes are torch's major and minor version."""
+    number = int(target, 16)
+    return f"{number >> 56}.{number >> 48 & 0xFF}"
+
+
+def optional_packages() -> Iterator[tuple[str, str, str]]:
+    """Name, state and extra of each optional package; it is imported, since its libraries may be missing."""
+    for name, module, distributions, extra in OPTIONAL:
+        found = _version(*distributions)
+        if found is None:
+            yield name, "not installed", extra
+            continue
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever a third-party package raises on import is what we report
+            reason = NEEDS.get(name) or f"{type(error).__name__}: {error}".splitlines()[0]
+            yield name, f"{found}, does not load: {reason}", extra
+        else:
+            yield name, found, extra
+
+
+def gpu_results() -> dict[str, set[str]]:
+    """The GPUs on which each operator was measured, from the benchmark results that come with the package."""
+    measured: dict[str, set[str]] = {}
+    spec = importlib.util.find_spec("cmx_fast.benchmarks")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for file in sorted(Path(folder, "results").glob("*.json")):
+            content = json.loads(file.read_text())
+            for row in content["results"]:
+                if row["device"] == "cuda":
+                    measured.setdefault(row["op"], set()).add(content["machine"]["gpu"])
+    return measured
+
+
+def operators() -> Iterator[tuple[str, str, str, str]]:
+    """Operator, device, the implementation ``impl="auto"`` takes there, and why."""
+    measured = gpu_results()
+    for op, devices in ops.implementations().items():
+        for device, (chosen, reason) in devices.items():
+            if device == "cuda":
+                gpus = ", ".join(sorted(measured.get(op, ())))
+                reason += (
+                    f"; measured on {gpus}" if gpus else "; compiled ahead of time, never run on a GPU yet"
+                )
+            yield op, device, chosen, reason
+
+
+def _table(title: str, rows: Iterable[tuple[str, ...]], *header: str) -> Table:
+    table = Table(*header, title=title, title_justify="left", width=WIDTH, show_header=bool(header))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def main() -> None:
+    """Print versions, build, operators and optional packages, at most 100 columns wide."""
+    console = Console(width=WIDTH, highlight=False)
+    console.print(_table("Versions", versions()))
+    console.print(_table("Native build", native_build()))
+    console.print(_table("Operators with impl='auto'", operators(), "operator", "device", "takes", "why"))
+    console.print(_table("Optional packages", optional_packages(), "package", "found", "extra"))

@@ -1,0 +1,117 @@
+"""The layer law: imports run one way, and each layer stays what it is for."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "setup.py").exists():
+    pytest.skip("needs a source tree", allow_module_level=True)
+
+# layer -> the layers it may import besides itself; helpers without a layer (cmx_fast._extras) are open to all
+LAW = {
+    "kernels": set(),
+    "reference": set(),
+    "ops": {"kernels", "reference"},
+    "nn": {"ops"},
+    "losses": {"ops"},
+    "models": {"losses", "nn", "ops"},
+    "data": {"nn"},
+    "evaluate": {"data", "models", "nn", "ops"},
+    "train": {"data", "evaluate", "losses", "models", "nn", "ops"},
+    "benchmarks": {"evaluate", "losses", "models", "nn", "ops", "reference", "train", "data", "kernels"},
+    "info": {"ops"},
+    "cli": set(),
+}
+MAX_LINES = 400
+
+
+def package_modules() -> list[tuple[Path, str]]:
+    """Every file of the package with its dotted name."""
+    folders = {"cmx_fast": "cmx_fast", "cmx_fast.kernels": "kernels", "cmx_fast.benchmarks": "benchmarks"}
+    return [
+        (path, ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]))
+        for package, folder in folders.items()
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+
+
+def imported(path: Path, module: str) -> set[str]:
+    """Absolute names of what a module imports, wherever in the file, with relative imports resolved."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".")[: -node.level] if node.level else []
+            base = [*package, *(node.module.split(".") if node.module else [])]
+            names |= {".".join([*base, alias.name]) for alias in node.names}
+    return names
+
+
+def layer(name: str) -> str | None:
+    parts = name.split(".")
+    return parts[1] if parts[0] == "cmx_fast" and len(parts) > 1 and parts[1] in LAW else None
+
+
+MODULES = package_modules()
+
+
+@pytest.mark.parametrize("own", LAW)
+def test_imports_follow_the_layer_law(own):
+    broken = [
+        f"{module} imports {name}"
+        for path, module in MODULES
+        if layer(module) == own
+        for name in sorted(imported(path, module))
+        if layer(name) not in {None, own, *LAW[own]}
+    ]
+    assert not broken, f"{own} may import {sorted(LAW[own]) or 'no other layer'}"
+
+
+def test_every_folder_has_a_place_in_the_law():
+    folders = {path.parent.name for path in (ROOT / "cmx_fast").glob("*/__init__.py")}
+    assert folders <= LAW.keys()
+
+
+def test_kernels_import_only_torch_and_triton():
+    allowed = {"torch", "triton", *sys.stdlib_module_names}
+    for path, module in MODULES:
+        if layer(module) == "kernels":
+            foreign = {name for name in imported(path, module) if layer(name) != "kernels"}
+            assert {name.split(".")[0] for name in foreign} <= allowed, path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folder", "suffixes", "instead"),
+    [
+        (
+            r"torch\.library|nn\.Module",
+            "kernels",
+            {".py"},
+            "cmx_fast/ops registers, losses and models hold modules",
+        ),
+        (r"\b(at|c10)::", "csrc", {".cpp", ".cu", ".cuh", ".h"}, "torch::stable, torch::headeronly"),
+        (r"-march|-mtune", "csrc", {".cpp", ".h"}, "target attributes and run-time dispatch"),
+    ],
+)
+def test_sources_keep_to_their_interface(pattern, folder, suffixes, instead):
+    uses = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in suffixes
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert not uses, instead
+
+
+def test_files_stay_readable():
+    sources = [path for path, _ in MODULES] + [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    long = {str(path.relative_to(ROOT)) for path in sources if len(path.read_text().splitlines()) > MAX_LINES}
+    assert not long, f"over {MAX_LINES} lines"

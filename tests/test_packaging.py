@@ -1,0 +1,122 @@
+"""What the distributions contain and what the native build decides."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+if not (ROOT / "setup.py").exists():
+    pytest.skip("needs a source tree", allow_module_level=True)
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MAPPED = {"cmx_fast": "cmx_fast", "cmx_fast.benchmarks": "benchmarks", "cmx_fast.kernels": "kernels"}
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | environment
+    command = (sys.executable, *command)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def python_files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*.py") if "__pycache__" not in path.parts}
+
+
+def source_modules() -> dict[str, Path]:
+    """Path inside the wheel -> file in the source tree."""
+    return {
+        "/".join([*package.split("."), *path.relative_to(ROOT / folder).parts]): path
+        for package, folder in MAPPED.items()
+        for path in python_files(ROOT / folder)
+    }
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> tuple[set[str], Path]:
+    """The names in the source distribution, and the pure-Python wheel built from it alone."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = "from setuptools import build_meta as b; b.build_{}({!r})"
+    made = run("-c", build.format("sdist", str(folder)), CMX_NO_EXTENSION="1")
+    assert made.returncode == 0, made.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    tree = folder / archive.name.removesuffix(".tar.gz")
+    made = run("-c", build.format("wheel", str(folder)), cwd=tree, CMX_NO_EXTENSION="1")
+    assert made.returncode == 0, made.stderr
+    (wheel,) = folder.glob("*.whl")
+    return {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}, wheel
+
+
+def test_every_package_folder_is_listed():
+    found = {
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
+        for package, folder in MAPPED.items()
+        for path in python_files(ROOT / folder)
+    }
+    listed = PYPROJECT["tool"]["setuptools"]["packages"]
+    assert sorted(found) == sorted(listed), "pyproject.toml: tool.setuptools.packages"
+
+
+def test_kernels_refuse_a_second_name(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    with pytest.raises(ImportError, match=r"cmx_fast\.kernels"):
+        import kernels  # noqa: F401
+
+
+def test_wheel_holds_every_module_and_nothing_else(distributions):
+    _, wheel = distributions
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if name.endswith(".py")}
+    assert names == set(source_modules())
+    assert wheel.name.endswith("py3-none-any.whl"), "without the extension the wheel is for every platform"
+
+
+def test_sdist_holds_the_native_sources(distributions):
+    names, _ = distributions
+    native = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert native - names == set()
+    assert {"setup.py", "LICENSE", "constraints.txt"} <= names
+
+
+def test_every_dependency_is_pinned():
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    wanted += [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines)
+    names = {re.split(r"[<>=!~ ;\[]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
+    assert names - pins.keys() == set()
+    assert lines == sorted(lines), "constraints.txt is sorted"
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"FORCE_CUDA": "yes"}, "FORCE_CUDA='yes'; expected 0, 1 or unset"),
+        ({"FORCE_CUDA": "1", "CUDA_HOME": "/nowhere"}, "FORCE_CUDA=1, but this is missing"),
+        ({"FORCE_CUDA": "0"}, "CUDA files not built (FORCE_CUDA=0)"),
+    ],
+)
+def test_build_says_what_it_decided(environment, says):
+    made = run("setup.py", "--name", **environment)
+    assert says in made.stdout + made.stderr
+    assert (made.returncode == 0) == (environment["FORCE_CUDA"] == "0")
+
+
+def test_pure_python_build_needs_no_torch():
+    """Building without the extension imports nothing but setuptools."""
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['--name']"
+    code += "; runpy.run_path('setup.py')"
+    made = run("-c", code, CMX_NO_EXTENSION="1")
+    assert made.returncode == 0, made.stderr
+    assert "installing pure Python" in made.stdout
