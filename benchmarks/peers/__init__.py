@@ -1,0 +1,1 @@
+"""What users run today: the formulas as they write them, and the packages that ship one."""

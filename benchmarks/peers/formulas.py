@@ -1,0 +1,57 @@
+"""The eager formulas, the way training code writes them: plain PyTorch, every N x N matrix in memory.
+
+They are the baselines of the benchmarks, so they keep what the originals do (both products of CLIP, the copy
+of the bank) and use nothing that this package offers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def clip(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """OpenCLIP's loss in one process: a product and a cross-entropy per direction; features (N, D)."""
+    logits_per_image = logit_scale * image @ text.T
+    logits_per_text = logit_scale * text @ image.T
+    labels = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_text, labels)) / 2
+
+
+def supcon(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """SupContrast's loss over rows (M, D) with labels (M,): float masks and log-probabilities."""
+    positive = torch.eq(labels.view(-1, 1), labels.view(1, -1)).float()
+    similarity = torch.matmul(features, features.T) / temperature
+    logits = similarity - similarity.max(dim=1, keepdim=True).values.detach()
+    not_itself = torch.ones_like(positive).fill_diagonal_(0)
+    positive = positive * not_itself
+    exp_logits = torch.exp(logits) * not_itself
+    log_probability = logits - torch.log(exp_logits.sum(1, keepdim=True))
+    positives = positive.sum(1)
+    positives = torch.where(positives < 1e-6, 1, positives)
+    return -((positive * log_probability).sum(1) / positives).mean()
+
+
+def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """MoCo's loss: cross-entropy over the own key and a copy of the queue (D, K)."""
+    positive = torch.einsum("nd,nd->n", query, key).unsqueeze(-1)
+    negative = torch.einsum("nd,dk->nk", query, queue.clone().detach())
+    logits = torch.cat([positive, negative], dim=1) / temperature
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+
+
+def ntxent_with_bank(view0: Tensor, view1: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """lightly's loss with a memory bank (K, D): as MoCo's, and the rows are normalised inside."""
+    return moco(F.normalize(view0, dim=1), F.normalize(view1, dim=1), bank.T, temperature)
+
+
+def ntxent(view0: Tensor, view1: Tensor, temperature: float) -> Tensor:
+    """lightly's loss of two views (N, D): four products, two diagonals cut out, one cross-entropy."""
+    view0, view1 = F.normalize(view0, dim=1), F.normalize(view1, dim=1)
+    n = len(view0)
+    others = ~torch.eye(n, dtype=torch.bool, device=view0.device)
+    own = [(view @ view.T / temperature)[others].view(n, -1) for view in (view0, view1)]
+    cross = [view0 @ view1.T / temperature, view1 @ view0.T / temperature]
+    logits = torch.cat([torch.cat([cross[0], own[0]], dim=1), torch.cat([cross[1], own[1]], dim=1)])
+    return F.cross_entropy(logits, torch.arange(n, device=view0.device).repeat(2))

@@ -1,0 +1,79 @@
+"""NT-Xent, SimCLR's and MoCo's loss, with lightly's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmx_fast.losses._checks import check_temperature
+from cmx_fast.losses.memory_bank import MemoryBank
+from cmx_fast.ops import info_nce, supcon
+
+
+class NTXentLoss(nn.Module):
+    """lightly's ``NTXentLoss`` (1.6): SimCLR's loss of two views or, with a memory bank, MoCo's.
+
+    Rows are divided by their norm inside. Without a bank each of the 2N rows has to find its other view among
+    the 2N - 1 other rows (Chen et al. 2020, eq. 1), which is SupCon with every pair a class of its own. With
+    a bank each row of ``out0`` has to find its row of ``out1`` among that and the K bank rows (He et al.
+    2020, eq. 1), and then ``out1``, normalised, enters the bank if ``out0`` requires a gradient: evaluation
+    leaves the bank alone.
+
+    Args:
+        temperature: the logits are divided by it. Default 0.5: lightly's and SimCLR's.
+        memory_bank_size: (K, D), or 0 for none (default: lightly's).
+        gather_distributed: must be False: one process only.
+
+    Call:
+        ``loss(out0, out1)`` with two (N, D) tensors of one dtype.
+
+    Differences from lightly: the temperature must be positive; where a batch runs over the end of the bank,
+    lightly drops the surplus rows and this bank keeps them. Errors, memory and cost are those of
+    :func:`cmx_fast.ops.supcon` (M = 2N) and :func:`cmx_fast.ops.info_nce`.
+
+    Example:
+        >>> import torch
+        >>> from cmx_fast.losses import NTXentLoss
+        >>> view0, view1 = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(0))
+        >>> NTXentLoss(memory_bank_size=(4096, 64))(view0, view1).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        check_temperature("temperature", temperature)
+        if gather_distributed:
+            raise ValueError("gather_distributed=True is not supported; NTXentLoss runs in one process")
+        self.temperature = temperature
+        self.memory_bank: MemoryBank | None = None
+        if memory_bank_size not in (0, (0,)):
+            if isinstance(memory_bank_size, int) or len(memory_bank_size) != 2:
+                raise ValueError(
+                    f"memory_bank_size must be 0 or (number of keys, features), got {memory_bank_size!r}"
+                )
+            self.memory_bank = MemoryBank(*memory_bank_size)
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        if out0.shape != out1.shape or out0.dim() != 2:
+            raise ValueError(f"out0 and out1 must both have shape (N, D), got {out0.shape} and {out1.shape}")
+        if self.memory_bank is None:
+            pair = torch.arange(len(out0), device=out0.device).repeat(2)
+            return supcon(torch.cat([out0, out1]), pair, 1 / self.temperature, normalize=True)
+        bank = self.memory_bank.rows.to(out0.dtype)
+        loss = info_nce(
+            out0, out1, 1 / self.temperature, bank=bank, in_batch=False, symmetric=False, normalize=True
+        )
+        if out0.requires_grad:
+            self.memory_bank.enqueue(F.normalize(out1.detach(), dim=1))
+        return loss
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"

@@ -1,0 +1,134 @@
+"""The supervised contrastive loss with SupContrast's interface and pytorch-metric-learning's mean."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmx_fast.losses._checks import check_temperature
+from cmx_fast.ops import supcon
+
+REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+
+
+class SupConLoss(nn.Module):
+    """SupContrast's ``SupConLoss`` (Khosla et al. 2020, eq. 2) without matrices of (samples x views) squared.
+
+    Args:
+        temperature: the logits are divided by it. Default 0.07: the authors' code (pytorch-metric-learning
+            has 0.1).
+        contrast_mode: "all" (default) makes every view of every sample an anchor, "one" only the first view.
+            The candidates are all views either way; "one" costs as much as "all".
+        base_temperature: the loss is multiplied by temperature / base_temperature. Default 0.07: the authors'
+            code. pytorch-metric-learning and the paper's equation have no such factor: set it to
+            ``temperature``.
+        normalize: divide every row by its norm first. Default False: the authors' code
+            (pytorch-metric-learning does).
+        reduction: "mean" over all anchors (the authors' code), "mean_nonzero" over those whose loss is above
+            0 (pytorch-metric-learning's AvgNonZeroReducer), "sum", or "none": one loss per anchor, all
+            samples' first views first. An anchor without a positive has loss 0 and no gradient. (Where the
+            whole batch is one class, pytorch-metric-learning returns 0; this is the formula's value, as in
+            the authors' code.)
+
+    Call:
+        ``loss(features, labels=None, mask=None)`` with features (samples, views, ...), flattened behind the
+        views, or (samples, D): one view. labels: (samples,) integers. mask: (samples, samples), mask[i, j]
+        the weight of j's views as positives of i, any weights. With neither, the other views of a sample are
+        its positives (SimCLR).
+
+        A mask need not come from labels, so it takes the dense formula, with memory for several matrices of
+        (samples x views) squared as in SupContrast; where labels say the same, pass labels.
+
+    Raises:
+        TypeError, ValueError: labels and mask together, or of the wrong shape; features without a views
+            dimension and neither labels nor mask; what :func:`cmx_fast.ops.supcon` refuses.
+
+    Example:
+        >>> import torch
+        >>> from cmx_fast.losses import SupConLoss
+        >>> features = torch.randn(8, 2, 64, generator=torch.Generator().manual_seed(0))
+        >>> features = torch.nn.functional.normalize(features, dim=-1)
+        >>> SupConLoss()(features, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        contrast_mode: str = "all",
+        base_temperature: float = 0.07,
+        *,
+        normalize: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_temperature("temperature", temperature)
+        check_temperature("base_temperature", base_temperature)
+        if contrast_mode not in ("all", "one"):
+            raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}"
+            )
+        self.temperature = temperature
+        self.contrast_mode = contrast_mode
+        self.base_temperature = base_temperature
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(self, features: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if features.dim() < 2 or (features.dim() == 2 and labels is None and mask is None):
+            raise ValueError(
+                f"features must have shape (samples, views, ...), got {tuple(features.shape)}; "
+                "(samples, D) needs labels or mask"
+            )
+        if labels is not None and mask is not None:
+            raise ValueError("labels and mask can't both be given")
+        samples, views = features.shape[0], features.shape[1] if features.dim() > 2 else 1
+        # View after view: the anchors of contrast_mode "one" come first.
+        rows = features.reshape(samples, views, -1).transpose(0, 1).reshape(samples * views, -1)
+        anchors = len(rows) if self.contrast_mode == "all" else samples
+        if mask is not None:
+            if tuple(mask.shape) != (samples, samples):
+                raise ValueError(f"mask must have shape {(samples, samples)}, got {tuple(mask.shape)}")
+            loss = self._masked(rows, mask.to(rows.device).repeat(views, views), anchors)
+        else:
+            if labels is None:
+                labels = torch.arange(samples, device=rows.device)
+            elif labels.numel() != samples or labels.is_floating_point():
+                raise ValueError(
+                    f"labels must be {samples} integers, got {tuple(labels.shape)} of {labels.dtype}"
+                )
+            label_of_row = labels.to(rows.device, torch.int64).reshape(samples).repeat(views)
+            loss = supcon(
+                rows, label_of_row, 1 / self.temperature, normalize=self.normalize, reduction="none"
+            )[:anchors]
+        return self._reduce(loss) * (self.temperature / self.base_temperature)
+
+    def _masked(self, rows: Tensor, weight: Tensor, anchors: int) -> Tensor:
+        """Losses (anchors,) for any weights (M, M) of the positives, dense."""
+        if self.normalize:
+            rows = F.normalize(rows, dim=1)
+        logits = rows[:anchors] @ rows.T / self.temperature
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        itself = torch.eye(anchors, len(rows), dtype=torch.bool, device=rows.device)
+        weight = weight[:anchors].to(logits.dtype).masked_fill(itself, 0)
+        log_sum = logits.masked_fill(itself, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
+        total = weight.sum(1)
+        # An anchor without positives: the authors' code divides by 1.
+        return (weight * (log_sum - logits)).sum(1) / torch.where(total.abs() < 1e-6, 1, total)
+
+    def _reduce(self, loss: Tensor) -> Tensor:
+        if self.reduction == "mean":
+            return loss.mean()
+        if self.reduction == "mean_nonzero":
+            # "not <= 0", so that NaN counts and shows.
+            return loss.sum() / (~(loss <= 0)).sum().clamp(min=1)
+        return loss.sum() if self.reduction == "sum" else loss
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, contrast_mode={self.contrast_mode!r}, "
+            f"base_temperature={self.base_temperature}, reduction={self.reduction!r}"
+        )

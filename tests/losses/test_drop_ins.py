@@ -1,0 +1,134 @@
+"""The losses against the packages they stand in for: losses and gradients, in float64 where they can."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cmx_fast.benchmarks.peers import formulas, packages
+from torch import Tensor
+
+from cmx_fast.losses import ClipLoss, NTXentLoss, SupConLoss
+
+
+def original(make, *args, **kwargs):
+    try:
+        return make(*args, **kwargs)
+    except packages.MissingPeerError as error:
+        pytest.skip(str(error))
+
+
+def rows(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return F.normalize(
+        torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
+
+
+def assert_same(ours, theirs, *inputs: Tensor, rtol: float = 1e-9) -> None:
+    """Equal losses, and equal gradients of every input."""
+    results = []
+    for function in (ours, theirs):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        loss = function(*leaves)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    for mine, other in zip(*results, strict=True):
+        assert (mine - other).norm() <= rtol * max(other.norm(), 1e-3), (mine, other)
+
+
+@pytest.mark.parametrize("n", [1, 2, 37])
+def test_clip_loss_is_open_clips(n):
+    theirs = original(packages.open_clip_loss)
+    inputs = rows(n, 24), rows(n, 24, seed=1), torch.tensor(30.0, dtype=torch.float64)
+    assert_same(ClipLoss(), theirs, *inputs)
+    assert_same(formulas.clip, theirs, *inputs)
+
+
+def test_clip_loss_takes_open_clips_arguments():
+    theirs = type(original(packages.open_clip_loss))
+    arguments = {
+        "local_loss": True,
+        "gather_with_grad": True,
+        "cache_labels": True,
+        "rank": 0,
+        "world_size": 1,
+    }
+    inputs = rows(9, 8), rows(9, 8, seed=1), 20.0
+    ours = ClipLoss(**arguments)(*inputs, output_dict=True)
+    expected = theirs(**arguments)(*inputs, output_dict=True)
+    assert ours.keys() == expected.keys()
+    torch.testing.assert_close(ours["contrastive_loss"], expected["contrastive_loss"])
+
+
+def test_clip_loss_bias_cancels_and_still_gets_its_gradient():
+    theirs = original(packages.open_clip_loss)
+    bias = torch.tensor(-10.0, dtype=torch.float64)
+    image, text = rows(9, 8), rows(9, 8, seed=1)
+    assert_same(lambda b: ClipLoss()(image, text, 20.0, b), lambda b: theirs(image, text, 20.0, b), bias)
+
+
+@pytest.mark.parametrize(
+    ("labels", "seed"), [([0, 0, 1, 1, 2, 2, 2, 5, 6], 0), ([3] * 8 + [4], 1), (list(range(9)), 2)]
+)
+def test_supcon_loss_is_metric_learnings(labels, seed):
+    theirs = original(packages.metric_learning_supcon, 0.1)
+    labels = torch.tensor(labels)
+    features = torch.randn(18, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    ours = SupConLoss(0.1, base_temperature=0.1, normalize=True, reduction="mean_nonzero")
+    both = labels.repeat(2)  # positives even where the labels are distinct
+    assert_same(lambda x: ours(x, both), lambda x: theirs(x, both), features)
+
+
+def test_supcon_loss_averages_nonzero_anchors_as_metric_learning_does():
+    theirs = original(packages.metric_learning_supcon, 0.1)
+    features, labels = rows(7, 12), torch.tensor([0, 0, 0, 1, 2, 3, 4])
+    ours = SupConLoss(0.1, base_temperature=0.1, normalize=True, reduction="mean_nonzero")
+    assert_same(lambda x: ours(x, labels), lambda x: theirs(x, labels), features)
+    mean = SupConLoss(0.1, base_temperature=0.1)(features, labels)
+    torch.testing.assert_close(mean * 7, ours(features, labels) * 3)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1])
+def test_ntxent_loss_is_lightlys(temperature):
+    theirs = original(packages.lightly_ntxent, temperature)
+    inputs = 3 * rows(13, 16), rows(13, 16, seed=1)
+    assert_same(NTXentLoss(temperature), theirs, *inputs)
+    assert_same(lambda a, b: formulas.ntxent(a, b, temperature), theirs, *inputs)
+
+
+def test_ntxent_loss_with_a_bank_is_lightlys_over_many_steps():
+    theirs = original(packages.lightly_ntxent, 0.2, (24, 16))
+    ours = NTXentLoss(0.2, memory_bank_size=(24, 16))
+    ours.memory_bank.rows = theirs.memory_bank.bank.clone()
+    for step in range(7):  # the bank turns over twice
+        out0, out1 = (
+            rows(8, 16, dtype=torch.float32, seed=step),
+            rows(8, 16, dtype=torch.float32, seed=100 + step),
+        )
+        bank = theirs.memory_bank.bank.clone()
+        again = copy.deepcopy(ours)
+        assert_same(
+            lambda a, b, bank=bank: formulas.ntxent_with_bank(a, b, bank, 0.2), again, out0, out1, rtol=1e-5
+        )
+        assert_same(ours, theirs, out0, out1, rtol=1e-5)
+    assert set(ours.state_dict()) == set(theirs.state_dict()) == set()
+
+
+def test_ntxent_loss_leaves_the_bank_alone_in_evaluation():
+    theirs = original(packages.lightly_ntxent, 0.5, (24, 16))
+    ours = NTXentLoss(0.5, memory_bank_size=(24, 16))
+    for loss, bank in ((theirs, lambda: theirs.memory_bank.bank), (ours, lambda: ours.memory_bank.rows)):
+        before = bank().clone()
+        loss(rows(8, 16, dtype=torch.float32), rows(8, 16, dtype=torch.float32, seed=1))
+        torch.testing.assert_close(bank(), before)
+        loss(rows(8, 16, dtype=torch.float32).requires_grad_(), rows(8, 16, dtype=torch.float32, seed=1))
+        assert not torch.equal(bank(), before)
+
+
+def test_bank_formula_is_info_nce_pytorchs():
+    theirs = original(packages.info_nce_pytorch, 0.3)
+    query, key, bank = rows(8, 16), rows(8, 16, seed=1), rows(24, 16, seed=2)
+    assert_same(
+        lambda q, k: formulas.ntxent_with_bank(q, k, bank, 0.3), lambda q, k: theirs(q, k, bank), query, key
+    )

@@ -1,0 +1,156 @@
+"""What the loss modules add to the operators: conventions, the bank's order, and refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cmx_fast.benchmarks.peers import formulas
+
+from cmx_fast.losses import ClipLoss, InfoNCELoss, MemoryBank, NTXentLoss, SupConLoss
+from cmx_fast.ops import info_nce
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(
+        torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
+
+
+def test_info_nce_loss_passes_every_option_on():
+    query, key, bank, target = unit(6, 8), unit(6, 8, seed=1), unit(5, 8, seed=2), torch.randperm(6)
+    options = {
+        "in_batch": True,
+        "within": True,
+        "similarity": "l2",
+        "symmetric": False,
+        "normalize": True,
+        "label_smoothing": 0.1,
+        "reduction": "none",
+    }
+    ours = InfoNCELoss(0.2, **options)(2 * query, key, bank, target)
+    expected = info_nce(2 * query, key, 5.0, bank=bank, target=target, impl="reference", **options)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("mode", ["all", "one"])
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_supcon_mask_and_labels_agree(mode, views):
+    features, labels = unit(8, views, 3, 4), torch.tensor([0, 0, 1, 1, 2, 3, 3, 3])
+    mask = labels[:, None] == labels[None, :]
+    for reduction in ("mean", "mean_nonzero", "sum", "none"):
+        loss = SupConLoss(0.1, mode, reduction=reduction, normalize=True)
+        torch.testing.assert_close(loss(features, labels), loss(features, mask=mask))
+
+
+def test_supcon_one_view_as_anchor():
+    features, labels = unit(6, 2, 8), torch.tensor([0, 0, 1, 1, 2, 2])
+    every = SupConLoss(reduction="none")(features, labels)
+    first = SupConLoss(contrast_mode="one", reduction="none")(features, labels)
+    assert every.shape == (12,)
+    torch.testing.assert_close(first, every[:6])
+
+
+def test_supcon_without_labels_is_ntxent():
+    view0, view1 = unit(6, 8), unit(6, 8, seed=1)
+    simclr = SupConLoss(0.5, base_temperature=0.5)(torch.stack([view0, view1], 1))
+    torch.testing.assert_close(simclr, formulas.ntxent(view0, view1, 0.5))
+    torch.testing.assert_close(simclr, NTXentLoss(0.5)(view0, view1))
+
+
+def test_supcon_base_temperature_scales_the_loss():
+    features, labels = unit(6, 8), torch.tensor([0, 0, 1, 1, 2, 2])
+    expected = formulas.supcon(features.float(), labels, 0.2).double() * (0.2 / 0.07)
+    torch.testing.assert_close(SupConLoss(0.2)(features, labels), expected, rtol=1e-5, atol=0)
+
+
+def test_supcon_weighted_asymmetric_mask():
+    features = unit(4, 1, 8)
+    mask = torch.tensor([[0, 2, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0.5, 0, 0]], dtype=torch.float64)
+    loss = SupConLoss(0.1, base_temperature=0.1, reduction="none")(features, mask=mask)
+    logits = (features[:, 0] @ features[:, 0].T / 0.1).fill_diagonal_(-math.inf)
+    cost = logits.logsumexp(1, keepdim=True) - logits
+    expected = torch.stack([(2 * cost[0, 1] + cost[0, 2]) / 3, cost.new_zeros(()), cost[2, 0], cost[3, 1]])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_identical_rows_cost_the_logarithm_of_the_candidates():
+    same = torch.ones(6, 2, 5, dtype=torch.float64)
+    assert SupConLoss(0.1, base_temperature=0.1, normalize=True)(same).item() == pytest.approx(math.log(11))
+    assert NTXentLoss()(same[:, 0], same[:, 1]).item() == pytest.approx(math.log(11))
+    assert ClipLoss()(same[:, 0], same[:, 1], 3.0).item() == pytest.approx(math.log(6))
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"), [(6, [4, 4, 4, 4, 4]), (5, [1] * 17), (3, [8, 2, 3]), (4, [4, 0, 4])]
+)
+def test_memory_bank_keeps_the_last_keys_in_order(size, batches):
+    bank, history = MemoryBank(size, 2), []
+    start = bank.rows.clone()
+    for number, batch in enumerate(batches):
+        keys = torch.full((batch, 2), float(number)) + torch.arange(batch)[:, None] / 100
+        bank.enqueue(keys)
+        history += list(keys)
+        torch.testing.assert_close(bank.rows, torch.stack([*start, *history])[-size:])
+
+
+def test_memory_bank_rows_in_use_do_not_change():
+    """Several losses, then one backward pass: what a ring overwritten in place breaks."""
+    loss = NTXentLoss(0.5, memory_bank_size=(8, 4))
+    bank0 = loss.memory_bank.rows.clone()
+    query = [unit(4, 4, seed=i).float().requires_grad_() for i in range(3)]
+    key = [unit(4, 4, seed=10 + i).float() for i in range(3)]
+    sum(loss(q, k) for q, k in zip(query, key, strict=True)).backward()
+    history = torch.cat([bank0, *key])
+    for step in range(3):
+        alone = query[step].detach().requires_grad_()
+        formulas.ntxent_with_bank(alone, key[step], history[4 * step : 4 * step + 8], 0.5).backward()
+        torch.testing.assert_close(query[step].grad, alone.grad)
+
+
+def test_memory_bank_moves_and_copies():
+    bank = MemoryBank(4, 2)
+    bank.enqueue(torch.ones(3, 2))
+    bank = bank.to(torch.float64)
+    bank.enqueue(torch.zeros(1, 2))
+    torch.testing.assert_close(
+        bank.rows, torch.tensor([[1.0, 1], [1, 1], [1, 1], [0, 0]], dtype=torch.float64)
+    )
+    assert not bank.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_ntxent_bank_follows_the_inputs_dtype(dtype):
+    loss = NTXentLoss(memory_bank_size=(8, 4))
+    out0 = unit(4, 4).to(dtype).requires_grad_()
+    loss(out0, unit(4, 4, seed=1).to(dtype)).backward()
+    assert out0.grad.dtype == dtype
+
+
+REFUSALS = [
+    (lambda: ClipLoss(world_size=2), "world_size=2"),
+    (lambda: ClipLoss(use_horovod=True), "use_horovod"),
+    (lambda: InfoNCELoss(0), "temperature must be positive"),
+    (lambda: NTXentLoss(-0.5), "temperature must be positive"),
+    (lambda: NTXentLoss(gather_distributed=True), "gather_distributed"),
+    (lambda: NTXentLoss(memory_bank_size=64), "memory_bank_size"),
+    (lambda: NTXentLoss()(unit(4, 8), unit(5, 8)), "out0 and out1"),
+    (lambda: MemoryBank(0, 4), "at least 1"),
+    (lambda: MemoryBank(4, 4).enqueue(torch.ones(2, 3)), "keys must have shape"),
+    (lambda: SupConLoss(contrast_mode="two"), "contrast_mode"),
+    (lambda: SupConLoss(base_temperature=0), "base_temperature"),
+    (lambda: SupConLoss(reduction="median"), "reduction"),
+    (lambda: SupConLoss()(unit(4, 8)), "views"),
+    (lambda: SupConLoss()(unit(4, 2, 8), torch.arange(4), torch.eye(4)), "both"),
+    (lambda: SupConLoss()(unit(4, 2, 8), torch.arange(8)), "labels must be 4"),
+    (lambda: SupConLoss()(unit(4, 2, 8), torch.ones(4)), "labels must be 4"),
+    (lambda: SupConLoss()(unit(4, 2, 8), mask=torch.eye(8)), "mask must have shape"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSALS, ids=[message for _, message in REFUSALS])
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
