@@ -1,0 +1,35 @@
+"""How much memory a forward pass may keep so that the backward pass need not multiply again."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+_budget = 256 * 2**20
+
+
+def cache_budget() -> int:
+    """Bytes that one operator call may keep for its backward pass (default 256 MiB: ours)."""
+    return _budget
+
+
+def set_cache_budget(size: int) -> None:
+    """Set the bytes that one call of an operator may keep for its backward pass.
+
+    With N x M similarities within the budget the backward pass reads them back instead of computing them again:
+    three N x M x D products for forward and backward instead of four. 0 never keeps them. Kept on CPU only, in
+    float32 (float64 for float64 inputs): exp(s - shift) is redone, which is cheap and stays finite at any scale.
+    """
+    global _budget
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ValueError(f"size must be a number of bytes >= 0, got {size!r}")
+    _budget = size
+
+
+def worth_keeping(products: int, *inputs: Tensor) -> bool:
+    """Whether this many similarities fit the budget and anything will ask for a gradient."""
+    width = 8 if inputs[0].element_size() == 8 else 4
+    return (
+        inputs[0].device.type == "cpu"
+        and products * width <= _budget
+        and any(tensor.requires_grad for tensor in inputs)
+    )

@@ -1,0 +1,84 @@
+"""Argument checks that the operators share: each error names the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_floating(name: str, value: object, min_dim: int, shape: str) -> None:
+    """Require a tensor of one of the four floating dtypes with at least ``min_dim`` dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {value.dtype}")
+    if value.dim() < min_dim:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+
+
+def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Require the dtype, device and last dimension of another tensor."""
+    if value.device != other.device:
+        raise ValueError(f"{name} is on {value.device} but {other_name} is on {other.device}; move one of them")
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} is {value.dtype} but {other_name} is {other.dtype}; convert one of them")
+    if value.shape[-1] != other.shape[-1]:
+        raise ValueError(
+            f"{name} has {value.shape[-1]} features per row but {other_name} has {other.shape[-1]}; they must be equal"
+        )
+
+
+def check_index(name: str, value: object, shape: Sequence[int], device: torch.device) -> None:
+    """Require an int64 tensor of exactly this shape and device."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64:
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {found}; use {name}.long()")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device} but the features are on {device}; move one of them")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Require one of the named choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether looking at the tensor's values is free: on the CPU and not while torch.compile traces."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
+    """The logit scale as a 0-d tensor in the accumulation dtype beside the features; gradients flow through."""
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if not isinstance(logit_scale, Tensor):
+        if isinstance(logit_scale, bool) or not isinstance(logit_scale, int | float):
+            raise TypeError(f"logit_scale must be a number or a 0-d tensor, got {type(logit_scale).__name__}")
+        if not logit_scale > 0 or math.isinf(logit_scale):
+            raise ValueError(f"logit_scale must be positive and finite (it is 1 / temperature), got {logit_scale}")
+        return torch.full((), logit_scale, dtype=wide, device=features.device)
+    if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+        raise ValueError(
+            f"logit_scale must be a floating 0-d tensor, got {logit_scale.dtype} of shape {tuple(logit_scale.shape)}"
+        )
+    if logit_scale.device != features.device:
+        raise ValueError(f"logit_scale is on {logit_scale.device} but the features are on {features.device}")
+    if readable(logit_scale) and not logit_scale.item() > 0:
+        raise ValueError(f"logit_scale must be positive (it is 1 / temperature), got {logit_scale.item()}")
+    return logit_scale.reshape(()).to(wide)
+
+
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in autocast's dtype where autocast is on: products in half precision, softmax in float32."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.dtype in (torch.float32, torch.bfloat16, torch.float16) else t for t in tensors)

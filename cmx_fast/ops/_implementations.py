@@ -1,0 +1,90 @@
+"""Which implementation an operator takes on a device, and why."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+
+import torch
+
+IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
+OPERATORS = ("info_nce", "supcon")
+# Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this.
+TRITON_MAX_FEATURES = 2048
+
+logger = logging.getLogger("cmx_fast")
+
+
+# Looked up once at import: torch.compile must not trace through a search.
+# The extension holds the operators' schemas and CPU kernels; cmx_fast/__init__.py has loaded it where it exists.
+HAS_EXTENSION = hasattr(torch.ops.cmx_fast, "info_nce_fwd")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def _unavailable(impl: str, device: str, dtype: torch.dtype, features: int) -> str | None:
+    """Why this implementation can't run there, or None when it can."""
+    if impl == "reference":
+        return None
+    if impl == "cuda":
+        return "it has no CUDA C++ kernel; use impl='triton'"
+    if not HAS_EXTENSION:
+        return "the C++ extension cmx_fast._C is not built (reinstall without CMX_NO_EXTENSION)"
+    if impl == "cpp":
+        return None if device == "cpu" else f"the C++ kernel runs on CPU tensors, these are on {device}"
+    if device != "cuda":
+        return f"Triton kernels run on CUDA tensors, these are on {device}"
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if dtype == torch.float64:
+        return "the Triton kernels take float32, bfloat16 and float16, not float64"
+    if features > TRITON_MAX_FEATURES:
+        return f"the Triton kernels take at most {TRITON_MAX_FEATURES} features per row, got {features}"
+    return None
+
+
+def choose(op: str, impl: str, device: str, dtype: torch.dtype, features: int) -> str:
+    """The implementation to run; an explicit one that can't run raises ``ValueError`` with the reason."""
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; got {impl!r}")
+    if impl != "auto":
+        reason = _unavailable(impl, device, dtype, features)
+        if reason is not None:
+            raise ValueError(f"{op}: impl={impl!r} can't run here: {reason}")
+        return impl
+    chosen, reason = automatic(device, dtype, features)
+    if not torch.compiler.is_compiling():
+        _log_once(op, device, chosen, reason)
+    return chosen
+
+
+def automatic(device: str, dtype: torch.dtype = torch.float32, features: int = 1) -> tuple[str, str]:
+    """What ``auto`` takes on this device, with the reason in words."""
+    preferred = "triton" if device == "cuda" else "cpp"
+    reason = _unavailable(preferred, device, dtype, features)
+    if reason is None:
+        return preferred, "fused " + ("Triton kernel" if preferred == "triton" else "C++ kernel")
+    return "reference", reason
+
+
+@functools.cache
+def _log_once(op: str, device: str, chosen: str, reason: str) -> None:
+    logger.info("%s on %s: impl=%r (%s)", op, device, chosen, reason)
+
+
+def implementations() -> dict[str, dict[str, tuple[str, str]]]:
+    """For every operator and device type the implementation that ``auto`` takes and why."""
+    return {op: {device: automatic(device) for device in ("cpu", "cuda")} for op in OPERATORS}
+
+
+def register_triton(op: str, launcher: str) -> None:
+    """Make ``cmx_fast.kernels.<launcher>`` the CUDA kernel of a registered op; Triton is imported at the first call."""
+    module, name = launcher.rsplit(".", 1)
+
+    @functools.cache
+    def load() -> Callable:
+        return getattr(importlib.import_module(f"cmx_fast.kernels.{module}"), name)
+
+    torch.library.register_kernel(f"cmx_fast::{op}", "cuda", lambda *args: load()(*args))

@@ -1,0 +1,199 @@
+"""InfoNCE: find each query's own key among in-batch keys, memory banks and the other queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cmx_fast import reference
+from cmx_fast.ops import _checks
+from cmx_fast.ops._cache import worth_keeping
+from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+
+SIMILARITIES = ("dot", "l2", "sql2")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def info_nce(
+    query: Tensor,
+    key: Tensor,
+    logit_scale: Tensor | float = 1 / 0.07,
+    *,
+    bank: Tensor | Sequence[Tensor] = (),
+    in_batch: bool = True,
+    within: bool = False,
+    similarity: str = "dot",
+    target: Tensor | None = None,
+    symmetric: bool = True,
+    normalize: bool = False,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    impl: str = "auto",
+) -> Tensor:
+    r"""Contrastive cross-entropy of queries against keys without the N x M matrix.
+
+    .. math:: \ell_i = -\log \frac{\exp(z_{i,t(i)})}{\sum_{c \in C(i)} \exp(z_{ic})},
+              \qquad z_{ij} = \mathrm{logit\_scale} \cdot \mathrm{sim}(q_i, k_j)
+
+    The candidates C(i) are the keys (only the own one with ``in_batch=False``), the rows of every bank and, with
+    ``within``, the other queries. ``symmetric`` averages this with the same loss of the keys looking for their query.
+    With ``similarity="dot"`` on unit vectors it is CLIP's loss (van den Oord et al. 2018, eq. 4; Radford et al. 2021);
+    with ``"l2"`` and scale 1 Sound2Scene's eq. 1; with ``bank``, ``in_batch=False`` and ``symmetric=False`` MoCo's, and
+    with two banks CMAC's eq. 7.
+
+    Args:
+        query: (*, N, D) float32, float64, bfloat16 or float16.
+        key: (*, M, D), the same dtype, device and leading dimensions.
+        logit_scale: 1 / temperature, a positive number or 0-d tensor, already exponentiated; differentiable.
+            Default 1 / 0.07: MoCo's and SupCon's.
+        bank: one (K, D) tensor or several: extra negatives, without gradient, read where they lie; not normalised here.
+        in_batch: whether the other keys are negatives.
+        within: whether the other rows of the same modality are negatives too (the row itself never is).
+        similarity: "dot", "l2" (minus the distance) or "sql2" (minus its square).
+        target: (*, N) int64, the row of ``key`` that is each query's positive; default ``arange(N)``.
+            With ``symmetric`` it must be a permutation.
+        symmetric: also find each key's query; needs N == M.
+        normalize: divide the rows of ``query`` and ``key`` by max(norm, 1e-12) first.
+        label_smoothing: in [0, 1): this share of the target is spread evenly over the candidates.
+        reduction: "mean" or "sum" over all queries, or "none" for the (*, N) losses.
+        impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
+
+    Returns:
+        A float32 tensor (float64 for float64 inputs), 0-d unless ``reduction="none"``. Gradients arrive in the inputs'
+        dtypes. NaN anywhere in the input gives NaN.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, device, value or choice, before any work. The value
+            of a tensor (``logit_scale`` not positive, ``target`` out of range) is checked on the CPU; on a GPU it
+            gives NaN. ``NotImplementedError``: second derivatives.
+
+    Memory: O((N + M) D) plus a tile, and at most :func:`cmx_fast.ops.cache_budget` bytes kept for the backward pass.
+    Cost: one N x M x D product forward; three more backward, two when the similarities were kept.
+
+    Example:
+        >>> import torch
+        >>> from cmx_fast.ops import info_nce
+        >>> image, speech = torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        >>> loss = info_nce(image, speech, 1 / 0.07, normalize=True)
+        >>> loss.shape, loss.dtype
+        (torch.Size([]), torch.float32)
+    """
+    _checks.check_floating("query", query, 2, "(*, N, D)")
+    _checks.check_floating("key", key, 2, "(*, M, D)")
+    query, key = _checks.autocast(query, key)
+    _checks.check_alike("key", key, "query", query)
+    if query.shape[:-2] != key.shape[:-2]:
+        raise ValueError(f"query and key must agree in their leading dimensions, got {query.shape} and {key.shape}")
+    bank = (bank,) if isinstance(bank, Tensor) else tuple(bank)
+    for index, rows in enumerate(bank):
+        _checks.check_floating(f"bank[{index}]", rows, 2, "(K, D)")
+        if rows.dim() != 2:
+            raise ValueError(f"bank[{index}] must have shape (K, D), got {tuple(rows.shape)}")
+    bank = tuple(_checks.autocast(*(rows.detach() for rows in bank))) if bank else ()
+    for index, rows in enumerate(bank):
+        _checks.check_alike(f"bank[{index}]", rows, "query", query)
+    _checks.check_choice("similarity", similarity, SIMILARITIES)
+    _checks.check_choice("reduction", reduction, REDUCTIONS)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    scale = _checks.scale_tensor(logit_scale, query)
+    _check_target(query, key, target, symmetric)
+    impl = choose("info_nce", impl, query.device.type, query.dtype, query.shape[-1])
+    options = {
+        "in_batch": in_batch,
+        "within": within,
+        "similarity": similarity,
+        "symmetric": symmetric,
+        "normalize": normalize,
+        "label_smoothing": float(label_smoothing),
+    }
+    if impl == "reference":
+        return reference.info_nce(query, key, scale, bank=bank, target=target, reduction=reduction, **options)
+    leading = query.shape[:-1]
+    query, key = query.reshape(-1, *query.shape[-2:]), key.reshape(-1, *key.shape[-2:])
+    if target is not None:
+        target = target.reshape(query.shape[:-1])
+    keep = in_batch and worth_keeping(query.shape[0] * query.shape[1] * key.shape[1], query, key)
+    loss = torch.ops.cmx_fast.info_nce_fwd(query, key, scale, bank, target, *options.values(), keep)[0]
+    return reference.reduce_loss(loss.reshape(leading), reduction)
+
+
+def _check_target(query: Tensor, key: Tensor, target: Tensor | None, symmetric: bool) -> None:
+    n, m = query.shape[-2], key.shape[-2]
+    if symmetric and n != m:
+        raise ValueError(f"symmetric needs as many keys as queries, got {m} and {n}; pass symmetric=False")
+    if target is None:
+        if n > m:
+            raise ValueError(f"{n} queries but {m} keys: pass target, the row of key that belongs to each query")
+        return
+    _checks.check_index("target", target, query.shape[:-1], query.device)
+    if not _checks.readable(target) or target.numel() == 0:
+        return
+    low, high = target.min().item(), target.max().item()
+    if low < 0 or high >= m:
+        raise ValueError(f"target must lie in [0, {m}), the rows of key; got values from {low} to {high}")
+    if symmetric and not torch.equal(target.sort(-1).values, torch.arange(n).expand_as(target)):
+        raise ValueError("symmetric needs a target that is a permutation of the keys; pass symmetric=False")
+
+
+if HAS_EXTENSION:
+
+    @torch.library.register_fake("cmx_fast::info_nce_fwd")
+    def _(query, key, logit_scale, bank, target, in_batch, within, similarity, symmetric, normalize, smoothing, cache):
+        (b, n, _), m = query.shape, key.shape[1]
+        return (
+            logit_scale.new_empty(b, n),
+            logit_scale.new_empty(b, 3, n),
+            logit_scale.new_empty(b, 3, m if symmetric else 0),
+            logit_scale.new_empty(b, n, m) if cache else logit_scale.new_empty(0),
+        )
+
+    @torch.library.register_fake("cmx_fast::info_nce_bwd")
+    def _(grad, query, key, logit_scale, *saved_and_options):
+        need_query, need_key = saved_and_options[-2:]
+        return (
+            query.new_empty(query.shape if need_query else (0,)),
+            key.new_empty(key.shape if need_key else (0,)),
+            torch.empty_like(logit_scale),
+        )
+
+    def _save(ctx, inputs, output):
+        query, key, logit_scale, bank, target, *options, _ = inputs
+        ctx.save_for_backward(query, key, logit_scale, target, *output[1:], *bank)
+        ctx.options = options
+
+    def _backward(ctx, grad_loss, *_):
+        query, key, logit_scale, target, row_stats, col_stats, saved, *bank = ctx.saved_tensors
+        need_query, need_key, need_scale = ctx.needs_input_grad[:3]
+        dquery, dkey, dscale = torch.ops.cmx_fast.info_nce_bwd(
+            # .sum() sends a stride-0 gradient.
+            grad_loss.contiguous(),
+            query,
+            key,
+            logit_scale,
+            bank,
+            target,
+            *ctx.options,
+            row_stats,
+            col_stats,
+            saved,
+            need_query,
+            need_key,
+        )
+        return (
+            dquery if need_query else None,
+            dkey if need_key else None,
+            dscale if need_scale else None,
+            [None] * len(bank),
+            *(None,) * (len(ctx.options) + 2),
+        )
+
+    def _refuse(ctx, *_):
+        raise NotImplementedError("info_nce has no second derivatives; use impl='reference' for them")
+
+    torch.library.register_autograd("cmx_fast::info_nce_fwd", _backward, setup_context=_save)
+    torch.library.register_autograd("cmx_fast::info_nce_bwd", _refuse)
+    register_triton("info_nce_fwd", "info_nce.info_nce_fwd")
+    register_triton("info_nce_bwd", "info_nce.info_nce_bwd")

@@ -1,0 +1,7 @@
+// See kernels_avx512.cpp for the order of these lines.
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#define CMX_VECTOR_BYTES 32
+#define CMX_NAMESPACE avx2
+#include "vector_kernels.h"
+#endif

@@ -1,0 +1,8 @@
+// The target is set before every include: nothing here may be compiled for an older processor, and no template of the
+// standard library is used, so no shared inline function is compiled for a newer one.
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define CMX_VECTOR_BYTES 64
+#define CMX_NAMESPACE avx512
+#include "vector_kernels.h"
+#endif

@@ -1,0 +1,124 @@
+#include "rows.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "common/parallel.h"
+
+namespace cmx {
+namespace {
+
+constexpr double kSmallestNorm = 1e-12;  // torch.nn.functional.normalize's
+constexpr int64_t kRowsPerTask = 256;
+
+// Calls f with a pointer to the tensor's elements of their own type.
+template <class F>
+void with_elements(const Tensor& tensor, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return f(static_cast<float*>(tensor.data_ptr()));
+    case ScalarType::Double:
+      return f(static_cast<double*>(tensor.data_ptr()));
+    case ScalarType::BFloat16:
+      return f(static_cast<torch::headeronly::BFloat16*>(tensor.data_ptr()));
+    case ScalarType::Half:
+      return f(static_cast<torch::headeronly::Half*>(tensor.data_ptr()));
+    default:
+      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
+  }
+}
+
+template <class F>
+void for_rows(int64_t n, const F& f) {
+  run_tasks(ceil_div(n, kRowsPerTask), [&](int64_t task) {
+    for (int64_t i = task * kRowsPerTask; i < std::min(n, (task + 1) * kRowsPerTask); ++i) f(i);
+  });
+}
+
+template <class T>
+double dot_of(const T* a, const T* b, int64_t d) {
+  // Eight chains in double: as exact as the sum can be rounded, and the compiler can use vectors.
+  double sums[8] = {};
+  int64_t p = 0;
+  for (; p + 8 <= d; p += 8)
+    for (int q = 0; q < 8; ++q) sums[q] += double(a[p + q]) * double(b[p + q]);
+  for (; p < d; ++p) sums[0] += double(a[p]) * double(b[p]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+}  // namespace
+
+double dot(const float* a, const float* b, int64_t d) { return dot_of(a, b, d); }
+double dot(const double* a, const double* b, int64_t d) { return dot_of(a, b, d); }
+
+template <class T>
+Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize) {
+  Rows<T> rows;
+  rows.n = tensor.size(tensor.dim() - 2);
+  rows.d = tensor.size(tensor.dim() - 1);
+  rows.square.resize(rows.n);
+  if (normalize) rows.inverse_norm.resize(rows.n);
+  const int64_t offset = batch * rows.n * rows.d;
+  with_elements(tensor, [&](const auto* elements) {
+    using Element = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
+    elements += offset;
+    const bool in_place = std::is_same_v<Element, T> && !normalize;
+    if (!in_place) rows.storage.resize(rows.n * rows.d);
+    rows.data = in_place ? reinterpret_cast<const T*>(elements) : rows.storage.data();
+    for_rows(rows.n, [&](int64_t i) {
+      if (!in_place) {
+        T* row = rows.storage.data() + i * rows.d;
+        for (int64_t p = 0; p < rows.d; ++p) row[p] = static_cast<T>(elements[i * rows.d + p]);
+        if (normalize) {
+          const double norm = std::sqrt(dot(row, row, rows.d));
+          // Written so that a NaN norm stays NaN.
+          rows.inverse_norm[i] = 1 / (norm < kSmallestNorm ? kSmallestNorm : norm);
+          for (int64_t p = 0; p < rows.d; ++p) row[p] *= rows.inverse_norm[i];
+        }
+      }
+      rows.square[i] = dot(rows.row(i), rows.row(i), rows.d);
+    });
+  });
+  T largest = 0;
+  for (const T square : rows.square) largest = std::max(largest, square);
+  rows.max_norm = std::sqrt(largest);
+  return rows;
+}
+
+template <class T>
+RowGradient<T>::RowGradient(const Tensor& tensor, int64_t batch, int64_t n, int64_t d)
+    : tensor_(tensor), offset_(batch * n * d), n_(n), d_(d) {
+  const bool in_place = tensor.scalar_type() == (sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double);
+  if (!in_place) storage_.resize(n * d);
+  data_ = in_place ? static_cast<T*>(tensor.data_ptr()) + offset_ : storage_.data();
+  for_rows(n, [&](int64_t i) { std::fill_n(data_ + i * d, d, T(0)); });
+}
+
+template <class T>
+void RowGradient<T>::finish(const Rows<T>& rows) {
+  with_elements(tensor_, [&](auto* elements) {
+    using Element = std::remove_pointer_t<decltype(elements)>;
+    for_rows(n_, [&](int64_t i) {
+      T* gradient = data_ + i * d_;
+      if (!rows.inverse_norm.empty()) {
+        // y = x / |x|: dx = (dy - y <y, dy>) / |x|; below the smallest norm the divisor is a constant.
+        const bool constant = rows.inverse_norm[i] >= T(1 / kSmallestNorm);
+        const T along = constant ? 0 : dot(rows.row(i), gradient, d_);
+        for (int64_t p = 0; p < d_; ++p) gradient[p] = (gradient[p] - rows.row(i)[p] * along) * rows.inverse_norm[i];
+      }
+      if constexpr (!std::is_same_v<Element, T>)
+        for (int64_t p = 0; p < d_; ++p) elements[offset_ + i * d_ + p] = static_cast<Element>(gradient[p]);
+    });
+  });
+}
+
+template Rows<float> make_rows<float>(const Tensor&, int64_t, bool);
+template Rows<double> make_rows<double>(const Tensor&, int64_t, bool);
+template class RowGradient<float>;
+template class RowGradient<double>;
+
+}  // namespace cmx

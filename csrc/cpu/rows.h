@@ -1,0 +1,51 @@
+// The rows of an input in the working precision, and their gradient back in the input's.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace cmx {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// n rows of d numbers, contiguous. Points into the tensor where that already holds them as they are wanted.
+template <class T>
+struct Rows {
+  const T* data = nullptr;
+  int64_t n = 0, d = 0;
+  std::vector<T> square;        // |row|^2
+  std::vector<T> inverse_norm;  // 1 / max(|row|, 1e-12) where the rows were normalised, else empty
+  T max_norm = 0;
+  std::vector<T> storage;
+
+  const T* row(int64_t i) const { return data + i * d; }
+};
+
+// Slice `batch` of a contiguous (batch, n, d) tensor, or a whole (n, d) one.
+template <class T>
+Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize);
+
+// Where gradients with respect to rows are summed: the slice of a float32 or float64 tensor itself, or a buffer that
+// `finish` rounds into it once.
+template <class T>
+class RowGradient {
+ public:
+  RowGradient(const Tensor& tensor, int64_t batch, int64_t n, int64_t d);
+  T* data() { return data_; }
+  // Undoes the normalisation of the rows and writes the tensor.
+  void finish(const Rows<T>& rows);
+
+ private:
+  Tensor tensor_;
+  int64_t offset_, n_, d_;
+  std::vector<T> storage_;
+  T* data_;
+};
+
+double dot(const float* a, const float* b, int64_t d);
+double dot(const double* a, const double* b, int64_t d);
+
+}  // namespace cmx
