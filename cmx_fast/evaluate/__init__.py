@@ -1,1 +1,1 @@
-"""Evaluation."""
+"""Evaluation: retrieval tables, Grad-CAM, the report, and one command per system."""

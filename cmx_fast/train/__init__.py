@@ -1,1 +1,1 @@
-"""Training."""
+"""Training: the loop, its run folder and its batches, and one command per system."""

@@ -1,0 +1,155 @@
+"""Pictures and sounds as data URIs, and the report's plots."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from cmx_fast._extras import require
+
+COLOURS = {"csir": "#0b6e99", "dscmr": "#c2571a"}
+INK = "#5c6670"
+STYLE = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": "#e6e9ec",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "cmx_fast",
+    "svg.fonttype": "path",
+}
+
+Rows = list[dict[str, Any]]
+
+
+def picture(file: Path, size: int) -> str:
+    """A JPEG data URI of the file's middle square."""
+    image = Image.open(file).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return jpeg(image.crop((left, top, left + side, top + side)).resize((size, size)))
+
+
+def jpeg(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def sound(wave: Tensor, sample_rate: int) -> str:
+    """An MP3 data URI of a mono wave in [-1, 1]."""
+    buffer = io.BytesIO()
+    require("soundfile", "media").write(buffer, wave.numpy(), sample_rate, format="MP3")
+    return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def overlay(file: Path, heat: Tensor, size: int) -> str:
+    """The picture with a heat map laid over it, half and half, red where it is 1."""
+    image = Image.open(file).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((size, size))
+    warm = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
+    colour = matplotlib.colormaps["jet"](np.asarray(warm) / 255.0)[..., :3] * 255
+    return jpeg(Image.fromarray((0.5 * np.asarray(image) + 0.5 * colour).astype(np.uint8)))
+
+
+def svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def series(rows: Rows, stage: str, name: str) -> dict[str, list[tuple[int, float]]]:
+    """seed -> [(step, value)] of one metric of one stage, e.g. ("csir", "loss")."""
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        seed, _, kind = row["stage"].partition("/")
+        if kind == stage and name in row:
+            found[seed].append((row["step"], row[name]))
+    return dict(found)
+
+
+def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
+    """One plot per panel, side by side: each metric thin per seed and strong in the mean.
+
+    A panel has "title", "y", "lines" = [(stage, metric, label, colour)], and perhaps "limits" and "level" =
+    (value, label), a dashed horizontal line.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.1 * len(panels), 2.9), layout="constrained")
+        for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            for stage, metric, label, colour in panel["lines"]:
+                by_seed = series(rows, stage, metric)
+                if not by_seed:
+                    continue
+                for line in by_seed.values():
+                    axes.plot(*zip(*line, strict=True), color=colour, alpha=0.3, lw=0.9)
+                steps = [step for step, _ in next(iter(by_seed.values()))]
+                means = [
+                    mean(v) for v in zip(*([y for _, y in line] for line in by_seed.values()), strict=False)
+                ]
+                axes.plot(
+                    steps[: len(means)],
+                    means,
+                    color=colour,
+                    lw=2,
+                    label=label,
+                    marker="o" if len(means) < 8 else None,
+                    ms=4,
+                )
+            if "level" in panel:
+                value, label = panel["level"]
+                axes.axhline(value, color=INK, lw=1, ls=(0, (4, 3)))
+                axes.annotate(
+                    label,
+                    (1, value),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(0, 3),
+                    textcoords="offset points",
+                    ha="right",
+                    color=INK,
+                    fontsize=8.5,
+                )
+            axes.set(title=panel["title"], xlabel="step", ylabel=panel["y"])
+            axes.title.set(fontsize=10.5, fontweight="bold", color="#22292f")
+            if "limits" in panel:
+                axes.set_ylim(*panel["limits"])
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="best")
+        return svg(figure)
+
+
+def confusion(counts: Tensor, names: list[str]) -> str:
+    """Where first answers come from: (spaces, spaces) counts, a row per query's space, rows scaled to 1."""
+    share = (counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
+    ticks = range(len(names)) if len(names) <= 40 else []
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+        axes = figure.subplots()
+        shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, fontsize=7)
+        axes.set_yticks(ticks, [names[i] for i in ticks], fontsize=7)
+        axes.set(xlabel="space of the first answer", ylabel="space of the query")
+        figure.colorbar(shown, shrink=0.7, label="share of the queries")
+        return svg(figure)

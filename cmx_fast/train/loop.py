@@ -1,0 +1,248 @@
+"""One stage of training on Lightning Fabric: step, log, checkpoint, stop on Ctrl-C, resume exactly."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from cmx_fast.train.run_folder import RunFolder
+
+Batch = dict[str, Tensor]
+
+
+class Trainable(Protocol):
+    """What a stage trains: an ``nn.Module`` whose forward maps a batch to outputs, and their losses."""
+
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        """0-d tensors; "loss" is what is minimised, the others are logged."""
+
+
+@dataclass
+class Stage:
+    """What to train and for how long.
+
+    Attributes:
+        name: unique within the run; names the weights' file ("seed0/csir").
+        module: an ``nn.Module`` with :class:`Trainable`'s ``losses``.
+        groups: parameter groups, each with its peak "lr".
+        batches: the batches from this step on, on the device; the same ones whenever it is asked.
+        seed: seeds dropout and augmentation, whatever ran before.
+        labels: names in the batch that the losses need from every process.
+        look: called after every ``look_every`` steps and the last; its numbers become a row of their own.
+    """
+
+    name: str
+    module: Any
+    groups: list[dict[str, Any]]
+    steps: int
+    batches: Callable[[int], Iterator[Batch]]
+    seed: int
+    weight_decay: float = 0.0
+    labels: tuple[str, ...] = ("space",)
+    look: Callable[[], dict[str, float]] | None = None
+    look_every: int = 0
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM arrived and the checkpoint is written."""
+
+
+def schedule(step: int, steps: int) -> float:
+    """The factor on the learning rate: linear over the first 5 % of the steps, then a cosine to zero."""
+    warmup = max(1, steps // 20)
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def run_stage(
+    fabric: Fabric, run: RunFolder, stage: Stage, *, compile: bool = False, checkpoint_every: int = 500
+) -> None:
+    """Train ``stage.module`` in place, or load its weights where the run has finished this stage before.
+
+    A stage that was interrupted continues from its checkpoint: weights, optimiser, random number generators
+    and the interval's running means are restored and the batches fast-forwarded, so every later number is the
+    same.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
+        ValueError: the loss is not finite at the end of an interval.
+    """
+    finished = run.weights(stage.name)
+    stage.module.to(fabric.device)
+    if finished is not None:
+        stage.module.load_state_dict(finished)
+        return
+    torch.manual_seed(stage.seed * 1_000_003 + fabric.global_rank)
+    optimizer = torch.optim.AdamW(stage.groups, weight_decay=stage.weight_decay)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    module, optimizer = fabric.setup(torch.compile(stage.module) if compile else stage.module, optimizer)
+    start, sums, counted, spent = 0, dict[str, float](), 0, 0.0
+    state = run.checkpoint(stage.name)
+    if state is not None:
+        stage.module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        restore_rng(state["rng"], fabric)
+        start, sums, counted, spent = state["step"], state["sums"], state["counted"], state["seconds"]
+    run.rewind(stage.name, start)
+    interval = max(1, stage.steps // 20)
+    began = time.monotonic() - spent
+    stage.module.train()
+    batches = stage.batches(start)
+    with stop_requested() as stop, progress(stage, start, fabric.is_global_zero) as shown:
+        for step in range(start + 1, stage.steps + 1):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * schedule(step - 1, stage.steps)
+            batch = next(batches)
+            losses = stage.module.losses(*gather(fabric, module(batch), batch, stage.labels))
+            optimizer.zero_grad()
+            fabric.backward(losses["loss"])
+            optimizer.step()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+            counted += 1
+            shown(step, None)
+            if step % interval == 0 or step == stage.steps:
+                means = {name: float(value) / counted for name, value in sums.items()}
+                sums, counted = {}, 0
+                run.log(
+                    {
+                        "stage": stage.name,
+                        "step": step,
+                        **means,
+                        "lr": optimizer.param_groups[-1]["lr"],
+                        "seconds": round(time.monotonic() - began, 2),
+                    }
+                )
+                shown(step, means)
+                if not math.isfinite(means["loss"]):
+                    raise ValueError(
+                        f"{stage.name}: the loss is {means['loss']} at step {step}; "
+                        "lower the learning rates or train with --precision fp32"
+                    )
+            if stage.look is not None and (step % stage.look_every == 0 or step == stage.steps):
+                run.log({"stage": stage.name, "step": step, **stage.look()})
+                stage.module.train()
+            stopping = any_rank(fabric, stop())
+            if stopping or (step % checkpoint_every == 0 and step < stage.steps):
+                run.save_checkpoint(
+                    {
+                        "stage": stage.name,
+                        "step": step,
+                        "module": stage.module.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "rng": rng(fabric),
+                        "counted": counted,
+                        "sums": {name: float(value) for name, value in sums.items()},
+                        "seconds": time.monotonic() - began,
+                    }
+                )
+            if stopping:
+                raise Interrupted(f"stopped in {stage.name} after step {step} of {stage.steps}")
+    run.finish(stage.name, stage.module.state_dict())
+    fabric.barrier()
+
+
+def gather(fabric: Fabric, outputs: Batch, batch: Batch, labels: tuple[str, ...]) -> tuple[Batch, Batch]:
+    """The outputs and labels of every process, in float32: a contrastive loss needs the whole batch.
+
+    Gradients of the gathered rows are summed over the processes, which DistributedDataParallel's mean undoes.
+    """
+    outputs = {name: value.float() for name, value in outputs.items()}
+    wanted = {name: batch[name] for name in labels}
+    if fabric.world_size == 1:
+        return outputs, wanted
+    everyone: Any = fabric.all_gather(outputs, sync_grads=True)
+    theirs: Any = fabric.all_gather(wanted)
+    return (
+        {name: value.flatten(0, 1) for name, value in everyone.items()},
+        {name: value.flatten(0, 1) for name, value in theirs.items()},
+    )
+
+
+def any_rank(fabric: Fabric, flag: bool) -> bool:
+    if fabric.world_size == 1:
+        return flag
+    total: Any = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return bool(total > 0)
+
+
+def rng(fabric: Fabric) -> dict[str, Tensor]:
+    """Every process's generator states, (processes, bytes)."""
+    states = {"cpu": torch.get_rng_state()}
+    if fabric.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(fabric.device)
+    gathered: Any = fabric.all_gather(states)
+    return {name: value.reshape(fabric.world_size, -1).cpu() for name, value in gathered.items()}
+
+
+def restore_rng(states: dict[str, Tensor], fabric: Fabric) -> None:
+    torch.set_rng_state(states["cpu"][fabric.global_rank])
+    if "cuda" in states and fabric.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][fabric.global_rank], fabric.device)
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ctrl-C and SIGTERM only set a flag; a second Ctrl-C stops at once."""
+    requested: list[int] = []
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(signum)
+
+    try:
+        before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: leave the signals alone
+        before = {}
+    try:
+        yield lambda: bool(requested)
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+@contextmanager
+def progress(
+    stage: Stage, start: int, enabled: bool
+) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
+    """Shows a step, with the interval's means where there are any: a bar on a terminal, elsewhere a line."""
+    console = Console(file=sys.stderr)
+
+    def text(means: dict[str, float]) -> str:
+        return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+
+    if not enabled:
+        yield lambda step, means: None
+    elif console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[means]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(stage.name, total=stage.steps, completed=start, means="")
+            yield lambda step, means: bar.update(
+                task, completed=step, **({"means": text(means)} if means else {})
+            )
+    else:
+
+        def line(step: int, means: dict[str, float] | None) -> None:
+            if means is not None:
+                print(f"{stage.name}  step {step}/{stage.steps}  {text(means)}", file=sys.stderr, flush=True)
+
+        yield line
