@@ -1,0 +1,27 @@
+"""What the launchers do to their arguments before the first kernel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_dtype(x: Tensor) -> None:
+    """Refuse what the matrix kernels have no tile for."""
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"the Triton kernels take float32, bfloat16 or float16, got {x.dtype}; use impl='reference'")
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Row-major copies of whatever is not row-major already."""
+    return tuple(None if x is None else x.contiguous() for x in tensors)
+
+
+def candidate_counts(
+    n: int, m: int, bank: Sequence[Tensor], in_batch: bool, within: bool
+) -> tuple[float, float]:
+    """Candidates of a query and, in the other direction, of a key; the own positive is one of them."""
+    common = 1 + sum(len(rows) for rows in bank)
+    of_query = common + (m - 1 if in_batch else 0) + (n - 1 if within else 0)
+    of_key = common + (n - 1 if in_batch else 0) + (m - 1 if within else 0)
+    return float(of_query), float(of_key)

@@ -1,0 +1,172 @@
+"""Device functions that every kernel of the contrastive softmax family is made of.
+
+One tile of the similarity matrix is an inner product in float32 turned into ``u`` (the similarity) by :func:`similarity`.
+Inside the kernels logits are kept in base 2, ``z2 = u * scale * log2(e)``, because the hardware's exponential is base 2;
+every log-sum-exp that leaves a kernel is a natural one.
+
+Running softmax statistics of a row or a column over any set of tiles are three numbers (and a fourth for label
+smoothing): the maximum of ``z2``, ``sum 2^(z2 - maximum)``, ``sum 2^(z2 - maximum) * u`` and ``sum u``. They merge in any
+order, so they stay finite at any temperature, and masked elements carry ``z2 = -inf``.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_tile(ptr, first, n_rows, d0, D, ROWS: tl.constexpr, DEPTH: tl.constexpr, UPCAST: tl.constexpr):
+    """(ROWS, DEPTH) block of a row-major (n_rows, D) matrix, zero outside it."""
+    r = tl.arange(0, ROWS)
+    d = d0 + tl.arange(0, DEPTH)
+    # Only the block's origin can lie beyond 2^31 elements.
+    origin = ptr + tl.cast(first, tl.int64) * D
+    inside = (first + r < n_rows)[:, None] & (d < D)[None, :]
+    tile = tl.load(origin + r[:, None] * D + d[None, :], mask=inside, other=0.0)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def load_vector(ptr, first, n, other, BLOCK: tl.constexpr):
+    """(BLOCK,) entries ``first...`` of a vector of length n, ``other`` outside it."""
+    index = first + tl.arange(0, BLOCK)
+    return tl.load(ptr + index, mask=index < n, other=other)
+
+
+@triton.jit
+def inner_products(
+    a,
+    a_ptr,
+    row0,
+    n_a,
+    c_ptr,
+    col0,
+    n_c,
+    D,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """(ROWS, COLS) float32 inner products, and the column tile where RESIDENT (the rows' tile ``a`` holds all of D)."""
+    if RESIDENT:
+        c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
+        product = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+    else:
+        product = tl.zeros((ROWS, COLS), tl.float32)
+        for d0 in range(0, D, DEPTH):
+            a_chunk = load_tile(a_ptr, row0, n_a, d0, D, ROWS, DEPTH, UPCAST)
+            c = load_tile(c_ptr, col0, n_c, d0, D, COLS, DEPTH, UPCAST)
+            product = tl.dot(a_chunk, tl.trans(c), product, input_precision=PRECISION)
+    return product, c
+
+
+@triton.jit
+def similarity(
+    product,
+    a_inv,
+    c_inv,
+    a_sq,
+    c_sq,
+    SIMILARITY: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLS: tl.constexpr,
+):
+    """Similarity from inner products: applies the inverse norms here, in float32, rather than to rounded vectors.
+
+    a_sq and c_sq are the squared norms of the vectors after normalisation; only the two distances need them.
+    """
+    if SCALE_ROWS:
+        product *= a_inv[:, None]
+    if SCALE_COLS:
+        product *= c_inv[None, :]
+    if SIMILARITY == "dot":
+        u = product
+    else:
+        squared = a_sq[:, None] + c_sq[None, :] - 2 * product
+        # Rounding can make the square of a small distance negative; "not < 0" lets a NaN through.
+        squared = tl.where(squared < 0, 0.0, squared)
+        u = -squared if SIMILARITY == "sql2" else -tl.sqrt(squared)
+    return u
+
+
+@triton.jit
+def finite_shift(maximum):
+    """The maximum to subtract: 0 for an empty set, where -inf - (-inf) would be NaN."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def merge_statistics(maximum, total, weighted, other_maximum, other_total, other_weighted):
+    """Statistics of the union of two disjoint sets of logits."""
+    largest = tl.maximum(maximum, other_maximum)
+    shift = finite_shift(largest)
+    factor = tl.exp2(maximum - shift)
+    other_factor = tl.exp2(other_maximum - shift)
+    return (
+        largest,
+        total * factor + other_total * other_factor,
+        weighted * factor + other_weighted * other_factor,
+    )
+
+
+@triton.jit
+def empty_statistics(BLOCK: tl.constexpr):
+    """Statistics of BLOCK empty sets: maximum, total, weighted, plain."""
+    zeros = tl.zeros((BLOCK,), tl.float32)
+    return tl.full((BLOCK,), float("-inf"), tl.float32), zeros, zeros, zeros
+
+
+@triton.jit
+def add_partials(
+    maximum, total, weighted, plain, part_ptr, slots, n, index, inside, SMOOTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Merge the partial statistics (slots, 3 or 4, n) of the columns ``index`` into (BLOCK,) statistics."""
+    N_STATS: tl.constexpr = 4 if SMOOTH else 3
+    SLOTS: tl.constexpr = 16
+    n = tl.cast(n, tl.int64)
+    for slot0 in range(0, slots, SLOTS):
+        slot = slot0 + tl.arange(0, SLOTS)
+        mask = (slot < slots)[:, None] & inside[None, :]
+        where = part_ptr + slot.to(tl.int64)[:, None] * (N_STATS * n) + index[None, :]
+        slot_maximum = tl.load(where, mask=mask, other=float("-inf"))
+        slot_total = tl.load(where + n, mask=mask, other=0.0)
+        slot_weighted = tl.load(where + 2 * n, mask=mask, other=0.0)
+        largest = tl.max(slot_maximum, 0)
+        factor = tl.exp2(slot_maximum - finite_shift(largest)[None, :])
+        maximum, total, weighted = merge_statistics(
+            maximum, total, weighted, largest, tl.sum(slot_total * factor, 0), tl.sum(slot_weighted * factor, 0)
+        )
+        if SMOOTH:
+            plain += tl.sum(tl.load(where + 3 * n, mask=mask, other=0.0), 0)
+    return maximum, total, weighted, plain
+
+
+@triton.jit
+def log_sum_exp_and_mean(maximum, total, weighted):
+    """Natural log-sum-exp of the logits and softmax-weighted mean of the similarities; -inf and 0 for an empty set."""
+    # Where every term vanished, weighted is 0, or NaN if a similarity was -inf: keep that visible.
+    return (maximum + tl.log2(total)) * LN2, tl.where(total == 0, weighted, weighted / total)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + e^x), to full relative precision also where it is tiny."""
+    y = tl.exp(-tl.abs(x))
+    # log1p(y) = 2 atanh(r) with r = y / (2 + y) <= 1/3; the hardware's logarithm would lose all digits near 1.
+    r = y / (2 + y)
+    r2 = r * r
+    series = 1 / 15 + r2 * (1 / 17)
+    series = 1 / 13 + r2 * series
+    series = 1 / 11 + r2 * series
+    series = 1 / 9 + r2 * series
+    series = 1 / 7 + r2 * series
+    series = 1 / 5 + r2 * series
+    series = 1 / 3 + r2 * series
+    return tl.maximum(x, 0.0) + 2 * r * (1 + r2 * series)

@@ -1,0 +1,100 @@
+"""Inverse norms and squared norms of matrix rows, for several matrices in one launch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS_PER_PROGRAM = 16
+DEPTH = 128
+
+
+class Rows(NamedTuple):
+    """Rows of features with what the similarity needs to know about them.
+
+    data: (B, n, D) or, for a bank, (K, D), contiguous. inverse_norm: (B, n) float32 if the rows are to be normalised.
+    squared_norm: (B, n) float32, of the rows after normalisation, if the similarity is a distance.
+    """
+
+    data: Tensor
+    inverse_norm: Tensor | None = None
+    squared_norm: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.data.shape[-2]
+
+
+@triton.jit
+def inverse_norm(squares):
+    """1 / max(norm, 1e-12) from the sum of squares, as torch.nn.functional.normalize."""
+    return 1.0 / tl.maximum(tl.sqrt(squares), 1e-12)
+
+
+@triton.jit
+def measure_rows(pid, matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+    """Program ``pid`` of those that measure the rows of all N matrices."""
+    start = 0
+    for i in tl.static_range(N):
+        stop = start + tl.cdiv(counts[i], BLOCK)
+        if (pid >= start) & (pid < stop):
+            rows = (pid - start).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            inside = rows < counts[i]
+            squares = tl.zeros((BLOCK,), tl.float32)
+            for d0 in range(0, D, DEPTH):
+                d = d0 + tl.arange(0, DEPTH)
+                mask = inside[:, None] & (d < D)[None, :]
+                x = tl.load(matrices[i] + rows[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
+                squares += tl.sum(x * x, 1)
+            if inverses[i] is not None:
+                scale = inverse_norm(squares)
+                tl.store(inverses[i] + rows, scale, mask=inside)
+                squares *= scale * scale
+            if squared[i] is not None:
+                tl.store(squared[i] + rows, squares, mask=inside)
+        start = stop
+
+
+@triton.jit
+def norms_kernel(
+    matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr
+):
+    measure_rows(tl.program_id(0), matrices, inverses, squared, counts, D, N, BLOCK, DEPTH)
+
+
+def allocate_rows(data: Tensor, normalize: bool, distance: bool) -> Rows:
+    """Rows whose norms a kernel is still to write."""
+    shape = data.shape[:-1]
+    return Rows(
+        data,
+        data.new_empty(shape, dtype=torch.float32) if normalize else None,
+        data.new_empty(shape, dtype=torch.float32) if distance else None,
+    )
+
+
+def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:
+    """The matrices that need a measurement, as the leading arguments of :func:`measure_rows`."""
+    wanted = [r for r in rows if r.inverse_norm is not None or r.squared_norm is not None]
+    return (
+        tuple(r.data for r in wanted),
+        tuple(r.inverse_norm for r in wanted),
+        tuple(r.squared_norm for r in wanted),
+        tuple(r.data.shape[:-1].numel() for r in wanted),
+    )
+
+
+def norm_programs(counts: Sequence[int]) -> int:
+    """Programs that :func:`measure_rows` needs."""
+    return sum(triton.cdiv(count, ROWS_PER_PROGRAM) for count in counts)
+
+
+def measure(rows: Sequence[Rows]) -> None:
+    """Fill the norms of all rows: one launch, none where nothing is asked for."""
+    arguments = norm_arguments(rows)
+    programs = norm_programs(arguments[-1])
+    if programs:
+        width = rows[0].data.shape[-1]
+        norms_kernel[(programs,)](*arguments, width, len(arguments[-1]), ROWS_PER_PROGRAM, DEPTH)

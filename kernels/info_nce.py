@@ -1,0 +1,227 @@
+"""InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
+
+Forward: norms (only to normalise, for distances or to check a permutation), one scan of the queries' tiles that serves both
+directions, one of the keys' (only with a bank or ``within``), the losses. Two to four launches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous
+from cmx_fast.kernels.common.logits import add_partials, empty_statistics, log_sum_exp_and_mean, softplus
+from cmx_fast.kernels.common.norms import (
+    DEPTH,
+    ROWS_PER_PROGRAM,
+    Rows,
+    allocate_rows,
+    measure_rows,
+    norm_arguments,
+    norm_programs,
+)
+from cmx_fast.kernels.common.positives import positive_similarity
+from cmx_fast.kernels.common.scan import Partials, scan
+from cmx_fast.kernels.info_nce_backward import info_nce_bwd
+
+__all__ = ["info_nce_bwd", "info_nce_fwd"]
+
+BLOCK = 32  # queries of one program outside the matrix work
+
+
+@triton.jit
+def prepare_kernel(
+    matrices,
+    inverses,
+    squared,
+    counts,
+    D,
+    target_ptr,  # (B, N) int64
+    owner_ptr,  # (B, N): the query whose positive is this key
+    n_queries,  # B * N
+    N,
+    N_MATRICES: tl.constexpr,
+    OWNERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    if OWNERS:
+        owner_programs = tl.cdiv(n_queries, BLOCK)
+        if pid < owner_programs:
+            i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            t = tl.load(target_ptr + i, mask=i < n_queries, other=-1)
+            tl.store(owner_ptr + i // N * N + t, i % N, mask=(t >= 0) & (t < N))
+        pid -= owner_programs
+    measure_rows(pid, matrices, inverses, squared, counts, D, N_MATRICES, ROWS, DEPTH)
+
+
+@triton.jit
+def loss_kernel(
+    query_ptr,
+    key_ptr,
+    target_ptr,
+    owner_ptr,
+    scale_ptr,
+    row_part_ptr,
+    row_slots,
+    col_part_ptr,  # of the keys, from the queries' tiles
+    col_slots,
+    key_part_ptr,  # of the keys, from their own scan of banks and of each other
+    key_slots,
+    loss_ptr,  # (B, N)
+    row_stats_ptr,  # (B, 3, N)
+    col_stats_ptr,  # (B, 3, M)
+    n_queries,  # B * N
+    n_keys,  # B * M
+    N,
+    M,
+    D,
+    smoothing,
+    row_candidates,
+    col_candidates,
+    SIMILARITY: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n_queries
+    batch = i // N
+    position = i % N
+    t = tl.load(target_ptr + i, mask=inside, other=0) if target_ptr is not None else position
+    valid = (t >= 0) & (t < M)
+    found = inside & valid
+    t_flat = batch * M + t
+    scale = tl.load(scale_ptr)
+    if owner_ptr is not None:
+        # Two queries with one positive leave a key without any: the key direction has no meaning.
+        valid = valid & (tl.load(owner_ptr + t_flat, mask=found, other=-1) == position)
+    u = positive_similarity(query_ptr, key_ptr, i, t_flat, found, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
+    z = scale * u
+
+    maximum, total, weighted, plain = empty_statistics(BLOCK)
+    if row_part_ptr is not None:
+        maximum, total, weighted, plain = add_partials(
+            maximum, total, weighted, plain, row_part_ptr, row_slots, n_queries, i, inside, SMOOTH, BLOCK
+        )
+    lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
+    stats = row_stats_ptr + batch * 3 * N + position
+    tl.store(stats, lse, mask=inside)
+    tl.store(stats + N, mean, mask=inside)
+    tl.store(stats + 2 * N, plain, mask=inside)
+    # 0 * x: infinities that the exponential swallowed.
+    loss = softplus(lse - z) + 0 * mean + 0 * u
+    if SMOOTH:
+        loss += smoothing * (z - scale * (plain + u) / row_candidates)
+    if SYMMETRIC:
+        maximum, total, weighted, plain = empty_statistics(BLOCK)
+        if col_part_ptr is not None:
+            maximum, total, weighted, plain = add_partials(
+                maximum, total, weighted, plain, col_part_ptr, col_slots, n_keys, t_flat, found, SMOOTH, BLOCK
+            )
+        if key_part_ptr is not None:
+            maximum, total, weighted, plain = add_partials(
+                maximum, total, weighted, plain, key_part_ptr, key_slots, n_keys, t_flat, found, SMOOTH, BLOCK
+            )
+        lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
+        stats = col_stats_ptr + batch * 3 * M + t
+        tl.store(stats, lse, mask=found)
+        tl.store(stats + M, mean, mask=found)
+        tl.store(stats + 2 * M, plain, mask=found)
+        col_loss = softplus(lse - z) + 0 * mean
+        if SMOOTH:
+            col_loss += smoothing * (z - scale * (plain + u) / col_candidates)
+        loss = (loss + col_loss) / 2
+    loss = tl.where(valid, loss, float("nan"))
+    tl.store(loss_ptr + i, tl.where(scale > 0, loss, float("nan")), mask=inside)
+
+
+def info_nce_fwd(
+    query: Tensor,
+    key: Tensor,
+    logit_scale: Tensor,
+    bank: Sequence[Tensor],
+    target: Tensor | None,
+    in_batch: bool,
+    within: bool,
+    similarity: str,
+    symmetric: bool,
+    normalize: bool,
+    label_smoothing: float,
+    cache: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Per-query InfoNCE losses and the softmax statistics that the backward pass needs.
+
+    The operator ``cmx_fast::info_nce_fwd`` for CUDA; ``cache`` is accepted and ignored, the backward pass recomputes.
+
+    Args:
+        query: (B, N, D), key: (B, M, D), both float32, bfloat16 or float16; bank: (K, D) tensors of that dtype.
+        logit_scale: 0-d float32 on the device; not positive gives NaN.
+        target: (B, N) int64 or None; an entry out of range, or with ``symmetric`` no permutation, gives NaN.
+
+    Returns:
+        loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), all float32, and an empty tensor.
+
+    Memory: 3 floats per query and split, and with ``symmetric`` at most 384 per key. Cost: one N x M x D product, with
+    ``within`` two more. At most four launches, no synchronisation, no atomics.
+    """
+    check_dtype(query)
+    query, key, target, *bank = contiguous(query, key, target, *bank)
+    (batch, n, width), m = query.shape, key.shape[1]
+    loss = logit_scale.new_empty(batch, n)
+    row_stats = logit_scale.new_empty(batch, 3, n)
+    col_stats = logit_scale.new_empty(batch, 3, m if symmetric else 0)
+    saved = logit_scale.new_empty(0)
+    if batch * n == 0:
+        return loss, row_stats, col_stats, saved
+    distance = similarity != "dot"
+    queries, keys = allocate_rows(query, normalize, distance), allocate_rows(key, normalize, distance)
+    banks = [allocate_rows(rows, False, distance) for rows in bank]
+    owner = torch.empty_like(target) if symmetric and target is not None else None
+    measured = norm_arguments([queries, keys, *banks])
+    programs = norm_programs(measured[-1]) + (triton.cdiv(batch * n, BLOCK) if owner is not None else 0)
+    if programs:
+        prepare_kernel[(programs,)](
+            *measured, width, target, owner, batch * n, n, len(measured[-1]), owner is not None, ROWS_PER_PROGRAM, DEPTH, BLOCK
+        )  # fmt: skip
+
+    options = {"within": within, "similarity": similarity, "smooth": label_smoothing > 0}
+    rows = columns = key_rows = Partials()
+    if in_batch or banks or within:
+        cross = keys if in_batch else None
+        rows, columns = scan(queries, cross, banks, target, logit_scale, columns=symmetric and in_batch, **options)
+    if symmetric and (banks or within):
+        key_rows, _ = scan(keys, None, banks, None, logit_scale, columns=False, **options)
+    loss_kernel[(triton.cdiv(batch * n, BLOCK),)](
+        query,
+        key,
+        target,
+        owner,
+        logit_scale,
+        *rows,
+        *columns,
+        *key_rows,
+        loss,
+        row_stats,
+        col_stats,
+        batch * n,
+        batch * m,
+        n,
+        m,
+        width,
+        float(label_smoothing),
+        *candidate_counts(n, m, bank, in_batch, within),
+        SIMILARITY=similarity,
+        SYMMETRIC=symmetric,
+        NORMALIZE=normalize,
+        SMOOTH=label_smoothing > 0,
+        BLOCK=BLOCK,
+        DEPTH=DEPTH,
+    )
+    return loss, row_stats, col_stats, saved

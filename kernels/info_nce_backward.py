@@ -1,0 +1,398 @@
+"""Backward pass of InfoNCE: weights of the softmaxes, the two matrix kernels, and what is O(ND). At most four launches."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous
+from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
+from cmx_fast.kernels.common.logits import LOG2E
+from cmx_fast.kernels.common.norms import (
+    DEPTH,
+    ROWS_PER_PROGRAM,
+    allocate_rows,
+    inverse_norm,
+    measure_rows,
+    norm_arguments,
+    norm_programs,
+)
+from cmx_fast.kernels.common.positives import positive_similarity
+
+BLOCK = 32  # queries of one program of the weights
+FINISH_ELEMENTS = 4096  # features of one program of the last kernel
+
+
+@triton.jit
+def weights_kernel(
+    grad_loss_ptr,  # (B, N)
+    query_ptr,
+    key_ptr,
+    target_ptr,
+    scale_ptr,
+    row_stats_ptr,  # (B, 3, N)
+    col_stats_ptr,  # (B, 3, M)
+    row_lse_ptr,  # out, (B, N): base 2
+    row_weight_ptr,
+    row_share_ptr,
+    col_lse_ptr,  # out, (B, M)
+    col_weight_ptr,
+    col_share_ptr,
+    positive_ptr,  # out, (B, N): factor of the positive's vector in the gradient
+    dscale_part_ptr,  # out, one per program
+    matrices,
+    inverses,
+    squared,
+    counts,
+    n_queries,
+    N,
+    M,
+    D,
+    smoothing,
+    row_candidates,
+    col_candidates,
+    SIMILARITY: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    N_MATRICES: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    weight_programs = tl.cdiv(n_queries, BLOCK)
+    if pid < weight_programs:
+        i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < n_queries
+        batch = i // N
+        position = i % N
+        t = tl.load(target_ptr + i, mask=inside, other=0) if target_ptr is not None else position
+        valid = (t >= 0) & (t < M)
+        found = inside & valid
+        t_flat = batch * M + t
+        scale = tl.load(scale_ptr)
+        u = positive_similarity(query_ptr, key_ptr, i, t_flat, found, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
+        g = tl.load(grad_loss_ptr + i, mask=inside, other=0.0)
+        g = tl.where(valid, g, float("nan"))
+        g = tl.where(scale > 0, g, float("nan"))
+        if SYMMETRIC:
+            g *= 0.5
+
+        stats = row_stats_ptr + batch * 3 * N + position
+        lse = tl.load(stats, mask=inside, other=0.0)
+        weight = g * tl.sigmoid(lse - scale * u)
+        tl.store(row_lse_ptr + i, lse * LOG2E, mask=inside)
+        tl.store(row_weight_ptr + i, weight, mask=inside)
+        positive = -weight
+        dscale = weight * (tl.load(stats + N, mask=inside, other=0.0) - u)
+        if SMOOTH:
+            share = g * (smoothing / row_candidates)
+            tl.store(row_share_ptr + i, share, mask=inside)
+            positive += g * smoothing - share
+            dscale += g * smoothing * u - share * (tl.load(stats + 2 * N, mask=inside, other=0.0) + u)
+        if SYMMETRIC:
+            stats = col_stats_ptr + batch * 3 * M + t
+            lse = tl.load(stats, mask=found, other=0.0)
+            weight = g * tl.sigmoid(lse - scale * u)
+            tl.store(col_lse_ptr + t_flat, lse * LOG2E, mask=found)
+            tl.store(col_weight_ptr + t_flat, weight, mask=found)
+            positive -= weight
+            dscale += weight * (tl.load(stats + M, mask=found, other=0.0) - u)
+            if SMOOTH:
+                share = g * (smoothing / col_candidates)
+                tl.store(col_share_ptr + t_flat, share, mask=found)
+                positive += g * smoothing - share
+                dscale += g * smoothing * u - share * (tl.load(stats + 2 * M, mask=found, other=0.0) + u)
+        positive *= scale
+        if SIMILARITY == "sql2":
+            positive *= 2
+        if SIMILARITY == "l2":
+            # The subgradient at distance 0 is 0; "not == 0" lets a NaN through.
+            positive = tl.where(u == 0, 0.0, positive / tl.where(u == 0, 1.0, -u))
+        tl.store(positive_ptr + i, positive, mask=inside)
+        tl.store(dscale_part_ptr + pid, tl.sum(tl.where(inside, dscale, 0.0)))
+    measure_rows(pid - weight_programs, matrices, inverses, squared, counts, D, N_MATRICES, ROWS, DEPTH)
+
+
+@triton.jit
+def load_row(ptr, row, D, NORMALIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """(WIDTH,) float32 row of a matrix, normalised if asked for."""
+    d = tl.arange(0, WIDTH)
+    x = tl.load(ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+    if NORMALIZE:
+        x *= inverse_norm(tl.sum(x * x))
+    return x
+
+
+@triton.jit
+def add_positive(gradient, x, y, factor, SIMILARITY: tl.constexpr):
+    """``gradient`` plus that of a positive pair (x, y) with respect to x."""
+    if SIMILARITY == "dot":
+        gradient += factor * y
+    else:
+        gradient += factor * (y - x)
+    return gradient
+
+
+@triton.jit
+def finish_rows(
+    pid,
+    x_ptr,  # (B, n, D): the rows whose gradient is finished
+    y_ptr,  # (B, m, D): the other side of the positives
+    target_ptr,  # (B, N) int64 or None
+    positive_ptr,  # (B, N)
+    part_ptr,  # (slots, B, n, D): from the matrix kernel
+    sum_ptr,
+    slots,
+    out_ptr,
+    n_batch,
+    n,
+    m,
+    D,
+    QUERY: tl.constexpr,
+    SIMILARITY: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    blocks = tl.cdiv(n, ROWS)
+    batch = (pid // blocks).to(tl.int64)
+    rows = pid % blocks * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, WIDTH)
+    inside = rows < n
+    mask = inside[:, None] & (d < D)[None, :]
+    flat = batch * n + rows
+    where = flat[:, None] * D + d[None, :]
+    x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    if NORMALIZE:
+        squares = tl.sum(x * x, 1)
+        scale = inverse_norm(squares)
+        x *= scale[:, None]
+
+    gradient = tl.zeros((ROWS, WIDTH), tl.float32)
+    slot_rows = tl.cast(n_batch, tl.int64) * n
+    if part_ptr is not None:
+        for slot in range(0, slots):
+            gradient += tl.load(part_ptr + slot * slot_rows * D + where, mask=mask, other=0.0)
+            if SIMILARITY != "dot":
+                gradient -= tl.load(sum_ptr + slot * slot_rows + flat, mask=inside, other=0.0)[:, None] * x
+
+    y_ptr += batch * m * D
+    if QUERY or target_ptr is None:
+        if QUERY:
+            partner = tl.load(target_ptr + flat, mask=inside, other=-1) if target_ptr is not None else rows
+            factor = tl.load(positive_ptr + flat, mask=inside, other=0.0)
+        else:
+            partner = rows
+            factor = tl.load(positive_ptr + batch * m + rows, mask=rows < m, other=0.0)
+        found = inside & (partner >= 0) & (partner < m)
+        y_mask = found[:, None] & (d < D)[None, :]
+        y = tl.load(y_ptr + partner.to(tl.int64)[:, None] * D + d[None, :], mask=y_mask, other=0.0).to(tl.float32)
+        if NORMALIZE:
+            y *= inverse_norm(tl.sum(y * y, 1))[:, None]
+        gradient = add_positive(gradient, x, y, factor[:, None], SIMILARITY)
+    else:
+        # Keys: any number of queries may have this key as their target. Each is found by one program, in order.
+        for first in range(0, m, SEARCH):
+            index = first + tl.arange(0, SEARCH)
+            t = tl.load(target_ptr + batch * m + index, mask=index < m, other=-1)
+            t -= pid % blocks * ROWS
+            hit = (t >= 0) & (t < ROWS)
+            for _ in range(0, tl.sum(hit.to(tl.int32))):
+                i = tl.min(tl.where(hit, index, first + SEARCH))
+                hit = hit & (index != i)
+                row = tl.sum(tl.where(index == i, t, 0))
+                factor = tl.load(positive_ptr + batch * m + i)
+                y = load_row(y_ptr, tl.cast(i, tl.int64), D, NORMALIZE, WIDTH)
+                own = (tl.arange(0, ROWS) == row)[:, None]
+                gradient = tl.where(own, add_positive(gradient, x, y[None, :], factor, SIMILARITY), gradient)
+
+    if NORMALIZE:
+        # A norm below the floor is a constant: nothing to project out.
+        radial = tl.where(squares > 1e-24, tl.sum(gradient * x, 1), 0.0)
+        gradient = scale[:, None] * (gradient - radial[:, None] * x)
+    tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def finish_kernel(
+    query_ptr,
+    key_ptr,
+    target_ptr,
+    positive_ptr,
+    query_part_ptr,
+    query_sum_ptr,
+    query_slots,
+    key_part_ptr,
+    key_sum_ptr,
+    key_slots,
+    dquery_ptr,
+    dkey_ptr,
+    dscale_part_ptr,
+    dscale_ptr,
+    n_dscale_parts,
+    n_batch,
+    N,
+    M,
+    D,
+    SIMILARITY: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SEARCH: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    if pid == 0:
+        total = tl.zeros((SEARCH,), tl.float32)
+        for first in range(0, n_dscale_parts, SEARCH):
+            index = first + tl.arange(0, SEARCH)
+            total += tl.load(dscale_part_ptr + index, mask=index < n_dscale_parts, other=0.0)
+        tl.store(dscale_ptr, tl.sum(total))
+    query_programs = 0
+    if dquery_ptr is not None:
+        query_programs += n_batch * tl.cdiv(N, ROWS)
+        if pid < query_programs:
+            finish_rows(
+                pid, query_ptr, key_ptr, target_ptr, positive_ptr, query_part_ptr, query_sum_ptr, query_slots, dquery_ptr,
+                n_batch, N, M, D, True, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
+            )  # fmt: skip
+    if dkey_ptr is not None:
+        if pid >= query_programs:
+            finish_rows(
+                pid - query_programs, key_ptr, query_ptr, target_ptr, positive_ptr, key_part_ptr, key_sum_ptr, key_slots,
+                dkey_ptr, n_batch, M, N, D, False, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
+            )  # fmt: skip
+
+
+def info_nce_bwd(
+    grad_loss: Tensor,
+    query: Tensor,
+    key: Tensor,
+    logit_scale: Tensor,
+    bank: Sequence[Tensor],
+    target: Tensor | None,
+    in_batch: bool,
+    within: bool,
+    similarity: str,
+    symmetric: bool,
+    normalize: bool,
+    label_smoothing: float,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    saved: Tensor,
+    need_query: bool,
+    need_key: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``sum(grad_loss * loss)`` of :func:`info_nce_fwd`.
+
+    The operator ``cmx_fast::info_nce_bwd`` for CUDA; ``saved`` is accepted and ignored.
+
+    Args:
+        grad_loss: (B, N) float32. query, key, logit_scale, bank, target and the options: as in the forward pass.
+        row_stats, col_stats: what the forward pass returned.
+
+    Returns:
+        dquery and dkey in the inputs' dtype, each (0,) when not needed, and the 0-d float32 dscale.
+
+    Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle.
+    Cost: two N x M x D products per needed side (for D beyond one output chunk, one more per further chunk).
+    """
+    check_dtype(query)
+    grad_loss, query, key, target, row_stats, col_stats = contiguous(
+        grad_loss, query, key, target, row_stats, col_stats
+    )
+    bank = contiguous(*bank)
+    (batch, n, width), m = query.shape, key.shape[1]
+    dquery = torch.empty_like(query) if need_query else query.new_empty(0)
+    dkey = torch.empty_like(key) if need_key else key.new_empty(0)
+    dscale = torch.empty_like(logit_scale)
+    if batch * n == 0:
+        return dquery.zero_(), dkey.zero_(), dscale.zero_()
+    smooth, distance = label_smoothing > 0, similarity != "dot"
+    queries, keys = allocate_rows(query, normalize, distance), allocate_rows(key, normalize, distance)
+    banks = [allocate_rows(rows, False, distance) for rows in bank]
+
+    def new_softmax(count: int) -> Softmax:
+        lse, weight, share = logit_scale.new_empty(3, batch, count).unbind()
+        return Softmax(lse, weight, share if smooth else None)
+
+    row_softmax = new_softmax(n)
+    col_softmax = new_softmax(m) if symmetric else None
+    positive = logit_scale.new_empty(batch, n)
+    weight_programs = triton.cdiv(batch * n, BLOCK)
+    dscale_part = logit_scale.new_empty(weight_programs)
+    measured = norm_arguments([queries, keys, *banks])
+    weights_kernel[(weight_programs + norm_programs(measured[-1]),)](
+        grad_loss,
+        query,
+        key,
+        target,
+        logit_scale,
+        row_stats,
+        col_stats,
+        *row_softmax,
+        *(col_softmax or (None, None, None)),
+        positive,
+        dscale_part,
+        *measured,
+        batch * n,
+        n,
+        m,
+        width,
+        float(label_smoothing),
+        *candidate_counts(n, m, bank, in_batch, within),
+        SIMILARITY=similarity,
+        SYMMETRIC=symmetric,
+        NORMALIZE=normalize,
+        SMOOTH=smooth,
+        N_MATRICES=len(measured[-1]),
+        ROWS=ROWS_PER_PROGRAM,
+        DEPTH=DEPTH,
+        BLOCK=BLOCK,
+    )
+
+    query_part = key_part = RowGradient()
+    if need_query:
+        query_part = row_gradient(
+            queries, row_softmax, keys, col_softmax if in_batch else None, banks, target, logit_scale,
+            exclude="column of row", cross_row=in_batch, within=within, similarity=similarity, split_gradient=False,
+        )  # fmt: skip
+    if need_key:
+        query_softmax = row_softmax if in_batch else None
+        key_part = row_gradient(
+            keys, col_softmax, queries, query_softmax, banks if symmetric else [], target, logit_scale,
+            exclude="row of column", cross_row=symmetric and in_batch, within=within and symmetric,
+            similarity=similarity, split_gradient=False,
+        )  # fmt: skip
+
+    padded = triton.next_power_of_2(width)
+    rows_per_program = max(1, FINISH_ELEMENTS // padded)
+    query_programs = batch * triton.cdiv(n, rows_per_program) if need_query else 0
+    key_programs = batch * triton.cdiv(m, rows_per_program) if need_key else 0
+    finish_kernel[(max(1, query_programs + key_programs),)](
+        query,
+        key,
+        target,
+        positive,
+        *query_part,
+        *key_part,
+        dquery if need_query else None,
+        dkey if need_key else None,
+        dscale_part,
+        dscale,
+        weight_programs,
+        batch,
+        n,
+        m,
+        width,
+        SIMILARITY=similarity,
+        NORMALIZE=normalize,
+        ROWS=rows_per_program,
+        WIDTH=padded,
+        SEARCH=1024,
+    )
+    return dquery, dkey, dscale
