@@ -74,7 +74,7 @@ def native():
         files,
         include_dirs=[str(ROOT / "csrc"), *([f"{CUDA_HOME}/include"] if cuda else [])],
         extra_compile_args={"cxx": cxx + abi, "nvcc": nvcc + abi},
-        library_dirs=[f"{CUDA_HOME}/lib64", f"{CUDA_HOME}/lib"] if cuda else [],
+        library_dirs=[f"{home}/lib64" for home in (CUDA_HOME, "/usr/local/cuda")] if cuda else [],
         extra_link_args=CUDA_LINK if cuda else [],
         py_limited_api=True,  # one _C for every Python; the wheel is per version because _host is pybind11
     )

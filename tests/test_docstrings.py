@@ -1,0 +1,31 @@
+"""The examples in the docstrings run, and the public functions have one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import cmx_fast
+from cmx_fast import losses, ops
+
+PACKAGES = ("losses", "models", "nn", "ops", "reference")
+MODULES = [
+    module.name
+    for package in PACKAGES
+    for module in pkgutil.walk_packages([f"{cmx_fast.__path__[0]}/{package}"], f"cmx_fast.{package}.")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize(
+    "thing", [ops.info_nce, ops.supcon, *(getattr(losses, name) for name in losses.__all__)]
+)
+def test_public_things_have_an_example(thing):
+    assert ">>>" in thing.__doc__
