@@ -1,0 +1,287 @@
+"""Image2Reverb: pairs of a space's picture and its impulse response, heard through dry speech.
+
+Reads the published layout and the one that ``cmx simulate rooms`` writes, which is the same::
+
+    <root>/{train,test}_A/<space>_<pair>_label.jpg     pictures (any size; JPEG or PNG)
+    <root>/{train,test}_B/<space>_<pair>_img.wav       acoustic impulse responses (AIR)
+    <root>/speech/{train,test}/*.wav                   dry sentences (or another folder, ``speech=``)
+    <root>/manifest.csv                                optional: image,air,space,indoor,rt60,split
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .media_files import BrokenFileError, audio_problem, picture_problem, read_audio, read_picture
+from .reverberation import peak_normalise, reverberate
+from .schroeder import reverberation_time
+
+# ImageNet's channel statistics, which the Places365 weights expect.
+_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_TRUE, _FALSE = ("1", "true", "yes", "indoor"), ("0", "false", "no", "outdoor")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and an impulse response of the same space. ``indoor`` is None where no manifest says it."""
+
+    image: Path
+    air: Path
+    space: str
+    indoor: bool | None
+    rt60: float
+    name: str
+
+
+class _Cache:
+    """Decoded tensors by path, oldest out first once ``limit`` bytes are held."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._tensors: OrderedDict[Path, Tensor] = OrderedDict()
+
+    def get(self, path: Path) -> Tensor | None:
+        return self._tensors.get(path)
+
+    def put(self, path: Path, tensor: Tensor) -> None:
+        self._tensors[path] = tensor
+        self._held += tensor.nbytes
+        while self._held > self._limit and len(self._tensors) > 1:
+            _, dropped = self._tensors.popitem(last=False)
+            self._held -= dropped.nbytes
+
+
+class Image2Reverb(Dataset[dict[str, Any]]):
+    """One item per (pair, sentence): the picture, and the sentence spoken in the pair's space.
+
+    ``root``, ``split`` ("train" or "test"): the folder and the half to read. ``speech``: folder of dry sentences
+    (default ``<root>/speech/<split>``). ``sentences_per_air``: sentences drawn without replacement for each AIR, by
+    ``seed`` and the pair's name, so they do not depend on which other files are there (paper: 5). ``seconds`` and
+    ``sample_rate``: length and rate of the speech (paper: 6 s, 22,050 Hz); files of another rate are resampled.
+    ``image_size``: pictures are resized and centre-cropped to this (paper: 224). ``spaces``: names that fix the
+    class numbers; pass ``train.spaces`` for the test split. ``cache_bytes`` bounds each of the three caches of
+    decoded files (pictures, AIRs, speech).
+
+    The constructor checks every file's header and end. A broken, missing or unpaired file raises
+    ``BrokenFileError`` (a ValueError), or with ``skip_bad`` is left out and listed in ``skipped`` as
+    (path, reason). What only decoding shows is raised when the item is read; with ``skip_bad`` another pair of
+    the same space stands in, with a warning.
+
+    Items are ``image`` float32 (3, S, S) with ImageNet's mean and deviation removed, ``wave`` float32 (samples,)
+    of peak 1, ``space`` int64, ``rt60`` float32 seconds, ``indoor`` bool, ``pair`` and ``utterance`` int64
+    (``utterance`` is the item's own index). ``indoor`` is absent where no manifest gives it.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        speech: str | Path | None = None,
+        sentences_per_air: int = 5,
+        seconds: float = 6.0,
+        sample_rate: int = 22050,
+        image_size: int = 224,
+        spaces: list[str] | None = None,
+        skip_bad: bool = False,
+        seed: int = 0,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        if split not in ("train", "test"):
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        if sentences_per_air < 1 or seconds <= 0 or sample_rate < 1 or image_size < 1:
+            raise ValueError(
+                f"sentences_per_air ({sentences_per_air}), seconds ({seconds}), sample_rate ({sample_rate}) and "
+                f"image_size ({image_size}) must be positive"
+            )
+        self.root = Path(root)
+        self.split = split
+        self.sample_rate = sample_rate
+        self.samples = round(seconds * sample_rate)
+        self.image_size = image_size
+        self.sentences_per_air = sentences_per_air
+        self.skipped: list[tuple[Path, str]] = []
+        self._skip_bad = skip_bad
+        self._pictures, self._airs, self._dry = (_Cache(cache_bytes) for _ in range(3))
+        if not self.root.is_dir():
+            raise ValueError(f"root: no folder {self.root}; write one with `cmx simulate rooms --out {self.root}`")
+
+        self.speech_files = self._find_speech(Path(speech) if speech is not None else self.root / "speech" / split)
+        if len(self.speech_files) < sentences_per_air:
+            raise ValueError(
+                f"speech: {len(self.speech_files)} sentences, fewer than sentences_per_air={sentences_per_air}"
+            )
+        manifest = self.root / "manifest.csv"
+        self.pairs = self._pairs_of_manifest(manifest) if manifest.is_file() else self._pairs_of_folders()
+        if not self.pairs:
+            raise ValueError(f"root: {self.root} has no usable pairs for split {split!r} ({len(self.skipped)} skipped)")
+
+        found = sorted({pair.space for pair in self.pairs})
+        self.spaces = found if spaces is None else list(spaces)
+        unknown = sorted(set(found) - set(self.spaces))
+        if unknown:
+            raise ValueError(f"spaces: {unknown[:5]} in split {split!r} are not among the {len(self.spaces)} names given")
+        self._class_of = {space: number for number, space in enumerate(self.spaces)}
+        self._sentences = [self._draw_sentences(pair, seed) for pair in self.pairs]
+
+    def _bad(self, path: Path, reason: str) -> None:
+        if not self._skip_bad:
+            raise BrokenFileError(path, reason)
+        self.skipped.append((path, reason))
+
+    def _find_speech(self, folder: Path) -> list[Path]:
+        files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".wav", ".flac")) if folder.is_dir() else []
+        if not files:
+            raise ValueError(f"speech: no WAV or FLAC files in {folder}; give a folder of dry sentences")
+        good = []
+        for path in files:
+            problem = audio_problem(path)
+            if problem:
+                self._bad(path, problem)
+            else:
+                good.append(path)
+        return good
+
+    def _pairs_of_manifest(self, manifest: Path) -> list[Pair]:
+        with open(manifest, newline="") as stream:
+            reader = csv.DictReader(stream)
+            missing = {"image", "air", "space", "indoor", "split"} - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"{manifest}: lacks the columns {sorted(missing)}")
+            rows = [(reader.line_num, row) for row in reader if row["split"] == self.split]
+        pairs = []
+        for line, row in rows:
+            indoor = (row["indoor"] or "").strip().lower()
+            if indoor not in (*_TRUE, *_FALSE, ""):
+                raise ValueError(f"{manifest}, line {line}: indoor is {row['indoor']!r}, expected 1 or 0")
+            try:
+                rt60 = float(row["rt60"]) if row.get("rt60") else None
+            except ValueError as error:
+                raise ValueError(f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected seconds") from error
+            pair = self._checked_pair(
+                self.root / row["image"], self.root / row["air"], row["space"], indoor in _TRUE if indoor else None, rt60
+            )
+            if pair:
+                pairs.append(pair)
+        return pairs
+
+    def _pairs_of_folders(self) -> list[Pair]:
+        def identities(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+            if not folder.is_dir():
+                raise ValueError(f"root: no folder {folder}; expected Image2Reverb's layout or a manifest.csv")
+            return {
+                p.stem.removesuffix(ending): p
+                for p in sorted(folder.iterdir())
+                if p.suffix.lower() in suffixes and p.stem.endswith(ending)
+            }
+
+        images = identities(self.root / f"{self.split}_A", "_label", _PICTURE_SUFFIXES)
+        airs = identities(self.root / f"{self.split}_B", "_img", (".wav",))
+        pairs = []
+        for identity in sorted(images.keys() | airs.keys()):
+            if identity not in airs:
+                self._bad(images[identity], f"has no partner {self.split}_B/{identity}_img.wav")
+            elif identity not in images:
+                self._bad(airs[identity], f"has no partner {self.split}_A/{identity}_label.jpg")
+            elif "_" not in identity:
+                self._bad(images[identity], "name is not <space>_<pair>_label")
+            else:
+                pair = self._checked_pair(images[identity], airs[identity], identity.rsplit("_", 1)[0], None, None)
+                if pair:
+                    pairs.append(pair)
+        return pairs
+
+    def _checked_pair(self, image: Path, air: Path, space: str, indoor: bool | None, rt60: float | None) -> Pair | None:
+        for path, problem in ((image, picture_problem(image)), (air, audio_problem(air))):
+            if problem:
+                self._bad(path, problem)
+                return None
+        if rt60 is None:
+            try:
+                rt60 = reverberation_time(read_audio(air, self.sample_rate, self.samples).numpy(), self.sample_rate)
+            except BrokenFileError as error:
+                self._bad(air, error.reason)
+                return None
+        return Pair(image, air, space, indoor, rt60, image.stem.removesuffix("_label"))
+
+    def _draw_sentences(self, pair: Pair, seed: int) -> list[int]:
+        rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
+        return rng.choice(len(self.speech_files), self.sentences_per_air, replace=False).tolist()
+
+    def __len__(self) -> int:
+        return len(self.pairs) * self.sentences_per_air
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        number = index // self.sentences_per_air
+        pair = self.pairs[number]
+        item: dict[str, Any] = {
+            "image": self.load_image(number),
+            "wave": self.load_wave(index),
+            "space": torch.tensor(self._class_of[pair.space]),
+            "rt60": torch.tensor(pair.rt60, dtype=torch.float32),
+            "pair": torch.tensor(number),
+            "utterance": torch.tensor(index),
+        }
+        if pair.indoor is not None:
+            item["indoor"] = torch.tensor(pair.indoor)
+        return item
+
+    def load_image(self, pair_index: int) -> Tensor:
+        """The normalised picture of a pair, float32 (3, S, S)."""
+        pixels = self._decoded(
+            self._pictures, [self.pairs[i].image for i in self._stand_ins(pair_index)],
+            lambda path: read_picture(path, self.image_size),
+        )
+        return pixels.to(torch.float32).div_(255).sub_(_MEAN).div_(_STD)
+
+    def load_wave(self, utterance_index: int) -> Tensor:
+        """Reverberant speech, float32 (samples,), peak 1; utterance u is sentence u % n of pair u // n."""
+        utterance_index = range(len(self))[utterance_index]
+        number, order = divmod(utterance_index, self.sentences_per_air)
+        chosen = self._sentences[number][order]
+        others = [self.speech_files[chosen - i] for i in range(len(self.speech_files))]
+        dry = self._decoded(self._dry, others, self._read_sound)
+        air = self._decoded(self._airs, [self.pairs[i].air for i in self._stand_ins(number)], self._read_sound)
+        return peak_normalise(reverberate(dry, air, self.samples))
+
+    def _read_sound(self, path: Path) -> Tensor:
+        return read_audio(path, self.sample_rate, self.samples)
+
+    def _stand_ins(self, pair_index: int) -> list[int]:
+        """The pair itself, then the other pairs of its space, nearest first."""
+        space = self.pairs[pair_index].space
+        others = [i for i, pair in enumerate(self.pairs) if pair.space == space and i != pair_index] if self._skip_bad else []
+        return [pair_index, *sorted(others, key=lambda i: abs(i - pair_index))]
+
+    def _decoded(self, cache: _Cache, paths: list[Path], read: Any) -> Tensor:
+        """The first of ``paths`` that decodes; without ``skip_bad`` only the first is tried."""
+        for path in paths:
+            held = cache.get(path)
+            if held is not None:
+                return held
+            try:
+                held = read(path)
+            except BrokenFileError as error:
+                if not self._skip_bad:
+                    raise
+                warnings.warn(f"{error.path}: {error.reason}; another file of the set stands in", stacklevel=2)
+                self.skipped.append((error.path, error.reason))
+                continue
+            cache.put(path, held)
+            return held
+        raise BrokenFileError(paths[0], "can't be decoded, and neither can any file that could stand in for it")
