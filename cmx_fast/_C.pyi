@@ -1,0 +1,1 @@
+# No names: importing it registers the operators in torch.ops.cmx_fast.
