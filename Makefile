@@ -78,7 +78,7 @@ test-torch-latest: build
 	test -e $(LATEST)/.packages || { $(PYTHON) -m venv $(LATEST) && \
 		$(LATEST)/bin/pip install -q --disable-pip-version-check torch==$(LATEST_TORCH) 'numpy<2.4' hypothesis pytest && \
 		touch $(LATEST)/.packages; }
-	rm -rf build/latest && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/latest .
+	rm -rf build/latest build/lib* && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/latest .
 	$(LATEST)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall build/latest/*.whl
 	$(LATEST)/bin/pytest tests/ops
 

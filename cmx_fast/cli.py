@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR, DSCMR)."),
     ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
-    ("bench",): ("cmx_fast.benchmarks.__main__:main", "Time the operators against what people use today."),
+    ("bench",): ("cmx_fast.benchmarks.__main__:bench", "Time the operators against what people use today."),
 }
 
 

@@ -95,12 +95,12 @@ def gpu_results() -> dict[str, set[str]]:
     """The GPUs on which each operator was measured, from the benchmark results that come with the package."""
     measured: dict[str, set[str]] = {}
     spec = importlib.util.find_spec("cmx_fast.benchmarks")
-    for folder in spec.submodule_search_locations or () if spec else ():
+    for folder in (spec and spec.submodule_search_locations) or ():
         for file in sorted(Path(folder, "results").glob("*.json")):
-            content = json.loads(file.read_text())
-            for row in content["results"]:
-                if row["device"] == "cuda":
-                    measured.setdefault(row["op"], set()).add(content["machine"]["gpu"])
+            document = json.loads(file.read_text())
+            if gpu := document["machine"].get("gpu"):
+                for case in document["cases"].values():
+                    measured.setdefault(case["operator"], set()).add(gpu)
     return measured
 
 
@@ -109,7 +109,7 @@ def operators() -> Iterator[tuple[str, str, str, str]]:
     measured = gpu_results()
     for op, devices in ops.implementations().items():
         for device, (chosen, reason) in devices.items():
-            if device == "cuda":
+            if device == "cuda" and chosen != "reference":
                 gpus = ", ".join(sorted(measured.get(op, ())))
                 reason += (
                     f"; measured on {gpus}" if gpus else "; compiled ahead of time, never run on a GPU yet"

@@ -38,20 +38,24 @@ def test_native_build_or_its_absence(monkeypatch):
 
 
 def test_gpu_state_comes_from_stored_results(monkeypatch, tmp_path):
-    results = tmp_path / "results"
-    results.mkdir()
     spec = importlib.util.spec_from_loader("benchmarks", loader=None, is_package=True)
     spec.submodule_search_locations.append(str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    choices = {op: {"cuda": ("triton", "fused")} for op in ("info_nce", "supcon")}
+    monkeypatch.setattr(ops, "implementations", lambda: choices)
 
-    def cuda_reasons():
-        return {op: reason for op, device, _, reason in info.operators() if device == "cuda"}
+    def reasons():
+        return {op: reason for op, _, _, reason in info.operators()}
 
-    assert all("never run on a GPU" in reason for reason in cuda_reasons().values())
-    content = {"machine": {"gpu": "Some GPU"}, "results": [{"op": "supcon", "device": "cuda"}]}
-    (results / "some.json").write_text(json.dumps(content))
-    assert cuda_reasons()["supcon"].endswith("measured on Some GPU")
-    assert "never run on a GPU" in cuda_reasons()["info_nce"]
+    assert set(reasons().values()) == {"fused; compiled ahead of time, never run on a GPU yet"}
+    results = tmp_path / "results"
+    results.mkdir()
+    for name, machine in (("gpu", {"gpu": "Some GPU"}), ("cpu", {"cpu": "Some CPU"})):
+        operator = "supcon" if name == "gpu" else "info_nce"
+        content = {"machine": machine, "cases": {"case": {"operator": operator}}}
+        (results / f"{name}.json").write_text(json.dumps(content))
+    assert reasons()["supcon"] == "fused; measured on Some GPU"
+    assert "never run on a GPU" in reasons()["info_nce"]
 
 
 def test_missing_package_names_its_extra(monkeypatch):
