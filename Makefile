@@ -38,10 +38,11 @@ build/.built: $(VENV)/.packages $(NATIVE)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
+# Rooms are simulated once; training starts anew each time, so that the table is of the code as it is now.
 demo: build
 	@test -e $(DEMO)/rooms/manifest.csv || $(BIN)/cmx simulate rooms --out $(DEMO)/rooms --rooms 24
+	@rm -rf $(DEMO)/run
 	$(BIN)/cmx train csir --data $(DEMO)/rooms --preset demo --seeds 3 --out $(DEMO)/run
-	@echo "Report: $(DEMO)/run/report.html"
 
 test: build
 	$(BIN)/pytest

@@ -30,12 +30,13 @@ def python_files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*.py") if "__pycache__" not in path.parts}
 
 
-def source_modules() -> dict[str, Path]:
-    """Path inside the wheel -> file in the source tree."""
+def installed_files() -> set[str]:
+    """The paths inside the wheel of what lies in the package folders, without build products and results."""
     return {
-        "/".join([*package.split("."), *path.relative_to(ROOT / folder).parts]): path
+        "/".join([*package.split("."), *path.relative_to(ROOT / folder).parts])
         for package, folder in MAPPED.items()
-        for path in python_files(ROOT / folder)
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in {".so", ".pyc"} and "results" not in path.parts
     }
 
 
@@ -73,11 +74,11 @@ def test_kernels_refuse_a_second_name(monkeypatch):
         import kernels  # noqa: F401
 
 
-def test_wheel_holds_every_module_and_nothing_else(distributions):
+def test_wheel_holds_the_package_and_nothing_else(distributions):
     _, wheel = distributions
     with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if name.endswith(".py")}
-    assert names == set(source_modules())
+        names = {name for name in archive.namelist() if ".dist-info/" not in name and "/results/" not in name}
+    assert names == installed_files()
     assert wheel.name.endswith("py3-none-any.whl"), "without the extension the wheel is for every platform"
 
 
