@@ -1,7 +1,7 @@
 """InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
 
-Forward: norms (only to normalise, for distances or to check a permutation), one scan of the queries' tiles that serves both
-directions, one of the keys' (only with a bank or ``within``), the losses. Two to four launches.
+Forward: norms (only to normalise, for distances or to check a permutation), a scan of the logits for the queries and, if
+symmetric, one for the keys, then the losses. Two to four launches.
 """
 
 from collections.abc import Sequence
@@ -66,12 +66,10 @@ def loss_kernel(
     target_ptr,
     owner_ptr,
     scale_ptr,
-    row_part_ptr,
+    row_part_ptr,  # partial statistics of the queries, None without negatives
     row_slots,
-    col_part_ptr,  # of the keys, from the queries' tiles
+    col_part_ptr,  # of the keys
     col_slots,
-    key_part_ptr,  # of the keys, from their own scan of banks and of each other
-    key_slots,
     loss_ptr,  # (B, N)
     row_stats_ptr,  # (B, 3, N)
     col_stats_ptr,  # (B, 3, M)
@@ -125,10 +123,6 @@ def loss_kernel(
             maximum, total, weighted, plain = add_partials(
                 maximum, total, weighted, plain, col_part_ptr, col_slots, n_keys, t_flat, found, SMOOTH, BLOCK
             )
-        if key_part_ptr is not None:
-            maximum, total, weighted, plain = add_partials(
-                maximum, total, weighted, plain, key_part_ptr, key_slots, n_keys, t_flat, found, SMOOTH, BLOCK
-            )
         lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
         stats = col_stats_ptr + batch * 3 * M + t
         tl.store(stats, lse, mask=found)
@@ -168,8 +162,8 @@ def info_nce_fwd(
     Returns:
         loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), all float32, and an empty tensor.
 
-    Memory: 3 floats per query and split, and with ``symmetric`` at most 384 per key. Cost: one N x M x D product, with
-    ``within`` two more. At most four launches, no synchronisation, no atomics.
+    Memory: 3 floats per row and column split (at most 32). Cost: one N x M x D product per direction. At most four launches,
+    no synchronisation, no atomics.
     """
     check_dtype(query)
     query, key, target, *bank = contiguous(query, key, target, *bank)
@@ -192,21 +186,23 @@ def info_nce_fwd(
         )  # fmt: skip
 
     options = {"within": within, "similarity": similarity, "smooth": label_smoothing > 0}
-    rows = columns = key_rows = Partials()
+    row_part = col_part = Partials()
     if in_batch or banks or within:
-        cross = keys if in_batch else None
-        rows, columns = scan(queries, cross, banks, target, logit_scale, columns=symmetric and in_batch, **options)
-    if symmetric and (banks or within):
-        key_rows, _ = scan(keys, None, banks, None, logit_scale, columns=False, **options)
+        row_part = scan(
+            queries, keys if in_batch else None, banks, target, logit_scale, exclude="column of row", **options
+        )
+        if symmetric:
+            col_part = scan(
+                keys, queries if in_batch else None, banks, target, logit_scale, exclude="row of column", **options
+            )
     loss_kernel[(triton.cdiv(batch * n, BLOCK),)](
         query,
         key,
         target,
         owner,
         logit_scale,
-        *rows,
-        *columns,
-        *key_rows,
+        *row_part,
+        *col_part,
         loss,
         row_stats,
         col_stats,

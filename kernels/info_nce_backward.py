@@ -14,15 +14,16 @@ from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
     allocate_rows,
+    finish_tile,
     inverse_norm,
     measure_rows,
     norm_arguments,
     norm_programs,
+    through_normalization,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
 
 BLOCK = 32  # queries of one program of the weights
-FINISH_ELEMENTS = 4096  # features of one program of the last kernel
 
 
 @triton.jit
@@ -212,9 +213,7 @@ def finish_rows(
                 gradient = tl.where(own, add_positive(gradient, x, y[None, :], factor, SIMILARITY), gradient)
 
     if NORMALIZE:
-        # A norm below the floor is a constant: nothing to project out.
-        radial = tl.where(squares > 1e-24, tl.sum(gradient * x, 1), 0.0)
-        gradient = scale[:, None] * (gradient - radial[:, None] * x)
+        gradient = through_normalization(gradient, x, squares, scale)
     tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -369,8 +368,7 @@ def info_nce_bwd(
             similarity=similarity, split_gradient=False,
         )  # fmt: skip
 
-    padded = triton.next_power_of_2(width)
-    rows_per_program = max(1, FINISH_ELEMENTS // padded)
+    rows_per_program, padded = finish_tile(width)
     query_programs = batch * triton.cdiv(n, rows_per_program) if need_query else 0
     key_programs = batch * triton.cdiv(m, rows_per_program) if need_key else 0
     finish_kernel[(max(1, query_programs + key_programs),)](

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmx_fast.kernels.common.logits import LOG2E, inner_products, load_tile, load_vector, similarity
+from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector, similarity
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
@@ -111,9 +111,13 @@ def _gradient_segment(
     for tile in range(tile_lo, tile_hi):
         col0 = tile * COLS
         cols = col0 + tl.arange(0, COLS)
-        product, c = inner_products(
-            a, a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST
-        )
+        if RESIDENT:
+            c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
+            product = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+        else:
+            product = chunked_products(
+                a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
+            )
         c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS) if SCALE_COLS else None
         c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
         u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)

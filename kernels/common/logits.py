@@ -38,8 +38,7 @@ def load_vector(ptr, first, n, other, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def inner_products(
-    a,
+def chunked_products(
     a_ptr,
     row0,
     n_a,
@@ -50,21 +49,16 @@ def inner_products(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
-    RESIDENT: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """(ROWS, COLS) float32 inner products, and the column tile where RESIDENT (the rows' tile ``a`` holds all of D)."""
-    if RESIDENT:
-        c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
-        product = tl.dot(a, tl.trans(c), input_precision=PRECISION)
-    else:
-        product = tl.zeros((ROWS, COLS), tl.float32)
-        for d0 in range(0, D, DEPTH):
-            a_chunk = load_tile(a_ptr, row0, n_a, d0, D, ROWS, DEPTH, UPCAST)
-            c = load_tile(c_ptr, col0, n_c, d0, D, COLS, DEPTH, UPCAST)
-            product = tl.dot(a_chunk, tl.trans(c), product, input_precision=PRECISION)
-    return product, c
+    """(ROWS, COLS) float32 inner products of rows too wide for one tile."""
+    product = tl.zeros((ROWS, COLS), tl.float32)
+    for d0 in range(0, D, DEPTH):
+        a = load_tile(a_ptr, row0, n_a, d0, D, ROWS, DEPTH, UPCAST)
+        c = load_tile(c_ptr, col0, n_c, d0, D, COLS, DEPTH, UPCAST)
+        product = tl.dot(a, tl.trans(c), product, input_precision=PRECISION)
+    return product
 
 
 @triton.jit

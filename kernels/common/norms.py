@@ -35,6 +35,14 @@ def inverse_norm(squares):
 
 
 @triton.jit
+def through_normalization(gradient, unit, squares, scale):
+    """Gradient with respect to rows from that with respect to ``unit = scale * rows``; all of D in the tile."""
+    # A norm below the floor is a constant: nothing to project out.
+    radial = tl.where(squares > 1e-24, tl.sum(gradient * unit, 1), 0.0)
+    return scale[:, None] * (gradient - radial[:, None] * unit)
+
+
+@triton.jit
 def measure_rows(pid, matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
     """Program ``pid`` of those that measure the rows of all N matrices."""
     start = 0
@@ -73,6 +81,15 @@ def allocate_rows(data: Tensor, normalize: bool, distance: bool) -> Rows:
         data.new_empty(shape, dtype=torch.float32) if normalize else None,
         data.new_empty(shape, dtype=torch.float32) if distance else None,
     )
+
+
+FINISH_ELEMENTS = 4096  # features that one program of an O(N D) kernel holds
+
+
+def finish_tile(width: int) -> tuple[int, int]:
+    """Rows and padded width of a tile that holds whole rows of features."""
+    padded = triton.next_power_of_2(width)
+    return max(1, FINISH_ELEMENTS // padded), padded
 
 
 def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:

@@ -1,9 +1,12 @@
-"""Softmax statistics of the rows (and, from the same tiles, of the columns) of a similarity matrix.
+"""Softmax statistics of the rows of a similarity matrix that is never stored.
 
-One kernel serves InfoNCE and SupCon. The candidates of a row are up to three kinds of column segments: *cross* (the rows
-of the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns a group of
-row blocks and one split of the concatenated column tiles; it leaves partial statistics for its rows in slot ``split`` and,
-with COLUMNS, for the cross columns in slot ``group``: one exponential per direction, one product for both, no atomics.
+One kernel serves InfoNCE and SupCon. The candidates of a row are up to three kinds of column segments: *cross* (the rows of
+the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns a block of rows
+and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of its split.
+
+The keys' direction of a symmetric loss is a second scan with the roles exchanged, not column sums of the first one's
+tiles. Column maxima and sums run across lanes and warps: per 128 x 64 tile some 1,100 warp shuffles on a chip that needs
+256 cycles for the tile's product at D = 128, and over 250 registers per thread where the row scan takes half of that.
 """
 
 from collections.abc import Sequence
@@ -17,17 +20,13 @@ from cmx_fast.kernels.common.logits import (
     LOG2E,
     empty_statistics,
     finite_shift,
-    inner_products,
+    chunked_products,
     load_tile,
     load_vector,
-    merge_statistics,
     similarity,
 )
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import SCAN_TILES, architecture, choose_tile, column_splits, dot_precision, upcast
-
-MAX_GROUPS = 128
-
 
 @triton.jit
 def _scan_segment(
@@ -48,13 +47,10 @@ def _scan_segment(
     tile_lo,
     tile_hi,
     excluded,
+    excluding_ptr,
     scale2,
-    col_part_ptr,
-    col_stride,
-    first_block,
     D,
     EXCLUDE: tl.constexpr,
-    COLUMNS: tl.constexpr,
     SIMILARITY: tl.constexpr,
     SCALE_ROWS: tl.constexpr,
     SMOOTH: tl.constexpr,
@@ -65,20 +61,26 @@ def _scan_segment(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    rows = row0 + tl.arange(0, ROWS)
     SCALE_COLS: tl.constexpr = c_inv_ptr is not None
     for tile in range(tile_lo, tile_hi):
         col0 = tile * COLS
         cols = col0 + tl.arange(0, COLS)
-        product, _ = inner_products(
-            a, a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST
-        )
+        if RESIDENT:
+            c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
+            product = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+        else:
+            product = chunked_products(
+                a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
+            )
         c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS) if SCALE_COLS else None
         c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
         u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
         keep = (cols < n_c)[None, :]
-        if EXCLUDE:
+        if EXCLUDE == "column of row":
             keep = keep & (cols[None, :] != excluded[:, None])
+        elif EXCLUDE == "row of column":
+            rows = row0 + tl.arange(0, ROWS)
+            keep = keep & (load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None])
         z2 = tl.where(keep, u * scale2, float("-inf"))
 
         largest = tl.maximum(maximum, tl.max(z2, 1))
@@ -90,32 +92,6 @@ def _scan_segment(
         maximum = largest
         if SMOOTH:
             plain += tl.sum(tl.where(keep, u, 0.0), 1)
-
-        if COLUMNS:
-            z2 = tl.where((rows < n_a)[:, None], z2, float("-inf"))
-            col_maximum = tl.max(z2, 0)
-            e = tl.exp2(z2 - finite_shift(col_maximum)[None, :])
-            col_total = tl.sum(e, 0)
-            col_weighted = tl.sum(e * u, 0)
-            slot = col_part_ptr + cols
-            inside = cols < n_c
-            if not first_block:
-                col_maximum, col_total, col_weighted = merge_statistics(
-                    col_maximum,
-                    col_total,
-                    col_weighted,
-                    tl.load(slot, mask=inside, other=float("-inf")),
-                    tl.load(slot + col_stride, mask=inside, other=0.0),
-                    tl.load(slot + 2 * col_stride, mask=inside, other=0.0),
-                )
-            tl.store(slot, col_maximum, mask=inside)
-            tl.store(slot + col_stride, col_total, mask=inside)
-            tl.store(slot + 2 * col_stride, col_weighted, mask=inside)
-            if SMOOTH:
-                col_plain = tl.sum(tl.where(keep & (rows < n_a)[:, None], u, 0.0), 0)
-                if not first_block:
-                    col_plain += tl.load(slot + 3 * col_stride, mask=inside, other=0.0)
-                tl.store(slot + 3 * col_stride, col_plain, mask=inside)
     return maximum, total, weighted, plain
 
 
@@ -131,21 +107,18 @@ def scan_kernel(
     bank_sizes,
     bank_invs,
     bank_sqs,
-    target_ptr,  # (B, n_a) int64: the cross column that is not a negative; None: the column of the same index
+    target_ptr,  # (B, n_a) or, for EXCLUDE "row of column", (B, n_b) int64; None: equal indices
     scale_ptr,
-    row_part_ptr,  # (n_splits, 3 or 4, B * n_a)
-    col_part_ptr,  # (n_groups, 3 or 4, B * n_b)
+    part_ptr,  # (n_splits, 3 or 4, B * n_a)
     n_batch,
     n_a,
     n_b,
     D,
-    n_groups,
-    blocks_per_group,
     n_splits,
     N_BANKS: tl.constexpr,
     CROSS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     WITHIN: tl.constexpr,
+    EXCLUDE: tl.constexpr,
     SIMILARITY: tl.constexpr,
     SMOOTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -157,15 +130,14 @@ def scan_kernel(
 ):
     pid = tl.program_id(0)
     # Neighbouring programs read the same columns: they meet in the L2 cache.
-    group = pid % n_groups
-    split = pid // n_groups % n_splits
-    batch = (pid // n_groups // n_splits).to(tl.int64)
+    n_blocks = tl.cdiv(n_a, ROWS)
+    row0 = pid % n_blocks * ROWS
+    split = pid // n_blocks % n_splits
+    batch = (pid // n_blocks // n_splits).to(tl.int64)
     N_STATS: tl.constexpr = 4 if SMOOTH else 3
     SCALE_ROWS: tl.constexpr = a_inv_ptr is not None
     scale2 = tl.load(scale_ptr) * LOG2E
     a_ptr += batch * n_a * D
-    if CROSS:
-        b_ptr += batch * n_b * D
     a_batch = batch * n_a
     b_batch = batch * n_b
 
@@ -178,62 +150,55 @@ def scan_kernel(
         n_tiles += tl.cdiv(n_a, COLS)
     tile_lo = split * n_tiles // n_splits
     tile_hi = (split + 1) * n_tiles // n_splits
-    row_stride = tl.cast(n_batch, tl.int64) * n_a
-    col_stride = tl.cast(n_batch, tl.int64) * n_b
 
-    first = group * blocks_per_group
-    last = tl.minimum(first + blocks_per_group, tl.cdiv(n_a, ROWS))
-    for block in range(first, last):
-        # The column slots that the block before left are read back by other threads of this program.
-        tl.debug_barrier()
-        row0 = block * ROWS
-        rows = row0 + tl.arange(0, ROWS)
-        inside = rows < n_a
-        a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0) if SCALE_ROWS else None
-        a_sq = tl.load(a_sq_ptr + a_batch + rows, mask=inside, other=0.0) if SIMILARITY != "dot" else None
-        a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
-        maximum, total, weighted, plain = empty_statistics(ROWS)
-        offset = 0  # of the segment's first tile among all tiles
-        if CROSS:
-            excluded = rows
-            if target_ptr is not None:
+    rows = row0 + tl.arange(0, ROWS)
+    inside = rows < n_a
+    a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0) if SCALE_ROWS else None
+    a_sq = tl.load(a_sq_ptr + a_batch + rows, mask=inside, other=0.0) if SIMILARITY != "dot" else None
+    a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
+    maximum, total, weighted, plain = empty_statistics(ROWS)
+    offset = 0  # of the segment's first tile among all tiles
+    if CROSS:
+        excluded = rows
+        excluding_ptr = None
+        if target_ptr is not None:
+            if EXCLUDE == "column of row":
                 excluded = tl.load(target_ptr + a_batch + rows, mask=inside, other=-1).to(tl.int32)
-            size = tl.cdiv(n_b, COLS)
-            maximum, total, weighted, plain = _scan_segment(
-                maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
-                b_ptr, None if b_inv_ptr is None else b_inv_ptr + b_batch,
-                None if b_sq_ptr is None else b_sq_ptr + b_batch, n_b,
-                tile_lo, tl.minimum(tile_hi, size), excluded, scale2,
-                col_part_ptr + group.to(tl.int64) * N_STATS * col_stride + b_batch if COLUMNS else None,
-                col_stride, block == first, D, True, COLUMNS,
-                SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
-            )  # fmt: skip
-            offset += size
-        for i in tl.static_range(N_BANKS):
-            size = tl.cdiv(bank_sizes[i], COLS)
-            maximum, total, weighted, plain = _scan_segment(
-                maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
-                banks[i], bank_invs[i], bank_sqs[i], bank_sizes[i],
-                tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, scale2,
-                None, col_stride, True, D, False, False,
-                SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
-            )  # fmt: skip
-            offset += size
-        if WITHIN:
-            maximum, total, weighted, plain = _scan_segment(
-                maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
-                a_ptr, None if a_inv_ptr is None else a_inv_ptr + a_batch,
-                None if a_sq_ptr is None else a_sq_ptr + a_batch, n_a,
-                tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, scale2,
-                None, col_stride, True, D, True, False,
-                SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
-            )  # fmt: skip
-        part = row_part_ptr + split.to(tl.int64) * N_STATS * row_stride + a_batch + rows
-        tl.store(part, maximum, mask=inside)
-        tl.store(part + row_stride, total, mask=inside)
-        tl.store(part + 2 * row_stride, weighted, mask=inside)
-        if SMOOTH:
-            tl.store(part + 3 * row_stride, plain, mask=inside)
+            else:
+                excluding_ptr = target_ptr + b_batch
+        size = tl.cdiv(n_b, COLS)
+        maximum, total, weighted, plain = _scan_segment(
+            maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
+            b_ptr + b_batch * D, None if b_inv_ptr is None else b_inv_ptr + b_batch,
+            None if b_sq_ptr is None else b_sq_ptr + b_batch, n_b,
+            tile_lo, tl.minimum(tile_hi, size), excluded, excluding_ptr, scale2, D, EXCLUDE,
+            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
+        )  # fmt: skip
+        offset += size
+    for i in tl.static_range(N_BANKS):
+        size = tl.cdiv(bank_sizes[i], COLS)
+        maximum, total, weighted, plain = _scan_segment(
+            maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
+            banks[i], bank_invs[i], bank_sqs[i], bank_sizes[i],
+            tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, D, "nothing",
+            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
+        )  # fmt: skip
+        offset += size
+    if WITHIN:
+        maximum, total, weighted, plain = _scan_segment(
+            maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
+            a_ptr, None if a_inv_ptr is None else a_inv_ptr + a_batch,
+            None if a_sq_ptr is None else a_sq_ptr + a_batch, n_a,
+            tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, D, "column of row",
+            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
+        )  # fmt: skip
+    stride = tl.cast(n_batch, tl.int64) * n_a
+    part = part_ptr + split * N_STATS * stride + a_batch + rows
+    tl.store(part, maximum, mask=inside)
+    tl.store(part + stride, total, mask=inside)
+    tl.store(part + 2 * stride, weighted, mask=inside)
+    if SMOOTH:
+        tl.store(part + 3 * stride, plain, mask=inside)
 
 
 class Partials(NamedTuple):
@@ -250,54 +215,50 @@ def scan(
     target: Tensor | None,
     logit_scale: Tensor,
     *,
+    exclude: str,
     within: bool,
-    columns: bool,
     similarity: str,
     smooth: bool,
-) -> tuple[Partials, Partials]:
-    """Partial softmax statistics of every row over its negatives and, with ``columns``, of every cross column.
+) -> Partials:
+    """Partial softmax statistics of every row over its negatives.
 
     Args:
-        rows: (B, n, D); cross: (B, m, D) whose row ``target[b, i]`` (or i) is not a negative of row i; banks: (K, D).
-        target: (B, n) int64; an index out of range excludes nothing.
+        rows: (B, n, D); cross: (B, m, D) or None; banks: (K, D) each.
+        target, exclude: which cross logits are positives: "column of row" (target is (B, n) int64), "row of column"
+            (target is (B, m)), each the equal index for target None, or "nothing". An index out of range excludes nothing.
         logit_scale: 0-d float32, read on the device.
 
-    One launch. Memory: 3 floats per row and split, and per column and group of row blocks (at most 128 groups).
+    One launch; 3 floats per row and split (4 with ``smooth``).
     """
     batch, n, width = rows.data.shape
     m = cross.count if cross is not None else 0
     device = rows.data.device
     tile = choose_tile(SCAN_TILES, architecture(device), rows.data.element_size(), width)
-    blocks = triton.cdiv(n, tile.rows)
-    blocks_per_group = triton.cdiv(blocks, MAX_GROUPS) if columns else 1
-    groups = triton.cdiv(blocks, blocks_per_group)
     sizes = [m, *(bank.count for bank in banks), n if within else 0]
-    splits = column_splits(device, groups * batch, sum(triton.cdiv(size, tile.cols) for size in sizes))
-    n_stats = 4 if smooth else 3
-    row_part = Partials(logit_scale.new_empty(splits, n_stats, batch * n), splits)
-    col_part = Partials(logit_scale.new_empty(groups, n_stats, batch * m), groups) if columns else Partials()
-    scan_kernel[(groups * splits * batch,)](
+    programs = triton.cdiv(n, tile.rows) * batch
+    splits = column_splits(device, programs, sum(triton.cdiv(size, tile.cols) for size in sizes))
+    part = logit_scale.new_empty(splits, 4 if smooth else 3, batch * n)
+    if target is None and exclude == "row of column":
+        exclude = "column of row"
+    scan_kernel[(programs * splits,)](
         *rows,
-        *(cross if cross is not None else (None, None, None)),
+        *(cross or (None, None, None)),
         tuple(bank.data for bank in banks),
         tuple(bank.count for bank in banks),
         tuple(bank.inverse_norm for bank in banks),
         tuple(bank.squared_norm for bank in banks),
         target,
         logit_scale,
-        row_part.data,
-        col_part.data,
+        part,
         batch,
         n,
         m,
         width,
-        groups,
-        blocks_per_group,
         splits,
         N_BANKS=len(banks),
         CROSS=cross is not None,
-        COLUMNS=columns,
         WITHIN=within,
+        EXCLUDE=exclude,
         SIMILARITY=similarity,
         SMOOTH=smooth,
         ROWS=tile.rows,
@@ -309,4 +270,4 @@ def scan(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return row_part, col_part
+    return Partials(part, splits)
