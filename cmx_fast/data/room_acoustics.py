@@ -11,7 +11,10 @@ from .rooms import Room, Vec3, surface_acoustics
 # Early reflections are exact up to this order; the rays carry what comes later or is scattered. Image sources
 # alone would need an order near 60 in the large rooms, and in a shoebox they let flutter echoes last for ever.
 IMAGE_ORDER = 8
-RAYS = 6000
+# Rays per metre of the room's mean edge: about 40 of them pass the microphone's sphere per 4 ms bin. Outdoors most
+# rays are lost to the sky after a few reflections.
+RAYS_PER_METRE = 640
+OUTDOOR_RAYS = 3
 MAX_SECONDS = 3.0
 
 
@@ -40,7 +43,7 @@ def impulse_response(room: Room, source: Vec3, microphone: Vec3, sample_rate: in
         room.size, fs=sample_rate, materials=materials, max_order=IMAGE_ORDER, air_absorption=True
     )
     box.set_ray_tracing(
-        n_rays=RAYS, receiver_radius=float(np.clip(0.12 * np.cbrt(room.volume), 0.2, 1.0)), energy_thres=1e-7, time_thres=MAX_SECONDS
+        n_rays=int(RAYS_PER_METRE * np.cbrt(room.volume) * (1 if room.indoor else OUTDOOR_RAYS)), receiver_radius=float(np.clip(0.12 * np.cbrt(room.volume), 0.2, 1.0)), energy_thres=1e-7, time_thres=MAX_SECONDS
     )
     box.add_source(source)
     box.add_microphone(microphone)
