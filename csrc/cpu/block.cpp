@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/buffer.h"
 #include "common/parallel.h"
 #include "kernels.h"
 #include "products.h"
@@ -17,7 +18,7 @@ constexpr int64_t kTaskColumns = 96;       // columns of one task of the transpo
 constexpr double kSafeExponent = 60;       // exp2 of sums within [-2 x 60, 0] neither overflows nor vanishes
 
 // Small problems take flatter tiles, so that every core has some.
-int64_t rows_per_tile(int64_t n) { return n >= 8 * kTileRows ? kTileRows : n >= 2 * kTileRows ? 48 : 24; }
+int64_t rows_per_tile(int64_t n) { return n >= 8 * kTileRows ? kTileRows : n >= 2 * kTileRows ? 64 : 32; }
 
 // The walk over a block that both passes share.
 template <class T>
@@ -83,6 +84,10 @@ Logits<T>::Logits(Similarity similarity, double scale)
 void SoftmaxSum::add(double other_shift, double other_sum, double other_weighted, double other_plain) {
   plain += other_plain;
   if (other_sum == 0) return;
+  if (other_shift == shift) {
+    sum += other_sum, weighted += other_weighted;
+    return;
+  }
   if (other_shift > shift) {
     const double ratio = std::exp2(shift - other_shift);
     sum *= ratio, weighted *= ratio, shift = other_shift;
@@ -111,7 +116,7 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
 
   // Column sums of each row tile of a panel, added in order once the panel is done.
   const int64_t stride = m + kPadding, tiles = ceil_div(std::min(walk.panel_rows, n), walk.tile_rows);
-  std::vector<T> partial(columns ? 4 * tiles * stride : 0);
+  Buffer<T> partial(columns ? 4 * tiles * stride : 0);
 
   for (int64_t panel = 0; panel < n; panel += walk.panel_rows) {
     const int64_t height = std::min(walk.panel_rows, n - panel);
@@ -119,19 +124,16 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
     run_tasks(ceil_div(height, walk.tile_rows), [&](int64_t tile) {
       const int64_t i = panel + tile * walk.tile_rows, tile_rows = std::min(walk.tile_rows, n - i);
       constexpr int64_t lds = kTileCols + kPadding;
-      std::vector<T> scratch(tile_rows * lds), row_sums(4 * kTileRows), col_max(lds);
+      Buffer<T> scratch(kTileRows * lds), row_sums(4 * kTileRows), col_max(lds);
       int64_t excluded[kTileRows], lower[kTileRows];
       T *row_shift = row_sums.data(), *row_sum = row_shift + kTileRows;
       for (int64_t j = walk.first_column(i); j < m; j += kTileCols) {
         const int64_t cols = std::min(kTileCols, m - j);
         const TileMask mask = walk.mask(i, tile_rows, j, cols, excluded, lower);
-        // A whole tile is written where it is saved; one at the edge would run into the next row.
-        const bool direct = saved && cols == kTileCols;
-        T* u = direct ? saved + i * m + j : scratch.data();
-        const int64_t ldu = direct ? m : lds;
-        similarities(block, logits.similarity, *products, panel, mask, i, j, column_square.data(), u, ldu);
-        if (saved && !direct)
-          for (int64_t r = 0; r < tile_rows; ++r) std::copy_n(u + r * ldu, cols, saved + (i + r) * m + j);
+        T* u = scratch.data();
+        similarities(block, logits.similarity, *products, panel, mask, i, j, column_square.data(), u, lds);
+        if (saved)
+          for (int64_t r = 0; r < tile_rows; ++r) std::copy_n(u + r * lds, cols, saved + (i + r) * m + j);
 
         T* part = columns ? partial.data() + 4 * tile * stride + j : nullptr;
         if (bounded) {
@@ -139,16 +141,16 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
           if (columns) std::copy_n(column_bound.data() + j, cols, part);
         } else {
           const auto to_shift = [&](T largest) { return std::isinf(largest) ? T(0) : std::ceil(largest * logits.khi); };
-          kernels.maxima(mask, u, ldu, row_shift, columns ? col_max.data() : nullptr);
+          kernels.maxima(mask, u, lds, row_shift, columns ? col_max.data() : nullptr);
           for (int64_t r = 0; r < tile_rows; ++r) row_shift[r] = to_shift(row_shift[r]);
-          for (int64_t c = 0; c < cols && columns; ++c) part[c] = to_shift(col_max[c]);
+          for (int64_t c = 0; c < cols && columns; ++c) part[c] = to_shift(col_max.data()[c]);
         }
         TileSums<T> sums = {
             logits.khi, logits.klo, row_shift, part, row_sum, row_sum + kTileRows, row_sum + 2 * kTileRows,
             nullptr,    nullptr,    nullptr};
         if (columns)
           sums.col_sum = part + stride, sums.col_weighted = part + 2 * stride, sums.col_plain = part + 3 * stride;
-        kernels.sums(mask, sums, u, ldu);
+        kernels.sums(mask, sums, u, lds);
         for (int64_t r = 0; r < tile_rows; ++r)
           rows[i + r].add(row_shift[r], row_sum[r], row_sum[kTileRows + r], row_sum[2 * kTileRows + r]);
       }
@@ -201,17 +203,19 @@ void add_gradients(const Block<T>& block, const Logits<T>& logits, const Softmax
   if (block.self) dy = dx;
   const auto& kernels = best_kernels<T>();
   const bool distances = logits.similarity != Similarity::kDot;
-  const int64_t ldv = ceil_div(m, kTileCols) * kTileCols + kPadding;
+  // Derivatives lie tile by tile, so that reading a tile down its columns stays within few pages.
+  constexpr int64_t kTile = kTileRows * kTileCols;
+  const int64_t column_tiles = ceil_div(m, kTileCols), stride = m + kPadding;
   // Without dy nothing outlives a tile, and one panel takes all rows.
-  const Walk<T> walk(block, dy ? kPanelBytes / (ldv * int64_t(sizeof(T))) : n + kTileRows);
+  const Walk<T> walk(block, dy ? kPanelBytes / (column_tiles * kTileCols * int64_t(sizeof(T))) : n + kTileRows);
   const auto products =
       make_products<T>(block.x, block.y, {.scores = !saved, .product = dx != nullptr, .transposed = dy != nullptr});
   const auto column_square = padded(block.y.square);
   const int64_t height_limit = std::min(walk.panel_rows, n), tiles = ceil_div(height_limit, walk.tile_rows);
-  std::vector<T> derivatives(dy ? height_limit * ldv : 0);
+  Buffer<T> derivatives(dy ? tiles * column_tiles * kTile : 0);
   // Sums of the derivatives over rows and columns: a distance's gradient is sum_j v_ij (y_j - x_i).
   std::vector<double> row_total(distances ? n : 0), column_total(distances && dy ? m : 0);
-  std::vector<T> partial(distances && dy ? tiles * ldv : 0);
+  std::vector<T> partial(distances && dy ? tiles * stride : 0);
 
   for (int64_t panel = 0; panel < n; panel += walk.panel_rows) {
     const int64_t height = std::min(walk.panel_rows, n - panel);
@@ -219,24 +223,19 @@ void add_gradients(const Block<T>& block, const Logits<T>& logits, const Softmax
     run_tasks(ceil_div(height, walk.tile_rows), [&](int64_t tile) {
       const int64_t i = panel + tile * walk.tile_rows, tile_rows = std::min(walk.tile_rows, n - i);
       constexpr int64_t lds = kTileCols + kPadding;
-      std::vector<T> scratch(tile_rows * lds), unkept(dy ? 0 : tile_rows * lds), unused_columns(lds);
+      Buffer<T> scratch(kTileRows * lds), unkept(dy ? 0 : kTile), unused_columns(lds);
       T row_sum[kTileRows];
       int64_t excluded[kTileRows], lower[kTileRows];
       for (int64_t j = walk.first_column(i); j < m; j += kTileCols) {
         const int64_t cols = std::min(kTileCols, m - j);
         const TileMask mask = walk.mask(i, tile_rows, j, cols, excluded, lower);
-        // Whole vectors are read: a saved tile at the edge of the matrix is copied to where there is room.
-        const bool direct = saved && cols == kTileCols;
-        const T* u = direct ? saved + i * m + j : scratch.data();
-        const int64_t ldu = direct ? m : lds;
-        if (saved && !direct)
-          for (int64_t r = 0; r < tile_rows; ++r) std::copy_n(saved + (i + r) * m + j, cols, scratch.data() + r * lds);
-        if (!saved)
-          similarities(block, logits.similarity, *products, panel, mask, i, j, column_square.data(), scratch.data(),
-                       lds);
+        T* u = scratch.data();
+        if (saved)
+          for (int64_t r = 0; r < tile_rows; ++r) std::copy_n(saved + (i + r) * m + j, cols, u + r * lds);
+        else
+          similarities(block, logits.similarity, *products, panel, mask, i, j, column_square.data(), u, lds);
 
-        T* v = dy ? derivatives.data() + (i - panel) * ldv + j : unkept.data();
-        const int64_t ld = dy ? ldv : lds;
+        T* v = dy ? derivatives.data() + (tile * column_tiles + j / kTileCols) * kTile : unkept.data();
         TileWeights<T> weights = {logits.khi,
                                   logits.klo,
                                   rows.shift.data() + i,
@@ -255,11 +254,11 @@ void add_gradients(const Block<T>& block, const Logits<T>& logits, const Softmax
         }
         if (distances) {
           weights.row_sum = row_sum;
-          weights.col_sum = dy ? partial.data() + tile * ldv + j : unused_columns.data();
+          weights.col_sum = dy ? partial.data() + tile * stride + j : unused_columns.data();
         }
-        kernels.weights(mask, weights, u, ldu, v, ld);
+        kernels.weights(mask, weights, u, lds, v, kTileCols);
         for (int64_t r = 0; r < tile_rows && distances; ++r) row_total[i + r] += row_sum[r];
-        if (dx) products->add_product(tile_rows, j, cols, v, ld, dx + i * d);
+        if (dx) products->add_product(tile_rows, j, cols, v, kTileCols, dx + i * d);
       }
     });
     if (!dy) continue;
@@ -268,9 +267,9 @@ void add_gradients(const Block<T>& block, const Logits<T>& logits, const Softmax
       for (int64_t tile = 0; tile < ceil_div(height, walk.tile_rows); ++tile) {
         const int64_t i = tile * walk.tile_rows;
         if (begin < walk.first_column(panel + i)) continue;
-        products->add_transposed(i, std::min(walk.tile_rows, height - i), cols, derivatives.data() + i * ldv + begin,
-                                 ldv, dy + begin * d);
-        for (int64_t j = begin; j < begin + cols && distances; ++j) column_total[j] += partial[tile * ldv + j];
+        const T* v = derivatives.data() + (tile * column_tiles + begin / kTileCols) * kTile + begin % kTileCols;
+        products->add_transposed(i, std::min(walk.tile_rows, height - i), cols, v, kTileCols, dy + begin * d);
+        for (int64_t j = begin; j < begin + cols && distances; ++j) column_total[j] += partial[tile * stride + j];
       }
     });
   }

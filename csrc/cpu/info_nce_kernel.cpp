@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "block.h"
+#include "common/buffer.h"
 #include "common/checks.h"
 #include "common/parallel.h"
 
@@ -200,6 +201,7 @@ Forward run_forward(const Tensor& query, const Tensor& key, const Tensor& logit_
   Tensor row_stats = torch::stable::new_empty(logit_scale, {b, 3, n});
   Tensor col_stats = torch::stable::new_empty(logit_scale, {b, 3, options.symmetric ? m : 0});
   Tensor saved = cache ? torch::stable::new_empty(logit_scale, {b, n, m}) : torch::stable::new_empty(logit_scale, {0});
+  advise_huge_pages(saved.data_ptr(), saved.numel() * int64_t(sizeof(T)));
   const auto banks = rows_of<T>(bank);
   run_tasks(b, [&](int64_t batch) {
     const Problem<T> problem(query, key, banks, target, batch, options);

@@ -54,6 +54,8 @@ struct Kernels {
   void (*add_transposed)(int64_t m, int64_t n, int64_t d, const T* v, int64_t ldv, const T* packed, int64_t stride,
                          T* c);
 
+  // Sum of a[p] * b[p] in double.
+  double (*dot)(const T* a, const T* b, int64_t d);
   // In place: products to -sqrt(max(|x|^2 + |y|^2 - 2 x.y, 0)), or minus the square.
   void (*distance)(const TileMask&, bool squared, const T* row_square, const T* col_square, T* s, int64_t lds);
   // Maximum of u over the counted entries of each row and column (-inf where there is none).

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/buffer.h"
 #include "common/parallel.h"
 #include "kernels.h"
 
@@ -50,7 +51,7 @@ class VectorProducts final : public Products<T> {
   const Kernels<T>& kernels_ = best_kernels<T>();
   const Rows<T>&x_, &y_;
   const ProductNeeds needs_;
-  std::vector<T> columns_, rows_, panel_;
+  Buffer<T> columns_, rows_, panel_;
   int64_t first_ = 0, panel_rows_ = 0;
 };
 
@@ -58,6 +59,8 @@ class VectorProducts final : public Products<T> {
 
 template <class T>
 std::unique_ptr<Products<T>> make_products(const Rows<T>& x, const Rows<T>& y, ProductNeeds needs) {
+  if constexpr (sizeof(T) == 4)
+    if (auto products = make_bf16_products(x, y, needs)) return products;
   return std::make_unique<VectorProducts<T>>(x, y, needs);
 }
 

@@ -31,4 +31,7 @@ struct ProductNeeds {
 template <class T>
 std::unique_ptr<Products<T>> make_products(const Rows<T>& x, const Rows<T>& y, ProductNeeds needs);
 
+// On bfloat16 matrix instructions where the processor has them and they pay, else null (bf16_products.cpp).
+std::unique_ptr<Products<float>> make_bf16_products(const Rows<float>& x, const Rows<float>& y, ProductNeeds needs);
+
 }  // namespace cmx

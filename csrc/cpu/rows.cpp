@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "common/parallel.h"
+#include "kernels.h"
 
 namespace cmx {
 namespace {
@@ -39,27 +40,17 @@ void for_rows(int64_t n, const F& f) {
   });
 }
 
-template <class T>
-double dot_of(const T* a, const T* b, int64_t d) {
-  // Eight chains in double: as exact as the sum can be rounded, and the compiler can use vectors.
-  double sums[8] = {};
-  int64_t p = 0;
-  for (; p + 8 <= d; p += 8)
-    for (int q = 0; q < 8; ++q) sums[q] += double(a[p + q]) * double(b[p + q]);
-  for (; p < d; ++p) sums[0] += double(a[p]) * double(b[p]);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
-
 }  // namespace
 
-double dot(const float* a, const float* b, int64_t d) { return dot_of(a, b, d); }
-double dot(const double* a, const double* b, int64_t d) { return dot_of(a, b, d); }
+double dot(const float* a, const float* b, int64_t d) { return best_kernels<float>().dot(a, b, d); }
+double dot(const double* a, const double* b, int64_t d) { return best_kernels<double>().dot(a, b, d); }
 
 template <class T>
 Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize) {
   Rows<T> rows;
   rows.n = tensor.size(tensor.dim() - 2);
   rows.d = tensor.size(tensor.dim() - 1);
+  rows.bfloat16 = tensor.scalar_type() == ScalarType::BFloat16;
   rows.square.resize(rows.n);
   if (normalize) rows.inverse_norm.resize(rows.n);
   const int64_t offset = batch * rows.n * rows.d;

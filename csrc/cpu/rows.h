@@ -16,6 +16,7 @@ template <class T>
 struct Rows {
   const T* data = nullptr;
   int64_t n = 0, d = 0;
+  bool bfloat16 = false;        // the input's dtype: products then need no more digits
   std::vector<T> square;        // |row|^2
   std::vector<T> inverse_norm;  // 1 / max(|row|, 1e-12) where the rows were normalised, else empty
   T max_norm = 0;

@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "block.h"
+#include "common/buffer.h"
 #include "common/checks.h"
 #include "common/parallel.h"
 
@@ -92,6 +93,7 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
   Tensor stats = torch::stable::new_empty(logit_scale, {3, n});
   Tensor class_rows = torch::stable::new_empty(logit_scale, {n, d});
   Tensor saved = cache ? torch::stable::new_empty(logit_scale, {n, m}) : torch::stable::new_empty(logit_scale, {0});
+  advise_huge_pages(saved.data_ptr(), saved.numel() * int64_t(sizeof(T)));
 
   std::vector<SoftmaxSum> sums(n);
   add_sums(problem.block(), logits, sums.data(), problem.self() ? sums.data() : nullptr,

@@ -120,6 +120,19 @@ void add_transposed(int64_t m, int64_t n, int64_t d, const T* v, int64_t ldv, co
 }
 
 template <class T>
+double dot(const T* a, const T* b, int64_t d) {
+  // As many chains as the compiler's vectors want: double additions may not be reordered otherwise.
+  constexpr int chains = 4 * CMX_VECTOR_BYTES / sizeof(double);
+  double sums[chains] = {}, total = 0;
+  int64_t p = 0;
+  for (; p + chains <= d; p += chains)
+    for (int q = 0; q < chains; ++q) sums[q] += double(a[p + q]) * double(b[p + q]);
+  for (; p < d; ++p) total += double(a[p]) * double(b[p]);
+  for (int q = 0; q < chains; ++q) total += sums[q];
+  return total;
+}
+
+template <class T>
 inline int64_t whole_vectors(int64_t n) {
   return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
@@ -256,8 +269,9 @@ void weights(const TileMask& mask, const TileWeights<T>& in, const T* u, int64_t
 
 template <class T>
 const Kernels<T>& tile_kernels() {
-  static constexpr Kernels<T> table = {kPanel<T>,         pack_columns<T>, scores<T>, pack_rows<T>, add_product<T>,
-                                       add_transposed<T>, distance<T>,     maxima<T>, sums<T>,      weights<T>};
+  static constexpr Kernels<T> table = {kPanel<T>,      pack_columns<T>,   scores<T>, pack_rows<T>,
+                                       add_product<T>, add_transposed<T>, dot<T>,    distance<T>,
+                                       maxima<T>,      sums<T>,           weights<T>};
   return table;
 }
 
