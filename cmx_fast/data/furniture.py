@@ -44,13 +44,17 @@ def block(width: float, depth: float, height: float, material: str) -> Piece:
     return [((0.0, 0.0, 0.0), (width, depth, height), material)]
 
 
-def car(material: str = "car paint") -> Piece:
-    return [
-        ((0.0, 0.0, 0.25), (1.8, 4.2, 0.85), material),
-        ((0.15, 0.9, 0.85), (1.65, 3.3, 1.40), "glass"),
-        ((0.05, 0.5, 0.0), (1.75, 1.1, 0.25), "board"),
-        ((0.05, 3.1, 0.0), (1.75, 3.7, 0.25), "board"),
+def car(parked: str = "across") -> Piece:
+    """Its length away from the wall (``across``) or along it (``alongside``)."""
+    boxes: Piece = [
+        ((0.0, 0.0, 0.28), (1.8, 4.2, 0.80), "car paint"),
+        ((0.12, 0.9, 0.80), (1.68, 3.3, 1.35), "car window"),
+        ((0.12, 0.9, 1.35), (1.68, 3.3, 1.42), "car paint"),
+        *(((x, y, 0.0), (x + 0.25, y + 0.65, 0.6), "board") for x in (-0.01, 1.56) for y in (0.45, 3.05)),
     ]
+    if parked == "across":
+        return boxes
+    return [((a[1], a[0], a[2]), (b[1], b[0], b[2]), material) for a, b, material in boxes]
 
 
 def tree(height: float, crown: float) -> Piece:
@@ -75,15 +79,22 @@ class FloorPlan:
     def _is_free(self, x0: float, y0: float, x1: float, y1: float, gap: float) -> bool:
         if x0 < 0 or y0 < 0 or x1 > self.size[0] or y1 > self.size[1]:
             return False
-        return all(x1 + gap <= a or x0 - gap >= c or y1 + gap <= b or y0 - gap >= d for a, b, c, d in self._footprints)
+        return all(
+            x1 + gap <= a or x0 - gap >= c or y1 + gap <= b or y0 - gap >= d
+            for a, b, c, d in self._footprints
+        )
 
     def _put(self, piece: Piece, x0: float, y0: float, wall: str, width: float, depth: float) -> None:
         """Turn the piece so that its back faces ``wall`` and move it to (x0, y0)."""
 
         def turn(x: float, y: float) -> tuple[float, float]:
-            return {
-                "south": (x, y), "north": (width - x, depth - y), "west": (y, width - x), "east": (depth - y, x),
-            }[wall]
+            turned = {
+                "south": (x, y),
+                "north": (width - x, depth - y),
+                "west": (y, width - x),
+                "east": (depth - y, x),
+            }
+            return turned[wall]
 
         spans = (width, depth) if wall in ("south", "north") else (depth, width)
         for lower, upper, material in piece:
@@ -147,14 +158,17 @@ class FloorPlan:
                 return True
         return False
 
-    def rows(self, material: str, height: float, depth: float, pitch: float, aisle: float, front: float) -> None:
+    def rows(
+        self, material: str, height: float, depth: float, *, pitch: float, aisle: float, front: float
+    ) -> None:
         """Rows of seats, pews or desks across the width with an aisle in the middle, ``front`` metres left free."""
         half = (self.size[1] - aisle) / 2 - 0.6
         x0 = front
         while half > 0.5 and x0 + pitch < self.size[0] - 0.6:
             for y0 in (0.6, 0.6 + half + aisle):
-                self.at([
+                seats: Piece = [
                     ((0.0, 0.0, 0.0), (half, depth, height * 0.55), material),
                     ((0.0, depth - 0.1, height * 0.55), (half, depth, height), material),
-                ], x0, y0, "west")
+                ]
+                self.at(seats, x0, y0, "west")
             x0 += pitch

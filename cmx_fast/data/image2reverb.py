@@ -118,9 +118,13 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         self._skip_bad = skip_bad
         self._pictures, self._airs, self._dry = (_Cache(cache_bytes) for _ in range(3))
         if not self.root.is_dir():
-            raise ValueError(f"root: no folder {self.root}; write one with `cmx simulate rooms --out {self.root}`")
+            raise ValueError(
+                f"root: no folder {self.root}; write one with `cmx simulate rooms --out {self.root}`"
+            )
 
-        self.speech_files = self._find_speech(Path(speech) if speech is not None else self.root / "speech" / split)
+        self.speech_files = self._find_speech(
+            Path(speech) if speech is not None else self.root / "speech" / split
+        )
         if len(self.speech_files) < sentences_per_air:
             raise ValueError(
                 f"speech: {len(self.speech_files)} sentences, fewer than sentences_per_air={sentences_per_air}"
@@ -128,13 +132,17 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         manifest = self.root / "manifest.csv"
         self.pairs = self._pairs_of_manifest(manifest) if manifest.is_file() else self._pairs_of_folders()
         if not self.pairs:
-            raise ValueError(f"root: {self.root} has no usable pairs for split {split!r} ({len(self.skipped)} skipped)")
+            raise ValueError(
+                f"root: {self.root} has no usable pairs for split {split!r} ({len(self.skipped)} skipped)"
+            )
 
         found = sorted({pair.space for pair in self.pairs})
         self.spaces = found if spaces is None else list(spaces)
         unknown = sorted(set(found) - set(self.spaces))
         if unknown:
-            raise ValueError(f"spaces: {unknown[:5]} in split {split!r} are not among the {len(self.spaces)} names given")
+            raise ValueError(
+                f"spaces: {unknown[:5]} of split {split!r} are not among the {len(self.spaces)} given"
+            )
         self._class_of = {space: number for number, space in enumerate(self.spaces)}
         self._sentences = [self._draw_sentences(pair, seed) for pair in self.pairs]
 
@@ -144,7 +152,11 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         self.skipped.append((path, reason))
 
     def _find_speech(self, folder: Path) -> list[Path]:
-        files = sorted(p for p in folder.glob("*") if p.suffix.lower() in (".wav", ".flac")) if folder.is_dir() else []
+        files = (
+            sorted(p for p in folder.glob("*") if p.suffix.lower() in (".wav", ".flac"))
+            if folder.is_dir()
+            else []
+        )
         if not files:
             raise ValueError(f"speech: no WAV or FLAC files in {folder}; give a folder of dry sentences")
         good = []
@@ -171,9 +183,15 @@ class Image2Reverb(Dataset[dict[str, Any]]):
             try:
                 rt60 = float(row["rt60"]) if row.get("rt60") else None
             except ValueError as error:
-                raise ValueError(f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected seconds") from error
+                raise ValueError(
+                    f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected seconds"
+                ) from error
             pair = self._checked_pair(
-                self.root / row["image"], self.root / row["air"], row["space"], indoor in _TRUE if indoor else None, rt60
+                self.root / row["image"],
+                self.root / row["air"],
+                row["space"],
+                indoor in _TRUE if indoor else None,
+                rt60,
             )
             if pair:
                 pairs.append(pair)
@@ -182,7 +200,9 @@ class Image2Reverb(Dataset[dict[str, Any]]):
     def _pairs_of_folders(self) -> list[Pair]:
         def identities(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
             if not folder.is_dir():
-                raise ValueError(f"root: no folder {folder}; expected Image2Reverb's layout or a manifest.csv")
+                raise ValueError(
+                    f"root: no folder {folder}; expected Image2Reverb's layout or a manifest.csv"
+                )
             return {
                 p.stem.removesuffix(ending): p
                 for p in sorted(folder.iterdir())
@@ -200,19 +220,25 @@ class Image2Reverb(Dataset[dict[str, Any]]):
             elif "_" not in identity:
                 self._bad(images[identity], "name is not <space>_<pair>_label")
             else:
-                pair = self._checked_pair(images[identity], airs[identity], identity.rsplit("_", 1)[0], None, None)
+                pair = self._checked_pair(
+                    images[identity], airs[identity], identity.rsplit("_", 1)[0], None, None
+                )
                 if pair:
                     pairs.append(pair)
         return pairs
 
-    def _checked_pair(self, image: Path, air: Path, space: str, indoor: bool | None, rt60: float | None) -> Pair | None:
+    def _checked_pair(
+        self, image: Path, air: Path, space: str, indoor: bool | None, rt60: float | None
+    ) -> Pair | None:
         for path, problem in ((image, picture_problem(image)), (air, audio_problem(air))):
             if problem:
                 self._bad(path, problem)
                 return None
         if rt60 is None:
             try:
-                rt60 = reverberation_time(read_audio(air, self.sample_rate, self.samples).numpy(), self.sample_rate)
+                rt60 = reverberation_time(
+                    read_audio(air, self.sample_rate, self.samples).numpy(), self.sample_rate
+                )
             except BrokenFileError as error:
                 self._bad(air, error.reason)
                 return None
@@ -244,7 +270,8 @@ class Image2Reverb(Dataset[dict[str, Any]]):
     def load_image(self, pair_index: int) -> Tensor:
         """The normalised picture of a pair, float32 (3, S, S)."""
         pixels = self._decoded(
-            self._pictures, [self.pairs[i].image for i in self._stand_ins(pair_index)],
+            self._pictures,
+            [self.pairs[i].image for i in self._stand_ins(pair_index)],
             lambda path: read_picture(path, self.image_size),
         )
         return pixels.to(torch.float32).div_(255).sub_(_MEAN).div_(_STD)
@@ -256,7 +283,9 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         chosen = self._sentences[number][order]
         others = [self.speech_files[chosen - i] for i in range(len(self.speech_files))]
         dry = self._decoded(self._dry, others, self._read_sound)
-        air = self._decoded(self._airs, [self.pairs[i].air for i in self._stand_ins(number)], self._read_sound)
+        air = self._decoded(
+            self._airs, [self.pairs[i].air for i in self._stand_ins(number)], self._read_sound
+        )
         return peak_normalise(reverberate(dry, air, self.samples))
 
     def _read_sound(self, path: Path) -> Tensor:
@@ -265,8 +294,12 @@ class Image2Reverb(Dataset[dict[str, Any]]):
     def _stand_ins(self, pair_index: int) -> list[int]:
         """The pair itself, then the other pairs of its space, nearest first."""
         space = self.pairs[pair_index].space
-        others = [i for i, pair in enumerate(self.pairs) if pair.space == space and i != pair_index] if self._skip_bad else []
-        return [pair_index, *sorted(others, key=lambda i: abs(i - pair_index))]
+        same = (
+            [i for i, pair in enumerate(self.pairs) if pair.space == space]
+            if self._skip_bad
+            else [pair_index]
+        )
+        return sorted(same, key=lambda i: abs(i - pair_index))
 
     def _decoded(self, cache: _Cache, paths: list[Path], read: Any) -> Tensor:
         """The first of ``paths`` that decodes; without ``skip_bad`` only the first is tried."""
@@ -279,9 +312,13 @@ class Image2Reverb(Dataset[dict[str, Any]]):
             except BrokenFileError as error:
                 if not self._skip_bad:
                     raise
-                warnings.warn(f"{error.path}: {error.reason}; another file of the set stands in", stacklevel=2)
+                warnings.warn(
+                    f"{error.path}: {error.reason}; another file of the set stands in", stacklevel=2
+                )
                 self.skipped.append((error.path, error.reason))
                 continue
             cache.put(path, held)
             return held
-        raise BrokenFileError(paths[0], "can't be decoded, and neither can any file that could stand in for it")
+        raise BrokenFileError(
+            paths[0], "can't be decoded, and neither can any file that could stand in for it"
+        )

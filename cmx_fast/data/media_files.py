@@ -9,30 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._extras import require
+
 
 class BrokenFileError(ValueError):
     """A data file that can't be used; the message names the file and what to do."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; repair or remove it, or pass --skip-bad (skip_bad=True) to go on without it")
+        super().__init__(
+            f"{path}: {reason}; repair or remove it, or go on without it: --skip-bad (skip_bad=True)"
+        )
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type[BrokenFileError], tuple[Path, str]]:  # so that a loader's worker can raise it
+    def __reduce__(
+        self,
+    ) -> tuple[type[BrokenFileError], tuple[Path, str]]:  # so that a loader's worker can raise it
         return type(self), (self.path, self.reason)
-
-
-def _need_soundfile():  # type: ignore[no-untyped-def]
-    try:
-        import soundfile
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('reading audio needs soundfile: pip install "cmx_fast[media]"') from error
-    return soundfile
 
 
 def audio_problem(path: Path) -> str | None:
     """What is wrong with an audio file as far as its header and size tell, or None. Decodes nothing."""
-    soundfile = _need_soundfile()
+    soundfile = require("soundfile", "media")
     if not path.is_file():
         return "missing"
     try:
@@ -78,7 +76,7 @@ def read_audio(path: Path, sample_rate: int, max_samples: int) -> Tensor:
     Another rate is resampled (band-limited, torchaudio). BrokenFileError for what can't be decoded, is silent or
     has NaN or infinity in it.
     """
-    soundfile = _need_soundfile()
+    soundfile = require("soundfile", "media")
     try:
         with soundfile.SoundFile(path) as stream:
             rate = stream.samplerate

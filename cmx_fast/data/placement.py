@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rooms import Room, Vec3
 from .room_renderer import Camera
+from .rooms import Room, Vec3
 
 
 class FreePlaces:
@@ -27,7 +27,13 @@ class FreePlaces:
             for box in self._room.boxes
         )
 
-    def draw(self, heights: tuple[float, float], margin: float, near: Vec3 | None = None, reach: tuple[float, float] = (0, 0)) -> Vec3:
+    def draw(
+        self,
+        heights: tuple[float, float],
+        margin: float,
+        near: Vec3 | None = None,
+        reach: tuple[float, float] = (0.0, np.inf),
+    ) -> Vec3:
         """A free place at a height in ``heights``; with ``near``, at a distance within ``reach`` of it (metres)."""
         length, width, height = self._room.size
         wall = min(margin, 0.2 * min(length, width))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .rooms import SURFACES, Room
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]  # float32 throughout, for speed
 
 TILE = 16  # pixels; a renderer that orders its rays by tiles makes each bundle one tile
 BUNDLE = TILE * TILE

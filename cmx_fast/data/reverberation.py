@@ -32,7 +32,9 @@ def reverberate(speech: Tensor, air: Tensor, length: int) -> Tensor:
         raise ValueError(f"length must be a positive number of samples, got {length}")
     for name, value in (("speech", speech), ("air", air)):
         if value.ndim < 1 or value.shape[-1] == 0:
-            raise ValueError(f"{name} must be (*, samples) with at least one sample, got shape {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be (*, samples) with at least one sample, got shape {tuple(value.shape)}"
+            )
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {value.dtype}")
     speech, air = speech[..., :length], air[..., :length]

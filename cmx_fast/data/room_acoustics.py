@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extras import require
 from .materials import BANDS_HZ
 from .rooms import Room, Vec3, surface_acoustics
 
@@ -18,32 +19,37 @@ OUTDOOR_RAYS = 3
 MAX_SECONDS = 3.0
 
 
-def impulse_response(room: Room, source: Vec3, microphone: Vec3, sample_rate: int, seed: int) -> NDArray[np.float32]:
+def impulse_response(
+    room: Room, source: Vec3, microphone: Vec3, sample_rate: int, seed: int
+) -> NDArray[np.float32]:
     """The response from ``source`` to ``microphone`` (metres), shape (samples,), peak 0.95.
 
     It starts 2 ms before the direct sound and ends where the last -60 dB are reached. The same seed gives the
     same samples. About 0.1 s of one core for a room, 0.3 s for a hall.
     """
-    try:
-        import pyroomacoustics as pra
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "simulating rooms needs pyroomacoustics: pip install \"cmx_fast[media]\""
-        ) from error
+    pra = require("pyroomacoustics", "media")
     pra.constants.set("num_threads", 1)
     pra.random.seed(numpy=seed, libroom=seed)
     materials = {
         surface: pra.Material(
-            {"description": room.surfaces[surface], "coeffs": absorption.tolist(), "center_freqs": list(BANDS_HZ)},
+            {
+                "description": room.surfaces[surface],
+                "coeffs": absorption.tolist(),
+                "center_freqs": list(BANDS_HZ),
+            },
             scattering,
         )
         for surface, (absorption, scattering) in surface_acoustics(room).items()
     }
+    edge = float(np.cbrt(room.volume))
     box = pra.ShoeBox(
         room.size, fs=sample_rate, materials=materials, max_order=IMAGE_ORDER, air_absorption=True
     )
     box.set_ray_tracing(
-        n_rays=int(RAYS_PER_METRE * np.cbrt(room.volume) * (1 if room.indoor else OUTDOOR_RAYS)), receiver_radius=float(np.clip(0.12 * np.cbrt(room.volume), 0.2, 1.0)), energy_thres=1e-7, time_thres=MAX_SECONDS
+        n_rays=int(RAYS_PER_METRE * edge * (1 if room.indoor else OUTDOOR_RAYS)),
+        receiver_radius=min(max(0.12 * edge, 0.2), 1.0),
+        energy_thres=1e-7,
+        time_thres=MAX_SECONDS,
     )
     box.add_source(source)
     box.add_microphone(microphone)

@@ -13,10 +13,16 @@ from .room_textures import texture
 from .rooms import SURFACES, Room, Vec3
 
 _SUPERSAMPLING = 1.5
-_SUN = np.float32([[0.450], [0.300], [0.841]])
-_SUNLIGHT, _SKYLIGHT = np.float32([[0.85], [0.79], [0.68]]), np.float32([[0.42], [0.47], [0.55]])
-_LAMPLIGHT, _ROOMLIGHT = np.float32([[0.88], [0.84], [0.75]]), np.float32(0.42)
-_HORIZON, _ZENITH = np.float32([[0.80], [0.86], [0.92]]), np.float32([[0.18], [0.38], [0.75]])
+_SUN = np.array([[0.450], [0.300], [0.841]], np.float32)
+_SUNLIGHT, _SKYLIGHT = (
+    np.array([[0.85], [0.79], [0.68]], np.float32),
+    np.array([[0.42], [0.47], [0.55]], np.float32),
+)
+_LAMPLIGHT, _ROOMLIGHT = np.array([[0.88], [0.84], [0.75]], np.float32), np.float32(0.42)
+_HORIZON, _ZENITH = (
+    np.array([[0.80], [0.86], [0.92]], np.float32),
+    np.array([[0.18], [0.38], [0.75]], np.float32),
+)
 _SHADOW_LAMPS = 2  # lamps that are traced; the others are in the ambient light
 _HAZE_METRES = 90
 
@@ -47,12 +53,19 @@ def _surface_colour(scene: Scene, hits: Hits, pixel_angle: float) -> tuple[Array
     colour = np.zeros((3, count), dtype=np.float32)
     glow, gloss = np.zeros(count, dtype=np.float32), np.zeros(count, dtype=np.float32)
 
-    def paint(rays: NDArray[np.intp], material: Material, axis: int, corner: tuple[float, float] = (0.0, 0.0)) -> None:
+    def paint(
+        rays: NDArray[np.intp], material: Material, axis: int, corner: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
         if not rays.size:
             return
         first, second = _other_axes(axis)
-        u, v = hits.point[first, rays] - np.float32(corner[0]), hits.point[second, rays] - np.float32(corner[1])
-        factor = texture(material.texture, u, v, material.period, hits.distance[rays] * np.float32(pixel_angle))
+        u, v = (
+            hits.point[first, rays] - np.float32(corner[0]),
+            hits.point[second, rays] - np.float32(corner[1]),
+        )
+        factor = texture(
+            material.texture, u, v, material.period, hits.distance[rays] * np.float32(pixel_angle)
+        )
         colour[:, rays] = _albedo(room, material) * factor
         glow[rays] = material.glow * (factor if material.texture == "pane" else 1)
         gloss[rays] = material.gloss
@@ -66,7 +79,9 @@ def _surface_colour(scene: Scene, hits: Hits, pixel_angle: float) -> tuple[Array
         first, second = _other_axes(axis)
         a, b = hits.point[first, rays], hits.point[second, rays]
         for patch in (p for p in room.patches if p.surface == name):
-            inside = (a >= patch.lower[0]) & (a <= patch.upper[0]) & (b >= patch.lower[1]) & (b <= patch.upper[1])
+            inside = (
+                (a >= patch.lower[0]) & (a <= patch.upper[0]) & (b >= patch.lower[1]) & (b <= patch.upper[1])
+            )
             paint(rays[inside], MATERIALS[patch.material], axis, patch.lower)
     on_boxes = np.flatnonzero(hits.what >= 6)
     for index, box in enumerate(room.boxes):
@@ -128,8 +143,10 @@ def _incident_light(scene: Scene, hits: Hits) -> Array:
     traced = lamps[:: max(1, len(lamps) // _SHADOW_LAMPS)][:_SHADOW_LAMPS]
     for lamp in traced:
         (x0, y0), (x1, y1) = lamp.lower, lamp.upper
-        place = np.float32([[(x0 + x1) / 2], [(y0 + y1) / 2], [scene.room.size[2] - 0.05]])
-        light += _LAMPLIGHT / np.float32(len(traced)) * np.float32(1.6) * _from_lamp(scene, place, point, normal)
+        place = np.array([[(x0 + x1) / 2], [(y0 + y1) / 2], [scene.room.size[2] - 0.05]], np.float32)
+        light += (
+            _LAMPLIGHT / np.float32(len(traced)) * np.float32(1.6) * _from_lamp(scene, place, point, normal)
+        )
     return light
 
 
@@ -154,7 +171,9 @@ def _radiance(scene: Scene, origin: Array, direction: Array, pixel_angle: float,
     hits = scene.trace(origin, direction)
     colour, glow, gloss = _surface_colour(scene, hits, pixel_angle)
     image = colour * (_incident_light(scene, hits) + glow)
-    is_open = np.array([scene.room.surfaces[name] == "open" for name in SURFACE_ORDER] + [False] * len(scene.lower))
+    is_open = np.array(
+        [scene.room.surfaces[name] == "open" for name in SURFACE_ORDER] + [False] * len(scene.lower)
+    )
     beyond = np.flatnonzero(is_open[hits.what])
     if beyond.size:
         image[:, beyond] = _through_opening(scene, hits.point[:, beyond], direction[:, beyond], pixel_angle)
@@ -177,19 +196,24 @@ def render(room: Room, camera: Camera, size: int) -> NDArray[np.uint8]:
 
     tiles = -(-int(size * _SUPERSAMPLING) // TILE)
     fine = tiles * TILE
-    origin = np.float32(camera.position)
-    forward = np.float32(camera.target) - origin
+    origin = np.array(camera.position, np.float32)
+    forward = np.array(camera.target, np.float32) - origin
     forward /= np.linalg.norm(forward)
-    right = np.cross(forward, np.float32([0, 0, 1]))
+    right = np.cross(forward, np.array([0, 0, 1], np.float32))
     right /= np.linalg.norm(right)
     up = np.cross(right, forward)
     half = np.float32(np.tan(np.radians(camera.field_of_view / 2)))
     steps = ((np.arange(fine, dtype=np.float32) + np.float32(0.5)) / fine * 2 - 1) * half
-    direction = forward[:, None, None] + steps[None, None, :] * right[:, None, None] - steps[None, :, None] * up[:, None, None]
+    across, down = steps * right[:, None], steps * up[:, None]
+    direction = forward[:, None, None] + across[:, None, :] - down[:, :, None]
     direction = direction.reshape(3, tiles, TILE, tiles, TILE).swapaxes(2, 3).reshape(3, -1)
     direction /= np.sqrt(dot(direction, direction))
-    linear = np.float32(1.35) * _radiance(Scene(room), origin[:, None], direction, float(2 * half / fine), bounces=1)
-    exposed = linear * (1 + linear / 6) / (1 + np.float32(0.55) * linear)  # bright lamps roll off instead of clipping
+    linear = np.float32(1.35) * _radiance(
+        Scene(room), origin[:, None], direction, float(2 * half / fine), bounces=1
+    )
+    exposed = (
+        linear * (1 + linear / 6) / (1 + np.float32(0.55) * linear)
+    )  # bright lamps roll off instead of clipping
     encoded = np.clip(exposed, 0, 1) ** np.float32(1 / 2.2)
     rows = encoded.reshape(3, tiles, tiles, TILE, TILE).swapaxes(2, 3).reshape(3, fine, fine)
     pixels = (rows.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8)

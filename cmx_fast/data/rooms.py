@@ -16,9 +16,12 @@ from .materials import BANDS_HZ, MATERIALS, Material
 
 # name -> (axis of the normal, at the upper end?)
 SURFACES = {
-    "west": (0, False), "east": (0, True),
-    "south": (1, False), "north": (1, True),
-    "floor": (2, False), "ceiling": (2, True),
+    "west": (0, False),
+    "east": (0, True),
+    "south": (1, False),
+    "north": (1, True),
+    "floor": (2, False),
+    "ceiling": (2, True),
 }
 WALLS = ("west", "east", "south", "north")
 Vec3 = tuple[float, float, float]
@@ -40,6 +43,12 @@ class Patch:
     @property
     def area(self) -> float:
         return (self.upper[0] - self.lower[0]) * (self.upper[1] - self.lower[1])
+
+    def overlaps(self, other: Patch, gap: float = 0.0) -> bool:
+        """Whether both lie on one surface less than ``gap`` metres apart."""
+        return self.surface == other.surface and all(
+            self.lower[i] < other.upper[i] + gap and self.upper[i] > other.lower[i] - gap for i in (0, 1)
+        )
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ def predicted_decay_times(room: Room) -> NDArray[np.float64]:
     """
     areas = {s: float(np.prod(room.surface_shape(s))) for s in SURFACES}
     total = sum(areas.values())
-    absorbing = sum((alpha * areas[s] for s, (alpha, _) in surface_acoustics(room).items()), np.zeros(len(BANDS_HZ)))
+    per_surface = surface_acoustics(room)
+    absorbing = sum((per_surface[s][0] * areas[s] for s in SURFACES), np.zeros(len(BANDS_HZ)))
     exponent = -total * np.log1p(-absorbing / total) + 4 * _AIR_PER_METRE * room.volume
     return 24 * np.log(10) / _SPEED_OF_SOUND * room.volume / exponent

@@ -16,10 +16,14 @@ def energy_decay_curve(response: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     energy = np.square(np.asarray(response, dtype=np.float64))
     if energy.ndim != 1 or energy.size == 0:
-        raise ValueError(f"response must be one non-empty channel of shape (samples,), got shape {energy.shape}")
+        raise ValueError(
+            f"response must be one non-empty channel of shape (samples,), got shape {energy.shape}"
+        )
     remaining = np.cumsum(energy[::-1])[::-1]
     if not np.isfinite(remaining[0]) or remaining[0] == 0:
-        raise ValueError("response must be finite and hold some energy; it is silent or has NaN or infinity in it")
+        raise ValueError(
+            "response must be finite and hold some energy; it is silent or has NaN or infinity in it"
+        )
     with np.errstate(divide="ignore"):
         return 10 * np.log10(remaining / remaining[0])
 

@@ -6,16 +6,19 @@ import csv
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
+from PIL import Image
 from rich.progress import track
 
+from .._extras import require
 from .placement import draw_cameras, draw_positions
 from .room_acoustics import impulse_response
 from .room_catalogue import make_rooms
@@ -26,20 +29,24 @@ from .speech import SPLITS, find_recordings, synthesise_speech
 
 SAMPLE_RATE = 22050
 MANIFEST_FIELDS = ("image", "air", "space", "indoor", "rt60", "split")
+Row = dict[str, Any]  # one line of the manifest
+Description = dict[str, Any]  # one space in rooms.json
 
 
-def _simulate_room(room: Room, index: int, pairs: dict[str, int], image_size: int, seed: int, out: Path) -> tuple[list[dict], dict]:
+def _simulate_room(
+    room: Room, index: int, pairs: dict[str, int], image_size: int, seed: int, out: Path
+) -> tuple[list[Row], Description]:
     """Write the pictures and responses of one space; return its manifest rows and its description."""
-    import soundfile
-    from PIL import Image
-
+    soundfile = require("soundfile", "media")
     rng = np.random.default_rng([seed, index, 1])
     total = sum(pairs.values())
     positions = draw_positions(room, total, rng)
     cameras = draw_cameras(room, total, rng)
     splits = [split for split in SPLITS for _ in range(pairs[split])]
     rows, placed = [], []
-    for number, (split, (source, microphone), camera) in enumerate(zip(splits, positions, cameras, strict=True)):
+    for number, (split, (source, microphone), camera) in enumerate(
+        zip(splits, positions, cameras, strict=True)
+    ):
         identity = f"{room.name}_{number:02d}"
         image, air = f"{split}_A/{identity}_label.jpg", f"{split}_B/{identity}_img.wav"
         response = impulse_response(room, source, microphone, SAMPLE_RATE, seed=int(rng.integers(2**31)))
@@ -47,15 +54,19 @@ def _simulate_room(room: Room, index: int, pairs: dict[str, int], image_size: in
         written, _ = soundfile.read(out / air, dtype="float64")
         Image.fromarray(render(room, camera, image_size)).save(out / image, quality=92)
         rt60 = reverberation_time(written, SAMPLE_RATE)
-        rows.append(dict(zip(MANIFEST_FIELDS, (image, air, room.name, int(room.indoor), f"{rt60:.3f}", split), strict=True)))
-        placed.append({"air": air, "image": image, "split": split, "source": source, "microphone": microphone, "camera": asdict(camera)})
-    description = asdict(room) | {"predicted_rt60": predicted_decay_times(room).round(3).tolist(), "pairs": placed}
+        values = (image, air, room.name, int(room.indoor), f"{rt60:.3f}", split)
+        rows.append(dict(zip(MANIFEST_FIELDS, values, strict=True)))
+        stands = {"source": source, "microphone": microphone, "camera": asdict(camera)}
+        placed.append({"air": air, "image": image, "split": split} | stands)
+    description = asdict(room) | {
+        "predicted_rt60": predicted_decay_times(room).round(3).tolist(),
+        "pairs": placed,
+    }
     return rows, description
 
 
 def _write_speech(folder: Path, speech: Path | None, seed: int) -> None:
-    import soundfile
-
+    soundfile = require("soundfile", "media")
     if speech is None:
         synthesised, rate = synthesise_speech(seed)
         for split in SPLITS:
@@ -71,17 +82,24 @@ def _write_speech(folder: Path, speech: Path | None, seed: int) -> None:
         for number, file in enumerate(files):
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
             wave = torchaudio.functional.resample(torch.from_numpy(samples[:, 0].copy()), rate, SAMPLE_RATE)
-            soundfile.write(folder / split / f"{number:03d}_{file.stem}.wav", wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
+            name = folder / split / f"{number:03d}_{file.stem}.wav"
+            soundfile.write(name, wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
 
 
 def simulate_rooms(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
     rooms: Annotated[int, typer.Option(min=1, help="Number of spaces; every sixth is outdoors.")] = 24,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
-    speech: Annotated[Path | None, typer.Option(help="Your own dry recordings instead of synthesised speech.")] = None,
-    train_pairs: Annotated[int, typer.Option(min=1, help="Image-response pairs per space for training.")] = 14,
+    speech: Annotated[
+        Path | None, typer.Option(help="Your own dry recordings instead of synthesised speech.")
+    ] = None,
+    train_pairs: Annotated[
+        int, typer.Option(min=1, help="Image-response pairs per space for training.")
+    ] = 14,
     test_pairs: Annotated[int, typer.Option(min=1, help="Image-response pairs per space for testing.")] = 5,
-    image_size: Annotated[int, typer.Option(min=32, help="Width and height of the pictures in pixels.")] = 256,
+    image_size: Annotated[
+        int, typer.Option(min=32, help="Width and height of the pictures in pixels.")
+    ] = 256,
     workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,
     overwrite: Annotated[bool, typer.Option(help="Replace what is in the folder.")] = False,
 ) -> None:
@@ -109,16 +127,15 @@ def simulate_rooms(
         spaces = make_rooms(rooms, seed)
         pairs = {"train": train_pairs, "test": test_pairs}
         jobs = [(room, index, pairs, image_size, seed, staging) for index, room in enumerate(spaces)]
-        rows: list[dict] = []
-        descriptions: list[dict] = []
         if workers == 1:
-            results = (_simulate_room(*job) for job in jobs)
-            _collect(results, rows, descriptions, rooms)
+            results = _collect((_simulate_room(*job) for job in jobs), rooms)
         else:
             # spawn: the parent may hold torch's threads, which do not survive a fork
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 futures = [pool.submit(_simulate_room, *job) for job in jobs]
-                _collect((future.result() for future in futures), rows, descriptions, rooms)
+                results = _collect((future.result() for future in futures), rooms)
+        rows = [row for room_rows, _ in results for row in room_rows]
+        descriptions = [description for _, description in results]
         rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
         with open(staging / "manifest.csv", "w", newline="") as stream:
             writer = csv.DictWriter(stream, MANIFEST_FIELDS)
@@ -134,7 +151,7 @@ def simulate_rooms(
         raise
 
 
-def _collect(results, rows: list[dict], descriptions: list[dict], total: int) -> None:
-    for room_rows, description in track(results, description="Simulating rooms", total=total):
-        rows.extend(room_rows)
-        descriptions.append(description)
+def _collect(
+    results: Iterable[tuple[list[Row], Description]], total: int
+) -> list[tuple[list[Row], Description]]:
+    return list(track(results, description="Simulating rooms", total=total))

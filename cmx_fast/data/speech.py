@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .._extras import require
 from .sentences import TEST_SENTENCES, TRAIN_SENTENCES
 
 SPLITS = ("train", "test")
@@ -15,7 +16,9 @@ _SYNCHRONOUS_RETRIEVAL = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callba
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 _ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")
-_SPEAKERS = ("m1", "f1", "m2", "f2", "m3", "f3", "m4", "f4", "m5", "f5", "m7", "Andrea", "Lee", "belinda", "steph", "Diogo")
+_MEN = ("m1", "m2", "m3", "m4", "m5", "m7", "Lee", "Diogo")
+_WOMEN = ("f1", "f2", "f3", "f4", "f5", "Andrea", "belinda", "steph")
+_SPEAKERS = (*_MEN, *_WOMEN)
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -23,19 +26,15 @@ class _Synthesiser:
     """espeak-ng through ctypes. The library holds one global voice, so there is one instance at a time."""
 
     def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                'speech synthesis needs espeakng-loader: pip install "cmx_fast[media]", '
-                "or give recordings of your own with --speech DIR"
-            ) from error
+        espeakng_loader = require("espeakng_loader", "media")
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.sample_rate = self._library.espeak_Initialize(
             _SYNCHRONOUS_RETRIEVAL, 0, str(espeakng_loader.get_data_path()).encode(), 0
         )
         if self.sample_rate <= 0:
-            raise RuntimeError(f"espeak-ng did not start (code {self.sample_rate}): reinstall espeakng-loader")
+            raise RuntimeError(
+                f"espeak-ng did not start (code {self.sample_rate}): reinstall espeakng-loader"
+            )
         self._chunks: list[NDArray[np.int16]] = []
 
         def collect(samples: ctypes._Pointer, count: int, _events: int) -> int:
@@ -46,7 +45,9 @@ class _Synthesiser:
         self._callback = _CALLBACK(collect)  # kept: the library calls it as long as this object lives
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def say(self, text: str, voice: str, words_per_minute: int, pitch: int, pitch_range: int) -> NDArray[np.int16]:
+    def say(
+        self, text: str, voice: str, words_per_minute: int, pitch: int, pitch_range: int
+    ) -> NDArray[np.int16]:
         """One utterance, silence at both ends removed; pitch and its range are espeak's 0..100."""
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice!r}")
@@ -101,8 +102,13 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Path]]:
         files = audio_in(folder)
         order = np.random.default_rng([seed, 104729]).permutation(len(files))
         share = len(files) // 4
-        found = {"train": [files[i] for i in sorted(order[share:])], "test": [files[i] for i in sorted(order[:share])]}
+        found = {
+            "train": [files[i] for i in sorted(order[share:])],
+            "test": [files[i] for i in sorted(order[:share])],
+        }
     for split, files in found.items():
         if not files:
-            raise ValueError(f"speech: {folder} has no WAV or FLAC files for the {split} split (4 or more are needed)")
+            raise ValueError(
+                f"speech: {folder} has no WAV or FLAC files for the {split} split (4 or more are needed)"
+            )
     return found

@@ -26,7 +26,9 @@ class LogMel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, sample_rate: int = 22050, n_fft: int = 2048, hop: int = 441, n_mels: int = 128) -> None:
+    def __init__(
+        self, sample_rate: int = 22050, n_fft: int = 2048, hop: int = 441, n_mels: int = 128
+    ) -> None:
         super().__init__()
         for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("hop", hop), ("n_mels", n_mels)):
             if value < 1:
@@ -41,9 +43,13 @@ class LogMel(nn.Module):
     def decibels(self, wave: Tensor) -> Tensor:
         """The spectrogram before standardisation."""
         if wave.ndim not in (1, 2) or not wave.is_floating_point():
-            raise ValueError(f"wave must be float (B, samples), got {wave.dtype} of shape {tuple(wave.shape)}")
+            raise ValueError(
+                f"wave must be float (B, samples), got {wave.dtype} of shape {tuple(wave.shape)}"
+            )
         if wave.shape[-1] <= self.n_fft // 2:
-            raise ValueError(f"wave has {wave.shape[-1]} samples; centred frames of {self.n_fft} need over {self.n_fft // 2}")
+            raise ValueError(
+                f"wave has {wave.shape[-1]} samples; centred frames of {self.n_fft} need over {self.n_fft // 2}"
+            )
         with torch.autocast(wave.device.type, enabled=False):
             return 10 * torch.log10(self.mel(wave.float()).clamp_min(_FLOOR))
 
