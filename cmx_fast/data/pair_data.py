@@ -31,9 +31,15 @@ class PairData:
     """
 
     def __init__(
-        self, dataset: Any, logmel: nn.Module, *, cache: bool = False, device: torch.device | str = "cpu"
+        self,
+        dataset: Any,
+        logmel: nn.Module,
+        *,
+        range_db: float = 80.0,
+        cache: bool = False,
+        device: torch.device | str = "cpu",
     ):
-        self.dataset, self.device = dataset, torch.device(device)
+        self.dataset, self.range_db, self.device = dataset, range_db, torch.device(device)
         self.logmel = logmel.to(self.device)
         per_pair = len(dataset) // len(dataset.pairs)
         index = {space: i for i, space in enumerate(dataset.spaces)}
@@ -77,7 +83,8 @@ class PairData:
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             if "wave" in batch:
                 with torch.no_grad():
-                    batch["logmel"] = self.logmel(batch.pop("wave"))
+                    level = self.logmel(batch.pop("wave"))
+                    batch["logmel"] = level.maximum(level.amax((1, 2), keepdim=True) - self.range_db)
             yield batch
 
     def _from_memory(self, rows: Tensor, wanted: tuple[str, ...]) -> Batch:

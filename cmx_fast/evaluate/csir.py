@@ -28,8 +28,7 @@ MODELS: dict[str, type[CSIR] | type[DSCMR]] = {"csir": CSIR, "dscmr": DSCMR}
 
 def new_model(name: str, recipe: Recipe, spaces: int) -> CSIR | DSCMR:
     """A CSIR or DSCMR with fresh weights."""
-    speech = SpeechEncoder(recipe.n_mels, recipe.frames)
-    return MODELS[name](recipe, spaces, image_encoder(recipe.image_encoder), speech)
+    return MODELS[name](recipe, spaces, image_encoder(recipe.image_encoder), SpeechEncoder.of(recipe))
 
 
 @torch.no_grad()
@@ -49,7 +48,9 @@ def embed(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> Embeddings:
         crops = even_crops(batch["logmel"], recipe.frames, recipe.eval_crops)
         speech.append(torch.stack([model.encode_speech(crop).float() for crop in crops]).mean(0).cpu())
     model.train(training)
-    indoor = torch.tensor([bool(p.indoor) for p in data.dataset.pairs])
+    indoor = torch.tensor(
+        [-1 if p.indoor is None else int(p.indoor) for p in data.dataset.pairs], dtype=torch.int8
+    )
     return Embeddings(
         torch.cat(images),
         torch.cat(speech),
@@ -172,7 +173,7 @@ def open_split(
         skip_bad=skip_bad,
     )
     logmel = LogMel(recipe.sample_rate, recipe.n_fft, recipe.hop, recipe.n_mels)
-    return PairData(dataset, logmel, cache=recipe.cache, device=device)
+    return PairData(dataset, logmel, range_db=recipe.range_db, cache=recipe.cache, device=device)
 
 
 def evaluate_csir(

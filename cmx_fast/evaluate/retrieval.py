@@ -30,7 +30,7 @@ class Embeddings:
 
     Attributes:
         image (P, D), speech (U, D): float32, any length (the cosine ranks them).
-        image_space (P,), speech_space (U,): int64 labels. image_indoor (P,), speech_indoor (U,): bool.
+        image_space (P,), speech_space (U,): int64 labels. image_indoor (P,), speech_indoor (U,): int8, 1 indoors, 0 outdoors, -1 where the data do not say.
         speech_pair (U,): int64, the pair that the utterance belongs to, i.e. its own image.
     """
 
@@ -87,7 +87,7 @@ def recalls(e: Embeddings, images: Tensor | None = None) -> Recalls:
     }
     result: Recalls = {}
     for direction, (hit, indoor) in found.items():
-        masks = {"indoor": indoor, "outdoor": ~indoor, "total": torch.ones_like(indoor)}
+        masks = {"indoor": indoor == 1, "outdoor": indoor == 0, "total": indoor > -2}
         result[direction] = {
             group: {
                 f"R@{r}": float(hit[mask][:, min(r, hit.shape[1]) - 1].double().mean())

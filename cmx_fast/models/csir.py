@@ -44,7 +44,9 @@ class SpeechEncoder(nn.Module):
     mel_mean: Tensor
     mel_std: Tensor
 
-    def __init__(self, n_mels: int = 128, frames: int = 301):
+    def __init__(
+        self, n_mels: int = 128, frames: int = 301, cnn_dropout: float = 0.3, transformer_dropout: float = 0.4
+    ):
         super().__init__()
         if n_mels % 32 or frames < 32:
             raise ValueError(
@@ -55,19 +57,25 @@ class SpeechEncoder(nn.Module):
         self.register_buffer("mel_std", torch.ones(n_mels, 1))
         blocks: list[nn.Module] = []
         for channels, width, pool in ((1, 16, 2), (16, 32, 4), (32, 64, 4)):
+            # Pooling before the ReLU gives the same numbers and leaves it 4 to 16 times less to do.
             blocks += [
                 nn.Conv2d(channels, width, 3, padding=1),
                 nn.BatchNorm2d(width),
-                nn.ReLU(inplace=True),
                 nn.MaxPool2d(pool),
-                nn.Dropout(0.3),
+                nn.ReLU(inplace=True),
+                nn.Dropout(cnn_dropout),
             ]
-        self.cnn = nn.Sequential(*blocks, nn.Flatten())
+        self.cnn = nn.Sequential(*blocks, nn.Flatten()).to(memory_format=torch.channels_last)
         layer = nn.TransformerEncoderLayer(
-            n_mels, nhead=4, dim_feedforward=512, dropout=0.4, batch_first=True
+            n_mels, nhead=4, dim_feedforward=512, dropout=transformer_dropout, batch_first=True
         )
         self.transformer = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
         self.dim = 64 * (n_mels // 32) * (frames // 2 // 4 // 4) + n_mels
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> SpeechEncoder:
+        """The recipe's encoder."""
+        return cls(recipe.n_mels, recipe.frames, recipe.cnn_dropout, recipe.transformer_dropout)
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:
         """Set the training set's per-band mean and standard deviation in dB, (n_mels,) each."""
@@ -81,7 +89,8 @@ class SpeechEncoder(nn.Module):
             )
         x = (logmel - self.mel_mean) / self.mel_std
         tokens = F.max_pool1d(x, 4).transpose(1, 2)  # (B, frames // 4, n_mels)
-        return torch.cat([self.cnn(x[:, None]), self.transformer(tokens).mean(1)], dim=1)
+        image = x[:, None].contiguous(memory_format=torch.channels_last)
+        return torch.cat([self.cnn(image), self.transformer(tokens).mean(1)], dim=1)
 
 
 def image_encoder(name: str = "resnet50") -> ResNet:
@@ -116,8 +125,7 @@ def load_places365(encoder: ResNet, path: Path | str) -> None:
             f"no Places365 weights at {path}; the Places365 project offers resnet50_places365.pth.tar"
         )
     try:
-        # The project's files were written by Python 2, whose strings latin1 decodes.
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, encoding="latin1")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint: {error}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
@@ -156,7 +164,7 @@ class SpeechPretraining(nn.Module):
     def __init__(self, recipe: Recipe, spaces: int):
         super().__init__()
         self.recipe = recipe
-        self.encoder = SpeechEncoder(recipe.n_mels, recipe.frames)
+        self.encoder = SpeechEncoder.of(recipe)
         self.space_head = nn.Linear(self.encoder.dim, spaces)
         self.rt60_head = nn.Linear(self.encoder.dim, 1)
         self.projector = nn.Linear(self.encoder.dim, recipe.pretrain_dim)

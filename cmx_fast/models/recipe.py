@@ -27,6 +27,7 @@ class Recipe:
     n_fft: int = 2048  # [P] samples, Hann window
     hop: int = 441  # [P] samples
     n_mels: int = 128  # [P]
+    range_db: float = 80.0  # [O] what lies further below an utterance's loudest mel is cut off there
     cache: bool = False  # [O] keep every image and log-mel of the data set in memory
 
     # Networks
@@ -35,6 +36,8 @@ class Recipe:
     )
     gradcam_layer: str = "layer4"  # [P]
     crop_seconds: float = 6.0  # [O] what the speech encoder sees at once; the paper's is the whole utterance
+    cnn_dropout: float = 0.3  # [R]
+    transformer_dropout: float = 0.4  # [R]
     embed_dim: int = 64  # [P] common space
     pretrain_dim: int = 64  # [O] contrastive head in the speech encoder's pre-training
 

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cmx_fast.evaluate.gradcam import gradcam
+from cmx_fast.models.csir import CSIR, SpeechEncoder, image_encoder
+from cmx_fast.models.recipe import Recipe
+
+
+class RedAndGreen(nn.Module):
+    """8x8 maps of the picture's three colours; features are the means of red and green."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer4 = nn.Sequential(nn.Conv2d(3, 3, 4, stride=4, bias=False))
+        self.layer4[0].weight.data = torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16
+
+    def forward(self, image):
+        return self.layer4(image)[:, :2].mean((2, 3))
+
+
+class Model:
+    image_projector = nn.Identity()
+
+
+def test_the_map_lights_what_raises_the_score():
+    image = torch.zeros(2, 3, 32, 32)
+    image[:, 0, :8, :8] = 1  # red, top left
+    image[:, 1, 24:, 24:] = 1  # green, bottom right
+    heat = gradcam(Model(), RedAndGreen(), image, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    assert heat.shape == (2, 32, 32)
+    assert heat[0, 2, 2] == pytest.approx(1, abs=1e-4)
+    assert heat[0, 29, 29] < 0.01
+    assert heat[1, 29, 29] == pytest.approx(1, abs=1e-4)
+    assert heat[1, 2, 2] < 0.01
+
+
+def test_it_leaves_the_model_as_it_was():
+    recipe = Recipe.preset("demo", crop_seconds=1.0)
+    model = CSIR(recipe, 3, image_encoder("resnet10"), SpeechEncoder(frames=recipe.frames)).train()
+    heat = gradcam(model, model.image_encoder, torch.randn(2, 3, 64, 64), torch.randn(2, 64), "layer3")
+    assert heat.min() >= 0
+    assert heat.max() <= 1
+    assert model.image_encoder.training
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ValueError, match="layer must be one of layer1, layer2, layer3, layer4; got 'fc'"):
+        gradcam(model, model.image_encoder, torch.randn(2, 3, 64, 64), torch.randn(2, 64), "fc")
