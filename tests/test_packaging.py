@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -48,8 +48,7 @@ def distributions(tmp_path_factory) -> tuple[set[str], Path]:
     made = run("-c", build.format("sdist", str(folder)), CMX_NO_EXTENSION="1")
     assert made.returncode == 0, made.stderr
     (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+    shutil.unpack_archive(archive, folder)
     tree = folder / archive.name.removesuffix(".tar.gz")
     made = run("-c", build.format("wheel", str(folder)), cwd=tree, CMX_NO_EXTENSION="1")
     assert made.returncode == 0, made.stderr
