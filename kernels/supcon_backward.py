@@ -222,8 +222,8 @@ def supcon_bwd(
         dfeatures and dref in the features' dtype, each (0,) when not needed, and the 0-d float32 dscale.
 
     Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle.
-    Cost: two M x R x D products per needed side; half-precision features multiply a two-term gradient (one product more),
-    since the positives are part of the softmax here and cancel against their class sums.
+    Cost: two M x R x D products per needed side; for bfloat16 one more, of the bits that G loses in bfloat16: the positives
+    are part of the softmax here and cancel against their class sums.
     """
     check_dtype(features)
     grad_loss, features, labels, ref_features, ref_labels, stats, class_rows = contiguous(

@@ -293,12 +293,10 @@ def gradient_kernel(
 
 
 def product_form(x: Tensor, *, split: bool) -> str:
-    """How H times the columns is computed; ``split`` keeps H to float32 precision for half-precision columns."""
+    """How H times the columns is computed; ``split`` keeps the bits of H that bfloat16 drops."""
     if x.dtype == torch.bfloat16 and not INTERPRETED:
         return "bf16x2" if split else "bf16"
-    if x.dtype == torch.float16:
-        return "tf32x3" if split else "tf32"
-    return dot_precision(x)
+    return "tf32" if x.dtype == torch.float16 else dot_precision(x)
 
 
 def row_gradient(
@@ -323,7 +321,7 @@ def row_gradient(
         cross_softmax: of the cross rows over theirs, among them ``rows``; None if they have none.
         exclude: which cross logits are positives: "column of row" (target is (B, n)), "row of column" (target is (B, m)),
             each the equal index for target None, or "nothing".
-        split_gradient: multiply G to float32 precision also for half-precision features.
+        split_gradient: multiply bfloat16 features by G as a sum of two bfloat16 terms.
 
     One launch; nothing where there are no logits.
     """
@@ -333,7 +331,7 @@ def row_gradient(
     batch, n, width = rows.data.shape
     m = cross.count if cross is not None else 0
     device = rows.data.device
-    tile = choose_tile(GRADIENT_TILES, architecture(device), rows.data.element_size(), width)
+    tile = choose_tile(GRADIENT_TILES, architecture(device), rows.data.dtype, width)
     sizes = [m, *(bank.count for bank in banks), n if within else 0]
     tiles = sum(triton.cdiv(size, tile.cols) for size in sizes)
     if tiles == 0:

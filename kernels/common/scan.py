@@ -233,7 +233,7 @@ def scan(
     batch, n, width = rows.data.shape
     m = cross.count if cross is not None else 0
     device = rows.data.device
-    tile = choose_tile(SCAN_TILES, architecture(device), rows.data.element_size(), width)
+    tile = choose_tile(SCAN_TILES, architecture(device), rows.data.dtype, width)
     sizes = [m, *(bank.count for bank in banks), n if within else 0]
     programs = triton.cdiv(n, tile.rows) * batch
     splits = column_splits(device, programs, sum(triton.cdiv(size, tile.cols) for size in sizes))

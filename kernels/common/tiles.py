@@ -28,61 +28,78 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Keyed by (architecture, bytes per element); each entry is (largest D, tile), the last one chunked for any D.
+MAX_WIDTH = 2048
+
+# Keyed by architecture and dtype; each entry is (largest D, tile), the last one chunked for any D.
 # "sm80" also serves the chips with 99 KB of shared memory (8.6, 8.9, 12.0).
-SCAN_TILES: dict[tuple[str, int], list[tuple[int, Tile]]] = {
-    ("sm80", 2): [
-        (64, Tile(128, 64, 64, 0, 4, 3)),
+TileTable = dict[tuple[str, torch.dtype], list[tuple[int, Tile]]]
+
+SCAN_TILES: TileTable = {
+    ("sm80", torch.bfloat16): [
+        (64, Tile(128, 64, 64, 0, 8, 3)),
+        (128, Tile(128, 64, 128, 0, 8, 2)),
+        (MAX_WIDTH, Tile(128, 64, 64, 0, 8, 3)),
+    ],
+    ("sm90", torch.bfloat16): [
+        (64, Tile(128, 64, 64, 0, 8, 3)),
         (128, Tile(128, 64, 128, 0, 8, 3)),
-        (2048, Tile(128, 64, 64, 0, 8, 3)),
+        (256, Tile(128, 64, 256, 0, 8, 2)),
+        (MAX_WIDTH, Tile(128, 64, 64, 0, 8, 4)),
     ],
-    ("sm90", 2): [
-        (64, Tile(128, 128, 64, 0, 8, 3)),
-        (128, Tile(128, 128, 128, 0, 8, 3)),
-        (256, Tile(128, 64, 256, 0, 8, 3)),
-        (2048, Tile(128, 128, 64, 0, 8, 3)),
-    ],
-    ("sm80", 4): [(2048, Tile(64, 64, 32, 0, 8, 2))],
-    ("sm90", 4): [(2048, Tile(64, 64, 32, 0, 8, 2))],
+    ("sm80", torch.float32): [(MAX_WIDTH, Tile(32, 64, 16, 0, 4, 2))],
 }
-GRADIENT_TILES: dict[tuple[str, int], list[tuple[int, Tile]]] = {
-    ("sm80", 2): [
-        (64, Tile(64, 64, 64, 64, 4, 3)),
-        (128, Tile(64, 64, 128, 128, 4, 2)),
-        (2048, Tile(64, 64, 64, 128, 8, 2)),
+GRADIENT_TILES: TileTable = {
+    ("sm80", torch.bfloat16): [
+        (64, Tile(64, 32, 64, 64, 4, 3)),
+        (128, Tile(64, 64, 128, 128, 8, 2)),
+        (MAX_WIDTH, Tile(64, 64, 64, 128, 8, 2)),
     ],
-    ("sm90", 2): [
+    ("sm90", torch.bfloat16): [
         (64, Tile(128, 64, 64, 64, 8, 3)),
         (128, Tile(128, 64, 128, 128, 8, 3)),
-        (256, Tile(128, 64, 256, 256, 8, 2)),
-        (2048, Tile(128, 64, 64, 256, 8, 3)),
+        (256, Tile(128, 32, 256, 256, 8, 2)),
+        (MAX_WIDTH, Tile(128, 64, 32, 128, 8, 3)),
     ],
-    ("sm80", 4): [(2048, Tile(32, 32, 32, 64, 4, 2))],
-    ("sm90", 4): [(2048, Tile(32, 32, 32, 64, 4, 2))],
+    # float16 multiplies its gradient in TF32, which takes more registers.
+    ("sm90", torch.float16): [
+        (64, Tile(128, 64, 64, 64, 8, 3)),
+        (128, Tile(128, 32, 128, 128, 8, 3)),
+        (MAX_WIDTH, Tile(128, 32, 64, 128, 8, 3)),
+    ],
+    # The accumulators live in tensor memory: 512 columns for all of a program's products.
+    ("sm100", torch.bfloat16): [
+        (64, Tile(128, 32, 64, 64, 8, 3)),
+        (128, Tile(128, 64, 128, 128, 8, 2)),
+        (256, Tile(64, 64, 256, 256, 8, 2)),
+        (MAX_WIDTH, Tile(128, 64, 64, 128, 8, 2)),
+    ],
+    ("sm80", torch.float32): [(MAX_WIDTH, Tile(64, 32, 16, 128, 8, 2))],
 }
-for _size in (2, 4):
-    SCAN_TILES["sm100", _size] = SCAN_TILES["sm90", _size]
-    GRADIENT_TILES["sm100", _size] = GRADIENT_TILES["sm90", _size]
-    # The interpreter pays per operation, not per element.
-    SCAN_TILES["interpreter", _size] = [(64, Tile(64, 64, 64, 0, 4, 1)), (2048, Tile(64, 64, 128, 0, 4, 1))]
-    GRADIENT_TILES["interpreter", _size] = [(64, Tile(64, 64, 64, 64, 4, 1)), (2048, Tile(64, 64, 128, 128, 4, 1))]
 
 
-def choose_tile(table: dict[tuple[str, int], list[tuple[int, Tile]]], arch: str, itemsize: int, width: int) -> Tile:
-    """The first tile of the table that is made for rows of ``width`` features."""
-    tile = next(tile for largest, tile in table[arch, itemsize] if width <= largest or largest == 2048)
-    if tile.depth >= width:
-        # Narrow rows: no wider than the next power of two, and at least what a matrix instruction takes.
-        depth = max(16, triton.next_power_of_2(width))
-        tile = tile._replace(depth=depth, out=depth if tile.out else 0)
-    return tile
+def choose_tile(table: TileTable, arch: str, dtype: torch.dtype, width: int) -> Tile:
+    """The tile of the table that is made for rows of ``width`` features of this dtype."""
+    if INTERPRETED:
+        # The interpreter pays per operation, not per element.
+        tile = Tile(64, 64, 64 if width <= 64 else 128, 64 if width <= 64 else 128, 4, 1)
+    else:
+        while (arch, dtype) not in table:
+            # Halves share the entries of bfloat16, and newer chips those of older ones.
+            if dtype == torch.float16:
+                dtype = torch.bfloat16
+            else:
+                arch = {"sm100": "sm90", "sm90": "sm80"}[arch]
+        tile = next(tile for largest, tile in table[arch, dtype] if width <= largest or largest == MAX_WIDTH)
+    # Narrow rows: no wider than the next power of two, and at least what a matrix instruction takes.
+    padded = max(16, triton.next_power_of_2(width))
+    return tile._replace(depth=min(tile.depth, padded), out=min(tile.out, padded))
 
 
 @lru_cache
 def architecture(device: torch.device) -> str:
     """The row of the tile tables for a device."""
     if INTERPRETED:
-        return "interpreter"
+        return "sm80"
     capability = torch.cuda.get_device_capability(device)
     return {(9, 0): "sm90", (10, 0): "sm100", (10, 3): "sm100"}.get(capability, "sm80")
 

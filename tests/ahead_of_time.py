@@ -1,0 +1,137 @@
+"""Compiles the kernels that a call of the launchers would launch, for a chip that need not be there.
+
+Runs in processes without Triton's interpreter (``compile_call`` is what a pool's worker executes): the launchers are called
+on CPU tensors with ``JITFunction.run`` replaced, so signatures, constants and tiles are exactly those of a real call.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+
+class Compiled(NamedTuple):
+    """What the compiler reports about one kernel; bytes, and columns of tensor memory."""
+
+    kernel: str
+    tile: str
+    registers: int
+    spilled: int
+    shared: int
+    tensor_memory: int
+    matrix_instructions: bool
+    dots: bool
+
+
+def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
+    """The kernels of one forward and backward pass: ``call`` is "clip", "everything" or "supcon"."""
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    from cmx_fast.kernels.common import gradient, scan, tiles
+
+    assert not triton.knobs.runtime.interpret
+    for module in (gradient, scan):
+        module.architecture = lambda device: f"sm{chip}"
+    tiles.multiprocessors = lambda device: 132
+    launches: dict[str, tuple] = {}
+
+    def record(self, *args, grid, warmup, **kwargs):
+        names = [p.name for p in self.params]
+        values = dict(zip(names, args)) | {k: v for k, v in kwargs.items() if k in names}
+        options = {k: v for k, v in kwargs.items() if k not in names}
+        launches[f"{self.__name__} {len(launches)}"] = (self, values, options)
+
+    JITFunction.run = record
+    _call(call, getattr(torch, dtype), width)
+    return [_compile(chip, *launch) for launch in launches.values()]
+
+
+def _call(call: str, dtype: torch.dtype, width: int) -> None:
+    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+    from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+
+    n = 4000
+    x, y, scale = torch.zeros(1, n, width, dtype=dtype), torch.zeros(1, n, width, dtype=dtype), torch.ones(())
+    if call == "supcon":
+        labels = torch.zeros(n, dtype=torch.int64)
+        _, *saved = supcon_fwd(x[0], labels, scale, None, None, True, False)
+        supcon_bwd(torch.ones(n), x[0], labels, scale, None, None, True, *saved, True, False)
+        return
+    if call == "clip":
+        bank, options = [], (True, False, "dot", True, True, 0.0)
+    else:
+        bank, options = [torch.zeros(k, width, dtype=dtype) for k in (65536, 1)], (True, True, "l2", True, True, 0.1)
+    _, *saved = info_nce_fwd(x, y, scale, bank, None, *options, False)
+    info_nce_bwd(torch.ones(1, n), x, y, scale, bank, None, *options, *saved, True, True)
+
+
+def _describe(value, path, constants, attributes):
+    """Type of an argument as the JIT would specialise it."""
+    if isinstance(value, tuple):
+        return tuple(_describe(v, (*path, i), constants, attributes) for i, v in enumerate(value))
+    if value is None or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    aligned = [["tt.divisibility", 16]]
+    if isinstance(value, torch.Tensor):
+        attributes[path] = aligned
+        kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+        return "*" + kinds[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    if value % 16 == 0:
+        attributes[path] = aligned
+    return "i32"
+
+
+def _compile(chip: int, kernel, values: dict, options: dict) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr:
+            constants[i,] = value
+            signature[parameter.name] = "constexpr"
+        else:
+            signature[parameter.name] = _describe(value, (i,), constants, attributes)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    registers, spilled = _registers(chip, ptx)
+    tile = {k: values[k] for k in ("ROWS", "COLS", "DEPTH", "OUT", "PRODUCT") if k in values} | options
+    return Compiled(
+        kernel.__name__,
+        str(tile),
+        registers,
+        spilled,
+        compiled.metadata.shared,
+        getattr(compiled.metadata, "tmem_size", 0) or 0,
+        any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")),
+        "tt.dot" in compiled.asm["ttir"],
+    )
+
+
+def _registers(chip: int, ptx: str) -> tuple[int, int]:
+    """Registers per thread and bytes of spill stores, from the assembler that Triton bundles."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    target = re.search(r"\.target (\w+)", ptx).group(1)
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [tools / ("ptxas-blackwell" if chip >= 100 else "ptxas"), "-v", f"--gpu-name={target}"]
+        report = subprocess.run(
+            [*command, file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
+        ).stderr
+    found = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", report, re.DOTALL)
+    return int(found.group(2)), int(found.group(1))

@@ -1,0 +1,41 @@
+"""Where the launchers run: on the GPU, or on the CPU under Triton's interpreter (tests/conftest.py switches it on)."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+import triton
+import triton.runtime.interpreter
+
+KERNEL_TYPE = (
+    triton.runtime.interpreter.InterpretedFunction if triton.knobs.runtime.interpret else triton.runtime.JITFunction
+)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class LaunchCount:
+    launches = 0
+
+
+@pytest.fixture
+def count_launches(monkeypatch):
+    """A context manager that counts the Triton kernels launched inside it."""
+
+    @contextmanager
+    def counting():
+        count = LaunchCount()
+        original = KERNEL_TYPE.run
+
+        def run(self, *args, **kwargs):
+            count.launches += 1
+            return original(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(KERNEL_TYPE, "run", run)
+            yield count
+
+    return counting

@@ -1,0 +1,65 @@
+"""Every kernel, dtype and tile compiled ahead of time for three chips: no spills, and within shared and tensor memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from ahead_of_time import compile_call
+
+from cmx_fast.kernels.common.tiles import GRADIENT_TILES, SCAN_TILES
+
+# sm_80's tiles also serve chips with 99 KB; its own limit is 163 KB.
+SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_MEMORY_COLUMNS = 512
+
+
+def _cases():
+    for chip in SHARED_BYTES:
+        for dtype in ("bfloat16", "float16", "float32"):
+            # float16 differs from bfloat16 in the gradient's product only.
+            calls = ("everything",) if dtype == "float16" else ("clip", "everything", "supcon")
+            for width in (512,) if dtype == "float32" else (64, 128, 256, 512):
+                for call in calls:
+                    yield chip, dtype, width, call
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Results of all cases, from a pool of two processes that start without the interpreter."""
+    interpret = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield {case: pool.submit(compile_call, *case) for case in _cases()}
+    finally:
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
+
+
+@pytest.mark.parametrize(("chip", "dtype", "width", "call"), _cases())
+def test_fits_the_chip(compiled, chip, dtype, width, call):
+    kernels = compiled[chip, dtype, width, call].result()
+    assert {"scan_kernel", "gradient_kernel", "loss_kernel", "weights_kernel", "finish_kernel"} <= {
+        kernel.kernel for kernel in kernels
+    }
+    for kernel in kernels:
+        assert kernel.spilled == 0, kernel
+        assert kernel.shared <= SHARED_BYTES[chip], kernel
+        assert kernel.tensor_memory <= TENSOR_MEMORY_COLUMNS, kernel
+        assert kernel.dots == (kernel.kernel in ("scan_kernel", "gradient_kernel")), kernel
+        if kernel.dots and dtype != "float32":
+            assert kernel.matrix_instructions, kernel
+
+
+def test_cases_reach_every_tile():
+    """The widths above select each entry of the tables."""
+    for table in (SCAN_TILES, GRADIENT_TILES):
+        for (_, dtype), entries in table.items():
+            widths = [largest for largest, _ in entries]
+            assert widths[-1] == 2048
+            assert set(widths[:-1]) <= ({64, 128, 256} if dtype != torch.float32 else set())
