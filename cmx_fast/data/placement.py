@@ -61,12 +61,18 @@ class FreePlaces:
 
 
 def draw_positions(room: Room, count: int, rng: np.random.Generator) -> list[tuple[Vec3, Vec3]]:
-    """``count`` pairs of a talker's mouth and a microphone, 0.8 to 6 m apart, no two pairs alike."""
+    """``count`` pairs of a talker's mouth and a microphone, no two alike.
+
+    They are 0.8 m apart or more, in large spaces 3 m, and at most 5 m more than that: so close to a talker in a
+    large space that the direct sound drowns the room, there is no decay to measure or to hear.
+    """
+    nearest = float(np.clip(0.2 * np.cbrt(room.volume), 0.8, 3.0))
     talkers, microphones = FreePlaces(room, count, rng), FreePlaces(room, count, rng)
     pairs = []
     for _ in range(count):
         source = talkers.draw((1.1, 1.75), 0.4)
-        pairs.append((source, microphones.draw((0.9, 1.8), 0.4, near=source, reach=(0.8, 6.0))))
+        reach = (nearest, nearest + 5.0)
+        pairs.append((source, microphones.draw((0.9, 1.8), 0.4, near=source, reach=reach)))
     return pairs
 
 

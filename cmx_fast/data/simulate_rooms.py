@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -65,9 +64,10 @@ def _simulate_room(
     return rows, description
 
 
-def _write_speech(folder: Path, speech: Path | None, seed: int) -> None:
+def _write_speech(folder: Path, recordings: dict[str, list[Path]] | None, seed: int) -> None:
+    """Write the dry sentences of both splits: synthesised, or these recordings at the set's rate."""
     soundfile = require("soundfile", "media")
-    if speech is None:
+    if recordings is None:
         synthesised, rate = synthesise_speech(seed)
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
@@ -77,7 +77,7 @@ def _write_speech(folder: Path, speech: Path | None, seed: int) -> None:
     import torch
     import torchaudio
 
-    for split, files in find_recordings(speech, seed).items():
+    for split, files in recordings.items():
         (folder / split).mkdir(parents=True)
         for number, file in enumerate(files):
             samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
@@ -118,22 +118,27 @@ def simulate_rooms(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise ValueError(f"out: {out} is not empty; choose another folder or pass --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
+    recordings = None if speech is None else find_recordings(speech, seed)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write_speech(staging / "speech", speech, seed)
         for split in SPLITS:
             (staging / f"{split}_A").mkdir()
             (staging / f"{split}_B").mkdir()
         spaces = make_rooms(rooms, seed)
         pairs = {"train": train_pairs, "test": test_pairs}
         jobs = [(room, index, pairs, image_size, seed, staging) for index, room in enumerate(spaces)]
-        if workers == 1:
-            results = _collect((_simulate_room(*job) for job in jobs), rooms)
-        else:
-            # spawn: the parent may hold torch's threads, which do not survive a fork
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        # Spawned also for one worker: espeak-ng's library has a state that only a new process resets, and
+        # torch's threads in the parent do not survive a fork.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            try:
+                talking = pool.submit(_write_speech, staging / "speech", recordings, seed)
                 futures = [pool.submit(_simulate_room, *job) for job in jobs]
-                results = _collect((future.result() for future in futures), rooms)
+                waiting = (future.result() for future in futures)
+                results = list(track(waiting, description="Simulating rooms", total=rooms))
+                talking.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         rows = [row for room_rows, _ in results for row in room_rows]
         descriptions = [description for _, description in results]
         rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
@@ -149,9 +154,3 @@ def simulate_rooms(
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-
-
-def _collect(
-    results: Iterable[tuple[list[Row], Description]], total: int
-) -> list[tuple[list[Row], Description]]:
-    return list(track(results, description="Simulating rooms", total=total))

@@ -16,8 +16,9 @@ _SYNCHRONOUS_RETRIEVAL = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callba
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 _ACCENTS = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan")
-_MEN = ("m1", "m2", "m3", "m4", "m5", "m7", "Lee", "Diogo")
-_WOMEN = ("f1", "f2", "f3", "f4", "f5", "Andrea", "belinda", "steph")
+# No voices with an echo (the speech is to be dry) or with breath (its noise never comes the same twice).
+_MEN = ("m1", "m3", "m4", "m5", "m7", "Lee", "Diogo", "Denis")
+_WOMEN = ("f1", "Andrea", "belinda", "steph", "Annie", "anika", "linda")
 _SPEAKERS = (*_MEN, *_WOMEN)
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
@@ -65,7 +66,9 @@ class _Synthesiser:
 def synthesise_speech(seed: int) -> tuple[dict[str, list[NDArray[np.int16]]], int]:
     """All training and test sentences, each by a voice drawn with ``seed``, and the sample rate (22,050 Hz).
 
-    Accent, speaker, speed, pitch and intonation vary from sentence to sentence: 3 to 6 seconds each.
+    Accent, speaker, speed, pitch and intonation vary from sentence to sentence: 3 to 6 seconds each. In a new
+    process the same seed gives the same samples; within one, the library carries the state of its voices from
+    utterance to utterance.
     """
     synthesiser = _Synthesiser()
     rng = np.random.default_rng([seed, 7919])
