@@ -31,7 +31,14 @@ def embeddings() -> Embeddings:
 
 
 def test_rank_orders_by_cosine(embeddings):
-    assert retrieval.rank(embeddings.speech, embeddings.image, 2).tolist() == [[0, 1], [1, 0], [1, 0], [2, 1], [2, 1], [2, 1]]
+    assert retrieval.rank(embeddings.speech, embeddings.image, 2).tolist() == [
+        [0, 1],
+        [1, 0],
+        [1, 0],
+        [2, 1],
+        [2, 1],
+        [2, 1],
+    ]
     assert retrieval.rank(embeddings.image, embeddings.speech, 9).shape == (3, 6)
 
 

@@ -56,7 +56,9 @@ def test_speech_encoder_standardises_each_mel_band():
 
 def test_image_encoders_give_365_logits():
     assert image_encoder("resnet10")(torch.randn(2, 3, 32, 32)).shape == (2, 365)
-    assert sum(p.numel() for p in image_encoder("resnet50").parameters()) == 24_255_917  # torchvision's with fc 365
+    assert (
+        sum(p.numel() for p in image_encoder("resnet50").parameters()) == 24_255_917
+    )  # torchvision's with fc 365
     with pytest.raises(ValueError, match="resnet34"):
         image_encoder("resnet34")
 
@@ -71,7 +73,9 @@ def test_csir_outputs(csir):
 def test_csir_loss_of_identical_features(csir):
     same = torch.ones(6, 64)
     losses = csir.losses({"image": same, "speech": same, "space": torch.zeros(6, SPACES)}, batch())
-    assert losses["supcon"].item() == pytest.approx(math.log(2 * 6 - 1), abs=1e-5)  # any labels: 2N - 1 others
+    assert losses["supcon"].item() == pytest.approx(
+        math.log(2 * 6 - 1), abs=1e-5
+    )  # any labels: 2N - 1 others
     assert losses["ce"].item() == pytest.approx(math.log(SPACES))
     assert losses["loss"].item() == pytest.approx(0.6 * math.log(SPACES) + 0.4 * math.log(11), abs=1e-5)
 
@@ -81,7 +85,9 @@ def test_csir_cross_contrast_is_eq_7_on_speech_rows_and_image_columns(csir, redu
     recipe = Recipe.preset("demo", contrast="cross", supcon_reduction=reduction)
     model = CSIR(recipe, SPACES, csir.image_encoder, csir.speech_encoder)
     image, speech, space = torch.randn(6, 64), torch.randn(6, 64), torch.tensor([0, 1, 0, 2, 2, 2])
-    losses = model.losses({"image": image, "speech": speech, "space": torch.zeros(6, SPACES)}, {"space": space})
+    losses = model.losses(
+        {"image": image, "speech": speech, "space": torch.zeros(6, SPACES)}, {"space": space}
+    )
     logits = F.normalize(speech) @ F.normalize(image).T / 0.07
     rows = [-(logits[i] - logits[i].logsumexp(0))[space == space[i]].mean() for i in range(6)]
     expected = torch.stack(rows).mean() if reduction == "mean" else torch.stack(rows).sum()
@@ -140,7 +146,9 @@ def places(tmp_path):
     source = image_encoder("resnet10")
     weights = {f"module.{k}": v for k, v in source.state_dict().items() if "num_batches" not in k}
     file = tmp_path / "resnet_places365.pth.tar"
-    torch.save({"epoch": 90, "arch": "resnet10", "state_dict": weights, "best_prec1": torch.tensor(54.7)}, file)
+    torch.save(
+        {"epoch": 90, "arch": "resnet10", "state_dict": weights, "best_prec1": torch.tensor(54.7)}, file
+    )
     return file, weights, source
 
 

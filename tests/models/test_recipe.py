@@ -8,14 +8,30 @@ from cmx_fast.models.recipe import Recipe
 def test_default_is_the_paper():
     recipe = Recipe()
     assert Recipe.preset("paper") == recipe
-    assert (recipe.n_fft, recipe.hop, recipe.n_mels, recipe.sample_rate, recipe.seconds) == (2048, 441, 128, 22050, 6.0)
+    assert (recipe.n_fft, recipe.hop, recipe.n_mels, recipe.sample_rate, recipe.seconds) == (
+        2048,
+        441,
+        128,
+        22050,
+        6.0,
+    )
     assert (recipe.alpha, recipe.embed_dim, recipe.image_size, recipe.sentences_per_air) == (0.6, 64, 224, 5)
     assert recipe.frames == 301
 
 
 def test_demo_keeps_the_method():
     demo, paper = Recipe.preset("demo"), Recipe()
-    for name in ("alpha", "embed_dim", "temperature", "contrast", "n_fft", "hop", "n_mels", "dscmr_alpha", "dscmr_beta"):
+    for name in (
+        "alpha",
+        "embed_dim",
+        "temperature",
+        "contrast",
+        "n_fft",
+        "hop",
+        "n_mels",
+        "dscmr_alpha",
+        "dscmr_beta",
+    ):
         assert getattr(demo, name) == getattr(paper, name)
 
 

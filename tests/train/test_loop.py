@@ -45,7 +45,9 @@ def stage(steps=23, at=None, signum=signal.SIGINT, poison=None) -> Stage:
 
     torch.manual_seed(0)
     module = Noisy()
-    return Stage("seed0/noisy", module, [{"params": list(module.parameters()), "lr": 0.01}], steps, batches, seed=5)
+    return Stage(
+        "seed0/noisy", module, [{"params": list(module.parameters()), "lr": 0.01}], steps, batches, seed=5
+    )
 
 
 def train(path, resume=False, **options) -> tuple[RunFolder, Noisy]:
@@ -125,4 +127,8 @@ def test_csv_has_every_metric(tmp_path):
     run.log({"stage": "a", "step": 1, "loss": 0.5})
     run.log({"stage": "b", "step": 1, "sir R@1": 0.25})
     run.write_csv()
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["stage,step,loss,sir R@1", "a,1,0.5,", "b,1,,0.25"]
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "stage,step,loss,sir R@1",
+        "a,1,0.5,",
+        "b,1,,0.25",
+    ]

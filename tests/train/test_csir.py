@@ -1,0 +1,191 @@
+"""The whole of ``cmx train csir`` and ``cmx evaluate csir`` on a few real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import typer
+from PIL import Image
+
+from cmx_fast.evaluate.csir import evaluate_csir, open_split
+from cmx_fast.models.recipe import Recipe
+from cmx_fast.train import csir as command
+from cmx_fast.train.csir import changes, train_csir
+from cmx_fast.train.loop import Stage
+
+RATE = 22050
+TINY = [
+    "image_size=32", "seconds=1.0", "crop_seconds=0.7", "n_mels=32", "sentences_per_air=2", "eval_crops=2",
+    "speech_steps=4", "image_steps=2", "cross_steps=4", "evaluations=2",
+    "speech_batch=8", "image_batch=8", "cross_batch=8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three spaces in the Image2Reverb layout: noise that decays at their own rate, pictures of their own colour."""
+    root = tmp_path_factory.mktemp("rooms")
+    rng = np.random.default_rng(0)
+    rows = ["image,air,space,indoor,rt60,split"]
+    for split, pairs in (("train", 4), ("test", 2)):
+        for folder in (f"{split}_A", f"{split}_B", f"speech/{split}"):
+            (root / folder).mkdir(parents=True)
+        for i in range(3):
+            soundfile.write(root / f"speech/{split}/{i}.wav", 0.2 * rng.standard_normal(RATE // 2), RATE)
+        for space in range(3):
+            for pair in range(pairs):
+                decay = 10 ** (-3 * np.arange(RATE // 4) / RATE / (0.1 + 0.1 * space))
+                image, air = f"{split}_A/{space}_{pair}_label.jpg", f"{split}_B/{space}_{pair}_img.wav"
+                soundfile.write(root / air, 0.3 * rng.standard_normal(RATE // 4).clip(-3, 3) * decay, RATE)
+                pixels = rng.integers(0, 90, (40, 48, 3)) + 80 * np.eye(3)[space]
+                Image.fromarray(pixels.astype(np.uint8)).save(root / image)
+                rows.append(f"{image},{air},space{space},{int(space > 0)},{0.1 + 0.1 * space},{split}")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def train(data, out, *more, **options):
+    train_csir(data, out, preset="demo", set=[*TINY, *more], **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are too small to share out, and on a busy machine threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(data, one_thread, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    train(data, out)
+    return out
+
+
+def timeless(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_run_leaves_everything_a_reader_needs(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["spaces"] == ["space0", "space1", "space2"]
+    assert config["recipe"]["alpha"] == 0.6
+    for stage in ("speech", "image", "csir", "dscmr"):
+        assert (finished / "seed0" / f"{stage}.pt").exists()
+    results = json.loads((finished / "results.json").read_text())
+    assert results["chance_R@1"] == pytest.approx(1 / 3)
+    for model in ("csir", "dscmr"):
+        (seed,) = results["seeds"][model]
+        assert results["mean_and_spread"][model]["isr"]["total"]["R@1"] == [seed["isr"]["total"]["R@1"], 0.0]
+    looks = [row for row in timeless(finished) if "sir R@1" in row]
+    assert [row["step"] for row in looks] == [2, 4] * 2
+    assert (finished / "metrics.csv").read_text().startswith("stage,step,loss")
+
+
+def test_report_stands_alone_and_has_its_parts(finished):
+    html = (finished / "report.html").read_text()
+    for part in (
+        'id="recall"',
+        "Look and listen",
+        "Where the image encoder looks",
+        "Held-out",
+        "Every number",
+    ):
+        assert part in html
+    assert (
+        html.count("data:audio/mpeg;base64,") == 3 + 3 * 5
+    )  # one query per space; five sentences per picture
+    assert html.count('class="card right"') + html.count('class="card wrong"') == 2 * 3 * 5
+    assert html.count("<svg") == 3
+    assert not re.search(r'(?:src|href)="(?!data:|#)', html)  # nothing from elsewhere
+    assert len(re.findall(r'alt="heat map', html)) == 2 * 3
+
+
+@pytest.mark.parametrize("stop", [("seed0/speech", 3), ("seed0/dscmr", 4)])
+def test_an_interrupted_run_resumes_to_the_same_numbers(data, finished, tmp_path, monkeypatch, stop):
+    before = Stage.__init__
+
+    def interrupting(self, name, module, groups, steps, batches, *rest, **more):
+        def with_signal(start):
+            for step, batch in enumerate(batches(start), start + 1):
+                if (name, step) == stop:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+        before(self, name, module, groups, steps, with_signal, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "__init__", interrupting)
+        with pytest.raises(typer.Exit):
+            train(data, tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+    torch.rand(10)
+    train(data, tmp_path / "run", resume=True)
+    assert timeless(tmp_path / "run") == timeless(finished)
+    assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+def test_evaluation_repeats_the_training_runs_figures(finished, data):
+    trained = (finished / "results.json").read_text()
+    (finished / "results.json").unlink()
+    evaluate_csir(finished, data=data)
+    assert (finished / "results.json").read_text() == trained
+
+
+def test_evaluation_needs_a_finished_run(finished, tmp_path):
+    with pytest.raises(ValueError, match="not a run folder"):
+        evaluate_csir(tmp_path)
+    (tmp_path / "config.json").write_text((finished / "config.json").read_text())
+    with pytest.raises(ValueError, match="not finished: no seed0/csir.pt"):
+        evaluate_csir(tmp_path)
+
+
+def test_bfloat16_trains(data, tmp_path):
+    train(data, tmp_path, model=["csir"], precision="bf16")
+    assert "dscmr" not in json.loads((tmp_path / "results.json").read_text())["seeds"]
+
+
+def test_loading_files_gives_what_the_memory_holds(data):
+    recipe = {name: value for name, value in changes(TINY).items()}
+    kept = open_split(data, "test", Recipe.preset("demo", **recipe), "cpu")
+    read = open_split(data, "test", Recipe.preset("demo", **recipe, cache=False), "cpu")
+    for a, b in zip(kept.in_order(("image", "logmel")), read.in_order(("image", "logmel")), strict=True):
+        assert torch.equal(a["space"], b["space"])
+        torch.testing.assert_close(a["image"], b["image"])
+        torch.testing.assert_close(a["logmel"], b["logmel"], atol=0.05, rtol=0)  # kept in float16
+        floor = b["logmel"].amax((1, 2)) - 80
+        assert (b["logmel"].amin((1, 2)) >= floor - 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
+        ({"model": ["clip"]}, "model must be one or more of csir, dscmr; got clip"),
+        ({"set": ["alpha"]}, "--set takes NAME=VALUE; got 'alpha'"),
+        ({"set": ["alpha=2"]}, "alpha must be between 0 and 1; got 2"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
+    monkeypatch.setattr(command, "open_split", None)
+    with pytest.raises(ValueError, match=message):
+        train_csir(tmp_path, tmp_path / "run", **options)
+
+
+def test_changes_read_numbers_and_words():
+    assert changes(["alpha=0.5", "cache=True", "contrast=cross"]) == {
+        "alpha": 0.5,
+        "cache": True,
+        "contrast": "cross",
+    }
