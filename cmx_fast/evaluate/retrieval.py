@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,7 +30,8 @@ class Embeddings:
 
     Attributes:
         image (P, D), speech (U, D): float32, any length (the cosine ranks them).
-        image_space (P,), speech_space (U,): int64 labels. image_indoor (P,), speech_indoor (U,): int8, 1 indoors, 0 outdoors, -1 where the data do not say.
+        image_space (P,), speech_space (U,): int64 labels.
+        image_indoor (P,), speech_indoor (U,): int8, 1 indoors, 0 outdoors, -1 where the data do not say.
         speech_pair (U,): int64, the pair that the utterance belongs to, i.e. its own image.
     """
 
@@ -126,7 +127,7 @@ def spread(results: Sequence[Recalls]) -> dict[str, dict[str, dict[str, tuple[fl
     return {d: {g: {f"R@{r}": over_seeds(d, g, f"R@{r}") for r in RANKS} for g in GROUPS} for d in DIRECTIONS}
 
 
-def table(models: dict[str, Sequence[Recalls]], title: str) -> Table:
+def table(models: Mapping[str, Sequence[Recalls]], title: str) -> Table:
     """The paper's table in percent, mean and spread over the seeds, for a terminal: a block per direction."""
     result = Table(title=title, title_justify="left")
     result.add_column("", no_wrap=True)

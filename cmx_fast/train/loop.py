@@ -236,9 +236,13 @@ def progress(
         )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(stage.name, total=stage.steps, completed=start, means="")
-            yield lambda step, means: bar.update(
-                task, completed=step, **({"means": text(means)} if means else {})
-            )
+
+            def advance(step: int, means: dict[str, float] | None) -> None:
+                bar.update(task, completed=step)
+                if means is not None:
+                    bar.update(task, means=text(means))
+
+            yield advance
     else:
 
         def line(step: int, means: dict[str, float] | None) -> None:

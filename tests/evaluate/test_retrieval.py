@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 
 import pytest
@@ -79,7 +80,7 @@ def test_spread_is_the_mean_and_sample_deviation():
     assert mean == pytest.approx(0.7)
     assert deviation == pytest.approx(0.2)
     assert retrieval.percent((mean, deviation), True) == "70.0±20.0"
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(retrieval.table({"csir": [result(0.5), result(0.7)], "dscmr": [result(0.2)]}, "Recall"))
     text = console.export_text()
     assert "60.0±14.1" in text

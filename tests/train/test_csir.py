@@ -156,9 +156,9 @@ def test_bfloat16_trains(data, tmp_path):
 
 
 def test_loading_files_gives_what_the_memory_holds(data):
-    recipe = {name: value for name, value in changes(TINY).items()}
+    recipe = changes(TINY)
     kept = open_split(data, "test", Recipe.preset("demo", **recipe), "cpu")
-    read = open_split(data, "test", Recipe.preset("demo", **recipe, cache=False), "cpu")
+    read = open_split(data, "test", Recipe.preset("demo", **{**recipe, "cache": False}), "cpu")
     for a, b in zip(kept.in_order(("image", "logmel")), read.in_order(("image", "logmel")), strict=True):
         assert torch.equal(a["space"], b["space"])
         torch.testing.assert_close(a["image"], b["image"])
