@@ -24,7 +24,9 @@ def check_floating(name: str, value: object, min_dim: int, shape: str) -> None:
 def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Require the dtype, device and last dimension of another tensor."""
     if value.device != other.device:
-        raise ValueError(f"{name} is on {value.device} but {other_name} is on {other.device}; move one of them")
+        raise ValueError(
+            f"{name} is on {value.device} but {other_name} is on {other.device}; move one of them"
+        )
     if value.dtype != other.dtype:
         raise TypeError(f"{name} is {value.dtype} but {other_name} is {other.dtype}; convert one of them")
     if value.shape[-1] != other.shape[-1]:
@@ -62,7 +64,9 @@ def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
         if isinstance(logit_scale, bool) or not isinstance(logit_scale, int | float):
             raise TypeError(f"logit_scale must be a number or a 0-d tensor, got {type(logit_scale).__name__}")
         if not logit_scale > 0 or math.isinf(logit_scale):
-            raise ValueError(f"logit_scale must be positive and finite (it is 1 / temperature), got {logit_scale}")
+            raise ValueError(
+                f"logit_scale must be positive and finite (it is 1 / temperature), got {logit_scale}"
+            )
         return torch.full((), logit_scale, dtype=wide, device=features.device)
     if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
         raise ValueError(
@@ -81,4 +85,6 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.dtype in (torch.float32, torch.bfloat16, torch.float16) else t for t in tensors)
+    return tuple(
+        t.to(dtype) if t.dtype in (torch.float32, torch.bfloat16, torch.float16) else t for t in tensors
+    )

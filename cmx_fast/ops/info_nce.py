@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +87,9 @@ def info_nce(
     query, key = _checks.autocast(query, key)
     _checks.check_alike("key", key, "query", query)
     if query.shape[:-2] != key.shape[:-2]:
-        raise ValueError(f"query and key must agree in their leading dimensions, got {query.shape} and {key.shape}")
+        raise ValueError(
+            f"query and key must agree in their leading dimensions, got {query.shape} and {key.shape}"
+        )
     bank = (bank,) if isinstance(bank, Tensor) else tuple(bank)
     for index, rows in enumerate(bank):
         _checks.check_floating(f"bank[{index}]", rows, 2, "(K, D)")
@@ -101,7 +105,7 @@ def info_nce(
     scale = _checks.scale_tensor(logit_scale, query)
     _check_target(query, key, target, symmetric)
     impl = choose("info_nce", impl, query.device.type, query.dtype, query.shape[-1])
-    options = {
+    options: dict[str, Any] = {
         "in_batch": in_batch,
         "within": within,
         "similarity": similarity,
@@ -112,11 +116,13 @@ def info_nce(
     if impl == "reference":
         return reference.info_nce(query, key, scale, bank=bank, target=target, reduction=reduction, **options)
     leading = query.shape[:-1]
-    query, key = query.reshape(-1, *query.shape[-2:]), key.reshape(-1, *key.shape[-2:])
+    batch = math.prod(leading[:-1])
+    query, key = query.reshape(batch, *query.shape[-2:]), key.reshape(batch, *key.shape[-2:])
     if target is not None:
         target = target.reshape(query.shape[:-1])
     keep = in_batch and worth_keeping(query.shape[0] * query.shape[1] * key.shape[1], query, key)
-    loss = torch.ops.cmx_fast.info_nce_fwd(query, key, scale, bank, target, *options.values(), keep)[0]
+    forward = torch.ops.cmx_fast.info_nce_fwd if torch.compiler.is_compiling() else _InfoNCE.apply
+    loss = forward(query, key, scale, bank, target, *options.values(), keep)[0]
     return reference.reduce_loss(loss.reshape(leading), reduction)
 
 
@@ -126,7 +132,9 @@ def _check_target(query: Tensor, key: Tensor, target: Tensor | None, symmetric: 
         raise ValueError(f"symmetric needs as many keys as queries, got {m} and {n}; pass symmetric=False")
     if target is None:
         if n > m:
-            raise ValueError(f"{n} queries but {m} keys: pass target, the row of key that belongs to each query")
+            raise ValueError(
+                f"{n} queries but {m} keys: pass target, the row of key that belongs to each query"
+            )
         return
     _checks.check_index("target", target, query.shape[:-1], query.device)
     if not _checks.readable(target) or target.numel() == 0:
@@ -141,7 +149,20 @@ def _check_target(query: Tensor, key: Tensor, target: Tensor | None, symmetric: 
 if HAS_EXTENSION:
 
     @torch.library.register_fake("cmx_fast::info_nce_fwd")
-    def _(query, key, logit_scale, bank, target, in_batch, within, similarity, symmetric, normalize, smoothing, cache):
+    def _(
+        query,
+        key,
+        logit_scale,
+        bank,
+        target,
+        in_batch,
+        within,
+        similarity,
+        symmetric,
+        normalize,
+        smoothing,
+        cache,
+    ):
         (b, n, _), m = query.shape, key.shape[1]
         return (
             logit_scale.new_empty(b, n),
@@ -192,6 +213,20 @@ if HAS_EXTENSION:
 
     def _refuse(ctx, *_):
         raise NotImplementedError("info_nce has no second derivatives; use impl='reference' for them")
+
+    class _InfoNCE(torch.autograd.Function):
+        """The op with its autograd as eager code calls it: register_autograd costs 100 us of Python a call."""
+
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = torch.ops.cmx_fast.info_nce_fwd(*inputs)
+            _save(ctx, inputs, output)
+            return output[:1]
+
+        @staticmethod
+        def backward(ctx, grad_loss):
+            gradients = _backward(ctx, grad_loss)
+            return *gradients[:3], None, *gradients[4:]
 
     torch.library.register_autograd("cmx_fast::info_nce_fwd", _backward, setup_context=_save)
     torch.library.register_autograd("cmx_fast::info_nce_bwd", _refuse)

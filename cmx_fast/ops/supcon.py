@@ -27,7 +27,7 @@ def supcon(
     r"""Supervised contrastive loss without the M x M matrix.
 
     .. math:: \ell_i = -\frac{1}{|P(i)|} \sum_{p \in P(i)}
-              \log \frac{\exp(z_{ip})}{\sum_{a \ne i} \exp(z_{ia})}, \qquad z_{ij} = \mathrm{logit\_scale}\; x_i^\top x_j
+              \log \frac{\exp(z_{ip})}{\sum_{a \ne i} \exp(z_{ia})}, \quad z_{ij} = \mathrm{logit\_scale}\; x_i^\top x_j
 
     P(i) are the other rows with i's label; a row without one has loss 0 and no gradient (Khosla et al. 2020, eq. 2,
     :math:`L^{sup}_{out}`; CSIR's eq. 7 on stacked image and speech rows). The positives' sum is the row's product with
@@ -37,7 +37,7 @@ def supcon(
     Args:
         features: (M, D) float32, float64, bfloat16 or float16.
         labels: (M,) int64, any values.
-        logit_scale: 1 / temperature, a positive number or 0-d tensor; differentiable. Default 1 / 0.07: the paper's code.
+        logit_scale: 1 / temperature, a positive number or 0-d tensor; differentiable. Default: the paper's code's.
         ref_features: (R, D), the columns; default the features themselves without the row's own.
         ref_labels: (R,) int64, given together with ``ref_features``.
         normalize: divide every row by max(norm, 1e-12) first.
@@ -96,7 +96,8 @@ def supcon(
             reduction=reduction,
         )
     keep = worth_keeping(features.shape[0] * columns.shape[0], features, columns)
-    loss = torch.ops.cmx_fast.supcon_fwd(features, labels, scale, ref_features, ref_labels, normalize, keep)[0]
+    forward = torch.ops.cmx_fast.supcon_fwd if torch.compiler.is_compiling() else _SupCon.apply
+    loss = forward(features, labels, scale, ref_features, ref_labels, normalize, keep)[0]
     return reference.reduce_loss(loss, reduction)
 
 
@@ -155,6 +156,17 @@ if HAS_EXTENSION:
 
     def _refuse(ctx, *_):
         raise NotImplementedError("supcon has no second derivatives; use impl='reference' for them")
+
+    class _SupCon(torch.autograd.Function):
+        """The op with its autograd as eager code calls it: register_autograd costs 100 us of Python a call."""
+
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = torch.ops.cmx_fast.supcon_fwd(*inputs)
+            _save(ctx, inputs, output)
+            return output[:1]
+
+        backward = staticmethod(_backward)
 
     torch.library.register_autograd("cmx_fast::supcon_fwd", _backward, setup_context=_save)
     torch.library.register_autograd("cmx_fast::supcon_bwd", _refuse)

@@ -20,7 +20,8 @@ def supcon(
     reduction: str = "mean",
 ) -> Tensor:
     """The same function as :func:`cmx_fast.ops.supcon`, with the similarity matrix and both masks in memory."""
-    columns, column_labels = (features, labels) if ref_features is None else (ref_features, ref_labels)
+    columns = features if ref_features is None else ref_features
+    column_labels = labels if ref_labels is None else ref_labels
     if normalize:
         features, columns = F.normalize(features, dim=-1), F.normalize(columns, dim=-1)
     logits = logit_scale * (features @ columns.T)

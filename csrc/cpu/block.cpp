@@ -108,7 +108,8 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
   if (n == 0 || m == 0) return;
   const auto& kernels = best_kernels<T>();
   const Walk<T> walk(block, 8 * kTileRows);
-  const auto products = make_products<T>(block.x, block.y, {.scores = true, .product = false, .transposed = false});
+  const auto products =
+      make_products<T>(block.x, block.y, {.scores = true, .product = false, .transposed = false, .cancelling = false});
   const auto row_bound = bounding_shifts(logits, block.x, block.y),
              column_bound = bounding_shifts(logits, block.y, block.x);
   const bool bounded = !row_bound.empty();
@@ -208,8 +209,9 @@ void add_gradients(const Block<T>& block, const Logits<T>& logits, const Softmax
   const int64_t column_tiles = ceil_div(m, kTileCols), stride = m + kPadding;
   // Without dy nothing outlives a tile, and one panel takes all rows.
   const Walk<T> walk(block, dy ? kPanelBytes / (column_tiles * kTileCols * int64_t(sizeof(T))) : n + kTileRows);
-  const auto products =
-      make_products<T>(block.x, block.y, {.scores = !saved, .product = dx != nullptr, .transposed = dy != nullptr});
+  const auto products = make_products<T>(
+      block.x, block.y,
+      {.scores = !saved, .product = dx != nullptr, .transposed = dy != nullptr, .cancelling = block.cancelling});
   const auto column_square = padded(block.y.square);
   const int64_t height_limit = std::min(walk.panel_rows, n), tiles = ceil_div(height_limit, walk.tile_rows);
   Buffer<T> derivatives(dy ? tiles * column_tiles * kTile : 0);

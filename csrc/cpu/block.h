@@ -37,6 +37,7 @@ struct Block {
   const Rows<T>& y;
   const int64_t* excluded = nullptr;
   bool self = false;
+  bool cancelling = false;  // see ProductNeeds
 };
 
 // Adds the block to the softmax sums of its rows and, unless null, of its columns (self: both are the same array).

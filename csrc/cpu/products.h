@@ -23,9 +23,10 @@ class Products {
   virtual void add_transposed(int64_t i, int64_t n, int64_t m, const T* v, int64_t ldv, T* c) = 0;
 };
 
-// Which products a pass needs: packing is done for these only.
+// Which products a pass needs: packing is done for these only. `cancelling`: the caller subtracts something of the size
+// of the products from them, so derivatives need more digits than a bfloat16 input has.
 struct ProductNeeds {
-  bool scores, product, transposed;
+  bool scores, product, transposed, cancelling;
 };
 
 template <class T>

@@ -78,7 +78,7 @@ struct Problem {
 
   bool self() const { return !ref; }
   const Rows<T>& columns() const { return ref ? *ref : rows; }
-  Block<T> block() const { return {rows, columns(), nullptr, self()}; }
+  Block<T> block() const { return {rows, columns(), nullptr, self(), true}; }
 };
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
