@@ -16,7 +16,9 @@ _INDOOR_DECAY_SECONDS = (
     2.4,
 )  # Eyring, mean of 500 Hz and 1 kHz; a hall beyond it needs over 3 s of response
 _OUTDOOR_EVERY = 6  # 1 in 6: 4 of 24, so that the outdoor columns of the table are more than one space
-_CANDIDATES = 8
+_CANDIDATES = 32
+_SWEEPS = 4
+_BAND_WEIGHTS = np.array([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5])
 
 
 class _WallPlan:
@@ -95,39 +97,43 @@ def draw_room(kind: Kind, indoor: bool, rng: np.random.Generator) -> Room:
 
 
 def _signature(room: Room) -> NDArray[np.float64]:
-    """What tells spaces apart by ear: octaves of decay time per band, and of the room's linear size."""
+    """What tells spaces apart by ear: octaves of decay time per band, those of speech in full; size and openness."""
+    decay = np.log2(predicted_decay_times(room)) * _BAND_WEIGHTS
     openness = sum(room.surfaces[s] == "open" for s in SURFACES)
-    size = np.log2(room.volume) / 3
-    return np.concatenate([np.log2(predicted_decay_times(room)), [2 * size, 0.5 * openness]])
+    return np.concatenate([decay, [np.log2(room.volume) / 6, 0.5 * openness]])
+
+
+def _candidates(kind: Kind, indoor: bool, rng: np.random.Generator) -> list[Room]:
+    """Random spaces of a kind; indoors those whose decay is nearest to the range wanted."""
+    rooms = [draw_room(kind, indoor, rng) for _ in range(_CANDIDATES)]
+    if not indoor:
+        return rooms
+    low, high = _INDOOR_DECAY_SECONDS
+    middle = [float(predicted_decay_times(room)[2:4].mean()) for room in rooms]
+    excess = [max(low - t, t - high, 0.0) for t in middle]
+    return [room for room, e in zip(rooms, excess, strict=True) if e <= min(excess)]
 
 
 def make_rooms(count: int, seed: int) -> list[Room]:
     """``count`` spaces, every sixth outdoors, named ``<index>-<kind>``.
 
-    The kinds come in a fixed order; of eight random spaces of the kind the one is taken that differs most from
-    all spaces before it (largest smallest distance in decay time per band and size), so that the whole set
-    spreads over what can be heard.
+    The kinds come in a fixed order. Of 32 random spaces of its kind each place takes the one that differs most
+    from all the others (largest smallest distance in decay time per band, size and openness), a few times over,
+    so that the whole set spreads over what can be heard.
     """
-    rooms: list[Room] = []
-    signatures: list[NDArray[np.float64]] = []
+    choices: list[list[Room]] = []
     for index in range(count):
-        rng = np.random.default_rng([seed, index, 0])
         indoor = index % _OUTDOOR_EVERY != 2
         outdoors_before = (index + 3) // _OUTDOOR_EVERY
-        kind = (
-            INDOOR[(index - outdoors_before) % len(INDOOR)]
-            if indoor
-            else OUTDOOR[outdoors_before % len(OUTDOOR)]
-        )
-        candidates = [draw_room(kind, indoor, rng) for _ in range(_CANDIDATES)]
-        if indoor:
-            low, high = _INDOOR_DECAY_SECONDS
-            middle = [float(predicted_decay_times(r)[2:4].mean()) for r in candidates]
-            excess = [max(low - t, t - high, 0.0) for t in middle]
-            candidates = [r for r, e in zip(candidates, excess, strict=True) if e <= min(excess)]
-        vectors = [_signature(room) for room in candidates]
-        gaps = [min((float(np.linalg.norm(v - s)) for s in signatures), default=0.0) for v in vectors]
-        best = int(np.argmax(gaps))
-        signatures.append(vectors[best])
-        rooms.append(replace(candidates[best], name=f"{index:02d}-{kind.name.replace(' ', '-')}"))
-    return rooms
+        kinds, position = (INDOOR, index - outdoors_before) if indoor else (OUTDOOR, outdoors_before)
+        rng = np.random.default_rng([seed, index, 0])
+        choices.append(_candidates(kinds[position % len(kinds)], indoor, rng))
+    signatures = [np.array([_signature(room) for room in rooms]) for rooms in choices]
+    chosen = [0] * count
+    for _ in range(_SWEEPS if count > 1 else 0):
+        for index in range(count):
+            others = np.array([signatures[i][chosen[i]] for i in range(count) if i != index])
+            gaps = np.linalg.norm(signatures[index][:, None] - others, axis=2).min(axis=1)
+            chosen[index] = int(np.argmax(gaps))
+    picked = [rooms[which] for rooms, which in zip(choices, chosen, strict=True)]
+    return [replace(room, name=f"{i:02d}-{room.kind.replace(' ', '-')}") for i, room in enumerate(picked)]
