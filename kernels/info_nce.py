@@ -1,7 +1,7 @@
 """InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
 
-Forward: norms (only to normalise, for distances or to check a permutation), a scan of the logits for the queries and, if
-symmetric, one for the keys, then the losses. Two to four launches.
+Forward: norms (only to normalise, for distances or to check a permutation), a scan of the logits for the queries and,
+if symmetric, one for the keys, then the losses. Two to four launches.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,11 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous
+from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.logits import add_partials, empty_statistics, log_sum_exp_and_mean, softplus
 from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
-    Rows,
     allocate_rows,
     measure_rows,
     norm_arguments,
@@ -25,6 +22,7 @@ from cmx_fast.kernels.common.norms import (
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.common.scan import Partials, scan
 from cmx_fast.kernels.info_nce_backward import info_nce_bwd
+from torch import Tensor
 
 __all__ = ["info_nce_bwd", "info_nce_fwd"]
 
@@ -136,6 +134,7 @@ def loss_kernel(
     tl.store(loss_ptr + i, tl.where(scale > 0, loss, float("nan")), mask=inside)
 
 
+@on_own_device
 def info_nce_fwd(
     query: Tensor,
     key: Tensor,
@@ -162,8 +161,8 @@ def info_nce_fwd(
     Returns:
         loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), all float32, and an empty tensor.
 
-    Memory: 3 floats per row and column split (at most 32). Cost: one N x M x D product per direction. At most four launches,
-    no synchronisation, no atomics.
+    Memory: 3 floats per row and column split (at most 32). Cost: one N x M x D product per direction. At most four
+    launches, no synchronisation, no atomics.
     """
     check_dtype(query)
     query, key, target, *bank = contiguous(query, key, target, *bank)
@@ -182,18 +181,31 @@ def info_nce_fwd(
     programs = norm_programs(measured[-1]) + (triton.cdiv(batch * n, BLOCK) if owner is not None else 0)
     if programs:
         prepare_kernel[(programs,)](
-            *measured, width, target, owner, batch * n, n, len(measured[-1]), owner is not None, ROWS_PER_PROGRAM, DEPTH, BLOCK
+            *measured, width, target, owner, batch * n, n,
+            len(measured[-1]), owner is not None, ROWS_PER_PROGRAM, DEPTH, BLOCK,
         )  # fmt: skip
 
     options = {"within": within, "similarity": similarity, "smooth": label_smoothing > 0}
     row_part = col_part = Partials()
     if in_batch or banks or within:
         row_part = scan(
-            queries, keys if in_batch else None, banks, target, logit_scale, exclude="column of row", **options
+            queries,
+            keys if in_batch else None,
+            banks,
+            target,
+            logit_scale,
+            exclude="column of row",
+            **options,
         )
         if symmetric:
             col_part = scan(
-                keys, queries if in_batch else None, banks, target, logit_scale, exclude="row of column", **options
+                keys,
+                queries if in_batch else None,
+                banks,
+                target,
+                logit_scale,
+                exclude="row of column",
+                **options,
             )
     loss_kernel[(triton.cdiv(batch * n, BLOCK),)](
         query,

@@ -1,13 +1,11 @@
-"""Backward pass of InfoNCE: weights of the softmaxes, the two matrix kernels, and what is O(ND). At most four launches."""
+"""Backward pass of InfoNCE: softmax weights, the two matrix kernels, and what is O(N D). At most four launches."""
 
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous
+from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
 from cmx_fast.kernels.common.logits import LOG2E
 from cmx_fast.kernels.common.norms import (
@@ -15,13 +13,13 @@ from cmx_fast.kernels.common.norms import (
     ROWS_PER_PROGRAM,
     allocate_rows,
     finish_tile,
-    inverse_norm,
     measure_rows,
     norm_arguments,
     norm_programs,
-    through_normalization,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
+from cmx_fast.kernels.info_nce_finish import finish_kernel
+from torch import Tensor
 
 BLOCK = 32  # queries of one program of the weights
 
@@ -118,155 +116,7 @@ def weights_kernel(
     measure_rows(pid - weight_programs, matrices, inverses, squared, counts, D, N_MATRICES, ROWS, DEPTH)
 
 
-@triton.jit
-def load_row(ptr, row, D, NORMALIZE: tl.constexpr, WIDTH: tl.constexpr):
-    """(WIDTH,) float32 row of a matrix, normalised if asked for."""
-    d = tl.arange(0, WIDTH)
-    x = tl.load(ptr + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    if NORMALIZE:
-        x *= inverse_norm(tl.sum(x * x))
-    return x
-
-
-@triton.jit
-def add_positive(gradient, x, y, factor, SIMILARITY: tl.constexpr):
-    """``gradient`` plus that of a positive pair (x, y) with respect to x."""
-    if SIMILARITY == "dot":
-        gradient += factor * y
-    else:
-        gradient += factor * (y - x)
-    return gradient
-
-
-@triton.jit
-def finish_rows(
-    pid,
-    x_ptr,  # (B, n, D): the rows whose gradient is finished
-    y_ptr,  # (B, m, D): the other side of the positives
-    target_ptr,  # (B, N) int64 or None
-    positive_ptr,  # (B, N)
-    part_ptr,  # (slots, B, n, D): from the matrix kernel
-    sum_ptr,
-    slots,
-    out_ptr,
-    n_batch,
-    n,
-    m,
-    D,
-    QUERY: tl.constexpr,
-    SIMILARITY: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SEARCH: tl.constexpr,
-):
-    blocks = tl.cdiv(n, ROWS)
-    batch = (pid // blocks).to(tl.int64)
-    rows = pid % blocks * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, WIDTH)
-    inside = rows < n
-    mask = inside[:, None] & (d < D)[None, :]
-    flat = batch * n + rows
-    where = flat[:, None] * D + d[None, :]
-    x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
-    if NORMALIZE:
-        squares = tl.sum(x * x, 1)
-        scale = inverse_norm(squares)
-        x *= scale[:, None]
-
-    gradient = tl.zeros((ROWS, WIDTH), tl.float32)
-    slot_rows = tl.cast(n_batch, tl.int64) * n
-    if part_ptr is not None:
-        for slot in range(0, slots):
-            gradient += tl.load(part_ptr + slot * slot_rows * D + where, mask=mask, other=0.0)
-            if SIMILARITY != "dot":
-                gradient -= tl.load(sum_ptr + slot * slot_rows + flat, mask=inside, other=0.0)[:, None] * x
-
-    y_ptr += batch * m * D
-    if QUERY or target_ptr is None:
-        if QUERY:
-            partner = tl.load(target_ptr + flat, mask=inside, other=-1) if target_ptr is not None else rows
-            factor = tl.load(positive_ptr + flat, mask=inside, other=0.0)
-        else:
-            partner = rows
-            factor = tl.load(positive_ptr + batch * m + rows, mask=rows < m, other=0.0)
-        found = inside & (partner >= 0) & (partner < m)
-        y_mask = found[:, None] & (d < D)[None, :]
-        y = tl.load(y_ptr + partner.to(tl.int64)[:, None] * D + d[None, :], mask=y_mask, other=0.0).to(tl.float32)
-        if NORMALIZE:
-            y *= inverse_norm(tl.sum(y * y, 1))[:, None]
-        gradient = add_positive(gradient, x, y, factor[:, None], SIMILARITY)
-    else:
-        # Keys: any number of queries may have this key as their target. Each is found by one program, in order.
-        for first in range(0, m, SEARCH):
-            index = first + tl.arange(0, SEARCH)
-            t = tl.load(target_ptr + batch * m + index, mask=index < m, other=-1)
-            t -= pid % blocks * ROWS
-            hit = (t >= 0) & (t < ROWS)
-            for _ in range(0, tl.sum(hit.to(tl.int32))):
-                i = tl.min(tl.where(hit, index, first + SEARCH))
-                hit = hit & (index != i)
-                row = tl.sum(tl.where(index == i, t, 0))
-                factor = tl.load(positive_ptr + batch * m + i)
-                y = load_row(y_ptr, tl.cast(i, tl.int64), D, NORMALIZE, WIDTH)
-                own = (tl.arange(0, ROWS) == row)[:, None]
-                gradient = tl.where(own, add_positive(gradient, x, y[None, :], factor, SIMILARITY), gradient)
-
-    if NORMALIZE:
-        gradient = through_normalization(gradient, x, squares, scale)
-    tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def finish_kernel(
-    query_ptr,
-    key_ptr,
-    target_ptr,
-    positive_ptr,
-    query_part_ptr,
-    query_sum_ptr,
-    query_slots,
-    key_part_ptr,
-    key_sum_ptr,
-    key_slots,
-    dquery_ptr,
-    dkey_ptr,
-    dscale_part_ptr,
-    dscale_ptr,
-    n_dscale_parts,
-    n_batch,
-    N,
-    M,
-    D,
-    SIMILARITY: tl.constexpr,
-    NORMALIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SEARCH: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    if pid == 0:
-        total = tl.zeros((SEARCH,), tl.float32)
-        for first in range(0, n_dscale_parts, SEARCH):
-            index = first + tl.arange(0, SEARCH)
-            total += tl.load(dscale_part_ptr + index, mask=index < n_dscale_parts, other=0.0)
-        tl.store(dscale_ptr, tl.sum(total))
-    query_programs = 0
-    if dquery_ptr is not None:
-        query_programs += n_batch * tl.cdiv(N, ROWS)
-        if pid < query_programs:
-            finish_rows(
-                pid, query_ptr, key_ptr, target_ptr, positive_ptr, query_part_ptr, query_sum_ptr, query_slots, dquery_ptr,
-                n_batch, N, M, D, True, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
-            )  # fmt: skip
-    if dkey_ptr is not None:
-        if pid >= query_programs:
-            finish_rows(
-                pid - query_programs, key_ptr, query_ptr, target_ptr, positive_ptr, key_part_ptr, key_sum_ptr, key_slots,
-                dkey_ptr, n_batch, M, N, D, False, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
-            )  # fmt: skip
-
-
+@on_own_device
 def info_nce_bwd(
     grad_loss: Tensor,
     query: Tensor,

@@ -1,16 +1,13 @@
 """Supervised contrastive loss on the GPU: launchers of the forward pass and of the backward pass.
 
-Labels never meet the M x M tiles. A row's positives enter through the sum of its class, O(M D); the scan only needs to know
-which column is the row itself. Forward: norms and label order, class sums, scan, losses: at most four launches, plus
-torch.sort's own beyond 4096 labels.
+Labels never meet the M x M tiles. A row's positives enter through the sum of its class, O(M D); the scan only needs to
+know which column is the row itself. Forward: norms and label order, class sums, scan, losses: at most four launches,
+plus torch.sort's own beyond 4096 labels.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from cmx_fast.kernels.common.arguments import check_dtype, contiguous
+from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.classes import (
     RANKED_PER_PROGRAM,
     class_sums,
@@ -29,6 +26,7 @@ from cmx_fast.kernels.common.norms import (
 )
 from cmx_fast.kernels.common.scan import scan
 from cmx_fast.kernels.supcon_backward import supcon_bwd
+from torch import Tensor
 
 __all__ = ["supcon_bwd", "supcon_fwd"]
 
@@ -114,6 +112,7 @@ def loss_kernel(
     tl.store(stats_ptr + 2 * tl.cast(M, tl.int64) + i, count, mask=inside)
 
 
+@on_own_device
 def supcon_fwd(
     features: Tensor,
     labels: Tensor,

@@ -14,10 +14,14 @@ the row that the forward pass saved and a weighted class sum. Square: four launc
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from cmx_fast.kernels.common.arguments import check_dtype, contiguous
-from cmx_fast.kernels.common.classes import RANKED_PER_PROGRAM, class_sums, find_class, rank_labels, sort_labels
+from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.classes import (
+    RANKED_PER_PROGRAM,
+    class_sums,
+    find_class,
+    rank_labels,
+    sort_labels,
+)
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
 from cmx_fast.kernels.common.logits import LOG2E
 from cmx_fast.kernels.common.norms import (
@@ -31,6 +35,7 @@ from cmx_fast.kernels.common.norms import (
     norm_programs,
     through_normalization,
 )
+from torch import Tensor
 
 BLOCK = 16  # rows of one program of the weights
 
@@ -134,7 +139,9 @@ def finish_rows(
         factor = tl.load(positive_ptr + rows, mask=inside, other=0.0)
         gradient -= factor[:, None] * tl.load(class_rows_ptr + where, mask=mask, other=0.0)
     if sum_ptr is not None:
-        first, found = find_class(sorted_ptr, M, steps, tl.load(labels_ptr + rows, mask=inside, other=0), inside)
+        first, found = find_class(
+            sorted_ptr, M, steps, tl.load(labels_ptr + rows, mask=inside, other=0), inside
+        )
         total = tl.load(sum_ptr + first[:, None] * D + d[None, :], mask=mask & found[:, None], other=0.0)
         if class_rows_ptr is not None:
             # A row is not its own positive.
@@ -188,7 +195,7 @@ def finish_kernel(
                 pid, x_ptr, labels_ptr, class_rows_ptr, positive_ptr, sorted_ptr, sum_ptr if ref_ptr is None else None,
                 part_ptr, slots, dx_ptr, M, M, D, steps, NORMALIZE, ROWS, WIDTH,
             )  # fmt: skip
-    if dref_ptr is not None:
+    if dref_ptr is not None:  # noqa: SIM102 - the first condition is one of compilation
         if pid >= row_programs:
             finish_rows(
                 pid - row_programs, ref_ptr, ref_labels_ptr, None, positive_ptr, sorted_ptr, sum_ptr, ref_part_ptr,
@@ -196,6 +203,7 @@ def finish_kernel(
             )  # fmt: skip
 
 
+@on_own_device
 def supcon_bwd(
     grad_loss: Tensor,
     features: Tensor,
@@ -222,8 +230,8 @@ def supcon_bwd(
         dfeatures and dref in the features' dtype, each (0,) when not needed, and the 0-d float32 dscale.
 
     Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle.
-    Cost: two M x R x D products per needed side; for bfloat16 one more, of the bits that G loses in bfloat16: the positives
-    are part of the softmax here and cancel against their class sums.
+    Cost: two M x R x D products per needed side; for bfloat16 one more, of the bits that G loses in bfloat16: the
+    positives are part of the softmax here and cancel against their class sums.
     """
     check_dtype(features)
     grad_loss, features, labels, ref_features, ref_labels, stats, class_rows = contiguous(

@@ -1,7 +1,7 @@
 """Compiles the kernels that a call of the launchers would launch, for a chip that need not be there.
 
-Runs in processes without Triton's interpreter (``compile_call`` is what a pool's worker executes): the launchers are called
-on CPU tensors with ``JITFunction.run`` replaced, so signatures, constants and tiles are exactly those of a real call.
+Runs in processes without Triton's interpreter (``compile_call`` is what a pool's worker executes): the launchers are
+called on CPU tensors with ``JITFunction.run`` replaced, so signatures, constants and tiles are those of a real call.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ class Compiled(NamedTuple):
 
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
-    """The kernels of one forward and backward pass: ``call`` is "clip", "everything" or "supcon"."""
+    """The kernels of one forward and backward pass: ``call`` is "clip", "everything", "target" or "supcon"."""
     import triton
-    from triton.runtime.jit import JITFunction
-
     from cmx_fast.kernels.common import gradient, scan, tiles
+    from triton.runtime.jit import JITFunction
 
     assert not triton.knobs.runtime.interpret
     for module in (gradient, scan):
@@ -63,12 +62,18 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         _, *saved = supcon_fwd(x[0], labels, scale, None, None, True, False)
         supcon_bwd(torch.ones(n), x[0], labels, scale, None, None, True, *saved, True, False)
         return
+    target = None
     if call == "clip":
         bank, options = [], (True, False, "dot", True, True, 0.0)
+    elif call == "target":
+        # Sizes of 1 are constants to the compiler.
+        x, y, target = x[:, :1], y[:, :1], torch.zeros(1, 1, dtype=torch.int64)
+        bank, options = [], (True, False, "dot", True, False, 0.0)
     else:
-        bank, options = [torch.zeros(k, width, dtype=dtype) for k in (65536, 1)], (True, True, "l2", True, True, 0.1)
-    _, *saved = info_nce_fwd(x, y, scale, bank, None, *options, False)
-    info_nce_bwd(torch.ones(1, n), x, y, scale, bank, None, *options, *saved, True, True)
+        bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 1)]
+        options = (True, True, "l2", True, True, 0.1)
+    _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, False)
+    info_nce_bwd(torch.ones(x.shape[:2]), x, y, scale, bank, target, *options, *saved, True, True)
 
 
 def _describe(value, path, constants, attributes):

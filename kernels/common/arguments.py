@@ -1,15 +1,32 @@
 """What the launchers do to their arguments before the first kernel."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+def on_own_device(launcher: Callable[..., Result]) -> Callable[..., Result]:
+    """Launch on the GPU of the first argument: Triton takes the current device, whatever its pointers belong to."""
+
+    @functools.wraps(launcher)
+    def guarded(first: Tensor, *args: object) -> Result:
+        with torch.cuda.device_of(first):
+            return launcher(first, *args)
+
+    return guarded
 
 
 def check_dtype(x: Tensor) -> None:
     """Refuse what the matrix kernels have no tile for."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"the Triton kernels take float32, bfloat16 or float16, got {x.dtype}; use impl='reference'")
+        raise TypeError(
+            f"the Triton kernels take float32, bfloat16 or float16, got {x.dtype}; use impl='reference'"
+        )
 
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -1,8 +1,9 @@
 """Sums of feature rows per class in O(M D), deterministic and without a host synchronisation.
 
 The number of classes is unknown on the host, so nothing may be sized by it: the labels are sorted, and a class is
-identified by the position of its first member in sorted order. Its sum is written at that position of an (M, D) buffer, of
-which the other rows stay unwritten. One program adds a class in sorted order (a stable sort, hence always the same order).
+identified by the position of its first member in sorted order. Its sum is written at that position of an (M, D)
+buffer, of which the other rows stay unwritten. One program adds a class in sorted order (a stable sort, hence always
+the same order).
 """
 
 from typing import NamedTuple
@@ -20,7 +21,7 @@ CLASS_DEPTH = 128
 
 
 class SortedLabels(NamedTuple):
-    """labels[order] == values, stable; ``programs`` of :func:`rank_labels` are still to write them (0: they are there)."""
+    """``labels[order] == values``; ``programs`` of :func:`rank_labels` are still to write both (0: they are there)."""
 
     values: Tensor
     order: Tensor
@@ -47,7 +48,9 @@ def rank_labels(pid, labels_ptr, sorted_ptr, order_ptr, n, BLOCK: tl.constexpr):
     for first in range(0, n, SEARCH):
         j = first + tl.arange(0, SEARCH)
         other = tl.load(labels_ptr + j, mask=j < n, other=0)
-        before = (other[None, :] < own[:, None]) | ((other[None, :] == own[:, None]) & (j[None, :] < i[:, None]))
+        before = (other[None, :] < own[:, None]) | (
+            (other[None, :] == own[:, None]) & (j[None, :] < i[:, None])
+        )
         rank += tl.sum((before & (j < n)[None, :]).to(tl.int32), 1)
     tl.store(sorted_ptr + rank, own, mask=inside)
     tl.store(order_ptr + rank, i.to(tl.int64), mask=inside)
@@ -115,7 +118,7 @@ def class_sum_kernel(
 def class_sums(
     x: Tensor, inverse_norm: Tensor | None, weight: Tensor | None, labels: SortedLabels, count: Tensor | None
 ) -> Tensor:
-    """Per class sum of ``weight * x`` (rows normalised if inverse norms are given) as (n, D) float32, and member counts.
+    """Sums of ``weight * x`` per class as (n, D) float32, and the member counts; rows normalised by inverse norms.
 
     Both are written at the first sorted position of each class only. One launch.
     """
@@ -124,6 +127,7 @@ def class_sums(
     if n:
         chunks = triton.cdiv(width, CLASS_DEPTH)
         class_sum_kernel[(n * chunks,)](
-            x, inverse_norm, weight, labels.values, labels.order, sums, count, n, width, chunks, BLOCK=16, DEPTH=CLASS_DEPTH
+            x, inverse_norm, weight, labels.values, labels.order, sums, count, n, width, chunks,
+            BLOCK=16, DEPTH=CLASS_DEPTH,
         )  # fmt: skip
     return sums

@@ -1,14 +1,14 @@
-"""Gradient of a row-wise and a column-wise softmax cross-entropy with respect to the rows: one FlashAttention-shaped kernel.
+"""Gradient of row-wise and column-wise softmax cross-entropies with respect to the rows: FlashAttention's shape.
 
-A program owns a block of rows (and, for wide features, a chunk of the output), recomputes its similarity tiles, turns each
-into the gradient ``G`` of the loss with respect to the logits and multiplies it with the columns. For a logit that takes
-part in the softmax of its row and in that of its column
+A program owns a block of rows (and, for wide features, a chunk of the output), recomputes its similarity tiles, turns
+each into the gradient ``G`` of the loss with respect to the logits and multiplies it with the columns. For a logit that
+takes part in the softmax of its row and in that of its column
 
     G_ij = w_i exp(z_ij - L_i) - e_i  +  v_j exp(z_ij - M_j) - f_j
 
 with log-sum-exps L, M, weights w, v and label-smoothing shares e, f. InfoNCE's two directions, its banks and its
-within-modality negatives, and SupCon's G + G^T are this formula with one or both halves. Positives never enter: they are
-added in float32 afterwards, so rounding G to the inputs' precision costs a relative error only.
+within-modality negatives, and SupCon's G + G^T are this formula with one or both halves. InfoNCE's positives never
+enter: they are added in float32 afterwards, so rounding G to the inputs' precision costs a relative error only.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector, similarity
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
@@ -30,10 +28,11 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
+from torch import Tensor
 
 
 class Softmax(NamedTuple):
-    """One softmax per row: base-2 log-sum-exp, weight of its gradient, and label-smoothing share or None; each (B, n)."""
+    """One softmax per row: base-2 log-sum-exp, weight of its gradient, label-smoothing share or None; each (B, n)."""
 
     log2_sum_exp: Tensor
     weight: Tensor
@@ -126,7 +125,9 @@ def _gradient_segment(
             keep = keep & (cols[None, :] != excluded[:, None])
         elif EXCLUDE == "row of column":
             rows = row0 + tl.arange(0, ROWS)
-            keep = keep & (load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None])
+            keep = keep & (
+                load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None]
+            )
 
         z2 = u * scale2
         h = tl.zeros((ROWS, COLS), tl.float32)
@@ -269,8 +270,9 @@ def gradient_kernel(
         acc, h_sum = _gradient_segment(
             acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
             banks[i], bank_invs[i], bank_sqs[i], None, None, None, bank_sizes[i],
-            tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, out0, D, True, False,
-            "nothing", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT, UPCAST,
+            tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, out0, D,
+            True, False, "nothing", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION,
+            PRODUCT, UPCAST,
         )  # fmt: skip
         offset += size
     if WITHIN:
@@ -280,14 +282,15 @@ def gradient_kernel(
             None if a_sq_ptr is None else a_sq_ptr + a_batch, a_lse_ptr + a_batch, a_weight_ptr + a_batch,
             None if a_share_ptr is None else a_share_ptr + a_batch, n_a,
             tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, out0, D, True, True,
-            "column of row", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT, UPCAST,
+            "column of row", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT,
+            UPCAST,
         )  # fmt: skip
 
     factor = 2 * scale if SIMILARITY == "sql2" else scale
     d = out0 + tl.arange(0, OUT)
     slot = (split * tl.cast(n_batch, tl.int64) + batch) * n_a + rows
     tl.store(out_ptr + slot[:, None] * D + d[None, :], acc * factor, mask=inside[:, None] & (d < D)[None, :])
-    if SIMILARITY != "dot":
+    if SIMILARITY != "dot":  # noqa: SIM102 - the first condition is one of compilation
         if out0 == 0:
             tl.store(sum_ptr + slot, h_sum * factor, mask=inside)
 
@@ -319,8 +322,8 @@ def row_gradient(
     Args:
         softmax: of the rows over their candidates; needed for banks, within and ``cross_row``.
         cross_softmax: of the cross rows over theirs, among them ``rows``; None if they have none.
-        exclude: which cross logits are positives: "column of row" (target is (B, n)), "row of column" (target is (B, m)),
-            each the equal index for target None, or "nothing".
+        exclude: which cross logits are positives: "column of row" (target is (B, n)), "row of column" (target is
+            (B, m)), each the equal index for target None, or "nothing".
         split_gradient: multiply bfloat16 features by G as a sum of two bfloat16 terms.
 
     One launch; nothing where there are no logits.
@@ -329,10 +332,10 @@ def row_gradient(
     if not (cross_row or cross_col):
         cross = None
     batch, n, width = rows.data.shape
-    m = cross.count if cross is not None else 0
+    m = cross.length if cross is not None else 0
     device = rows.data.device
     tile = choose_tile(GRADIENT_TILES, architecture(device), rows.data.dtype, width)
-    sizes = [m, *(bank.count for bank in banks), n if within else 0]
+    sizes = [m, *(bank.length for bank in banks), n if within else 0]
     tiles = sum(triton.cdiv(size, tile.cols) for size in sizes)
     if tiles == 0:
         return RowGradient()
@@ -351,7 +354,7 @@ def row_gradient(
         *(cross or (None, None, None)),
         *(cross_softmax or (None, None, None)),
         tuple(bank.data for bank in banks),
-        tuple(bank.count for bank in banks),
+        tuple(bank.length for bank in banks),
         tuple(bank.inverse_norm for bank in banks),
         tuple(bank.squared_norm for bank in banks),
         target,

@@ -1,12 +1,12 @@
 """Device functions that every kernel of the contrastive softmax family is made of.
 
-One tile of the similarity matrix is an inner product in float32 turned into ``u`` (the similarity) by :func:`similarity`.
-Inside the kernels logits are kept in base 2, ``z2 = u * scale * log2(e)``, because the hardware's exponential is base 2;
-every log-sum-exp that leaves a kernel is a natural one.
+One tile of the similarity matrix is an inner product in float32 turned into ``u`` (the similarity) by
+:func:`similarity`. Inside the kernels logits are kept in base 2, ``z2 = u * scale * log2(e)``, because the hardware's
+exponential is base 2.
 
-Running softmax statistics of a row or a column over any set of tiles are three numbers (and a fourth for label
-smoothing): the maximum of ``z2``, ``sum 2^(z2 - maximum)``, ``sum 2^(z2 - maximum) * u`` and ``sum u``. They merge in any
-order, so they stay finite at any temperature, and masked elements carry ``z2 = -inf``.
+Running softmax statistics of a row over any set of tiles are three numbers (and a fourth for label smoothing): the
+maximum of ``z2``, ``sum 2^(z2 - maximum)``, ``sum 2^(z2 - maximum) * u`` and ``sum u``. They merge in any order and
+stay finite at any temperature; masked elements carry ``z2 = -inf``.
 """
 
 import triton
@@ -119,7 +119,17 @@ def empty_statistics(BLOCK: tl.constexpr):
 
 @triton.jit
 def add_partials(
-    maximum, total, weighted, plain, part_ptr, slots, n, index, inside, SMOOTH: tl.constexpr, BLOCK: tl.constexpr
+    maximum,
+    total,
+    weighted,
+    plain,
+    part_ptr,
+    slots,
+    n,
+    index,
+    inside,
+    SMOOTH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Merge the partial statistics (slots, 3 or 4, n) of the columns ``index`` into (BLOCK,) statistics."""
     N_STATS: tl.constexpr = 4 if SMOOTH else 3
@@ -135,7 +145,12 @@ def add_partials(
         largest = tl.max(slot_maximum, 0)
         factor = tl.exp2(slot_maximum - finite_shift(largest)[None, :])
         maximum, total, weighted = merge_statistics(
-            maximum, total, weighted, largest, tl.sum(slot_total * factor, 0), tl.sum(slot_weighted * factor, 0)
+            maximum,
+            total,
+            weighted,
+            largest,
+            tl.sum(slot_total * factor, 0),
+            tl.sum(slot_weighted * factor, 0),
         )
         if SMOOTH:
             plain += tl.sum(tl.load(where + 3 * n, mask=mask, other=0.0), 0)

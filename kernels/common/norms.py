@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS_PER_PROGRAM = 16
-DEPTH = 128
+DEPTH = 64
 
 
 class Rows(NamedTuple):
@@ -24,7 +24,7 @@ class Rows(NamedTuple):
     squared_norm: Tensor | None = None
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         return self.data.shape[-2]
 
 
@@ -43,7 +43,9 @@ def through_normalization(gradient, unit, squares, scale):
 
 
 @triton.jit
-def measure_rows(pid, matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr):
+def measure_rows(
+    pid, matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr
+):
     """Program ``pid`` of those that measure the rows of all N matrices."""
     start = 0
     for i in tl.static_range(N):
@@ -83,7 +85,7 @@ def allocate_rows(data: Tensor, normalize: bool, distance: bool) -> Rows:
     )
 
 
-FINISH_ELEMENTS = 4096  # features that one program of an O(N D) kernel holds
+FINISH_ELEMENTS = 2048  # features that one program of an O(N D) kernel holds
 
 
 def finish_tile(width: int) -> tuple[int, int]:

@@ -1,11 +1,10 @@
 """Similarity of each query with its own key, directly from the two rows in float32.
 
-The positive never goes through the matrix product: a small distance keeps its digits, and the loss its own where it is tiny.
+The positive never goes through the matrix product: a small distance keeps its digits, and so does a tiny loss.
 """
 
 import triton
 import triton.language as tl
-
 from cmx_fast.kernels.common.norms import inverse_norm
 
 

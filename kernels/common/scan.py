@@ -1,12 +1,14 @@
 """Softmax statistics of the rows of a similarity matrix that is never stored.
 
-One kernel serves InfoNCE and SupCon. The candidates of a row are up to three kinds of column segments: *cross* (the rows of
-the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns a block of rows
-and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of its split.
+One kernel serves InfoNCE and SupCon. The candidates of a row are up to three kinds of column segments: *cross* (the
+rows of the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns a
+block of rows and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of
+its split.
 
 The keys' direction of a symmetric loss is a second scan with the roles exchanged, not column sums of the first one's
-tiles. Column maxima and sums run across lanes and warps: per 128 x 64 tile some 1,100 warp shuffles on a chip that needs
-256 cycles for the tile's product at D = 128, and over 250 registers per thread where the row scan takes half of that.
+tiles. Those would save a product, but column maxima and sums run across lanes and warps: by count some 1,100 warp
+shuffles per 128 x 64 tile against 256 cycles for its product at D = 128, and as compiled 255 registers per thread with
+spills on sm_100, where the scan of rows takes half as many.
 """
 
 from collections.abc import Sequence
@@ -14,19 +16,26 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from cmx_fast.kernels.common.logits import (
     LOG2E,
+    chunked_products,
     empty_statistics,
     finite_shift,
-    chunked_products,
     load_tile,
     load_vector,
     similarity,
 )
 from cmx_fast.kernels.common.norms import Rows
-from cmx_fast.kernels.common.tiles import SCAN_TILES, architecture, choose_tile, column_splits, dot_precision, upcast
+from cmx_fast.kernels.common.tiles import (
+    SCAN_TILES,
+    architecture,
+    choose_tile,
+    column_splits,
+    dot_precision,
+    upcast,
+)
+from torch import Tensor
+
 
 @triton.jit
 def _scan_segment(
@@ -80,7 +89,9 @@ def _scan_segment(
             keep = keep & (cols[None, :] != excluded[:, None])
         elif EXCLUDE == "row of column":
             rows = row0 + tl.arange(0, ROWS)
-            keep = keep & (load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None])
+            keep = keep & (
+                load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None]
+            )
         z2 = tl.where(keep, u * scale2, float("-inf"))
 
         largest = tl.maximum(maximum, tl.max(z2, 1))
@@ -225,16 +236,17 @@ def scan(
     Args:
         rows: (B, n, D); cross: (B, m, D) or None; banks: (K, D) each.
         target, exclude: which cross logits are positives: "column of row" (target is (B, n) int64), "row of column"
-            (target is (B, m)), each the equal index for target None, or "nothing". An index out of range excludes nothing.
+            (target is (B, m)), each the equal index for target None, or "nothing". An index out of range excludes
+            nothing.
         logit_scale: 0-d float32, read on the device.
 
     One launch; 3 floats per row and split (4 with ``smooth``).
     """
     batch, n, width = rows.data.shape
-    m = cross.count if cross is not None else 0
+    m = cross.length if cross is not None else 0
     device = rows.data.device
     tile = choose_tile(SCAN_TILES, architecture(device), rows.data.dtype, width)
-    sizes = [m, *(bank.count for bank in banks), n if within else 0]
+    sizes = [m, *(bank.length for bank in banks), n if within else 0]
     programs = triton.cdiv(n, tile.rows) * batch
     splits = column_splits(device, programs, sum(triton.cdiv(size, tile.cols) for size in sizes))
     part = logit_scale.new_empty(splits, 4 if smooth else 3, batch * n)
@@ -244,7 +256,7 @@ def scan(
         *rows,
         *(cross or (None, None, None)),
         tuple(bank.data for bank in banks),
-        tuple(bank.count for bank in banks),
+        tuple(bank.length for bank in banks),
         tuple(bank.inverse_norm for bank in banks),
         tuple(bank.squared_norm for bank in banks),
         target,

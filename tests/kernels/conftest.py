@@ -8,7 +8,9 @@ import triton
 import triton.runtime.interpreter
 
 KERNEL_TYPE = (
-    triton.runtime.interpreter.InterpretedFunction if triton.knobs.runtime.interpret else triton.runtime.JITFunction
+    triton.runtime.interpreter.InterpretedFunction
+    if triton.knobs.runtime.interpret
+    else triton.runtime.JITFunction
 )
 
 

@@ -25,14 +25,16 @@ DEFAULTS = {
 }
 
 
-def problem(n: int, m: int, d: int, *, batch: int = 1, banks=(), dtype=torch.float32) -> tuple[Tensor, Tensor, list[Tensor]]:
+def problem(n, m, d, *, batch=1, banks=(), dtype=torch.float32) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Queries, keys and unit-length banks on the CPU."""
     query, key = torch.randn(batch, n, d), torch.randn(batch, m, d)
     bank = [torch.nn.functional.normalize(torch.randn(k, d), dim=-1).to(dtype) for k in banks]
     return query.to(dtype), key.to(dtype), bank
 
 
-def run(device, grad_loss, query, key, scale, bank=(), target=None, need_query=True, need_key=True, **options):
+def run(
+    device, grad_loss, query, key, scale, bank=(), target=None, need_query=True, need_key=True, **options
+):
     """Loss, dquery, dkey, dscale of the launchers, on the CPU."""
     options = tuple((DEFAULTS | options).values())
     there = [x.to(device) for x in (query, key, scale)]
@@ -40,7 +42,16 @@ def run(device, grad_loss, query, key, scale, bank=(), target=None, need_query=T
     target = target if target is None else target.to(device)
     loss, row_stats, col_stats, saved = info_nce_fwd(*there, bank, target, *options, False)
     gradients = info_nce_bwd(
-        grad_loss.to(device), *there, bank, target, *options, row_stats, col_stats, saved, need_query, need_key
+        grad_loss.to(device),
+        *there,
+        bank,
+        target,
+        *options,
+        row_stats,
+        col_stats,
+        saved,
+        need_query,
+        need_key,
     )
     return [x.cpu() for x in (loss, *gradients)]
 
@@ -48,9 +59,14 @@ def run(device, grad_loss, query, key, scale, bank=(), target=None, need_query=T
 def truth(grad_loss, query, key, scale, bank=(), target=None, **options):
     """The same in float64."""
     query, key, scale = (x.double().requires_grad_() for x in (query, key, scale))
-    loss = info_nce_truth(query, key, scale, [rows.double() for rows in bank], target, *(DEFAULTS | options).values())
+    loss = info_nce_truth(
+        query, key, scale, [rows.double() for rows in bank], target, *(DEFAULTS | options).values()
+    )
     gradients = torch.autograd.grad((loss * grad_loss.double()).sum(), (query, key, scale), allow_unused=True)
-    return [loss.detach(), *(torch.zeros_like(x) if g is None else g for x, g in zip((query, key, scale), gradients))]
+    return [
+        loss.detach(),
+        *(torch.zeros_like(x) if g is None else g for x, g in zip((query, key, scale), gradients)),
+    ]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -77,7 +93,8 @@ def test_sizes(device, n, d, symmetric):
     query, key, _ = problem(n, n, d)
     if n == 1:
         # No negative at all: the loss is 0 and so is every gradient.
-        assert all((x == 0).all() for x in run(device, torch.ones(1, 1), query, key, torch.tensor(14.3), symmetric=symmetric))
+        found = run(device, torch.ones(1, 1), query, key, torch.tensor(14.3), symmetric=symmetric)
+        assert all((x == 0).all() for x in found)
     else:
         check(device, query, key, 14.3, symmetric=symmetric)
 
@@ -191,7 +208,8 @@ def test_zero_vectors_and_coinciding_points(device):
 def test_not_finite_shows(device, value, where):
     query, key, bank = problem(20, 30, 17, banks=(9,))
     {"query": query[0, 3], "key": key[0, 25], "bank": bank[0][5]}[where][2] = value
-    loss = run(device, torch.ones(1, 20), query.abs(), key, torch.tensor(1.0), bank, symmetric=False, normalize=False)[0]
+    arguments = (torch.ones(1, 20), query.abs(), key, torch.tensor(1.0), bank)
+    loss = run(device, *arguments, symmetric=False, normalize=False)[0]
     assert loss.isnan().any() if where == "query" else loss.isnan().all()
 
 
@@ -204,14 +222,17 @@ def test_scale_not_positive(device, scale):
 def test_target_out_of_range_or_no_permutation(device):
     query, key, _ = problem(5, 5, 17)
     for bad, symmetric in (([0, 1, 5, 3, 4], True), ([0, 1, -1, 3, 4], False), ([0, 1, 1, 3, 4], True)):
-        loss = run(device, torch.ones(1, 5), query, key, torch.tensor(1.0), target=torch.tensor([bad]), symmetric=symmetric)[0]
+        arguments = (torch.ones(1, 5), query, key, torch.tensor(1.0), (), torch.tensor([bad]))
+        loss = run(device, *arguments, symmetric=symmetric)[0]
         assert loss.mean().isnan()
 
 
 @pytest.mark.parametrize(("batch", "n", "m"), [(1, 0, 0), (0, 4, 4), (1, 0, 3)])
 def test_empty(device, batch, n, m):
     query, key, _ = problem(n, m, 17, batch=batch)
-    loss, dquery, dkey, dscale = run(device, torch.ones(batch, n), query, key, torch.tensor(1.0), symmetric=n == m)
+    loss, dquery, dkey, dscale = run(
+        device, torch.ones(batch, n), query, key, torch.tensor(1.0), symmetric=n == m
+    )
     assert loss.shape == (batch, n)
     assert dquery.shape == query.shape
     assert (dkey == 0).all() and dkey.shape == key.shape
@@ -237,7 +258,9 @@ def test_same_bits_twice(device):
 
 
 @pytest.mark.parametrize("banks", [(), (9, 5)])
-@pytest.mark.parametrize("options", [{}, {"within": True, "similarity": "l2", "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"within": True, "similarity": "l2", "label_smoothing": 0.1}], ids=str
+)
 def test_launches(device, count_launches, banks, options):
     """At most four kernels each way, whatever the options."""
     query, key, bank = problem(20, 20, 17, banks=banks)

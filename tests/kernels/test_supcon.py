@@ -38,7 +38,9 @@ def check(device, features, labels, scale, ref=None, ref_labels=None, normalize=
     inputs = [x.double().requires_grad_() for x in (features, scale)] + (
         [] if ref is None else [ref.double().requires_grad_()]
     )
-    loss = supcon_truth(inputs[0], labels, inputs[1], None if ref is None else inputs[2], ref_labels, normalize)
+    loss = supcon_truth(
+        inputs[0], labels, inputs[1], None if ref is None else inputs[2], ref_labels, normalize
+    )
     dfeatures, dscale, *dref = torch.autograd.grad((loss * grad_loss.double()).sum(), inputs)
     assert [x.dtype for x in found] == [torch.float32, features.dtype, features.dtype, torch.float32]
     assert relative(found[0], loss.detach()) < tolerance
