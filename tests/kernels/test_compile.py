@@ -49,7 +49,7 @@ def compiled():
             os.environ["TRITON_INTERPRET"] = interpret
 
 
-@pytest.mark.parametrize(("chip", "dtype", "width", "call"), _cases())
+@pytest.mark.parametrize(("chip", "dtype", "width", "call"), list(_cases()))
 def test_fits_the_chip(compiled, chip, dtype, width, call):
     kernels = compiled[chip, dtype, width, call].result(timeout=600)
     assert {"scan_kernel", "gradient_kernel", "loss_kernel", "weights_kernel", "finish_kernel"} <= {
