@@ -8,7 +8,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "common/buffer.h"
+#include "buffer.h"
 #include "common/parallel.h"
 #include "kernels.h"
 #include "products.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/buffer.h"
+#include "buffer.h"
 #include "common/parallel.h"
 #include "kernels.h"
 #include "products.h"

@@ -11,7 +11,7 @@
 #include <tuple>
 
 #include "block.h"
-#include "common/buffer.h"
+#include "buffer.h"
 #include "common/checks.h"
 #include "common/parallel.h"
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "common/buffer.h"
+#include "buffer.h"
 #include "common/parallel.h"
 #include "kernels.h"
 

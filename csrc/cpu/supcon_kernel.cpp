@@ -10,7 +10,7 @@
 #include <unordered_map>
 
 #include "block.h"
-#include "common/buffer.h"
+#include "buffer.h"
 #include "common/checks.h"
 #include "common/parallel.h"
 
