@@ -1,1 +1,5 @@
-"""Benchmarks."""
+"""Benchmarks of the operators against what their users run today.
+
+``cmx bench`` measures and writes ``benchmarks/results/<machine>.json`` with a table and a plot; ``pytest benchmarks/``
+runs small cases under pytest-benchmark; ``python -m benchmarks.device`` is the suite for a GPU.
+"""

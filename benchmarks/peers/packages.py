@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-from torch import nn
+from torch import Tensor, nn
 
 EXTRA = "pip install 'cmx-fast[bench]'"
 
@@ -42,11 +42,13 @@ def metric_learning_supcon(temperature: float) -> nn.Module:
     return load("pytorch_metric_learning.losses").SupConLoss(temperature=temperature)
 
 
-def lightly_ntxent(temperature: float, memory_bank_size: int | tuple[int, int] = 0) -> nn.Module:
-    """lightly's ``NTXentLoss``."""
-    return load("lightly.loss.ntx_ent_loss").NTXentLoss(
-        temperature=temperature, memory_bank_size=memory_bank_size
-    )
+def lightly_ntxent(temperature: float, bank: Tensor | None = None) -> nn.Module:
+    """lightly's ``NTXentLoss``, its memory bank (K, D) filled with a copy of these rows."""
+    size = 0 if bank is None else tuple(bank.shape)
+    loss = load("lightly.loss.ntx_ent_loss").NTXentLoss(temperature=temperature, memory_bank_size=size)
+    if bank is not None:
+        loss.memory_bank.bank = bank.clone()
+    return loss
 
 
 def info_nce_pytorch(temperature: float) -> nn.Module:

@@ -8,7 +8,7 @@ from cmx_fast.ops import info_nce
 
 
 class ClipLoss(nn.Module):
-    """OpenCLIP's ``ClipLoss`` without its N x N logits: the mean of image-to-text and text-to-image entropies.
+    """OpenCLIP's ``ClipLoss`` without its N x N logits: image to text and text to image, averaged.
 
     Args:
         local_loss, gather_with_grad, rank, world_size: how OpenCLIP joins the batches of several processes.

@@ -98,7 +98,7 @@ def test_ntxent_loss_is_lightlys(temperature):
 
 
 def test_ntxent_loss_with_a_bank_is_lightlys_over_many_steps():
-    theirs = original(packages.lightly_ntxent, 0.2, (24, 16))
+    theirs = original(packages.lightly_ntxent, 0.2, rows(24, 16, dtype=torch.float32))
     ours = NTXentLoss(0.2, memory_bank_size=(24, 16))
     ours.memory_bank.rows = theirs.memory_bank.bank.clone()
     for step in range(7):  # the bank turns over twice
@@ -116,7 +116,7 @@ def test_ntxent_loss_with_a_bank_is_lightlys_over_many_steps():
 
 
 def test_ntxent_loss_leaves_the_bank_alone_in_evaluation():
-    theirs = original(packages.lightly_ntxent, 0.5, (24, 16))
+    theirs = original(packages.lightly_ntxent, 0.5, rows(24, 16, dtype=torch.float32))
     ours = NTXentLoss(0.5, memory_bank_size=(24, 16))
     for loss, bank in ((theirs, lambda: theirs.memory_bank.bank), (ours, lambda: ours.memory_bank.rows)):
         before = bank().clone()

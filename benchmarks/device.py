@@ -1,0 +1,121 @@
+"""The suite for a GPU: ``python -m benchmarks.device --out DIR``.
+
+Builds what is missing, runs the kernels' tests on the device, then measures, most important case first, and stops in
+time with what it has. Needs torch, triton, pytest and a C++ compiler; results go to ``<out>/<gpu>.json`` after every
+case. An operator whose tests fail gets no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS_PER_CASE = 4.0
+SLOWEST_CASE = 30.0  # what starting another case may cost: compilation and the eager formula at its largest
+
+
+def install_if_missing() -> None:
+    """An editable install, so that ``cmx_fast.kernels`` and the operators' schemas are there."""
+    if importlib.util.find_spec("cmx_fast.kernels") and importlib.util.find_spec("cmx_fast._C"):
+        return
+    print("benchmarks.device: building cmx_fast", flush=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-e",
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True)
+
+
+def run_tests(operator: str, seconds: float) -> tuple[bool, str]:
+    """The operator's kernel tests on the device: whether they passed, and pytest's last line."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        f"tests/kernels/test_{operator}.py",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+    ]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return False, f"not finished after {seconds:.0f} s"
+    lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
+    for line in lines if done.returncode else lines[-1:]:
+        print(f"  {line}")
+    return done.returncode == 0, lines[-1].strip("= ")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Test and measure the GPU kernels on this machine's GPU.")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results"
+    )
+    parser.add_argument("--only", nargs="*", default=[], help="operators or the beginnings of case names")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit for everything")
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes
+    if not torch.cuda.is_available():
+        print("benchmarks.device: this machine has no CUDA device (or a CPU build of torch); nothing was run")
+        return 2
+    install_if_missing()
+    # After the installation: these import cmx_fast.
+    from . import gate, machine, report
+    from .measure import measure
+    from .registry import DEVICE_CASES, select
+
+    about = machine.describe("cuda")
+    print(machine.header(about))
+    cases = select(arguments.only, DEVICE_CASES)
+    operators = list(dict.fromkeys(case.operator for case in cases))
+    passed, failures = {}, 0
+    for operator in operators:
+        print(f"{operator}: tests", flush=True)
+        passed[operator], last = run_tests(operator, max(1.0, (deadline - time.monotonic()) / 2))
+        verdict = gate.short_check(operator, "cuda") if passed[operator] else gate.Verdict(False, last)
+        passed[operator] &= verdict.passed
+        print(
+            f"{operator}: {'tests pass' if passed[operator] else 'NOT REPORTED'} ({last}; {verdict.reason})",
+            flush=True,
+        )
+        failures += not passed[operator]
+    for number, case in enumerate(cases):
+        if time.monotonic() + SLOWEST_CASE > deadline:
+            print(f"time is up: {len(cases) - number} of {len(cases)} cases not measured")
+            break
+        if not passed[case.operator]:
+            continue
+        try:
+            record = measure(replace(case, goals=()), seconds=SECONDS_PER_CASE, device="cuda")
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            print(f"{case.name}: failed: {error}", flush=True)
+            failures += 1
+            torch.cuda.empty_cache()
+            continue
+        print(f"\n{report.table(record)}", flush=True)
+        report.save(arguments.out, about, {case.name: record})
+    path = arguments.out / f"{about['name']}.json"
+    if path.exists() and importlib.util.find_spec("matplotlib"):
+        report.plot(report.load(path), path.with_suffix(".png"))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

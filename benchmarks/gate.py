@@ -1,0 +1,62 @@
+"""No figure for an operator that computes the wrong thing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .measure import gradient_error
+from .providers import OURS
+from .registry import CASES
+
+ROOT = Path(__file__).resolve().parents[1]
+# What the error of a case may be in the short check: rounding, with room for every machine.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an operator may be reported, and what was looked at."""
+
+    passed: bool
+    reason: str
+
+
+def run_tests(operator: str) -> Verdict:
+    """Run the operator's tests; where they don't lie beside the package (an installed wheel), the short check."""
+    tests = ROOT / "tests" / "ops" / f"test_{operator}.py"
+    if not tests.exists():
+        return short_check(operator)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(tests),
+        "-q",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1].strip("= ")
+    return Verdict(done.returncode == 0, f"{tests.relative_to(ROOT)}: {last}")
+
+
+def short_check(operator: str, device: str = "cpu") -> Verdict:
+    """The gradient of every timed case of the operator, at a small size, against float64."""
+    for case in CASES:
+        if case.operator != operator or "time" not in case.measures:
+            continue
+        small = case.resized(96)
+        for name, provider in small.contenders().items():
+            if not name.startswith(OURS):
+                continue
+            error = gradient_error(small, provider, device)
+            if not error <= TOLERANCE[small.dtype]:
+                return Verdict(False, f"{case.name}: {name} has a gradient error of {error:.1e}")
+    return Verdict(True, "short check against float64")

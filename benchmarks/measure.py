@@ -1,0 +1,145 @@
+"""Measure one case: a record of plain JSON values."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmx_fast.ops import implementations
+
+from . import memory, timing
+from .peers.packages import MissingPeerError
+from .providers import Provider
+from .registry import ERROR_ROWS, OPERATORS, Case, Goal
+
+ROOT = Path(__file__).resolve().parents[1]
+UNIT = "U"
+
+
+def gradient_error(case: Case, provider: Provider, device: str = "cpu") -> float:
+    """Relative L2 distance of the features' gradient from the float64 gradient of the same formula and inputs."""
+    problem = case.problem(provider, device)
+    exact = problem.to(torch.float64)
+    provider.truth(exact).backward()
+    provider.step(problem)()
+    truth = exact.gradient()
+    return ((problem.gradient() - truth).norm() / truth.norm()).item()
+
+
+def source_hashes(operator: str) -> dict[str, str]:
+    """Fingerprints of the files that an operator's figures speak of, by their path in the repository."""
+    others = tuple(name for name in OPERATORS if name != operator)
+    folders = [ROOT / name for name in ("csrc", "kernels", "cmx_fast/ops")]
+    files = [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in (".cpp", ".cu", ".h", ".py")
+    ]
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(files)
+        if not path.stem.startswith(others) and "host" not in path.parts
+    }
+
+
+def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any]:
+    """Time, memory and error of every provider of a case, as far as the case asks for them."""
+    rows: dict[str, dict[str, Any]] = {name: {} for name in case.providers}
+    record: dict[str, Any] = {
+        "operator": case.operator,
+        "title": case.title,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "shape": {"n": case.n, "d": case.d, "bank": case.bank},
+        "implementation": implementations()[case.operator][device][0],
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "sources": source_hashes(case.operator),
+        "providers": rows,
+    }
+    for name, provider in case.contenders().items():
+        if provider.package is not None:
+            try:
+                rows[name]["version"] = importlib.metadata.version(provider.package)
+            except importlib.metadata.PackageNotFoundError:
+                rows[name]["skipped"] = f"{provider.package} is not installed"
+    timings = _time(case, rows, seconds, device) if "time" in case.measures else {}
+    if UNIT in timings:
+        record["unit_ms"] = 1e3 * timings[UNIT].median
+    for name, provider in case.contenders().items():
+        if "skipped" in rows[name]:
+            continue
+        if "error" in case.measures:
+            rows[name]["error"] = gradient_error(case.resized(ERROR_ROWS), provider, device)
+        if "memory" in case.measures:
+            try:
+                rows[name]["peak_mb"] = _peak(case, name, device) / memory.MB
+            except memory.MemoryMeterError as error:
+                rows[name]["peak_mb"], rows[name]["peak_missing"] = None, str(error)
+    record["goals"] = [_judge(goal, rows, timings) for goal in case.goals]
+    return record
+
+
+def _time(
+    case: Case, rows: dict[str, dict[str, Any]], seconds: float, device: str
+) -> dict[str, timing.Timing]:
+    steps = {
+        UNIT: timing.unit(
+            *case.unit_shape, device=device, dtype=case.dtype if device == "cuda" else torch.float32
+        )
+    }
+    for name, provider in case.contenders().items():
+        if "skipped" in rows[name]:
+            continue
+        try:
+            steps[name] = provider.step(case.problem(provider, device))
+        except MissingPeerError as error:
+            rows[name]["skipped"] = str(error)
+    clock = timing.cuda_clock if device == "cuda" else timing.wall_clock
+    timings = timing.interleaved(steps, seconds=seconds, clock=clock)
+    for name, result in timings.items():
+        if name != UNIT:
+            rows[name] |= {
+                "ms": 1e3 * result.median,
+                "units": timing.ratio(result, timings[UNIT]),
+                "spread": result.spread,
+                "rounds": len(result.samples),
+            }
+    return timings
+
+
+def _peak(case: Case, name: str, device: str) -> int:
+    if device == "cpu":
+        return memory.in_fresh_process(case, name, torch.get_num_threads())
+    provider = case.contenders()[name]
+    step = provider.step(case.problem(provider, device))
+    step()  # compiles
+    return memory.cuda_extra_peak(step)
+
+
+def _judge(goal: Goal, rows: dict[str, dict[str, Any]], timings: dict[str, timing.Timing]) -> dict[str, Any]:
+    """A goal beside what was measured; None where a provider was missing."""
+    measured: float | None = None
+    if goal.kind == "speedup":
+        if goal.of in timings and goal.against in timings:
+            measured = timing.ratio(timings[goal.against], timings[goal.of])
+    elif goal.kind == "error":
+        ours, theirs = rows[goal.of].get("error"), rows[goal.against].get("error")
+        measured = ours / theirs if ours is not None and theirs else None
+    else:
+        measured = rows[goal.of].get(goal.kind)
+    return {
+        "what": goal.describe(),
+        "of": goal.of,
+        "kind": goal.kind,
+        "against": goal.against,
+        "least": goal.least,
+        "reach": goal.reach,
+        "measured": measured,
+        "met": measured is not None and math.isfinite(measured) and goal.met(measured),
+    }

@@ -1,0 +1,159 @@
+"""The contenders: the eager formula, ``torch.compile`` of it, the packages that ship it, and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmx_fast.losses import NTXentLoss
+from cmx_fast.ops import info_nce, supcon
+
+from .peers import formulas, packages
+from .problems import Problem
+
+OURS = "cmx_fast"
+Loss = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute a loss.
+
+    bind: makes the loss of a problem a function without arguments; what a user does once belongs here.
+    truth: the formula that this provider computes; the formula in float64 is the truth for its errors.
+    dtype: what it takes instead of the case's dtype.
+    package: the distribution that it comes from.
+    """
+
+    bind: Callable[[Problem], Loss]
+    truth: Callable[[Problem], Tensor]
+    compiled: bool = False
+    dtype: torch.dtype | None = None
+    package: str | None = None
+
+    def step(self, problem: Problem) -> Callable[[], Tensor]:
+        """Forward and backward with fresh gradients."""
+        loss_of = self.bind(problem)
+        leaves = [problem[name] for name in problem.leaves]
+
+        def step() -> Tensor:
+            for leaf in leaves:
+                leaf.grad = None
+            loss = loss_of()
+            loss.backward()
+            return loss
+
+        return step
+
+
+def _formula(formula: Callable[[Problem], Tensor]) -> Provider:
+    return Provider(lambda p: lambda: formula(p), formula)
+
+
+def _compiled(function: Callable[..., Tensor], arguments: Callable[[Problem], tuple]) -> Provider:
+    def bind(problem: Problem) -> Loss:
+        torch.compiler.reset()  # one size at a time, so that no earlier one makes shapes dynamic
+        fast, values = torch.compile(function, fullgraph=True, dynamic=False), arguments(problem)
+        return lambda: fast(*values)
+
+    return Provider(bind, lambda p: function(*arguments(p)), compiled=True)
+
+
+def _clip(p: Problem) -> tuple:
+    return p["query"], p["key"], p["logit_scale"]
+
+
+def _moco(p: Problem) -> tuple:
+    return p["query"], p["key"], p["bank"].T, p.temperature
+
+
+def _supcon(p: Problem) -> tuple:
+    return p["features"], p["labels"], p.temperature
+
+
+def _ntxent_with_bank(p: Problem) -> Tensor:
+    return formulas.ntxent_with_bank(p["query"], p["key"], p["bank"], p.temperature)
+
+
+def _clip_formula(p: Problem) -> Tensor:
+    return formulas.clip(*_clip(p))
+
+
+def _metric_learning_formula(p: Problem) -> Tensor:
+    loss = formulas.supcon(F.normalize(p["features"], dim=1), p["labels"], p.temperature)
+    # Its mean is over the anchors that have a positive.
+    return loss * len(p["labels"]) / (p["labels"].bincount()[p["labels"]] > 1).sum()
+
+
+def _open_clip(p: Problem) -> Loss:
+    loss = packages.open_clip_loss()
+    return lambda: loss(*_clip(p))
+
+
+def _metric_learning(p: Problem) -> Loss:
+    loss = packages.metric_learning_supcon(p.temperature)
+    return lambda: loss(p["features"], p["labels"])
+
+
+def _lightly(p: Problem) -> Loss:
+    loss = packages.lightly_ntxent(p.temperature, p["bank"])
+    return lambda: loss(p["query"], p["key"])
+
+
+def _info_nce_pytorch(p: Problem) -> Loss:
+    loss = packages.info_nce_pytorch(p.temperature)
+    return lambda: loss(p["query"], p["key"], p["bank"])
+
+
+def _our_ntxent(p: Problem) -> Loss:
+    loss = NTXentLoss(p.temperature, memory_bank_size=tuple(p["bank"].shape))
+    assert loss.memory_bank is not None
+    loss.memory_bank.rows = p["bank"].clone()
+    return lambda: loss(p["query"], p["key"])
+
+
+def _our_info_nce(p: Problem) -> Loss:
+    return lambda: info_nce(*_clip(p))
+
+
+def _our_bank(p: Problem) -> Loss:
+    query, key, bank, scale = p["query"], p["key"], p["bank"], 1 / p.temperature
+    return lambda: info_nce(query, key, scale, bank=bank, in_batch=False, symmetric=False)
+
+
+def _our_supcon(p: Problem) -> Loss:
+    features, labels, scale = p["features"], p["labels"], 1 / p.temperature
+    return lambda: supcon(features, labels, scale)
+
+
+# By the loss that they compute; in the order of the tables.
+PROVIDERS: dict[str, dict[str, Provider]] = {
+    "clip": {
+        "OpenCLIP's formula": _formula(_clip_formula),
+        "torch.compile of it": _compiled(formulas.clip, _clip),
+        "open_clip ClipLoss": Provider(_open_clip, _clip_formula, package="open_clip_torch"),
+        f"{OURS} float32": Provider(_our_info_nce, _clip_formula, dtype=torch.float32),
+        OURS: Provider(_our_info_nce, _clip_formula),
+    },
+    "bank": {
+        "MoCo's formula": _formula(lambda p: formulas.moco(*_moco(p))),
+        "torch.compile of it": _compiled(formulas.moco, _moco),
+        "lightly's formula": _formula(_ntxent_with_bank),
+        "lightly NTXentLoss": Provider(_lightly, _ntxent_with_bank, package="lightly"),
+        "info-nce-pytorch": Provider(_info_nce_pytorch, _ntxent_with_bank, package="info-nce-pytorch"),
+        OURS: Provider(_our_bank, lambda p: formulas.moco(*_moco(p))),
+        f"{OURS} NTXentLoss": Provider(_our_ntxent, _ntxent_with_bank),
+    },
+    "supcon": {
+        "SupContrast's formula": _formula(lambda p: formulas.supcon(*_supcon(p))),
+        "torch.compile of it": _compiled(formulas.supcon, _supcon),
+        "pytorch-metric-learning": Provider(
+            _metric_learning, _metric_learning_formula, package="pytorch-metric-learning"
+        ),
+        OURS: Provider(_our_supcon, lambda p: formulas.supcon(*_supcon(p))),
+    },
+}

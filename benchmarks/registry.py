@@ -1,0 +1,194 @@
+"""The cases and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from . import problems
+from .problems import Problem
+from .providers import OURS, PROVIDERS, Provider
+
+Measure = Literal["time", "memory", "error"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure to reach: ``least`` must hold, ``reach`` is the aim.
+
+    kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "peak_mb", or "error" (times
+    the error of ``against``); less is better in the last three.
+    """
+
+    kind: Literal["speedup", "units", "peak_mb", "error"]
+    least: float
+    reach: float
+    against: str = ""
+    of: str = OURS
+
+    def met(self, measured: float) -> bool:
+        return measured >= self.least if self.kind == "speedup" else measured <= self.least
+
+    def describe(self) -> str:
+        bound = f"{self.least:g} (reach {self.reach:g})"
+        return {
+            "speedup": f"at least {bound} times faster than {self.against}",
+            "units": f"at most {bound} U",
+            "peak_mb": f"at most {bound} MB at the peak",
+            "error": f"at most {bound} times the error of {self.against}",
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss at one size; forward and backward."""
+
+    name: str
+    operator: str
+    loss: str  # a key of PROVIDERS
+    n: int
+    d: int
+    bank: int = 0
+    dtype: torch.dtype = torch.float32
+    loss_value: float | None = None  # the pairs are as alike as this loss takes
+    measures: tuple[Measure, ...] = ("time", "memory", "error")
+    providers: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = field(default=())
+
+    @property
+    def title(self) -> str:
+        """The case in words."""
+        rows = f"M={self.n}" if self.loss == "supcon" else f"N={self.n}"
+        bank = f", bank {self.bank} x {self.d}" if self.bank else f", D={self.d}"
+        at = f", at loss {self.loss_value:g}" if self.loss_value else ""
+        return f"{self.operator} {rows}{bank}, {str(self.dtype).removeprefix('torch.')}{at}"
+
+    @property
+    def unit_shape(self) -> tuple[int, int, int]:
+        """n, m, d of the product that is 1 U."""
+        return self.n, self.bank or self.n, self.d
+
+    def contenders(self) -> dict[str, Provider]:
+        return {name: PROVIDERS[self.loss][name] for name in self.providers}
+
+    def resized(self, n: int) -> Case:
+        """A smaller sibling, without goals: they hold for the sizes that they name."""
+        n = min(n, self.n)
+        return replace(self, n=n, bank=self.bank * n // self.n, goals=())
+
+    def problem(self, provider: Provider, device: str = "cpu") -> Problem:
+        """The inputs as this provider takes them."""
+        if self.loss == "bank":
+            made = problems.bank_problem(self.n, self.d, self.bank)
+        else:
+            make = {"clip": problems.clip_problem, "supcon": problems.supcon_problem}[self.loss]
+            made = make(self.n, self.d, self.loss_value)
+        return made.to(self.dtype, device).to(provider.dtype or self.dtype)
+
+
+CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
+    "OpenCLIP's formula",
+    "MoCo's formula",
+    "lightly's formula",
+    "SupContrast's formula",
+)
+COMPILED = "torch.compile of it"
+SMALL = (128, 256, 512, 1024)
+ERROR_ROWS = 2048
+
+
+def _error_cases(operator: str, loss: str, formula: str, d: int, dtype: torch.dtype) -> list[Case]:
+    suffix = "" if dtype == torch.float32 else f"-{str(dtype).removeprefix('torch.')}"
+    return [
+        Case(
+            f"{operator}/error-at-{value:g}{suffix}", operator, loss, ERROR_ROWS, d, dtype=dtype, loss_value=value,
+            measures=("error",), providers=(formula, OURS), goals=(Goal("error", 1.5, 1, formula),),
+        )
+        for value in (1, 0.1, 0.001)
+    ]  # fmt: skip
+
+
+CASES: tuple[Case, ...] = (
+    Case(
+        "info_nce/symmetric", "info_nce", "clip", 8192, 256,
+        providers=(CLIP, COMPILED, "open_clip ClipLoss", OURS),
+        goals=(Goal("speedup", 4.5, 6.5, CLIP), Goal("units", 2.4, 1.7)),
+    ),
+    Case(
+        "info_nce/bank", "info_nce", "bank", 1024, 128, bank=65536,
+        providers=tuple(PROVIDERS["bank"]),
+        goals=(Goal("speedup", 2, 4, MOCO), Goal("speedup", 2, 4, LIGHTLY, of=f"{OURS} NTXentLoss")),
+    ),
+    Case(
+        "info_nce/bfloat16", "info_nce", "clip", 8192, 256, dtype=torch.bfloat16, measures=("time", "error"),
+        providers=(CLIP, COMPILED, f"{OURS} float32", OURS), goals=(Goal("speedup", 2, 3, f"{OURS} float32"),),
+    ),
+    Case(
+        "info_nce/memory", "info_nce", "clip", 16384, 256, measures=("memory",),
+        providers=(CLIP, OURS), goals=(Goal("peak_mb", 200, 60),),
+    ),
+    *(
+        Case(
+            f"info_nce/small-{n}", "info_nce", "clip", n, 128, measures=("time", "error"),
+            providers=(CLIP, COMPILED, OURS), goals=(Goal("speedup", 1, 2, CLIP),),
+        )
+        for n in SMALL
+    ),
+    *_error_cases("info_nce", "clip", CLIP, 256, torch.float32),
+    *_error_cases("info_nce", "clip", CLIP, 256, torch.bfloat16),
+    Case(
+        "supcon/labels", "supcon", "supcon", 8192, 128,
+        providers=tuple(PROVIDERS["supcon"]),
+        goals=(Goal("speedup", 12, 20, SUPCONTRAST), Goal("units", 1.8, 1.1)),
+    ),
+    *(
+        Case(
+            f"supcon/small-{n}", "supcon", "supcon", n, 128, measures=("time", "error"),
+            providers=(SUPCONTRAST, COMPILED, OURS), goals=(Goal("speedup", 1, 2, SUPCONTRAST),),
+        )
+        for n in SMALL
+    ),
+    *_error_cases("supcon", "supcon", SUPCONTRAST, 128, torch.float32),
+)  # fmt: skip
+
+# What a GPU is measured on: batches that fill one, in bfloat16 as they are trained, the largest last.
+DEVICE_CASES: tuple[Case, ...] = (
+    *(
+        Case(
+            f"info_nce/device-{n}x{d}", "info_nce", "clip", n, d, dtype=torch.bfloat16,
+            providers=(CLIP, COMPILED, "open_clip ClipLoss", OURS),
+        )
+        for n, d in ((1024, 256), (4096, 256), (16384, 512), (32768, 512))
+    ),
+    Case(
+        "info_nce/device-bank", "info_nce", "bank", 4096, 128, bank=65536, dtype=torch.bfloat16,
+        providers=(MOCO, COMPILED, OURS),
+    ),
+    *(
+        Case(
+            f"supcon/device-{n}x{d}", "supcon", "supcon", n, d, dtype=torch.bfloat16,
+            providers=(SUPCONTRAST, COMPILED, OURS),
+        )
+        for n, d in ((1024, 128), (4096, 128), (16384, 128))
+    ),
+    *(case for case in CASES if case.dtype == torch.float32 and "time" in case.measures),
+)  # fmt: skip
+
+OPERATORS: tuple[str, ...] = tuple(dict.fromkeys(case.operator for case in CASES))
+
+
+def select(prefixes: Sequence[str] = (), cases: Sequence[Case] = CASES) -> list[Case]:
+    """The cases whose names begin with one of these; all without any.
+
+    Raises:
+        ValueError: a prefix that no case has.
+    """
+    for prefix in prefixes:
+        if not any(case.name.startswith(prefix) for case in cases):
+            raise ValueError(
+                f"no benchmark is called {prefix!r}; there are {', '.join(case.name for case in cases)}"
+            )
+    return [case for case in cases if not prefixes or case.name.startswith(tuple(prefixes))]
