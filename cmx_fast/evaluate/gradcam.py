@@ -18,7 +18,7 @@ def gradcam(model: Any, encoder: nn.Module, image: Tensor, speech: Tensor, layer
     paired cosine is ours.
 
     Args:
-        model: has ``image_projector``.
+        model: has ``project_image``, from the encoder's output to the common space.
         encoder: the image encoder to look into: the model's own, or the one before fine-tuning.
         speech: z^s of each picture's speech, not differentiated.
         layer: name of a ResNet stage; the paper's is "layer4".
@@ -34,7 +34,7 @@ def gradcam(model: Any, encoder: nn.Module, image: Tensor, speech: Tensor, layer
     encoder.eval()
     try:
         with torch.enable_grad():
-            score = F.cosine_similarity(model.image_projector(encoder(image)), speech.detach())
+            score = F.cosine_similarity(model.project_image(encoder(image)), speech.detach())
             (gradient,) = torch.autograd.grad(score.sum(), kept[0])
     finally:
         hook.remove()

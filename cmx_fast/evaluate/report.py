@@ -214,8 +214,6 @@ def cams(
 ) -> list[dict[str, str]]:
     """Pictures of different spaces with heat maps of cos(z^v, z^s), by the encoder before and after."""
     pairs = choose(torch.ones(len(e.image), dtype=torch.bool), e.image_space, CAMS)
-    if not hasattr(model, "image_projector"):
-        return []
     utterances = [int((e.speech_pair == p).nonzero()[0]) for p in pairs]
     images = torch.stack([data.dataset.load_image(p) for p in pairs]).to(data.device)
     speech = e.speech[utterances].to(data.device)

@@ -219,19 +219,59 @@ class ImagePretraining(nn.Module):
         return {"loss": ce, "accuracy": accuracy(outputs["space"], batch["space"])}
 
 
-class CSIR(nn.Module):
+class TwoTowers(nn.Module):
+    """What CSIR and DSCMR share: two pre-trained encoders whose features e^v and e^s are brought to one scale.
+
+    The features are standardised over the batch (batch norm without parameters, ours): the image's are logits and the
+    speech's rectified averages, and without it both methods spend their first thousand steps on the features' means.
+    """
+
+    def __init__(self, image: ResNet, speech: SpeechEncoder):
+        super().__init__()
+        self.image_encoder, self.speech_encoder = image, speech
+        self.image_norm = nn.BatchNorm1d(PLACES_CATEGORIES, affine=False)
+        self.speech_norm = nn.BatchNorm1d(speech.dim, affine=False)
+
+    def encoders(self) -> list[nn.Parameter]:
+        """The parameters that come pre-trained."""
+        return [*self.image_encoder.parameters(), *self.speech_encoder.parameters()]
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """e^v (B, 365) and e^s (B, d_s): from "image" and "logmel", or as given by "image_features" and
+        "speech_features"."""
+        if "image_features" in batch:
+            return batch["image_features"], batch["speech_features"]
+        return self.image_encoder(batch["image"]), self.speech_encoder(batch["logmel"])
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """e^v (B, 365) -> the common space (B, D), not normalised."""
+        raise NotImplementedError
+
+    def project_speech(self, features: Tensor) -> Tensor:
+        """e^s (B, d_s) -> the common space (B, D), not normalised."""
+        raise NotImplementedError
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, 3, S, S) -> the common space (B, D), not normalised."""
+        return self.project_image(self.image_encoder(image))
+
+    def encode_speech(self, logmel: Tensor) -> Tensor:
+        """(B, n_mels, frames) -> the common space (B, D), not normalised."""
+        return self.project_speech(self.speech_encoder(logmel))
+
+
+class CSIR(TwoTowers):
     """The cross-modal stage (section 2.3): L = alpha * CE(space from both) + (1 - alpha) * SupCon(z^v, z^s).
 
     z^v = FC_v(e^v) and z^s = FC_s(e^s) are linear to 64 numbers (eqs. 2, 3). The classifier on [z^v, z^s] is
-    128 -> 128 -> spaces (ours: the paper says MLP) on z as it is; the contrast and the retrieval take z /
-    ||z||. Eq. 7 mixes s and v with indices to 2N: it is read as SupCon over the stacked rows, or, with
+    128 -> 128 -> spaces (ours: the paper says MLP) on z as it is; the contrast and the retrieval take z / ||z||.
+    Eq. 7 mixes s and v with indices to 2N: it is read as SupCon over the stacked rows, or, with
     ``recipe.contrast = "cross"``, speech rows against image columns only.
     """
 
     def __init__(self, recipe: Recipe, spaces: int, image: ResNet, speech: SpeechEncoder):
-        super().__init__()
+        super().__init__(image, speech)
         self.recipe = recipe
-        self.image_encoder, self.speech_encoder = image, speech
         self.image_projector = nn.Linear(PLACES_CATEGORIES, recipe.embed_dim)
         self.speech_projector = nn.Linear(speech.dim, recipe.embed_dim)
         width = 2 * recipe.embed_dim
@@ -239,17 +279,20 @@ class CSIR(nn.Module):
             nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, spaces)
         )
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) -> z^v (B, 64), not normalised."""
-        return self.image_projector(self.image_encoder(image))
+    def project_image(self, features: Tensor) -> Tensor:
+        return self.image_projector(self.image_norm(features))
 
-    def encode_speech(self, logmel: Tensor) -> Tensor:
-        """(B, n_mels, frames) -> z^s (B, 64), not normalised."""
-        return self.speech_projector(self.speech_encoder(logmel))
+    def project_speech(self, features: Tensor) -> Tensor:
+        return self.speech_projector(self.speech_norm(features))
 
     def forward(self, batch: Batch) -> Batch:
-        image, speech = self.encode_image(batch["image"]), self.encode_speech(batch["logmel"])
-        return {"image": image, "speech": speech, "space": self.classifier(torch.cat([image, speech], dim=1))}
+        image_features, speech_features = self.features(batch)
+        image, speech = self.project_image(image_features), self.project_speech(speech_features)
+        return {
+            "image": image,
+            "speech": speech,
+            "space": self.classifier(torch.cat([image, speech], dim=1)),
+        }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
         """Loss, its two parts and the classifier's accuracy; batch has space (B,) int64."""

@@ -1,8 +1,9 @@
 """DSCMR, the baseline of the CSIR paper's table (there "DCMR").
 
-Zhen et al., "Deep Supervised Cross-Modal Retrieval", CVPR 2019; sizes, weights and the norms as in its public
-code. Here it stands on the same two pre-trained encoders as CSIR, fine-tuned with them for as many steps
-(ours; its own code takes ready-made features), so that the two differ in the common space and the loss alone.
+Zhen et al., "Deep Supervised Cross-Modal Retrieval", CVPR 2019; sizes, weights and the norms as in its public code.
+Here it stands on the same pre-trained encoders as CSIR, standardised, fitted and fine-tuned with them for as many
+steps at the same rates (ours; its own code takes ready-made features and a rate of 1e-4), so that the two differ in
+the common space and the loss alone.
 """
 
 from __future__ import annotations
@@ -12,40 +13,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from cmx_fast.models.csir import PLACES_CATEGORIES, Batch, SpeechEncoder, accuracy
+from cmx_fast.models.csir import PLACES_CATEGORIES, Batch, SpeechEncoder, TwoTowers, accuracy
 from cmx_fast.models.recipe import Recipe
 
 
-class DSCMR(nn.Module):
+class DSCMR(TwoTowers):
     """Per modality Linear + ReLU, then a linear layer to the common space and a classifier, shared by both.
 
-    J = mean ||p_v - y|| + mean ||p_s - y||                                   (labels, y one-hot)
-      + alpha * sum over (v,s), (v,v), (s,s) of mean_ij [log(1 + e^theta_ij) - S_ij theta_ij]   (theta =
-      cosine / 2) + beta * mean ||f_v - f_s||                                             (modality
-      invariance)
+    J = mean ||p_v - y|| + mean ||p_s - y||                                        (labels, y one-hot)
+      + alpha * sum over (v,s), (v,v), (s,s) of mean_ij [log(1 + e^t_ij) - S_ij t_ij]   (t = cosine / 2)
+      + beta * mean ||f_v - f_s||                                                  (modality invariance)
 
     with alpha = 1e-3, beta = 0.1, S_ij = 1 for rows of the same space, and row norms that are not squared.
     """
 
     def __init__(self, recipe: Recipe, spaces: int, image: ResNet, speech: SpeechEncoder):
-        super().__init__()
+        super().__init__(image, speech)
         self.recipe, self.spaces = recipe, spaces
-        self.image_encoder, self.speech_encoder = image, speech
         self.image_hidden = nn.Linear(PLACES_CATEGORIES, recipe.dscmr_hidden)
         self.speech_hidden = nn.Linear(speech.dim, recipe.dscmr_hidden)
         self.common = nn.Linear(recipe.dscmr_hidden, recipe.dscmr_dim)
         self.classifier = nn.Linear(recipe.dscmr_dim, spaces)
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) -> f_v (B, 1024), not normalised."""
-        return self.common(F.relu(self.image_hidden(self.image_encoder(image))))
+    def project_image(self, features: Tensor) -> Tensor:
+        return self.common(F.relu(self.image_hidden(self.image_norm(features))))
 
-    def encode_speech(self, logmel: Tensor) -> Tensor:
-        """(B, n_mels, frames) -> f_s (B, 1024), not normalised."""
-        return self.common(F.relu(self.speech_hidden(self.speech_encoder(logmel))))
+    def project_speech(self, features: Tensor) -> Tensor:
+        return self.common(F.relu(self.speech_hidden(self.speech_norm(features))))
 
     def forward(self, batch: Batch) -> Batch:
-        image, speech = self.encode_image(batch["image"]), self.encode_speech(batch["logmel"])
+        image_features, speech_features = self.features(batch)
+        image, speech = self.project_image(image_features), self.project_speech(speech_features)
         return {
             "image": image,
             "speech": speech,

@@ -6,20 +6,23 @@ import ast
 import copy
 import os
 import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from lightning_fabric import Fabric
+from torch import Tensor
 
-from cmx_fast.data.pair_data import PairData
-from cmx_fast.evaluate.csir import MODELS, embed, evaluate_run, open_split
+from cmx_fast.data.pair_data import Batch, PairData
+from cmx_fast.evaluate.csir import MODELS, embed, evaluate_run, even_crops, open_split
 from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.models.csir import CSIR, ImagePretraining, SpeechPretraining, image_encoder, load_places365
 from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
-from cmx_fast.train.batches import training_batches
+from cmx_fast.train.batches import class_balanced, training_batches
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.run_folder import RunFolder
 
@@ -194,6 +197,8 @@ class Training:
         for name in models:
             torch.manual_seed(seed)
             model = MODELS[name](recipe, self.spaces, copy.deepcopy(image), copy.deepcopy(speech.encoder))
+            if recipe.head_steps:
+                self.heads(f"{name}-heads", seed, model)
             self.stage(
                 name,
                 seed,
@@ -225,6 +230,45 @@ class Training:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
+        self.run_stage(name, seed, module, groups, steps, batches, **more)
+
+    def heads(self, name: str, seed: int, model: CSIR | DSCMR) -> None:
+        """The cross-modal stage before the encoders move: their features are computed once, so a step costs little."""
+        for parameter in model.encoders():
+            parameter.requires_grad_(False)
+        held = {id(parameter) for parameter in model.encoders()}
+        new = [parameter for parameter in model.parameters() if id(parameter) not in held]
+        groups = [{"params": new, "lr": self.recipe.head_lr}]
+        computed: list[tuple[Tensor, Tensor]] = []
+
+        def batches(start: int) -> Iterator[Batch]:
+            if not computed:
+                computed.append(features(model, self.train, self.recipe))
+            image, speech = computed[0]
+            batch, rank, world = self.recipe.head_batch, self.fabric.global_rank, self.fabric.world_size
+            stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
+            for rows in islice(stream, start, None):
+                mine = torch.tensor(rows[rank * batch : (rank + 1) * batch])
+                yield {
+                    "image_features": image[self.train.pair[mine]],
+                    "speech_features": speech[mine],
+                    "space": self.train.space[mine].to(image.device),
+                }
+
+        self.run_stage(name, seed, model, groups, self.recipe.head_steps, batches)
+        for parameter in model.encoders():
+            parameter.requires_grad_(True)
+
+    def run_stage(
+        self,
+        name: str,
+        seed: int,
+        module: torch.nn.Module,
+        groups: list[dict[str, Any]],
+        steps: int,
+        batches: Callable[[int], Iterator[Batch]],
+        **more: Any,
+    ) -> None:
         stage = Stage(
             f"seed{seed}/{name}",
             module,
@@ -246,9 +290,24 @@ class Training:
         return {f"{direction} R@1": groups["total"]["R@1"] or 0.0 for direction, groups in found.items()}
 
 
+@torch.no_grad()
+def features(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The encoders' outputs without augmentation, on the data's device: e^v (pairs, 365), e^s (utterances, d_s)."""
+    model.eval()
+    first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
+    image = [model.image_encoder(b["image"]) for b in data.in_order(("image",), rows=first.tolist())]
+    speech = [
+        model.speech_encoder(even_crops(b["logmel"], recipe.frames, 1)[0]) for b in data.in_order(("logmel",))
+    ]
+    model.train()
+    return torch.cat(image), torch.cat(speech)
+
+
 def parameter_groups(model: CSIR | DSCMR) -> list[dict[str, Any]]:
     """The two pre-trained encoders at ``encoder_lr``, everything new at ``cross_lr``."""
-    encoders = [*model.image_encoder.parameters(), *model.speech_encoder.parameters()]
-    held = {id(p) for p in encoders}
+    held = {id(p) for p in model.encoders()}
     new = [p for p in model.parameters() if id(p) not in held]
-    return [{"params": encoders, "lr": model.recipe.encoder_lr}, {"params": new, "lr": model.recipe.cross_lr}]
+    return [
+        {"params": model.encoders(), "lr": model.recipe.encoder_lr},
+        {"params": new, "lr": model.recipe.cross_lr},
+    ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -23,20 +23,14 @@ from cmx_fast.train.run_folder import RunFolder
 Batch = dict[str, Tensor]
 
 
-class Trainable(Protocol):
-    """What a stage trains: an ``nn.Module`` whose forward maps a batch to outputs, and their losses."""
-
-    def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """0-d tensors; "loss" is what is minimised, the others are logged."""
-
-
 @dataclass
 class Stage:
     """What to train and for how long.
 
     Attributes:
         name: unique within the run; names the weights' file ("seed0/csir").
-        module: an ``nn.Module`` with :class:`Trainable`'s ``losses``.
+        module: an ``nn.Module`` whose forward maps a batch to outputs; its ``losses(outputs, batch)`` gives 0-d
+            tensors, of which "loss" is minimised and the others are logged.
         groups: parameter groups, each with its peak "lr".
         batches: the batches from this step on, on the device; the same ones whenever it is asked.
         seed: seeds dropout and augmentation, whatever ran before.

@@ -34,6 +34,8 @@ class RunFolder:
         self.path, self.writer = Path(path), writer
         self.config = config = json.loads(json.dumps(config))  # as it will be read back
         existing = self.path / "config.json"
+        if not writer:
+            return  # the writing process checks, and may be writing this very file
         if existing.exists():
             if not resume:
                 raise ValueError(
@@ -46,7 +48,7 @@ class RunFolder:
                     f"{self.path} was trained with other settings: "
                     + "; ".join(f"{k} was {before.get(k)!r}, now {config.get(k)!r}" for k in changed)
                 )
-        elif writer:
+        else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(existing, json.dumps(config, indent=2) + "\n")
 

@@ -22,7 +22,7 @@ class RedAndGreen(nn.Module):
 
 
 class Model:
-    image_projector = nn.Identity()
+    project_image = nn.Identity()
 
 
 def test_the_map_lights_what_raises_the_score():

@@ -17,7 +17,7 @@ from cmx_fast.models.csir import (
 from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
 
-RECIPE = Recipe.preset("demo", image_size=32, crop_seconds=1.0)
+RECIPE = Recipe.preset("demo", image_size=32, crop_seconds=1.0, n_mels=128)
 SPACES = 5
 
 
@@ -68,6 +68,20 @@ def test_csir_outputs(csir):
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
         "image": (6, 64), "speech": (6, 64), "space": (6, SPACES)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [CSIR, DSCMR])
+def test_features_may_be_given_instead_of_pictures_and_speech(csir, model):
+    it = model(RECIPE, SPACES, csir.image_encoder, csir.speech_encoder).eval()
+    rows = batch()
+    image, speech = it.features(rows)
+    given = it({"image_features": image, "speech_features": speech})
+    for name, value in it(rows).items():
+        torch.testing.assert_close(given[name], value)
+    torch.testing.assert_close(given["image"], it.encode_image(rows["image"]))
+    torch.testing.assert_close(given["speech"], it.encode_speech(rows["logmel"]))
+    assert {id(p) for p in it.encoders()} < {id(p) for p in it.parameters()}
+    csir.train()
 
 
 def test_csir_loss_of_identical_features(csir):

@@ -28,7 +28,7 @@ def test_demo_keeps_the_method():
         "contrast",
         "n_fft",
         "hop",
-        "n_mels",
+        "seconds",
         "dscmr_alpha",
         "dscmr_beta",
     ):

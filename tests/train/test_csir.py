@@ -23,8 +23,8 @@ from cmx_fast.train.loop import Stage
 RATE = 22050
 TINY = [
     "image_size=32", "seconds=1.0", "crop_seconds=0.7", "n_mels=32", "sentences_per_air=2", "eval_crops=2",
-    "speech_steps=4", "image_steps=2", "cross_steps=4", "evaluations=2",
-    "speech_batch=8", "image_batch=8", "cross_batch=8",
+    "speech_steps=4", "image_steps=2", "head_steps=3", "cross_steps=4", "evaluations=2",
+    "speech_batch=8", "image_batch=8", "head_batch=8", "cross_batch=8",
 ]  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_report_stands_alone_and_has_its_parts(finished):
     assert len(re.findall(r'alt="heat map', html)) == 2 * 3
 
 
-@pytest.mark.parametrize("stop", [("seed0/speech", 3), ("seed0/dscmr", 4)])
+@pytest.mark.parametrize("stop", [("seed0/speech", 3), ("seed0/csir-heads", 2), ("seed0/dscmr", 4)])
 def test_an_interrupted_run_resumes_to_the_same_numbers(data, finished, tmp_path, monkeypatch, stop):
     before = Stage.__init__
 
