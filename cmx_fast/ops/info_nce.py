@@ -72,7 +72,8 @@ def info_nce(
             gives NaN. ``NotImplementedError``: second derivatives.
 
     Memory: O((N + M) D) plus a tile, and at most :func:`cmx_fast.ops.cache_budget` bytes kept for the backward pass.
-    Cost: one N x M x D product forward; three more backward, two when the similarities were kept.
+    Cost on the CPU: one N x M x D product forward; three more backward, two when the similarities were kept. On a GPU a
+    symmetric loss takes two forward and four backward, one direction one and two to three.
 
     Example:
         >>> import torch

@@ -53,8 +53,8 @@ def supcon(
         NotImplementedError: second derivatives.
 
     Memory: O(M D) plus a tile, and at most :func:`cmx_fast.ops.cache_budget` bytes kept for the backward pass.
-    Cost: half an M x M x D product forward (the similarity is symmetric); one more backward, and half a product again
-    when the similarities were not kept.
+    Cost on the CPU: half an M x M x D product forward (the similarity is symmetric); one more backward, and half a
+    product again when the similarities were not kept. On a GPU one forward and two backward.
 
     Example:
         >>> import torch
