@@ -79,7 +79,7 @@ class Recipe:
     # Evaluation
     eval_crops: int = 1  # [O] evenly spaced crops of an utterance whose embeddings are averaged
     evaluations: int = (
-        5  # [O] looks at the held-out pairs during the cross-modal stage; nothing is selected by them
+        5  # [O] looks at the held-out pairs during the cross-modal stage; no weights are selected by them
     )
 
     def __post_init__(self) -> None:
