@@ -1,6 +1,7 @@
 // Softmax sums over one block of similarities and the gradients through them, without the block in memory.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -44,6 +45,10 @@ struct Block {
 // `saved` (x.n, y.n), unless null, receives the similarities.
 template <class T>
 void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, SoftmaxSum* columns, T* saved);
+
+// log(1 + exp(x)) and its derivative: the loss of one positive against negatives x above it, and their share.
+inline double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
+inline double sigmoid(double x) { return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
 
 // The loss's derivative by logit (i, j), times scale: factor * exp2(z log2(e) - shift) - offset, for the softmax of one
 // side of the block.

@@ -116,9 +116,6 @@ struct Stats {
   T& plain(int64_t i) const { return data[2 * n + i]; }
 };
 
-double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
-double sigmoid(double x) { return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
-
 template <class T>
 std::vector<Rows<T>> rows_of(const std::vector<Tensor>& bank) {
   std::vector<Rows<T>> rows;

@@ -1,5 +1,6 @@
 // The supervised contrastive loss on the CPU: one block of similarities for the denominators, class sums for the
-// positives, so that labels cost O(M D).
+// positives, so that labels cost O(M D). A row's only positive stays out of the block, as in InfoNCE: only such a row's
+// loss can vanish, and its gradient would cancel.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -68,17 +69,25 @@ struct Problem {
   Rows<T> rows;
   std::optional<Rows<T>> ref;
   Classes classes;
+  std::vector<int64_t> only_positive;  // of each row, -1 where there are none or several
 
   Problem(const Tensor& features, const Tensor& labels, const std::optional<Tensor>& ref_features,
           const std::optional<Tensor>& ref_labels, bool normalize)
       : rows(make_rows<T>(contiguous(features), 0, normalize)),
         classes(contiguous(labels), contiguous(ref_labels ? *ref_labels : labels)) {
     if (ref_features) ref = make_rows<T>(contiguous(*ref_features), 0, normalize);
+    // The sum of a class's columns less the row itself is the positive where there is one.
+    std::vector<int64_t> index_sum(classes.columns_in_class.size());
+    for (size_t j = 0; j < classes.of_column.size(); ++j) index_sum[classes.of_column[j]] += j;
+    only_positive.assign(rows.n, -1);
+    for (int64_t i = 0; i < rows.n; ++i)
+      if (positives(i) == 1) only_positive[i] = index_sum[classes.of_row[i]] - (self() ? i : 0);
   }
 
   bool self() const { return !ref; }
+  int64_t positives(int64_t i) const { return classes.columns_in_class[classes.of_row[i]] - self(); }
   const Rows<T>& columns() const { return ref ? *ref : rows; }
-  Block<T> block() const { return {rows, columns(), nullptr, self(), true}; }
+  Block<T> block() const { return {rows, columns(), only_positive.data(), self(), true}; }
 };
 
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -105,12 +114,13 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
   for_rows(n, [&](int64_t i) {
     const double* sum = class_sum.data() + classes.of_row[i] * d;
     for (int64_t p = 0; p < d; ++p) positives[i * d + p] = problem.self() ? sum[p] - rows.row(i)[p] : sum[p];
-    const int64_t count = classes.columns_in_class[classes.of_row[i]] - problem.self();
+    const int64_t count = problem.positives(i);
     statistics[i] = sums[i].log_sum_exp();
     statistics[n + i] = sums[i].mean();
     statistics[2 * n + i] = count;
     const double mean_positive = count ? logits.scale * dot(rows.row(i), positives + i * d, d) / count : 0;
-    losses[i] = count ? sums[i].log_sum_exp() - mean_positive : 0;
+    const double difference = sums[i].log_sum_exp() - mean_positive;
+    losses[i] = count == 0 ? 0 : count == 1 ? softplus(difference) : difference;
   });
   return {loss, stats, class_rows, saved};
 }
@@ -135,9 +145,11 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem<T>& problem, const
   for (int64_t i = 0; i < n; ++i) {
     const double count = statistics[2 * n + i];
     if (count == 0) continue;
-    gradient.set(i, statistics[i], grad[i], 0);
-    pull[i] = grad[i] / count;
-    dscale += grad[i] * statistics[n + i] - pull[i] * dot(rows.row(i), positives + i * d, d);
+    const double similarity = dot(rows.row(i), positives + i * d, d);
+    const double weight = count == 1 ? grad[i] * sigmoid(statistics[i] - logits.scale * similarity) : grad[i];
+    gradient.set(i, statistics[i], weight, 0);
+    pull[i] = weight / count;
+    dscale += weight * statistics[n + i] - pull[i] * similarity;
   }
 
   Tensor dfeatures =

@@ -54,6 +54,23 @@ def test_error_is_at_most_eagers(dtype, m, d):
     )
 
 
+@pytest.mark.parametrize("noise", [0.9, 0.55, 0.25])  # losses of about 1, 0.1 and 0.001
+@pytest.mark.parametrize("rectangular", [True, False])
+def test_gradient_keeps_its_digits_when_the_only_positive_dominates(noise, rectangular):
+    n, d = 512, 64
+    first = unit_rows(n, d)
+    second = F.normalize(first + noise * torch.randn(n, d) / math.sqrt(d), dim=-1)
+    labels = torch.arange(n)
+
+    def loss(x, y, impl):
+        if rectangular:
+            pairs = {"ref_features": y, "ref_labels": labels}
+            return supcon(x, labels, reduction="none", impl=impl, **pairs)
+        return supcon(torch.cat([x, y]), labels.repeat(2), reduction="none", impl=impl)
+
+    assert_as_exact_as_eager(loss, [first, second], torch.float32)
+
+
 @given(n=st.integers(2, 30), seed=st.integers(0, 1000))
 def test_distinct_labels_on_two_views_are_nt_xent(n, seed):
     first, second = torch.randn(2, n, 8, generator=torch.Generator().manual_seed(seed))
