@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
-PRESETS = ("paper", "demo")
+from cmx_fast.models.presets import Presets, require
+
 IMAGE_ENCODERS = ("resnet10", "resnet18", "resnet50")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Presets):
     """Everything that decides what a CSIR run computes.
 
     The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code that the part follows
@@ -18,6 +19,33 @@ class Recipe:
     encoder). [O]: ours, because neither says. The paper gives no optimiser, learning rate, batch size or
     length of training.
     """
+
+    #: Smaller pictures, a shallower ResNet, half the mel bands, higher rates for fewer and smaller steps. So short a
+    #: training underfits (train and held-out accuracy stay together), so dropout only slows it. The method is the same.
+    DEMO: ClassVar[dict[str, object]] = {
+        "sentences_per_air": 8,
+        "n_mels": 64,
+        "cache": True,
+        "image_size": 64,
+        "image_encoder": "resnet10",
+        "gradcam_layer": "layer3",
+        "cnn_dropout": 0.0,
+        "transformer_dropout": 0.0,
+        "speech_steps": 500,
+        "speech_batch": 16,
+        "speech_lr": 2e-3,
+        "image_steps": 160,
+        "image_batch": 16,
+        "head_steps": 400,
+        "head_batch": 96,
+        "cross_steps": 40,
+        "cross_batch": 48,
+        "cross_lr": 1e-3,
+        "encoder_lr": 5e-4,
+        "samples_per_class": 2,
+        "zoom": 0.2,
+        "evaluations": 4,
+    }
 
     # Data
     sample_rate: int = 22050  # [P] Hz
@@ -83,24 +111,24 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.image_encoder in IMAGE_ENCODERS, self, "image_encoder", f"one of {', '.join(IMAGE_ENCODERS)}"
         )
-        _require(self.contrast in ("joint", "cross"), self, "contrast", "'joint' or 'cross'")
-        _require(self.supcon_reduction in ("mean", "sum"), self, "supcon_reduction", "'mean' or 'sum'")
-        _require(0 <= self.alpha <= 1, self, "alpha", "between 0 and 1")
-        _require(self.temperature > 0, self, "temperature", "above 0")
-        _require(
+        require(self.contrast in ("joint", "cross"), self, "contrast", "'joint' or 'cross'")
+        require(self.supcon_reduction in ("mean", "sum"), self, "supcon_reduction", "'mean' or 'sum'")
+        require(0 <= self.alpha <= 1, self, "alpha", "between 0 and 1")
+        require(self.temperature > 0, self, "temperature", "above 0")
+        require(
             0 < self.crop_seconds <= self.seconds, self, "crop_seconds", f"in (0, seconds = {self.seconds}]"
         )
-        _require(
+        require(
             self.samples_per_class >= 2, self, "samples_per_class", "at least 2, or SupCon has no positives"
         )
         for stage in ("speech", "image", "head", "cross"):
             least = 0 if stage == "head" else 1
-            _require(getattr(self, f"{stage}_steps") >= least, self, f"{stage}_steps", f"at least {least}")
+            require(getattr(self, f"{stage}_steps") >= least, self, f"{stage}_steps", f"at least {least}")
             batch = getattr(self, f"{stage}_batch")
-            _require(
+            require(
                 batch > 0 and batch % self.samples_per_class == 0,
                 self,
                 f"{stage}_batch",
@@ -111,54 +139,3 @@ class Recipe:
     def frames(self) -> int:
         """Log-mel frames that the speech encoder sees: centred frames, so one more than whole hops."""
         return 1 + int(self.crop_seconds * self.sample_rate) // self.hop
-
-    @classmethod
-    def preset(cls, name: str, **changes: object) -> Recipe:
-        """The recipe of that name with some numbers changed.
-
-        Raises:
-            ValueError: an unknown preset, or a field that the recipe doesn't have.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise ValueError(f"the recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        return cls(**{**(DEMO if name == "demo" else {}), **changes})  # type: ignore[arg-type]
-
-    def as_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
-
-
-def _require(condition: bool, recipe: Recipe, name: str, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {expected}; got {getattr(recipe, name)!r}")
-
-
-#: Smaller pictures, a shallower ResNet, half the mel bands, higher rates for fewer and smaller steps. So short a
-#: training underfits (train and held-out accuracy stay together), so dropout only slows it. The method is the same.
-DEMO: dict[str, object] = {
-    "sentences_per_air": 8,
-    "n_mels": 64,
-    "cache": True,
-    "image_size": 64,
-    "image_encoder": "resnet10",
-    "gradcam_layer": "layer3",
-    "cnn_dropout": 0.0,
-    "transformer_dropout": 0.0,
-    "speech_steps": 500,
-    "speech_batch": 16,
-    "speech_lr": 2e-3,
-    "image_steps": 160,
-    "image_batch": 16,
-    "head_steps": 400,
-    "head_batch": 96,
-    "cross_steps": 40,
-    "cross_batch": 48,
-    "cross_lr": 1e-3,
-    "encoder_lr": 5e-4,
-    "samples_per_class": 2,
-    "zoom": 0.2,
-    "evaluations": 4,
-}
