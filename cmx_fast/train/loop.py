@@ -23,6 +23,17 @@ from cmx_fast.train.run_folder import RunFolder
 Batch = dict[str, Tensor]
 
 
+def warmup_and_cosine(step: int, steps: int) -> float:
+    """The factor on the learning rate: linear over the first 5 % of the steps, then a cosine to zero."""
+    warmup = max(1, steps // 20)
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def constant(step: int, steps: int) -> float:
+    """No schedule."""
+    return 1.0
+
+
 @dataclass
 class Stage:
     """What to train and for how long.
@@ -34,7 +45,10 @@ class Stage:
         groups: parameter groups, each with its peak "lr".
         batches: the batches from this step on, on the device; the same ones whenever it is asked.
         seed: seeds dropout and augmentation, whatever ran before.
-        labels: names in the batch that the losses need from every process.
+        labels: names in the batch that the losses need from every process; None if they take only their own rows.
+        schedule: the factor on the learning rates, from the step (counted from 0) and the number of steps.
+        after_step: called after every step of the optimiser.
+        state: what else a checkpoint holds, by its ``state_dict`` and ``load_state_dict``.
         look: called after every ``look_every`` steps and the last; its numbers become a row of their own.
     """
 
@@ -45,19 +59,16 @@ class Stage:
     batches: Callable[[int], Iterator[Batch]]
     seed: int
     weight_decay: float = 0.0
-    labels: tuple[str, ...] = ("space",)
+    labels: tuple[str, ...] | None = ("space",)
+    schedule: Callable[[int, int], float] = warmup_and_cosine
+    after_step: Callable[[], None] | None = None
+    state: Any = None
     look: Callable[[], dict[str, float]] | None = None
     look_every: int = 0
 
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM arrived and the checkpoint is written."""
-
-
-def schedule(step: int, steps: int) -> float:
-    """The factor on the learning rate: linear over the first 5 % of the steps, then a cosine to zero."""
-    warmup = max(1, steps // 20)
-    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def run_stage(
@@ -87,6 +98,8 @@ def run_stage(
     if state is not None:
         stage.module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
+        if stage.state is not None:
+            stage.state.load_state_dict(state["state"])
         restore_rng(state["rng"], fabric)
         start, sums, counted, spent = state["step"], state["sums"], state["counted"], state["seconds"]
     run.rewind(stage.name, start)
@@ -97,12 +110,14 @@ def run_stage(
     with stop_requested() as stop, progress(stage, start, fabric.is_global_zero) as shown:
         for step in range(start + 1, stage.steps + 1):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * schedule(step - 1, stage.steps)
+                group["lr"] = peak * stage.schedule(step - 1, stage.steps)
             batch = next(batches)
             losses = stage.module.losses(*gather(fabric, module(batch), batch, stage.labels))
             optimizer.zero_grad()
             fabric.backward(losses["loss"])
             optimizer.step()
+            if stage.after_step is not None:
+                stage.after_step()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
             counted += 1
@@ -136,6 +151,7 @@ def run_stage(
                         "step": step,
                         "module": stage.module.state_dict(),
                         "optimizer": optimizer.state_dict(),
+                        "state": None if stage.state is None else stage.state.state_dict(),
                         "rng": rng(fabric),
                         "counted": counted,
                         "sums": {name: float(value) for name, value in sums.items()},
@@ -148,12 +164,18 @@ def run_stage(
     fabric.barrier()
 
 
-def gather(fabric: Fabric, outputs: Batch, batch: Batch, labels: tuple[str, ...]) -> tuple[Batch, Batch]:
+def gather(
+    fabric: Fabric, outputs: Batch, batch: Batch, labels: tuple[str, ...] | None
+) -> tuple[Batch, Batch]:
     """The outputs and labels of every process, in float32: a contrastive loss needs the whole batch.
+
+    With ``labels`` None, the process's own.
 
     Gradients of the gathered rows are summed over the processes, which DistributedDataParallel's mean undoes.
     """
     outputs = {name: value.float() for name, value in outputs.items()}
+    if labels is None:
+        return outputs, batch
     wanted = {name: batch[name] for name in labels}
     if fabric.world_size == 1:
         return outputs, wanted

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from cmx_fast.train.loop import Interrupted, Stage, run_stage, schedule
+from cmx_fast.train.loop import Interrupted, Stage, run_stage, warmup_and_cosine
 from cmx_fast.train.run_folder import RunFolder
 
 CONFIG = {"recipe": {"alpha": 0.6}, "seeds": [0]}
@@ -106,7 +106,7 @@ def test_signals_are_given_back(tmp_path):
 
 
 def test_schedule_warms_up_and_ends_at_zero():
-    factors = [schedule(step, 100) for step in range(100)]
+    factors = [warmup_and_cosine(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.2)
     assert max(factors) == pytest.approx(1, abs=0.01)
     assert factors[-1] < 0.001
