@@ -1,0 +1,107 @@
+"""The numbers of a C2L run in two presets: the paper's, and one for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cmx_fast.models.fpn import BACKBONES
+from cmx_fast.models.presets import Presets, require
+
+
+@dataclass(frozen=True)
+class C2LRecipe(Presets):
+    """Everything that decides what a run of C2L, its ablations, PiCIE or DFF computes.
+
+    The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code of PiCIE or DFF, on which the
+    paper builds. [O]: ours, because neither says. The paper leaves open the number of clusters and parts, the heads,
+    the sparse code's size, steps and penalty, the learning rate and the length of training.
+    """
+
+    #: Small pictures and batches, a shallower ResNet from random weights at a higher rate, as many clusters as classes.
+    DEMO: ClassVar[dict[str, object]] = {
+        "size": 96,
+        "cache": True,
+        "backbone": "resnet10",
+        "clusters": 3,
+        "epochs": 10,
+        "batch": 16,
+        "cluster_batch": 32,
+        "init_batches": 4,
+        "lr": 1e-3,
+    }
+
+    # Data
+    size: int = 320  # [P] pixels; a multiple of 32
+    cache: bool = False  # [O] keep every picture of the data set in memory, as bytes
+
+    # Networks
+    backbone: str = "resnet18"  # [P]; "resnet10" has one block per stage [O]
+    width: int = 128  # [P] channels of the pyramid, of the attention and of what is clustered
+    part_width: int = 32  # [O] numbers per part vector
+    heads: int = 4  # [O]
+    attention_stride: int = 1  # [O] keys and values are averages of stride x stride cells; 1: all of them
+    mlp_ratio: int = 2  # [O] hidden width of the plain feed-forward (Table 1, row 3), in multiples of width
+    atoms: int = 64  # [O] columns of the dictionary; the paper says fewer than width
+    code_steps: int = 10  # [O] unrolled ISTA steps
+    code_penalty: float = 0.1  # [O] lambda of eqs. 2 and 4
+
+    # Losses
+    part_weight: float = 0.5  # [P] alpha of eq. 8
+    code_weight: float = 0.3  # [P] beta of eq. 8
+    temperature: float = 0.07  # [O] tau of eq. 1: that of the work which the paper cites for it
+    cross_view: bool = False  # [P] eq. 7 has no cross-view terms; PiCIE's own objective always has
+    proportional_weights: bool = (
+        True  # [R] a cluster's weight in the cross-entropy is its share of the points
+    )
+
+    # Clustering, anew in every epoch
+    clusters: int = 18  # [O] ATR's labels; also the number of parts, as the paper suggests
+    cluster_batch: int = 192  # [P] pictures per mini-batch of k-means
+    init_batches: int = 20  # [R] mini-batches behind the first centroids
+    init_iterations: int = 20  # [R] Lloyd iterations on them
+    cluster_in_train_mode: bool = (
+        True  # [R] batch norm uses, and updates, batch statistics in the centroid pass
+    )
+
+    # Training: Adam at a constant rate without decay [R]
+    epochs: int = 10  # [R]
+    batch: int = 96  # [P]
+    lr: float = 1e-4  # [R]
+
+    # Baseline
+    dff_stage: int = 4  # [R] which of the ResNet's four stages DFF factorises
+    dff_iterations: int = 200  # [R]
+    dff_tolerance: float = 1e-4  # [R] stop where the relative error falls by less
+
+    # Evaluation
+    evaluations: int = (
+        5  # [O] looks at the held-out pictures during training; no weights are selected by them
+    )
+
+    def __post_init__(self) -> None:
+        require(self.backbone in BACKBONES, self, "backbone", f"one of {', '.join(BACKBONES)}")
+        require(self.size > 0 and self.size % 32 == 0, self, "size", "a positive multiple of 32")
+        require(self.clusters >= 2, self, "clusters", "at least 2")
+        require(
+            self.heads > 0 and self.width % self.heads == 0,
+            self,
+            "heads",
+            f"a divisor of width = {self.width}",
+        )
+        require(
+            self.attention_stride > 0 and self.size // 4 % self.attention_stride == 0,
+            self,
+            "attention_stride",
+            f"a divisor of size / 4 = {self.size // 4}",
+        )
+        require(self.temperature > 0, self, "temperature", "above 0")
+        require(self.code_penalty >= 0, self, "code_penalty", "at least 0")
+        require(1 <= self.dff_stage <= 4, self, "dff_stage", "1 to 4")
+        for name in ("part_weight", "code_weight"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+        for name in (
+            "width", "part_width", "mlp_ratio", "atoms", "code_steps", "cluster_batch", "init_batches",
+            "init_iterations", "epochs", "batch", "dff_iterations",
+        ):  # fmt: skip
+            require(getattr(self, name) >= 1, self, name, "at least 1")
