@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cmx_fast.data.image2reverb import Image2Reverb
 from cmx_fast.data.pair_data import PairData
 from cmx_fast.evaluate import retrieval
-from cmx_fast.evaluate.report import write_report
+from cmx_fast.evaluate.csir_report import write_report
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
 from cmx_fast.models.csir import CSIR, SpeechEncoder, image_encoder, load_places365
 from cmx_fast.models.dscmr import DSCMR

@@ -1,20 +1,19 @@
-"""report.html: one file to look at and listen to, readable without the rest of the run."""
+"""report.html of a CSIR run: one file to look at and listen to, readable without the rest of the run."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import Environment
 from torch import Tensor, nn
 
 from cmx_fast.data.pair_data import PairData
 from cmx_fast.evaluate import figures, retrieval
 from cmx_fast.evaluate.gradcam import gradcam
+from cmx_fast.evaluate.pages import render
 
 if TYPE_CHECKING:
     from cmx_fast.evaluate.csir import Evaluation
@@ -68,9 +67,8 @@ def write_report(
     counts = torch.zeros(len(spaces), len(spaces))
     answered = shown.image_space[nearest["sir"][:, 0]]
     counts.index_put_((shown.speech_space, answered), torch.ones(len(answered)), accumulate=True)
-    template = files("cmx_fast.evaluate").joinpath("report.html.j2").read_text()
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    html = page.render(
+    html = render(
+        "csir_report.html.j2",
         config=config,
         recipe=config["recipe"],
         spaces=spaces,
