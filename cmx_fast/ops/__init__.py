@@ -2,7 +2,18 @@
 
 from cmx_fast.ops._cache import cache_budget, set_cache_budget
 from cmx_fast.ops._implementations import implementations
+from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
+from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.supcon import supcon
 
-__all__ = ["cache_budget", "implementations", "info_nce", "set_cache_budget", "supcon"]
+__all__ = [
+    "cache_budget",
+    "cluster_cross_entropy",
+    "implementations",
+    "info_nce",
+    "kmeans_assign",
+    "kmeans_step",
+    "set_cache_budget",
+    "supcon",
+]

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
-OPERATORS = ("info_nce", "supcon")
+OPERATORS = ("info_nce", "supcon", "kmeans_assign", "kmeans_step", "cluster_cross_entropy")
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this.
-TRITON_MAX_FEATURES = 2048
+TRITON_MAX_FEATURES = {"info_nce": 2048, "supcon": 2048, "cluster_cross_entropy": 2048}
+TRITON_MOST_FEATURES = 4096
 
 logger = logging.getLogger("cmx_fast")
 
@@ -24,7 +25,7 @@ HAS_EXTENSION = hasattr(torch.ops.cmx_fast, "info_nce_fwd")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def _unavailable(impl: str, device: str, dtype: torch.dtype, features: int) -> str | None:
+def _unavailable(op: str, impl: str, device: str, dtype: torch.dtype, features: int) -> str | None:
     """Why this implementation can't run there, or None when it can."""
     if impl == "reference":
         return None
@@ -40,8 +41,9 @@ def _unavailable(impl: str, device: str, dtype: torch.dtype, features: int) -> s
         return "Triton is not installed"
     if dtype == torch.float64:
         return "the Triton kernels take float32, bfloat16 and float16, not float64"
-    if features > TRITON_MAX_FEATURES:
-        return f"the Triton kernels take at most {TRITON_MAX_FEATURES} features per row, got {features}"
+    most = TRITON_MAX_FEATURES.get(op, TRITON_MOST_FEATURES)
+    if features > most:
+        return f"the Triton kernels take at most {most} features per row, got {features}"
     return None
 
 
@@ -50,20 +52,20 @@ def choose(op: str, impl: str, device: str, dtype: torch.dtype, features: int) -
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLEMENTATIONS))}; got {impl!r}")
     if impl != "auto":
-        reason = _unavailable(impl, device, dtype, features)
+        reason = _unavailable(op, impl, device, dtype, features)
         if reason is not None:
             raise ValueError(f"{op}: impl={impl!r} can't run here: {reason}")
         return impl
-    chosen, reason = automatic(device, dtype, features)
+    chosen, reason = automatic(op, device, dtype, features)
     if not torch.compiler.is_compiling():
         _log_once(op, device, chosen, reason)
     return chosen
 
 
-def automatic(device: str, dtype: torch.dtype = torch.float32, features: int = 1) -> tuple[str, str]:
+def automatic(op: str, device: str, dtype: torch.dtype = torch.float32, features: int = 1) -> tuple[str, str]:
     """What ``auto`` takes on this device, with the reason in words."""
     preferred = "triton" if device == "cuda" else "cpp"
-    reason = _unavailable(preferred, device, dtype, features)
+    reason = _unavailable(op, preferred, device, dtype, features)
     if reason is None:
         return preferred, "fused " + ("Triton kernel" if preferred == "triton" else "C++ kernel")
     return "reference", reason
@@ -76,7 +78,7 @@ def _log_once(op: str, device: str, chosen: str, reason: str) -> None:
 
 def implementations() -> dict[str, dict[str, tuple[str, str]]]:
     """For every operator and device type the implementation that ``auto`` takes and why."""
-    return {op: {device: automatic(device) for device in ("cpu", "cuda")} for op in OPERATORS}
+    return {op: {device: automatic(op, device) for device in ("cpu", "cuda")} for op in OPERATORS}
 
 
 def register_triton(op: str, launcher: str) -> None:

@@ -1,6 +1,16 @@
 """Every operator in plain PyTorch, with the public signature less ``impl``: oracle, baseline and fallback."""
 
+from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
+from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
 from cmx_fast.reference.supcon import supcon
 
-__all__ = ["info_nce", "reduce_loss", "supcon"]
+__all__ = [
+    "cluster_cross_entropy",
+    "feature_rows",
+    "info_nce",
+    "kmeans_assign",
+    "kmeans_step",
+    "reduce_loss",
+    "supcon",
+]

@@ -2,6 +2,8 @@
 // bf16_products.cpp under its target pragma, after every other header.
 #pragma once
 
+#include "transpose16.h"
+
 namespace cmx {
 namespace {
 
@@ -29,36 +31,6 @@ inline void split(__m512 x, __m256bh (&parts)[P]) {
 
 inline __m512 load_up_to(const float* x, int64_t count) {
   return _mm512_maskz_loadu_ps(count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1, x);
-}
-
-inline void transpose(__m512 (&r)[16]) {
-  __m512 t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-  }
-  const auto low = [](__m512 a, __m512 b) {
-    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-  };
-  const auto high = [](__m512 a, __m512 b) {
-    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
-  };
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = low(t[i], t[i + 2]);
-    r[i + 1] = high(t[i], t[i + 2]);
-    r[i + 2] = low(t[i + 1], t[i + 3]);
-    r[i + 3] = high(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 16; ++i) t[i] = r[i];
-  for (int c = 0; c < 4; ++c) {
-    const __m512 even = _mm512_shuffle_f32x4(t[c], t[4 + c], 0x88), odd = _mm512_shuffle_f32x4(t[c], t[4 + c], 0xdd);
-    const __m512 even2 = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0x88);
-    const __m512 odd2 = _mm512_shuffle_f32x4(t[8 + c], t[12 + c], 0xdd);
-    r[c] = _mm512_shuffle_f32x4(even, even2, 0x88);
-    r[4 + c] = _mm512_shuffle_f32x4(odd, odd2, 0x88);
-    r[8 + c] = _mm512_shuffle_f32x4(even, even2, 0xdd);
-    r[12 + c] = _mm512_shuffle_f32x4(odd, odd2, 0xdd);
-  }
 }
 
 // Left operand: parts of x (n, k) as P planes of (rows, depth), zero padded; rows a multiple of 16, depth of 32.

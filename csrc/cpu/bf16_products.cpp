@@ -10,15 +10,11 @@
 
 #include "buffer.h"
 #include "common/parallel.h"
+#include "instruction_set.h"
 #include "kernels.h"
 #include "products.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma")
 
@@ -134,25 +130,11 @@ class Bf16Products final : public Products<float> {
   int64_t panel_rows_ = 0;
 };
 
-bool supports_avx512_bf16() {
-  unsigned a, b, c, d;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512bw"))
-    return false;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-}
-
-bool supports_amx() {
-  unsigned a, b, c, d;
-  if (!supports_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
 }  // namespace
 
 std::unique_ptr<Products<float>> make_bf16_products(const Rows<float>& x, const Rows<float>& y, ProductNeeds needs) {
-  static const bool amx = supports_amx(), dots = supports_avx512_bf16();
+  const bool amx = instruction_set() >= InstructionSet::kAmx;
+  const bool dots = instruction_set() >= InstructionSet::kAvx512Bf16;
   const bool bfloat16 = x.bfloat16 && y.bfloat16;
   if (amx && !bfloat16) return std::make_unique<Bf16Products<3, 3, true>>(x, y, needs);
   if (amx && needs.cancelling) return std::make_unique<Bf16Products<1, 2, true>>(x, y, needs);

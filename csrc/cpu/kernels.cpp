@@ -1,20 +1,31 @@
 #include "kernels.h"
 
+#include "instruction_set.h"
+#include "search.h"
+
 namespace cmx {
 
 template <class T>
 const Kernels<T>& best_kernels() {
 #if defined(__x86_64__)
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  static const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512) return avx512::tile_kernels<T>();
-  if (has_avx2) return avx2::tile_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::tile_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::tile_kernels<T>();
 #endif
   return baseline::tile_kernels<T>();
 }
 
+template <class T>
+const SearchKernels<T>& best_search_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::search_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::search_kernels<T>();
+#endif
+  return baseline::search_kernels<T>();
+}
+
 template const Kernels<float>& best_kernels<float>();
 template const Kernels<double>& best_kernels<double>();
+template const SearchKernels<float>& best_search_kernels<float>();
+template const SearchKernels<double>& best_search_kernels<double>();
 
 }  // namespace cmx

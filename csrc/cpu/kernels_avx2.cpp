@@ -3,5 +3,6 @@
 #pragma GCC target("avx2,fma")
 #define CMX_VECTOR_BYTES 32
 #define CMX_NAMESPACE avx2
+#include "search_kernels.h"
 #include "vector_kernels.h"
 #endif

@@ -1,37 +1,17 @@
 #include "rows.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
 
 #include "common/parallel.h"
+#include "elements.h"
 #include "kernels.h"
 
 namespace cmx {
 namespace {
 
-constexpr double kSmallestNorm = 1e-12;  // torch.nn.functional.normalize's
 constexpr int64_t kRowsPerTask = 256;
-
-// Calls f with a pointer to the tensor's elements of their own type.
-template <class F>
-void with_elements(const Tensor& tensor, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return f(static_cast<float*>(tensor.data_ptr()));
-    case ScalarType::Double:
-      return f(static_cast<double*>(tensor.data_ptr()));
-    case ScalarType::BFloat16:
-      return f(static_cast<torch::headeronly::BFloat16*>(tensor.data_ptr()));
-    case ScalarType::Half:
-      return f(static_cast<torch::headeronly::Half*>(tensor.data_ptr()));
-    default:
-      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
-  }
-}
 
 template <class F>
 void for_rows(int64_t n, const F& f) {
@@ -44,6 +24,13 @@ void for_rows(int64_t n, const F& f) {
 
 double dot(const float* a, const float* b, int64_t d) { return best_kernels<float>().dot(a, b, d); }
 double dot(const double* a, const double* b, int64_t d) { return best_kernels<double>().dot(a, b, d); }
+
+template <class T>
+void undo_normalization(const T* row, T inverse_norm, int64_t d, T* gradient) {
+  const bool constant = inverse_norm >= T(1 / kSmallestNorm);
+  const T along = constant ? 0 : dot(row, gradient, d);
+  for (int64_t p = 0; p < d; ++p) gradient[p] = (gradient[p] - row[p] * along) * inverse_norm;
+}
 
 template <class T>
 Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize) {
@@ -95,12 +82,7 @@ void RowGradient<T>::finish(const Rows<T>& rows) {
     using Element = std::remove_pointer_t<decltype(elements)>;
     for_rows(n_, [&](int64_t i) {
       T* gradient = data_ + i * d_;
-      if (!rows.inverse_norm.empty()) {
-        // y = x / |x|: dx = (dy - y <y, dy>) / |x|; below the smallest norm the divisor is a constant.
-        const bool constant = rows.inverse_norm[i] >= T(1 / kSmallestNorm);
-        const T along = constant ? 0 : dot(rows.row(i), gradient, d_);
-        for (int64_t p = 0; p < d_; ++p) gradient[p] = (gradient[p] - rows.row(i)[p] * along) * rows.inverse_norm[i];
-      }
+      if (!rows.inverse_norm.empty()) undo_normalization(rows.row(i), rows.inverse_norm[i], d_, gradient);
       if constexpr (!std::is_same_v<Element, T>)
         for (int64_t p = 0; p < d_; ++p) elements[offset_ + i * d_ + p] = static_cast<Element>(gradient[p]);
     });
@@ -109,6 +91,8 @@ void RowGradient<T>::finish(const Rows<T>& rows) {
 
 template Rows<float> make_rows<float>(const Tensor&, int64_t, bool);
 template Rows<double> make_rows<double>(const Tensor&, int64_t, bool);
+template void undo_normalization(const float*, float, int64_t, float*);
+template void undo_normalization(const double*, double, int64_t, double*);
 template class RowGradient<float>;
 template class RowGradient<double>;
 

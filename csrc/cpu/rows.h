@@ -11,6 +11,8 @@ namespace cmx {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+inline constexpr double kSmallestNorm = 1e-12;  // torch.nn.functional.normalize's
+
 // n rows of d numbers, contiguous. Points into the tensor where that already holds them as they are wanted.
 template <class T>
 struct Rows {
@@ -45,6 +47,11 @@ class RowGradient {
   std::vector<T> storage_;
   T* data_;
 };
+
+// From dL/dy to dL/dx in place, y = x / |x|: dx = (dy - y <y, dy>) / |x|. Below the smallest norm the divisor is a
+// constant.
+template <class T>
+void undo_normalization(const T* row, T inverse_norm, int64_t d, T* gradient);
 
 double dot(const float* a, const float* b, int64_t d);
 double dot(const double* a, const double* b, int64_t d);

@@ -1,0 +1,13 @@
+// What this processor can run, asked once.
+#pragma once
+
+namespace cmx {
+
+// Each includes those before it.
+enum class InstructionSet { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+
+// The best there is. ATEN_CPU_CAPABILITY, by which PyTorch's own kernels are held back ("default", "avx2", "avx512"),
+// holds these back too, and takes "avx512_bf16" besides: one machine can so test what others will run.
+InstructionSet instruction_set();
+
+}  // namespace cmx

@@ -1,0 +1,38 @@
+// The nearest of K centroids for a tile of rows: a screen over all, then distances to those that can be the nearest.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "buffer.h"
+#include "feature_tiles.h"
+#include "screen.h"
+#include "search.h"
+
+namespace cmx {
+
+template <class T>
+class NearestCentroids {
+ public:
+  // centroids (k, d) contiguous; `unit`: each divided by its norm.
+  NearestCentroids(const Tensor& centroids, bool unit);
+
+  int64_t k() const { return centred_->k; }
+  const T* centroid(int64_t i) const { return values_.data() + i * centred_->d; }
+
+  // What a thread needs between calls.
+  struct Scratch {
+    ScreenRows rows;
+    Buffer<T> scores, row_state;
+  };
+  // label and squared distance of n rows; where no distance is a number, label 0 and its distance.
+  void find(const TileRows<T>& rows, int64_t n, Scratch& scratch, int64_t* label, T* distance) const;
+
+ private:
+  const SearchKernels<T>& kernels_;
+  Buffer<T> values_;
+  std::unique_ptr<CentredCentroids<T>> centred_;
+  std::unique_ptr<Screen<T>> screen_;
+};
+
+}  // namespace cmx
