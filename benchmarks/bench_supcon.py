@@ -2,4 +2,4 @@
 
 
 def test_supcon(measured):
-    assert measured.extra_info["gradient_error"] < 0.05
+    assert measured.extra_info["error"] < 0.05

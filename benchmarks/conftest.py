@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from . import gate, machine, timing
-from .measure import UNIT, gradient_error
+from .measure import UNIT, result_error
 from .registry import CASES, Case
 
 THREADS = 2
@@ -52,7 +52,7 @@ def measured(benchmark, verdicts, case: Case, provider: str):
         "unit_ms": 1e3 * timings[UNIT].median,
         "units": timing.ratio(timings[provider], timings[UNIT]),
         f"times faster than {case.providers[0]}": timing.ratio(timings[case.providers[0]], timings[provider]),
-        "gradient_error": gradient_error(case, contenders[provider]),
+        "error": result_error(case, contenders[provider]),
     }
     benchmark.pedantic(steps[provider], rounds=5, warmup_rounds=1)
     return benchmark

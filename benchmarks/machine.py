@@ -14,7 +14,15 @@ import torch
 import cmx_fast
 from cmx_fast.ops import implementations
 
-PACKAGES = ("triton", "open_clip_torch", "pytorch-metric-learning", "lightly", "info-nce-pytorch")
+PACKAGES = (
+    "triton",
+    "open_clip_torch",
+    "pytorch-metric-learning",
+    "lightly",
+    "info-nce-pytorch",
+    "scikit-learn",
+    "faiss-cpu",
+)
 # The instruction sets that decide how fast a matrix product or an exp can be.
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "sve2", "bf16")
 

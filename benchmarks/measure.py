@@ -15,21 +15,20 @@ from cmx_fast.ops import implementations
 
 from . import memory, timing
 from .peers.packages import MissingPeerError
-from .providers import Provider
+from .provider import Provider
 from .registry import ERROR_ROWS, OPERATORS, Case, Goal
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = "U"
 
 
-def gradient_error(case: Case, provider: Provider, device: str = "cpu") -> float:
-    """Relative L2 distance of the features' gradient from the float64 gradient of the same formula and inputs."""
+def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
+    """Relative L2 distance of the gradient, or the result, from that of the same formula and inputs in float64."""
     problem = case.problem(provider, device)
     exact = problem.to(torch.float64)
-    provider.truth(exact).backward()
-    provider.step(problem)()
-    truth = exact.gradient()
-    return ((problem.gradient() - truth).norm() / truth.norm()).item()
+    truth = exact.result(Provider(lambda p: lambda: provider.truth(p), provider.truth).step(exact)())
+    found = problem.result(provider.step(problem)())
+    return ((found - truth).norm() / truth.norm()).item()
 
 
 def source_hashes(operator: str) -> dict[str, str]:
@@ -56,7 +55,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "operator": case.operator,
         "title": case.title,
         "dtype": str(case.dtype).removeprefix("torch."),
-        "shape": {"n": case.n, "d": case.d, "bank": case.bank},
+        "shape": {"n": case.n, "d": case.d, "bank": case.bank, "clusters": case.clusters},
         "implementation": implementations()[case.operator][device][0],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "sources": source_hashes(case.operator),
@@ -75,7 +74,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         if "skipped" in rows[name]:
             continue
         if "error" in case.measures:
-            rows[name]["error"] = gradient_error(case.resized(ERROR_ROWS), provider, device)
+            rows[name]["error"] = result_error(case.resized(ERROR_ROWS), provider, device)
         if "memory" in case.measures:
             try:
                 rows[name]["peak_mb"] = _peak(case, name, device) / memory.MB

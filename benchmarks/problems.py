@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: random unit vectors whose pairs belong together to a chosen degree."""
+"""Inputs of the benchmarks: random unit vectors, in pairs that belong together to a chosen degree or in clusters."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ class Problem:
             converted[name] = value.requires_grad_(name in self.leaves)
         return Problem(converted, self.leaves, self.temperature)
 
-    def gradient(self) -> Tensor:
-        """The gradients of the features, one float64 vector."""
+    def result(self, output: Tensor) -> Tensor:
+        """What errors are measured of, one float64 vector: the gradients of the features, or the output without any."""
+        if not self.leaves:
+            return output.flatten().double().cpu()
         grads = (self[name].grad for name in self.leaves if self[name].dim())
         return torch.cat([grad.flatten().double().cpu() for grad in grads if grad is not None])
 
@@ -64,6 +66,22 @@ def clip_problem(n: int, d: int, loss: float | None = None, seed: int = 0) -> Pr
     return (
         at(PAIR_COSINE) if loss is None else _at_loss(at, lambda p: formulas.clip(*p.tensors.values()), loss)
     )
+
+
+@functools.lru_cache(2)
+def cluster_problem(n: int, d: int, clusters: int, side: int | None = None, seed: int = 0) -> Problem:
+    """Unit rows (n, d) around 64 centres, or maps (n // side^2, d, side, side); some of them as centroids (K, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(64, d, dtype=torch.float64, generator=generator)
+    rows = centres[torch.randint(64, (n,), generator=generator)]
+    rows = F.normalize(rows + 0.7 * torch.randn(n, d, dtype=torch.float64, generator=generator), dim=1)
+    centroids = rows[torch.randperm(n, generator=generator)[:clusters]].clone()
+    target = torch.randint(clusters, (n,), generator=generator)
+    if side is None:
+        return Problem({"x": rows, "centroids": centroids}, ())
+    # Features as a network leaves them: not of unit length, pixels next to each other.
+    maps = 3 * rows.reshape(-1, side, side, d).movedim(-1, 1).contiguous()
+    return Problem({"x": maps, "centroids": centroids, "target": target.reshape(-1, side, side)}, ("x",))
 
 
 def bank_problem(n: int, d: int, size: int, seed: int = 0) -> Problem:

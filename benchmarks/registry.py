@@ -8,10 +8,12 @@ from typing import Literal
 
 import torch
 
-from . import problems
+from . import clustering, contrastive, problems
 from .problems import Problem
-from .providers import OURS, PROVIDERS, Provider
+from .provider import OURS, Provider
 
+# By what is computed, a case's task.
+PROVIDERS: dict[str, dict[str, Provider]] = contrastive.PROVIDERS | clustering.PROVIDERS
 Measure = Literal["time", "memory", "error"]
 
 
@@ -44,14 +46,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class Case:
-    """One loss at one size; forward and backward."""
+    """One computation at one size; forward and, for losses, backward."""
 
     name: str
     operator: str
-    loss: str  # a key of PROVIDERS
+    task: str  # a key of PROVIDERS
     n: int
     d: int
     bank: int = 0
+    clusters: int = 0
     dtype: torch.dtype = torch.float32
     loss_value: float | None = None  # the pairs are as alike as this loss takes
     measures: tuple[Measure, ...] = ("time", "memory", "error")
@@ -61,34 +64,39 @@ class Case:
     @property
     def title(self) -> str:
         """The case in words."""
-        rows = f"M={self.n}" if self.loss == "supcon" else f"N={self.n}"
+        rows = f"M={self.n}" if self.task == "supcon" else f"N={self.n}"
         bank = f", bank {self.bank} x {self.d}" if self.bank else f", D={self.d}"
+        bank += f", K={self.clusters}" if self.clusters else ""
         at = f", at loss {self.loss_value:g}" if self.loss_value else ""
         return f"{self.operator} {rows}{bank}, {str(self.dtype).removeprefix('torch.')}{at}"
 
     @property
     def unit_shape(self) -> tuple[int, int, int]:
         """n, m, d of the product that is 1 U."""
-        return self.n, self.bank or self.n, self.d
+        return self.n, self.bank or self.clusters or self.n, self.d
 
     def contenders(self) -> dict[str, Provider]:
-        return {name: PROVIDERS[self.loss][name] for name in self.providers}
+        return {name: PROVIDERS[self.task][name] for name in self.providers}
 
     def resized(self, n: int) -> Case:
         """A smaller sibling, without goals: they hold for the sizes that they name."""
         n = min(n, self.n)
-        return replace(self, n=n, bank=self.bank * n // self.n, goals=())
+        clusters = min(self.clusters, n // 4)
+        return replace(self, n=n, bank=self.bank * n // self.n, clusters=clusters, goals=())
 
     def problem(self, provider: Provider, device: str = "cpu") -> Problem:
         """The inputs as this provider takes them."""
-        if self.loss == "bank":
+        if self.task == "bank":
             made = problems.bank_problem(self.n, self.d, self.bank)
+        elif self.clusters:
+            made = clustering.problem(self.task, self.n, self.d, self.clusters)
         else:
-            make = {"clip": problems.clip_problem, "supcon": problems.supcon_problem}[self.loss]
+            make = {"clip": problems.clip_problem, "supcon": problems.supcon_problem}[self.task]
             made = make(self.n, self.d, self.loss_value)
         return made.to(self.dtype, device).to(provider.dtype or self.dtype)
 
 
+SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"
 CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "OpenCLIP's formula",
     "MoCo's formula",
@@ -100,11 +108,11 @@ SMALL = (128, 256, 512, 1024)
 ERROR_ROWS = 2048
 
 
-def _error_cases(operator: str, loss: str, formula: str, d: int, dtype: torch.dtype) -> list[Case]:
+def _error_cases(operator: str, task: str, formula: str, d: int, dtype: torch.dtype) -> list[Case]:
     suffix = "" if dtype == torch.float32 else f"-{str(dtype).removeprefix('torch.')}"
     return [
         Case(
-            f"{operator}/error-at-{value:g}{suffix}", operator, loss, ERROR_ROWS, d, dtype=dtype, loss_value=value,
+            f"{operator}/error-at-{value:g}{suffix}", operator, task, ERROR_ROWS, d, dtype=dtype, loss_value=value,
             measures=("error",), providers=(formula, OURS), goals=(Goal("error", 1.5, 1, formula),),
         )
         for value in (1, 0.1, 0.001)
@@ -152,6 +160,23 @@ CASES: tuple[Case, ...] = (
         for n in SMALL
     ),
     *_error_cases("supcon", "supcon", SUPCONTRAST, 128, torch.float32),
+    *(
+        Case(
+            f"kmeans/{n // 1000}k-{clusters}", "kmeans", "step", n, 128, clusters=clusters, measures=("time", "error"),
+            providers=tuple(PROVIDERS["step"]),
+            goals=(Goal("speedup", 2, 4, SKLEARN), Goal("speedup", 2, 4, FAISS)),
+        )
+        for n in (200_000, 400_000)
+        for clusters in (27, 256, 1024)
+    ),
+    Case(
+        "kmeans/maps", "kmeans", "maps", 200 * 80 * 80, 128, clusters=20, measures=("time", "memory", "error"),
+        providers=tuple(PROVIDERS["maps"]), goals=(Goal("speedup", 8, 8, PICIE),),
+    ),
+    Case(
+        "cluster_cross_entropy/maps", "cluster_cross_entropy", "pixels", 32 * 80 * 80, 128, clusters=20,
+        providers=tuple(PROVIDERS["pixels"]), goals=(Goal("speedup", 1, 2, PICIE),),
+    ),
 )  # fmt: skip
 
 # What a GPU is measured on: batches that fill one, in bfloat16 as they are trained, the largest last.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .providers import OURS
+from .provider import OURS
 from .registry import CASES
 
 SCHEMA = 1

@@ -55,3 +55,19 @@ def ntxent(view0: Tensor, view1: Tensor, temperature: float) -> Tensor:
     cross = [view0 @ view1.T / temperature, view1 @ view0.T / temperature]
     logits = torch.cat([torch.cat([cross[0], own[0]], dim=1), torch.cat([cross[1], own[1]], dim=1)])
     return F.cross_entropy(logits, torch.arange(n, device=view0.device).repeat(2))
+
+
+def lloyd_iteration(x: Tensor, centroids: Tensor, rows: int = 4096) -> Tensor:
+    """The next centroids (K, D) of rows x (N, D): products, argmin and sums of some thousand rows at a time."""
+    sums, counts = torch.zeros_like(centroids), torch.zeros(len(centroids), dtype=torch.int64)
+    squares = centroids.square().sum(1)
+    for part in x.split(rows):
+        labels = torch.addmm(squares, part, centroids.T, alpha=-2).argmin(1)
+        sums.index_add_(0, labels, part)
+        counts += torch.bincount(labels, minlength=len(centroids))
+    return torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centroids)
+
+
+def pixel_cross_entropy(maps: Tensor, centroids: Tensor, target: Tensor) -> Tensor:
+    """PiCIE's loss: unit features (B, D, H, W) through a 1 x 1 convolution with the centroids (K, D)."""
+    return F.cross_entropy(F.conv2d(F.normalize(maps, dim=1), centroids[:, :, None, None]), target)

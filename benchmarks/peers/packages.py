@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 EXTRA = "pip install 'cmx-fast[bench]'"
@@ -54,3 +58,54 @@ def lightly_ntxent(temperature: float, bank: Tensor | None = None) -> nn.Module:
 def info_nce_pytorch(temperature: float) -> nn.Module:
     """info-nce-pytorch's ``InfoNCE`` with one set of negatives for all queries."""
     return load("info_nce").InfoNCE(temperature=temperature, negative_mode="unpaired")
+
+
+def sklearn_lloyd_iteration(x: Tensor, centroids: Tensor) -> Callable[[], Tensor]:
+    """One iteration of scikit-learn's ``KMeans``, called as it calls it: own threads, and one for the BLAS."""
+    lloyd = load("sklearn.cluster._k_means_lloyd").lloyd_iter_chunked_dense
+    limits = load("threadpoolctl").threadpool_limits
+    rows, old = x.numpy(), np.ascontiguousarray(centroids.numpy())
+    weight, labels = np.ones(len(rows), rows.dtype), np.zeros(len(rows), np.int32)
+    counts, shift = np.zeros(len(old), rows.dtype), np.zeros(len(old), rows.dtype)
+
+    def iterate() -> Tensor:
+        new = np.zeros_like(old)
+        with limits(1, user_api="blas"):
+            lloyd(rows, weight, old, new, counts, labels, shift, torch.get_num_threads())
+        return torch.from_numpy(new)
+
+    return iterate
+
+
+def faiss_iteration(x: Tensor, centroids: Tensor) -> Callable[[], Tensor]:
+    """One iteration of faiss's clustering: search and update, without its subsampling."""
+    faiss = load("faiss")
+    rows, start = x.numpy(), np.ascontiguousarray(centroids.numpy())
+    k, d = start.shape
+    faiss.omp_set_num_threads(torch.get_num_threads())
+
+    def iterate() -> Tensor:
+        clustering = faiss.Clustering(d, k)
+        clustering.niter, clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, 1, 10**7
+        faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
+        clustering.train(rows, faiss.IndexFlatL2(d))
+        return torch.from_numpy(faiss.vector_to_array(clustering.centroids).reshape(k, d))
+
+    return iterate
+
+
+def picie_update(maps: Tensor, centroids: Tensor, seen: Tensor) -> Tensor:
+    """PiCIE's mini-batch update: unit features flattened on the host, faiss's search, a loop over the clusters."""
+    faiss = load("faiss")
+    features = F.normalize(maps, dim=1).movedim(1, -1).reshape(-1, maps.shape[1]).contiguous().numpy()
+    new, counts = centroids.numpy().copy(), seen.numpy().copy()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(maps.shape[1])
+    index.add(new)
+    labels = index.search(features, 1)[1][:, 0]
+    for k in np.unique(labels):
+        of_cluster = features[labels == k]
+        counts[k] += len(of_cluster)
+        rate = len(of_cluster) / (counts[k] + 1e-6)
+        new[k] = (1 - rate) * new[k] + rate * of_cluster.mean(0)
+    return torch.from_numpy(new)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
-OPERATORS = ("info_nce", "supcon", "kmeans_assign", "kmeans_step", "cluster_cross_entropy")
+OPERATORS = ("info_nce", "supcon", "kmeans", "cluster_cross_entropy")
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this.
 TRITON_MAX_FEATURES = {"info_nce": 2048, "supcon": 2048, "cluster_cross_entropy": 2048}
 TRITON_MOST_FEATURES = 4096

@@ -51,7 +51,7 @@ def kmeans_assign(
         >>> labels.tolist(), distance.tolist()
         ([0, 1], [1.0, 1.0])
     """
-    x, centroids, impl = _prepare("kmeans_assign", x, centroids, metric, normalize, impl)
+    x, centroids, impl = _prepare(x, centroids, metric, normalize, impl)
     if impl == "reference":
         return reference.kmeans_assign(x, centroids, metric=metric, normalize=normalize)
     shape = x.shape[:1] + x.shape[2:]
@@ -100,7 +100,7 @@ def kmeans_step(
         >>> labels.tolist(), (sums / counts[:, None]).tolist(), inertia.item()
         ([0, 0, 1], [[1.0, 0.0], [9.0, 9.0]], 3.0)
     """
-    x, centroids, impl = _prepare("kmeans_step", x, centroids, metric, normalize, impl)
+    x, centroids, impl = _prepare(x, centroids, metric, normalize, impl)
     shape = x.shape[:1] + x.shape[2:]
     if weight is not None:
         _check_weight(weight, shape, centroids)
@@ -139,10 +139,10 @@ def check_vectors(x: object, centroids: object) -> None:
         raise ValueError(f"centroids must be finite; rows {bad[:10]} are not")
 
 
-def _prepare(op, x, centroids, metric, normalize, impl) -> tuple[Tensor, Tensor, str]:
+def _prepare(x, centroids, metric, normalize, impl) -> tuple[Tensor, Tensor, str]:
     check_vectors(x, centroids)
     _checks.check_choice("metric", metric, METRICS)
-    impl = choose(op, impl, x.device.type, x.dtype, x.shape[1])
+    impl = choose("kmeans", impl, x.device.type, x.dtype, x.shape[1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     centroids = centroids.detach().to(wide)
     if metric == "cosine" and _checks.readable(centroids):

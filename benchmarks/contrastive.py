@@ -1,9 +1,6 @@
-"""The contenders: the eager formula, ``torch.compile`` of it, the packages that ship it, and ours."""
+"""The contrastive losses: their problems, the eager formula, the packages that ship it, and ours."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,53 +11,7 @@ from cmx_fast.ops import info_nce, supcon
 
 from .peers import formulas, packages
 from .problems import Problem
-
-OURS = "cmx_fast"
-Loss = Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class Provider:
-    """One way to compute a loss.
-
-    bind: makes the loss of a problem a function without arguments; what a user does once belongs here.
-    truth: the formula that this provider computes; the formula in float64 is the truth for its errors.
-    dtype: what it takes instead of the case's dtype.
-    package: the distribution that it comes from.
-    """
-
-    bind: Callable[[Problem], Loss]
-    truth: Callable[[Problem], Tensor]
-    compiled: bool = False
-    dtype: torch.dtype | None = None
-    package: str | None = None
-
-    def step(self, problem: Problem) -> Callable[[], Tensor]:
-        """Forward and backward with fresh gradients."""
-        loss_of = self.bind(problem)
-        leaves = [problem[name] for name in problem.leaves]
-
-        def step() -> Tensor:
-            for leaf in leaves:
-                leaf.grad = None
-            loss = loss_of()
-            loss.backward()
-            return loss
-
-        return step
-
-
-def _formula(formula: Callable[[Problem], Tensor]) -> Provider:
-    return Provider(lambda p: lambda: formula(p), formula)
-
-
-def _compiled(function: Callable[..., Tensor], arguments: Callable[[Problem], tuple]) -> Provider:
-    def bind(problem: Problem) -> Loss:
-        torch.compiler.reset()  # one size at a time, so that no earlier one makes shapes dynamic
-        fast, values = torch.compile(function, fullgraph=True, dynamic=False), arguments(problem)
-        return lambda: fast(*values)
-
-    return Provider(bind, lambda p: function(*arguments(p)), compiled=True)
+from .provider import OURS, Loss, Provider, compiled, formula
 
 
 def _clip(p: Problem) -> tuple:
@@ -133,24 +84,24 @@ def _our_supcon(p: Problem) -> Loss:
 # By the loss that they compute; in the order of the tables.
 PROVIDERS: dict[str, dict[str, Provider]] = {
     "clip": {
-        "OpenCLIP's formula": _formula(_clip_formula),
-        "torch.compile of it": _compiled(formulas.clip, _clip),
+        "OpenCLIP's formula": formula(_clip_formula),
+        "torch.compile of it": compiled(formulas.clip, _clip),
         "open_clip ClipLoss": Provider(_open_clip, _clip_formula, package="open_clip_torch"),
         f"{OURS} float32": Provider(_our_info_nce, _clip_formula, dtype=torch.float32),
         OURS: Provider(_our_info_nce, _clip_formula),
     },
     "bank": {
-        "MoCo's formula": _formula(lambda p: formulas.moco(*_moco(p))),
-        "torch.compile of it": _compiled(formulas.moco, _moco),
-        "lightly's formula": _formula(_ntxent_with_bank),
+        "MoCo's formula": formula(lambda p: formulas.moco(*_moco(p))),
+        "torch.compile of it": compiled(formulas.moco, _moco),
+        "lightly's formula": formula(_ntxent_with_bank),
         "lightly NTXentLoss": Provider(_lightly, _ntxent_with_bank, package="lightly"),
         "info-nce-pytorch": Provider(_info_nce_pytorch, _ntxent_with_bank, package="info-nce-pytorch"),
         OURS: Provider(_our_bank, lambda p: formulas.moco(*_moco(p))),
         f"{OURS} NTXentLoss": Provider(_our_ntxent, _ntxent_with_bank),
     },
     "supcon": {
-        "SupContrast's formula": _formula(lambda p: formulas.supcon(*_supcon(p))),
-        "torch.compile of it": _compiled(formulas.supcon, _supcon),
+        "SupContrast's formula": formula(lambda p: formulas.supcon(*_supcon(p))),
+        "torch.compile of it": compiled(formulas.supcon, _supcon),
         "pytorch-metric-learning": Provider(
             _metric_learning, _metric_learning_formula, package="pytorch-metric-learning"
         ),

@@ -1,0 +1,94 @@
+"""K-means steps and the loss against frozen centroids: what scikit-learn, faiss and PiCIE's code do, and ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cmx_fast import reference
+from cmx_fast.ops import cluster_cross_entropy, kmeans_step
+
+from .peers import formulas, packages
+from .problems import Problem, cluster_problem
+from .provider import OURS, Loss, Provider, formula
+
+MAP_SIDE = 80  # of the maps of a 320-pixel picture
+
+
+def problem(task: str, n: int, d: int, clusters: int) -> Problem:
+    """Rows for a step; else maps of 80 x 80, or one smaller map."""
+    if task == "step":
+        return cluster_problem(n, d, clusters)
+    side = min(MAP_SIDE, math.isqrt(n))
+    made = cluster_problem(n // side**2 * side**2, d, clusters, side)
+    return made if task == "pixels" else Problem(made.tensors, ())
+
+
+def _means(sums: Tensor, counts: Tensor, centroids: Tensor) -> Tensor:
+    return torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centroids)
+
+
+def _step(p: Problem) -> Tensor:
+    _, sums, counts, _ = reference.kmeans_step(p["x"], p["centroids"])
+    return _means(sums, counts, p["centroids"])
+
+
+def _our_step(p: Problem) -> Loss:
+    def step() -> Tensor:
+        _, sums, counts, _ = kmeans_step(p["x"], p["centroids"])
+        return _means(sums, counts, p["centroids"])
+
+    return step
+
+
+def _seen(p: Problem) -> Tensor:
+    """Points that each cluster has had so far: half of those to come."""
+    x, centroids = p["x"], p["centroids"]
+    return torch.full((len(centroids),), x.numel() // x.shape[1] // len(centroids) // 2)
+
+
+def _minibatch(p: Problem, step: Callable[..., tuple[Tensor, ...]]) -> Tensor:
+    _, sums, counts, _ = step(p["x"], p["centroids"], normalize=True)
+    total = _seen(p) + counts
+    return p["centroids"] + (sums - counts[:, None] * p["centroids"]) / total[:, None]
+
+
+def _our_pixels(p: Problem) -> Loss:
+    return lambda: cluster_cross_entropy(p["x"], p["centroids"], target=p["target"], normalize=True)[0]
+
+
+def _pixels(p: Problem) -> Tensor:
+    return formulas.pixel_cross_entropy(p["x"], p["centroids"], p["target"])
+
+
+PROVIDERS: dict[str, dict[str, Provider]] = {
+    "step": {
+        "scikit-learn's Lloyd iteration": Provider(
+            lambda p: packages.sklearn_lloyd_iteration(p["x"], p["centroids"]), _step, package="scikit-learn"
+        ),
+        "faiss": Provider(
+            lambda p: packages.faiss_iteration(p["x"], p["centroids"]), _step, package="faiss-cpu"
+        ),
+        "PyTorch, 4096 rows at a time": Provider(
+            lambda p: lambda: formulas.lloyd_iteration(p["x"], p["centroids"]), _step
+        ),
+        OURS: Provider(_our_step, _step),
+    },
+    "maps": {
+        "PiCIE's way": Provider(
+            lambda p: lambda: packages.picie_update(p["x"], p["centroids"], _seen(p)),
+            lambda p: _minibatch(p, reference.kmeans_step),
+            package="faiss-cpu",
+        ),
+        OURS: Provider(
+            lambda p: lambda: _minibatch(p, kmeans_step), lambda p: _minibatch(p, reference.kmeans_step)
+        ),
+    },
+    "pixels": {
+        "PiCIE's way": formula(_pixels),
+        OURS: Provider(_our_pixels, _pixels),
+    },
+}

@@ -1,0 +1,149 @@
+"""PiCIE's clustering of feature maps: k-means on the first batches, then updates weighted by counts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmx_fast.ops import kmeans_assign, kmeans_step
+
+# What faiss moves the halves of a split cluster apart by.
+SPLIT = 1 / 1024
+
+
+class PiCIEClustering:
+    r"""Mini-batch k-means of the unit features of pixels as PiCIE's reference code does it (Cho et al. 2021).
+
+    The first ``init_batches`` are kept and clustered together by Lloyd's algorithm from random pixels; a cluster that
+    falls empty there takes half of one of the largest. Every later group of ``update_every`` batches is assigned to the
+    current centroids and moves them:
+
+    .. math:: c_k \leftarrow c_k + n_k, \qquad \mu_k \leftarrow \mu_k + \frac{S_k - n_k \mu_k}{c_k}
+
+    with the group's sums S and counts n. Clusters without a pixel in the group stay. Centroids are plain means of unit
+    features and are not normalised. Where the reference takes features through the host, everything here stays on
+    their device, and nothing waits for it.
+
+    Args:
+        n_clusters: K.
+        init_batches: how many batches the start is made of (reference scripts: 20 to 30; default ours, the lower).
+        init_iterations: Lloyd iterations at the start (reference scripts: 20 to 30; default ours, the lower).
+        update_every: batches per update (reference: 1); the last group is left out when it is not full.
+        random_state: seed of the pixels that the start begins with.
+
+    Attributes:
+        cluster_centers_: (K, D) float32, from the end of the start on; before it None.
+        counts_: (K,) int64 pixels that each cluster has had, those of the start included.
+        loss_: mean over the updates of a pixel's mean squared distance to its centroid, 0-d; NaN before the first.
+
+    Memory: the batches of the start as they are given, until it is made. Cost: one read of the features per update.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int,
+        *,
+        init_batches: int = 20,
+        init_iterations: int = 20,
+        update_every: int = 1,
+        random_state: int = 0,
+    ):
+        options = {"n_clusters": n_clusters, "init_batches": init_batches, "update_every": update_every}
+        for name, value in options.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.n_clusters, self.init_iterations, self.update_every = n_clusters, init_iterations, update_every
+        self.init_batches, self.random_state = init_batches, random_state
+        self.cluster_centers_: Tensor | None = None
+        self._start: list[Tensor] = []
+        self._in_group = 0
+
+    def update(self, features: Tensor) -> None:
+        """Take the next batch, maps (B, D, H, W) or vectors (N, D) of any floating dtype.
+
+        Raises:
+            ValueError: fewer pixels in the start than clusters.
+        """
+        features = features.detach()
+        if self.cluster_centers_ is None:
+            self._start.append(features)
+            if len(self._start) == self.init_batches:
+                self.flush()
+            return
+        _, sums, counts, inertia = kmeans_step(features, self.cluster_centers_, normalize=True)
+        self._sums, self._counts = self._sums + sums, self._counts + counts
+        self._distance = self._distance + inertia / (features.numel() // features.shape[1])
+        self._in_group += 1
+        if self._in_group == self.update_every:
+            self.counts_ = self.counts_ + self._counts
+            step = (self._sums - self._counts[:, None] * self.cluster_centers_) / self.counts_.clamp_min(1)[
+                :, None
+            ]
+            self.cluster_centers_ = self.cluster_centers_ + step
+            self._updates += 1
+            self.loss_ = self.loss_ + (self._distance / self.update_every - self.loss_) / self._updates
+            self._open_group()
+
+    def flush(self) -> None:
+        """The stream is over: make the start from the batches that came, if it has not been made."""
+        if self.cluster_centers_ is not None or not self._start:
+            return
+        centroids = self._random_pixels()
+        for _ in range(self.init_iterations):
+            sums, counts, _ = self._lloyd(centroids)
+            centroids = _split_largest(sums / counts.clamp_min(1)[:, None], counts)
+        _, self.counts_, inertia = self._lloyd(centroids)
+        self.cluster_centers_ = centroids
+        self.loss_, self._updates = inertia / self.counts_.sum(), 0
+        self._start = []
+        self._open_group()
+
+    def assign(self, features: Tensor) -> Tensor:
+        """The cluster of every pixel, int64 (B, H, W) or (N,)."""
+        if self.cluster_centers_ is None:
+            raise RuntimeError("no centroids yet: call update() with features, then flush()")
+        return kmeans_assign(features, self.cluster_centers_, normalize=True)[0]
+
+    def _open_group(self) -> None:
+        assert self.cluster_centers_ is not None
+        self._in_group = 0
+        self._sums, self._counts = torch.zeros_like(self.cluster_centers_), torch.zeros_like(self.counts_)
+        self._distance = torch.zeros_like(self.loss_)
+
+    def _lloyd(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums, counts and inertia of all batches of the start."""
+        results = [kmeans_step(batch, centroids, normalize=True)[1:] for batch in self._start]
+        sums, counts, inertia = (torch.stack(parts).sum(0) for parts in zip(*results, strict=True))
+        return sums, counts, inertia
+
+    def _random_pixels(self) -> Tensor:
+        """K different pixels of the start as unit vectors."""
+        sizes = torch.tensor([batch.numel() // batch.shape[1] for batch in self._start])
+        total = int(sizes.sum())
+        if total < self.n_clusters:
+            raise ValueError(f"{total} feature vectors came, fewer than the {self.n_clusters} clusters")
+        generator = torch.Generator().manual_seed(self.random_state)
+        chosen = torch.randperm(total, generator=generator)[: self.n_clusters]
+        first = sizes.cumsum(0) - sizes
+        pixels = []
+        for index in chosen.tolist():
+            batch = int((first <= index).sum()) - 1
+            place, maps = index - int(first[batch]), self._start[batch]
+            area = maps[0, 0].numel()
+            pixels.append(maps.flatten(2)[place // area, :, place % area] if maps.dim() == 4 else maps[place])
+        return F.normalize(torch.stack(pixels).float(), dim=1)
+
+
+def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
+    """Empty clusters and one of the largest each become its two halves, as in faiss; no look at how many there are."""
+    empty = counts == 0
+    rank = empty.cumsum(0) - 1
+    donor = counts.argsort(descending=True, stable=True)[rank.clamp_min(0)]
+    is_donor = torch.zeros_like(counts).index_add_(0, donor, empty.to(counts.dtype)) > 0
+    # Alternating signs: along a single direction the halves would stay on one ray.
+    signs = torch.ones_like(centroids)
+    signs[:, 1::2] = -1
+    source = torch.where(empty, donor, torch.arange(len(counts), device=counts.device))
+    apart = (is_donor.to(centroids.dtype) - empty.to(centroids.dtype))[:, None] * SPLIT
+    return centroids[source] * (1 + apart * signs)

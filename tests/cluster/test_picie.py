@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cmx_fast.cluster import PiCIEClustering
+from cmx_fast.cluster.picie import _split_largest
+
+
+def clustered_maps(batch=4, d=12, side=9, components=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(components, d, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(components, (batch, side, side), generator=generator)
+    return (centres[labels] + torch.randn(batch, side, side, d, generator=generator)).movedim(-1, 1)
+
+
+def test_updates_are_those_of_the_reference_loop():
+    clustering = PiCIEClustering(5, init_batches=2, init_iterations=3)
+    for seed in range(2):
+        clustering.update(clustered_maps(seed=seed))
+    centroids, counts = clustering.cluster_centers_.numpy().copy(), clustering.counts_.numpy().copy()
+    assert counts.sum() == 2 * 4 * 81
+    distances = []
+    for seed in range(2, 6):
+        maps = clustered_maps(seed=seed)
+        clustering.update(maps)
+        rows = F.normalize(maps, dim=1).movedim(1, -1).reshape(-1, 12).numpy()
+        squares = ((rows[:, None] - centroids[None]) ** 2).sum(2)
+        labels = squares.argmin(1)
+        distances.append(squares.min(1).mean())
+        for k in np.unique(labels):
+            counts[k] += (labels == k).sum()
+            rate = (labels == k).sum() / (counts[k] + 1e-6)
+            centroids[k] = (1 - rate) * centroids[k] + rate * rows[labels == k].mean(0)
+    np.testing.assert_allclose(clustering.cluster_centers_.numpy(), centroids, rtol=1e-5, atol=1e-6)
+    assert clustering.counts_.tolist() == counts.tolist()
+    assert clustering.loss_.item() == pytest.approx(np.mean(distances), rel=1e-5)
+
+
+def test_the_start_finds_the_clusters_and_labels_follow():
+    clustering = PiCIEClustering(5, init_batches=50, random_state=3)
+    for seed in range(3):
+        clustering.update(clustered_maps(seed=seed))
+    with pytest.raises(RuntimeError, match="no centroids yet"):
+        clustering.assign(clustered_maps())
+    clustering.flush()
+    truth = torch.randint(5, (4, 9, 9), generator=torch.Generator().manual_seed(0))
+    labels = clustering.assign(clustered_maps())
+    table = torch.zeros(5, 5).index_put_(
+        (truth.flatten(), labels.flatten()), torch.ones(324), accumulate=True
+    )
+    assert table.max(1).values.sum() > 0.85 * 324
+
+
+def test_groups_update_together_and_an_open_one_is_left_out():
+    single, double = PiCIEClustering(3, init_batches=1), PiCIEClustering(3, init_batches=1, update_every=2)
+    batches = [clustered_maps(seed=seed) for seed in range(4)]
+    for batch in (batches[0], torch.cat(batches[1:3])):
+        single.update(batch)
+    for batch in batches:
+        double.update(batch)
+    torch.testing.assert_close(single.cluster_centers_, double.cluster_centers_, rtol=1e-5, atol=1e-6)
+    assert single.counts_.equal(double.counts_)
+
+
+def test_empty_clusters_take_halves_of_the_largest():
+    centroids = torch.tensor([[0.0, 0.0], [4.0, 2.0], [1.0, 1.0], [0.0, 0.0]])
+    split = _split_largest(centroids, torch.tensor([0, 50, 7, 0]))
+    assert split[0].tolist() == pytest.approx([4 * (1 - 1 / 1024), 2 * (1 + 1 / 1024)])
+    assert split[1].tolist() == pytest.approx([4 * (1 + 1 / 1024), 2 * (1 - 1 / 1024)])
+    assert split[3].tolist() == pytest.approx([1 - 1 / 1024, 1 + 1 / 1024])
+    assert _split_largest(centroids, torch.ones(4, dtype=torch.int64)).equal(centroids)
+
+
+def test_an_update_does_not_wait_for_the_device():
+    class Waits(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names = ("_local_scalar_dense", "nonzero", "_to_copy", "masked_select", "item")
+            self.seen += [name for name in names if name in func.name()]
+            return func(*args, **(kwargs or {}))
+
+    clustering = PiCIEClustering(3, init_batches=1)
+    maps = clustered_maps()
+    clustering.update(maps)
+    # What the operator looks at on the CPU, where it is free, a GPU's tensors are spared (see _checks.readable).
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmx_fast.ops._checks.readable", lambda tensor: False)
+        with Waits() as waits:
+            clustering.update(maps)
+    assert waits.seen == []
+
+
+def test_refuses():
+    with pytest.raises(ValueError, match="n_clusters must be at least 1, got 0"):
+        PiCIEClustering(0)
+    few = PiCIEClustering(100)
+    few.update(torch.randn(1, 4, 3, 3))
+    with pytest.raises(ValueError, match="9 feature vectors came, fewer than the 100 clusters"):
+        few.flush()
