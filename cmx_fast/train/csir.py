@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import os
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,9 +22,8 @@ from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
 from cmx_fast.train.batches import class_balanced, training_batches
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.options import PRECISIONS, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 def train_csir(
@@ -113,34 +110,6 @@ def train_csir(
     if fabric.is_global_zero:
         run.write_csv()
         evaluate_run(run.path, test)
-
-
-def changes(assignments: list[str]) -> dict[str, Any]:
-    """["alpha=0.5", "contrast=cross"] as a dictionary, with numbers and booleans read as such."""
-    result: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
-        try:
-            result[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            result[name] = value
-    return result
-
-
-def new_fabric(precision: str) -> Fabric:
-    """One device, or under torchrun one per process."""
-    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
-    fabric = Fabric(
-        accelerator="auto",
-        devices=local,
-        num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
-        precision=PRECISIONS[precision],
-    )  # type: ignore[arg-type]
-    fabric.launch()
-    return fabric
 
 
 class Training:

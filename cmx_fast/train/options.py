@@ -1,0 +1,39 @@
+"""What the training commands' options stand for."""
+
+from __future__ import annotations
+
+import ast
+import os
+from typing import Any
+
+from lightning_fabric import Fabric
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+def changes(assignments: list[str]) -> dict[str, Any]:
+    """["alpha=0.5", "contrast=cross"] as a dictionary, with numbers and booleans read as such."""
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
+        try:
+            result[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            result[name] = value
+    return result
+
+
+def new_fabric(precision: str) -> Fabric:
+    """One device, or under torchrun one per process."""
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    fabric = Fabric(
+        accelerator="auto",
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=PRECISIONS[precision],
+    )  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
