@@ -5,6 +5,7 @@ from cmx_fast.ops._implementations import implementations
 from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
+from cmx_fast.ops.linear_assignment import linear_assignment
 from cmx_fast.ops.supcon import supcon
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
+    "linear_assignment",
     "set_cache_budget",
     "supcon",
 ]

@@ -120,7 +120,7 @@ def vectors(x: Tensor) -> Tensor:
     return x[None] if x.dim() == 2 else x.flatten(2).transpose(1, 2)
 
 
-def check_vectors(x: object, centroids: object) -> None:
+def check_vectors(x: Tensor, centroids: Tensor) -> None:
     """Require vectors (N, D) or maps (B, D, H, W), and centroids (K, D) beside them, finite where that can be seen."""
     _checks.check_floating("x", x, 2, "(N, D) or (B, D, H, W)")
     _checks.check_floating("centroids", centroids, 2, "(K, D)")
@@ -139,7 +139,9 @@ def check_vectors(x: object, centroids: object) -> None:
         raise ValueError(f"centroids must be finite; rows {bad[:10]} are not")
 
 
-def _prepare(x, centroids, metric, normalize, impl) -> tuple[Tensor, Tensor, str]:
+def _prepare(
+    x: Tensor, centroids: Tensor, metric: str, normalize: bool, impl: str
+) -> tuple[Tensor, Tensor, str]:
     check_vectors(x, centroids)
     _checks.check_choice("metric", metric, METRICS)
     impl = choose("kmeans", impl, x.device.type, x.dtype, x.shape[1])
@@ -154,7 +156,7 @@ def _prepare(x, centroids, metric, normalize, impl) -> tuple[Tensor, Tensor, str
     return x.detach(), centroids, impl
 
 
-def _check_weight(weight: object, shape: torch.Size, centroids: Tensor) -> None:
+def _check_weight(weight: Tensor, shape: torch.Size, centroids: Tensor) -> None:
     if not isinstance(weight, Tensor) or weight.dtype != centroids.dtype:
         found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight must be a {centroids.dtype} tensor, got {found}")

@@ -3,6 +3,7 @@
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
 from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
+from cmx_fast.reference.linear_assignment import linear_assignment
 from cmx_fast.reference.supcon import supcon
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
+    "linear_assignment",
     "reduce_loss",
     "supcon",
 ]
