@@ -127,8 +127,9 @@ def _judge(goal: Goal, rows: dict[str, dict[str, Any]], timings: dict[str, timin
     if goal.kind == "speedup":
         if goal.of in timings and goal.against in timings:
             measured = timing.ratio(timings[goal.against], timings[goal.of])
-    elif goal.kind == "error":
-        ours, theirs = rows[goal.of].get("error"), rows[goal.against].get("error")
+    elif goal.kind in ("error", "memory_share"):
+        figure = "error" if goal.kind == "error" else "peak_mb"
+        ours, theirs = rows[goal.of].get(figure), rows[goal.against].get(figure)
         measured = ours / theirs if ours is not None and theirs else None
     else:
         measured = rows[goal.of].get(goal.kind)

@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from . import clustering, contrastive, problems
+from . import clustering, contrastive, problems, sparse
 from .problems import Problem
 from .provider import OURS, Provider
 
 # By what is computed, a case's task.
-PROVIDERS: dict[str, dict[str, Provider]] = contrastive.PROVIDERS | clustering.PROVIDERS
+PROVIDERS: dict[str, dict[str, Provider]] = contrastive.PROVIDERS | clustering.PROVIDERS | sparse.PROVIDERS
 Measure = Literal["time", "memory", "error"]
 
 
@@ -21,11 +21,11 @@ Measure = Literal["time", "memory", "error"]
 class Goal:
     """A figure to reach: ``least`` must hold, ``reach`` is the aim.
 
-    kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "peak_mb", or "error" (times
-    the error of ``against``); less is better in the last three.
+    kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "peak_mb", "memory_share" (of
+    the peak of ``against``), or "error" (times the error of ``against``); less is better in all others.
     """
 
-    kind: Literal["speedup", "units", "peak_mb", "error"]
+    kind: Literal["speedup", "units", "peak_mb", "memory_share", "error"]
     least: float
     reach: float
     against: str = ""
@@ -40,6 +40,7 @@ class Goal:
             "speedup": f"at least {bound} times faster than {self.against}",
             "units": f"at most {bound} U",
             "peak_mb": f"at most {bound} MB at the peak",
+            "memory_share": f"at most {bound} of the peak memory of {self.against}",
             "error": f"at most {bound} times the error of {self.against}",
         }[self.kind]
 
@@ -54,7 +55,7 @@ class Case:
     n: int
     d: int
     bank: int = 0
-    clusters: int = 0
+    clusters: int = 0  # or the atoms of a dictionary
     dtype: torch.dtype = torch.float32
     loss_value: float | None = None  # the pairs are as alike as this loss takes
     measures: tuple[Measure, ...] = ("time", "memory", "error")
@@ -88,6 +89,8 @@ class Case:
         """The inputs as this provider takes them."""
         if self.task == "bank":
             made = problems.bank_problem(self.n, self.d, self.bank)
+        elif self.task == "codes":
+            made = sparse.problem(self.n, self.d, self.clusters)
         elif self.clusters:
             made = clustering.problem(self.task, self.n, self.d, self.clusters)
         else:
@@ -97,6 +100,7 @@ class Case:
 
 
 SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"
+LOOP = "unrolled loop"
 CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "OpenCLIP's formula",
     "MoCo's formula",
@@ -176,6 +180,11 @@ CASES: tuple[Case, ...] = (
     Case(
         "cluster_cross_entropy/maps", "cluster_cross_entropy", "pixels", 32 * 80 * 80, 128, clusters=20,
         providers=tuple(PROVIDERS["pixels"]), goals=(Goal("speedup", 1, 2, PICIE),),
+    ),
+    Case(
+        "sparse_code/tokens", "sparse_code", "codes", 100_000, 128, clusters=64,
+        providers=tuple(PROVIDERS["codes"]),
+        goals=(Goal("speedup", 4, 4, LOOP), Goal("memory_share", 0.25, 0.25, LOOP)),
     ),
 )  # fmt: skip
 

@@ -65,6 +65,7 @@ def summary(cases: Mapping[str, Record]) -> str:
                 "speedup": f">= {goal['least']:g}x {against}",
                 "units": f"<= {goal['least']:g} U",
                 "peak_mb": f"<= {goal['least']:g} MB",
+                "memory_share": f"<= {goal['least']:g} of the memory of {against}",
                 "error": f"<= {goal['least']:g}x the error of {against}",
             }[goal["kind"]]
             what = f"{asked} (reach {goal['reach']:g})"

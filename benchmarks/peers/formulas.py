@@ -71,3 +71,12 @@ def lloyd_iteration(x: Tensor, centroids: Tensor, rows: int = 4096) -> Tensor:
 def pixel_cross_entropy(maps: Tensor, centroids: Tensor, target: Tensor) -> Tensor:
     """PiCIE's loss: unit features (B, D, H, W) through a 1 x 1 convolution with the centroids (K, D)."""
     return F.cross_entropy(F.conv2d(F.normalize(maps, dim=1), centroids[:, :, None, None]), target)
+
+
+def unrolled_ista(x: Tensor, dictionary: Tensor, step_size: Tensor, penalty: float, steps: int) -> Tensor:
+    """Non-negative codes (N, k) of rows x (N, C) in a dictionary (C, k), a gradient step and a ReLU at a time."""
+    codes = x.new_zeros(len(x), dictionary.shape[1])
+    for _ in range(steps):
+        residual = codes @ dictionary.T - x
+        codes = torch.relu(codes - step_size * (residual @ dictionary + penalty))
+    return codes

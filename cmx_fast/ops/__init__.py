@@ -6,6 +6,7 @@ from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.linear_assignment import linear_assignment
+from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "kmeans_step",
     "linear_assignment",
     "set_cache_budget",
+    "sparse_code",
     "supcon",
 ]

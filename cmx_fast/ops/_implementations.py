@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
-OPERATORS = ("info_nce", "supcon", "kmeans", "cluster_cross_entropy")
+OPERATORS = ("info_nce", "supcon", "kmeans", "cluster_cross_entropy", "sparse_code")
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this.
-TRITON_MAX_FEATURES = {"info_nce": 2048, "supcon": 2048, "cluster_cross_entropy": 2048}
-TRITON_MOST_FEATURES = 4096
+TRITON_MAX_FEATURES = {"kmeans": 4096}
+TRITON_MOST_FEATURES = 2048
 
 logger = logging.getLogger("cmx_fast")
 

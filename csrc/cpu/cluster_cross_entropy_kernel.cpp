@@ -49,11 +49,7 @@ class Classifier {
 
   // The tile's rows with no gap between them.
   TileRows<T> load(int64_t tile, Scratch& scratch, T* inverse_norm = nullptr) const {
-    const TileRows<T> loaded = tiles.load(tile, scratch.loaded, inverse_norm);
-    if (loaded.stride == d) return loaded;
-    scratch.rows.resize(tiles.rows_per_tile() * d);
-    for (int64_t i = 0; i < tiles.rows(tile); ++i) std::copy_n(loaded.row(i), d, scratch.rows.data() + i * d);
-    return {scratch.rows.data(), d};
+    return without_gaps(tiles.load(tile, scratch.loaded, inverse_norm), tiles.rows(tile), d, scratch.rows);
   }
 
   int64_t pass() const { return ceil_div(std::min(k, kCentroidsPerPass), kTileCols) * kTileCols; }

@@ -17,9 +17,11 @@ constexpr int64_t kTileBytes = 128 << 10;  // of a tile's rows: they stay in the
 }  // namespace
 
 template <class T>
-FeatureTiles<T>::FeatureTiles(const Tensor& x, Normalize normalize)
+FeatureTiles<T>::FeatureTiles(const Tensor& x, Normalize normalize, int64_t rows_per_tile)
     : x_(x), normalize_(normalize), batches_(x.size(0)), positions_(x.size(1)), d_(x.size(2)) {
-  rows_per_tile_ = std::clamp<int64_t>(kTileBytes / (d_ * int64_t(sizeof(T))) / 32 * 32, 32, kMostRows);
+  rows_per_tile_ = rows_per_tile;
+  if (!rows_per_tile)
+    rows_per_tile_ = std::clamp<int64_t>(kTileBytes / (d_ * int64_t(sizeof(T))) / 32 * 32, 32, kMostRows);
   tiles_per_batch_ = ceil_div(positions_, rows_per_tile_);
 }
 

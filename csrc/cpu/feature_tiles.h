@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "buffer.h"
@@ -25,12 +26,22 @@ struct TileRows {
   const T* row(int64_t i) const { return data + i * stride; }
 };
 
+// The same rows with no gap between them, copied to the buffer where there was one.
+template <class T>
+TileRows<T> without_gaps(const TileRows<T>& rows, int64_t n, int64_t d, Buffer<T>& buffer) {
+  if (rows.stride == d) return rows;
+  buffer.resize(n * d);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(rows.row(i), d, buffer.data() + i * d);
+  return {buffer.data(), d};
+}
+
 template <class T>
 class FeatureTiles {
  public:
   static constexpr int64_t kMostRows = 64;
 
-  FeatureTiles(const Tensor& x, Normalize normalize);
+  // rows_per_tile: as many as fit the cache unless given.
+  FeatureTiles(const Tensor& x, Normalize normalize, int64_t rows_per_tile = 0);
 
   int64_t count() const { return batches_ * tiles_per_batch_; }
   int64_t positions() const { return batches_ * positions_; }

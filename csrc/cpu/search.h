@@ -1,4 +1,4 @@
-// What the search for nearest centroids asks of one instruction set.
+// What the search for nearest centroids and the sparse code ask of one instruction set.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,10 @@ struct SearchKernels {
   void (*scale)(T* x, T factor, int64_t d);
   // rows (n, d) = columns (d, n)^T, columns a stride apart.
   void (*transpose)(const T* columns, int64_t stride, int64_t n, int64_t d, T* rows, int64_t ldr);
+  // next = max(codes + r, 0), NaN where the sum is; change = next - codes. next may be codes.
+  void (*step_codes)(const T* codes, const T* r, int64_t n, T* next, T* change);
+  // x = 0 where `sign` is not positive; sums += x.
+  void (*where_positive)(const T* sign, int64_t n, T* x, T* sums);
   // sums += weight * x, in double.
   void (*accumulate)(const T* x, double weight, int64_t d, double* sums);
 };

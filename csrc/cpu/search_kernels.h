@@ -130,6 +130,23 @@ void transpose(const T* columns, int64_t stride, int64_t n, int64_t d, T* rows, 
 }
 
 template <class T>
+void step_codes(const T* codes, const T* r, int64_t n, T* next, T* change) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T before = codes[i], sum = before + r[i], after = sum < 0 ? 0 : sum;
+    next[i] = after;
+    change[i] = after - before;
+  }
+}
+
+template <class T>
+void where_positive(const T* sign, int64_t n, T* x, T* sums) {
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = sign[i] > 0 ? x[i] : 0;
+    sums[i] += x[i];
+  }
+}
+
+template <class T>
 void accumulate(const T* x, double weight, int64_t d, double* sums) {
   for (int64_t p = 0; p < d; ++p) sums[p] += weight * double(x[p]);
 }
@@ -138,8 +155,8 @@ void accumulate(const T* x, double weight, int64_t d, double* sums) {
 
 template <class T>
 const SearchKernels<T>& search_kernels() {
-  static constexpr SearchKernels<T> table = {nearest<T>, squared_distance<T>, centre<T>,
-                                             scale<T>,   transpose<T>,        accumulate<T>};
+  static constexpr SearchKernels<T> table = {nearest<T>,   squared_distance<T>, centre<T>,         scale<T>,
+                                             transpose<T>, step_codes<T>,       where_positive<T>, accumulate<T>};
   return table;
 }
 
