@@ -64,10 +64,11 @@ class C2LRecipe(Presets):
         True  # [R] batch norm uses, and updates, batch statistics in the centroid pass
     )
 
-    # Training: Adam at a constant rate without decay [R]
+    # Training by Adam
     epochs: int = 10  # [R]
     batch: int = 96  # [P]
     lr: float = 1e-4  # [R]
+    cosine: bool = False  # [R] a constant rate; else warm-up over 5 % of the steps and a cosine to zero [O]
 
     # Baseline
     dff_stage: int = 4  # [R] which of the ResNet's four stages DFF factorises
