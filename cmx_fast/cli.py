@@ -31,8 +31,17 @@ COMMANDS = {
         "cmx_fast.data.simulate_rooms:simulate_rooms",
         "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",
     ),
+    ("simulate", "people"): (
+        "cmx_fast.data.simulate_people:simulate_people",
+        "Dressed figures with exact part masks (ATR layout).",
+    ),
     ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR, DSCMR)."),
+    ("train", "c2l"): (
+        "cmx_fast.train.c2l:train_c2l",
+        "Human parsing without masks (C2L, its ablation, PiCIE, DFF).",
+    ),
     ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
+    ("evaluate", "c2l"): ("cmx_fast.evaluate.c2l:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
     ("bench",): ("cmx_fast.benchmarks.__main__:bench", "Time the operators against what people use today."),
 }
 

@@ -1,0 +1,118 @@
+"""Surfaces of the simulated people and what stands behind them: colours and weaves over the whole picture."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+Colour = NDArray[np.float64]  # (3,), 0 to 255
+Surface = NDArray[np.float64]  # (h, w, 3), 0 to 255
+Field = NDArray[np.float64]  # (h, w)
+
+
+def colour(
+    rng: np.random.Generator,
+    hue: tuple[float, float] = (0, 1),
+    saturation: tuple[float, float] = (0, 0.9),
+    value: tuple[float, float] = (0.15, 0.95),
+) -> Colour:
+    """A colour within ranges of hue, saturation and value, each 0 to 1."""
+    hsv = (rng.uniform(*hue) % 1, rng.uniform(*saturation), rng.uniform(*value))
+    return 255 * np.array(colorsys.hsv_to_rgb(*hsv))
+
+
+def skin(rng: np.random.Generator) -> Colour:
+    return colour(rng, hue=(0.03, 0.08), saturation=(0.25, 0.6), value=(0.35, 0.95))
+
+
+def _turned(shape: tuple[int, int], angle: float) -> tuple[Field, Field]:
+    """Coordinates in pixels along and across a direction."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+def _mix(first: Colour, second: Colour, share: Field) -> Surface:
+    return first + (second - first) * share[..., None]
+
+
+def _stripes(rng: np.random.Generator, shape: tuple[int, int], period: float) -> Field:
+    along, _ = _turned(shape, rng.choice([0.0, np.pi / 2, np.pi / 4]))
+    return (along / period % 1 < rng.uniform(0.35, 0.6)).astype(float)
+
+
+def _checks(rng: np.random.Generator, shape: tuple[int, int], period: float) -> Field:
+    along, across = _turned(shape, rng.choice([0.0, np.pi / 4]))
+    return ((along / period % 1 < 0.5).astype(float) + (across / period % 1 < 0.5)) / 2
+
+
+def _dots(rng: np.random.Generator, shape: tuple[int, int], period: float) -> Field:
+    along, across = _turned(shape, np.pi / 4)
+    inside = np.hypot(along / period % 1 - 0.5, across / period % 1 - 0.5)
+    return (inside < rng.uniform(0.25, 0.36)).astype(float)
+
+
+def _knit(rng: np.random.Generator, shape: tuple[int, int], period: float) -> Field:
+    along, across = _turned(shape, 0.0)
+    rows = across / period + 0.5 * np.abs(along / period % 1 - 0.5)
+    return 0.5 + 0.5 * np.sin(2 * np.pi * rows)
+
+
+PATTERNS: tuple[Callable[[np.random.Generator, tuple[int, int], float], Field], ...] = (
+    _stripes,
+    _checks,
+    _dots,
+    _knit,
+)
+
+
+def patterned(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
+    """What tops and dresses are made of: stripes, checks, dots or a knit of two colours apart in lightness."""
+    pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, shape, unit * rng.uniform(0.3, 0.5))
+    first = colour(rng)
+    second = colour(rng, value=(0.0, 0.35) if first.max() > 140 else (0.75, 1.0))
+    return _mix(first, second, pattern)
+
+
+def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
+    """What trousers and skirts are made of: one colour with a grain along the cloth and broad folds down it."""
+    along, across = _turned(shape, rng.normal(0, 0.1))
+    grain = rng.normal(0, 1, shape)
+    grain = (grain + np.roll(grain, 1, 0) + np.roll(grain, 2, 0)) / np.sqrt(3)
+    folds = np.sin(2 * np.pi * along / (unit * rng.uniform(0.7, 1.2)) + 0.3 * np.sin(across / unit))
+    base = colour(rng, saturation=(0, 0.8), value=(0.12, 0.75))
+    return base * (1 + 0.16 * folds + rng.uniform(0.06, 0.12) * grain)[..., None]
+
+
+def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain: float = 2.0) -> Surface:
+    """One colour with a little noise: skin, leather, hair."""
+    return base + rng.normal(0, grain, (*shape, 1))
+
+
+def clutter(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
+    """A wall and a floor with furniture, pictures and foliage, out of focus as behind a person."""
+    height, width = shape
+    top, bottom = (colour(rng, saturation=(0, 0.7), value=(0.25, 0.95)) for _ in "wf")
+    fade = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
+    surface = _mix(top, 0.5 * top + 0.5 * bottom, fade)
+    horizon = int(height * rng.uniform(0.62, 0.9))
+    surface[horizon:] = _mix(bottom, 0.7 * bottom, fade)[horizon:]
+    picture = Image.fromarray(surface.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.integers(8, 18)):
+        x, y = rng.uniform(-0.1, 1.1, 2) * (width, height)
+        across, down = rng.uniform(0.4, 2.2, 2) * unit
+        fill = tuple(int(c) for c in colour(rng))
+        kind = rng.integers(3)
+        if kind == 0:
+            draw.rectangle([x - across, y - down, x + across, y + down], fill=fill)
+        elif kind == 1:
+            draw.ellipse([x - across, y - down, x + across, y + down], fill=fill)
+        else:
+            corners = rng.uniform(-1, 1, (4, 2)) * (across, down) + (x, y)
+            draw.polygon([tuple(corner) for corner in corners], fill=fill)
+    blurred = picture.filter(ImageFilter.GaussianBlur(unit * rng.uniform(0.18, 0.4)))
+    return np.asarray(blurred, dtype=float)
