@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.models.picie import Batch, PiCIE, cluster_loss, warp
-from cmx_fast.nn import SparseCode
+from cmx_fast.models.picie import Batch, PiCIE, cluster_loss
+from cmx_fast.nn import SparseCode, warp
 from cmx_fast.ops import info_nce, linear_assignment
 
 #: The steps of Table 1 from PiCIE to C2L: the feed-forward of the pixel consistent module, None without that module.
@@ -99,9 +99,13 @@ class PixelConsistency(nn.Module):
 
 
 def code_loss(tokens: Tensor, rebuilt: Tensor, codes: Tensor, penalty: float) -> Tensor:
-    """Eq. 4 per pixel: the mean over tokens of ||F - D a||^2 / 2 + penalty * sum(a)."""
+    """Eq. 4 per pixel, (||F - D a||^2 / 2 + penalty * sum(a)) / C: the mean over pixels and channels.
+
+    The paper leaves the mean open; without the division the loss is some hundred times L_view at the start, and all
+    that the network learns is to make F small.
+    """
     error = (tokens.float() - rebuilt.float()).square().sum(-1) / 2
-    return (error + penalty * codes.float().sum(-1)).mean()
+    return (error + penalty * codes.float().sum(-1)).mean() / tokens.shape[-1]
 
 
 class C2L(PiCIE):

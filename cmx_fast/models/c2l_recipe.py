@@ -35,6 +35,11 @@ class C2LRecipe(Presets):
     size: int = 320  # [P] pixels; a multiple of 32
     cache: bool = False  # [O] keep every picture of the data set in memory, as bytes
 
+    # Views, drawn anew in every epoch
+    jitter: float = 0.3  # [R] brightness, contrast and saturation change by up to this share
+    hue: float = 0.1  # [R] of the circle
+    smallest_crop: float = 0.5  # [R] of the side
+
     # Networks
     backbone: str = "resnet18"  # [P]; "resnet10" has one block per stage [O]
     width: int = 128  # [P] channels of the pyramid, of the attention and of what is clustered

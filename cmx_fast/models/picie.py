@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cmx_fast.models.c2l_recipe import C2LRecipe
 from cmx_fast.models.fpn import FPN
+from cmx_fast.nn import warp
 from cmx_fast.ops import cluster_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -22,8 +23,8 @@ class PiCIE(nn.Module):
     """A pyramid whose map is clustered as it is.
 
     A training batch has "image1" (B, 3, S, S), warped, and "image2", not; "warp" (B, 2, 3), the geometric transform as
-    :func:`warp` takes it; and per view v the pseudo-labels "labels<v>" (B, S / 4, S / 4) int64, "centroids<v>" (K, D)
-    and "weight<v>" (K,) of the epoch's clustering.
+    :func:`cmx_fast.nn.warp` takes it; and of the epoch's clustering of view v "labels<v>" (B, S / 4, S / 4) int64,
+    "centroids<v>" (K, D) and "weight<v>" (K,).
 
     Attributes:
         centroids: (K, D), the classifier of :meth:`logits`, set after training.
@@ -74,9 +75,3 @@ def cluster_loss(outputs: Batch, batch: Batch, features: int, clusters: int) -> 
         normalize=True,
     )
     return loss
-
-
-def warp(maps: Tensor, theta: Tensor) -> Tensor:
-    """Sample maps (B, C, h, w) bilinearly where the affine transforms (B, 2, 3) of [-1, 1]^2 point."""
-    grid = F.affine_grid(theta.to(maps.dtype), list(maps.shape), align_corners=False)
-    return F.grid_sample(maps, grid, padding_mode="reflection", align_corners=False)

@@ -8,7 +8,7 @@ from torchvision.models import resnet18
 
 from cmx_fast.models.c2l_recipe import C2LRecipe
 from cmx_fast.models.fpn import FPN, load_imagenet
-from cmx_fast.models.picie import PiCIE, warp
+from cmx_fast.models.picie import PiCIE
 
 RECIPE = C2LRecipe.preset("demo", size=32, width=16, clusters=3)
 
@@ -107,13 +107,6 @@ def test_view_2_warps_the_map_where_view_1_has_a_warped_picture():
     outputs = model(batch)
     torch.testing.assert_close(outputs["view2"], model.features(batch["image2"]).flip(3))
     assert outputs["view1"].shape == outputs["view2"].shape == (2, 16, 8, 8)
-
-
-def test_warp_of_a_crop():
-    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
-    left_half = torch.tensor([[[0.5, 0, -0.5], [0, 1, 0]]])
-    row = warp(ramp, left_half)[0, 0, 4]
-    torch.testing.assert_close(row[1:-1], torch.arange(8.0)[1:-1] / 2 - 0.25)  # cells 0 to 3, twice as wide
 
 
 def test_logits_classify_unit_features_by_the_centroids():
