@@ -17,7 +17,14 @@ from torch import Tensor
 
 from cmx_fast._extras import require
 
-COLOURS = {"csir": "#0b6e99", "dscmr": "#c2571a"}
+COLOURS = {
+    "csir": "#0b6e99",
+    "dscmr": "#c2571a",
+    "picie": "#8a949e",
+    "part": "#c2571a",
+    "part+pixel": "#5a9e6f",
+    "c2l": "#0b6e99",
+}
 INK = "#5c6670"
 STYLE = {
     "font.size": 9.5,
@@ -50,6 +57,12 @@ def jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def sound(wave: Tensor, sample_rate: int) -> str:

@@ -1,0 +1,103 @@
+"""``cmx evaluate c2l`` on weights that nobody has trained, and its report."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from atr_files import write_pictures
+
+from cmx_fast.evaluate.c2l import evaluate_c2l, new_model, open_split, predictions, segment
+from cmx_fast.models.c2l_recipe import C2LRecipe
+from cmx_fast.models.weights import save
+
+RECIPE = C2LRecipe.preset(
+    "demo", size=32, width=16, heads=2, atoms=8, part_width=4, clusters=3, dff_stage=2, dff_iterations=20
+)
+MODELS = ["picie", "c2l", "dff"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("c2l")
+    data = write_pictures(root / "people", {"train": 2, "val": 1, "test": 5})
+    run = root / "run"
+    for seed in (0, 1):
+        for name in MODELS:
+            torch.manual_seed(seed)
+            model = new_model(name, RECIPE)
+            if name != "dff":
+                model.centroids.normal_()
+            save(run / f"seed{seed}" / f"{name}.pt", {"module": model.state_dict()})
+    config = {
+        "data": str(data), "recipe": RECIPE.as_dict(), "seeds": [0, 1], "models": MODELS, "imagenet": None,
+        "precision": "fp32", "classes": open_split(data, "test", RECIPE, "cpu").dataset.class_names,
+    }  # fmt: skip
+    (run / "config.json").write_text(json.dumps(config))
+    rows = [
+        {"stage": f"seed{seed}/{name}", "step": step, "accuracy": 0.5, "cluster": 1.0, "largest cluster": 0.4}
+        for seed in (0, 1)
+        for name in MODELS[:-1]
+        for step in (1, 2)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate_c2l(run)
+    return run
+
+
+def test_results_have_every_reading(run):
+    results = json.loads((run / "results.json").read_text())
+    assert list(results["seeds"]) == MODELS
+    for seeds in results["seeds"].values():
+        assert len(seeds) == 2
+        for scores in seeds:
+            assert {"accuracy", "miou_matched", "miou_clusters", "miou_majority"} <= scores.keys()
+            assert 1 / 3 <= scores["accuracy"] <= 1
+    first, second = (scores["accuracy"] for scores in results["seeds"]["picie"])
+    mean, deviation = results["mean_and_spread"]["picie"]["accuracy"]
+    assert mean == pytest.approx((first + second) / 2)
+    assert deviation == pytest.approx(abs(first - second) / 2**0.5)
+
+
+def test_largest_class_is_the_masks_own(run):
+    pictures = open_split(run.parent / "people", "test", RECIPE, "cpu")
+    masks = torch.stack([pictures.dataset.load_mask(i) for i in range(5)])
+    share = (masks == 0).double().mean().item()
+    assert json.loads((run / "results.json").read_text())["largest_class"] == pytest.approx(share)
+
+
+def test_segment_counts_every_pixel_and_keeps_the_examples(run):
+    pictures = open_split(run.parent / "people", "test", RECIPE, "cpu")
+    model = new_model("picie", RECIPE)
+    model.centroids.normal_()
+    counts, kept = segment(model, pictures, 0, [3, 1])
+    assert counts.sum() == 5 * 32 * 32
+    found = {
+        int(i): row for index, labels in predictions(model, pictures, 0) for i, row in zip(index, labels)
+    }
+    assert torch.equal(kept, torch.stack([found[3], found[1]]))
+    assert model.training
+
+
+def test_report_stands_alone_and_has_its_parts(run):
+    html = (run / "report.html").read_text()
+    assert 'id="scores"' in html
+    assert html.count("data:image/jpeg;base64,") == 5
+    assert html.count("data:image/png;base64,") == 5 * (1 + len(MODELS))
+    assert html.count("<svg") == 1
+    assert not re.search(r'(?:src|href)="(?!data:|#)', html)  # nothing from elsewhere
+    order = [
+        html.index(f"<td>{title}</td>")
+        for title in ("PiCIE", "C2L: + part contrast, pixel consistency with sparse code", "DFF")
+    ]
+    assert order == sorted(order)
+
+
+def test_evaluation_needs_a_finished_run(run, tmp_path):
+    with pytest.raises(ValueError, match="not a run folder"):
+        evaluate_c2l(tmp_path)
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    with pytest.raises(ValueError, match="not finished: no seed0/picie.pt"):
+        evaluate_c2l(tmp_path)

@@ -1,0 +1,167 @@
+"""The whole of ``cmx train c2l`` on a few real files, interrupted and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import typer
+from atr_files import write_pictures
+
+from cmx_fast.models.c2l_recipe import C2LRecipe
+from cmx_fast.train import c2l as command
+from cmx_fast.train.c2l import train_c2l
+from cmx_fast.train.loop import Stage
+
+TINY = [
+    "size=32", "width=16", "heads=2", "atoms=8", "part_width=4", "epochs=2", "batch=4", "cluster_batch=4",
+    "init_batches=2", "init_iterations=3", "evaluations=2", "dff_stage=2", "dff_iterations=20",
+]  # fmt: skip
+MODELS = ["picie", "part", "part+pixel", "c2l", "dff"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are too small to share out, and on a busy machine threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("people"), {"train": 10, "val": 2, "test": 5})
+
+
+def train(data, out, *more, **options):
+    train_c2l(data, out, preset="demo", set=[*TINY, *more], **options)
+
+
+@pytest.fixture(scope="module")
+def finished(data, one_thread, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    train(data, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pair(data, one_thread, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "pair"
+    train(data, out, model=["picie", "c2l"])
+    return out
+
+
+def timeless(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_run_leaves_everything_a_reader_needs(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["models"] == MODELS
+    assert config["recipe"]["part_weight"] == 0.5
+    for model in MODELS:
+        assert (finished / "seed0" / f"{model}.pt").exists()
+    assert list(json.loads((finished / "results.json").read_text())["seeds"]) == MODELS
+    assert (finished / "metrics.csv").read_text().startswith("stage,step,")
+
+
+def test_metrics_of_an_epoch_follow_the_schedule(finished):
+    rows = [row for row in timeless(finished) if row["stage"] == "seed0/c2l"]
+    clusterings = [row for row in rows if "k-means" in row]
+    assert [row["step"] for row in clusterings] == [0, 2]  # 10 pictures in batches of 4, the rest left over
+    assert all(1 / 3 <= row["largest cluster"] <= 1 for row in clusterings)
+    assert [row["step"] for row in rows if "accuracy" in row] == [2, 4]
+    steps = [row for row in rows if "loss" in row]
+    assert steps[-1]["step"] == 4
+    assert {"cluster", "part", "code", "active"} <= steps[-1].keys()
+    assert all(row["lr"] == 1e-3 for row in steps)
+
+
+def test_the_last_look_is_the_result(finished):
+    results = json.loads((finished / "results.json").read_text())
+    for model in MODELS[:-1]:
+        looks = [row for row in timeless(finished) if row["stage"] == f"seed0/{model}" and "accuracy" in row]
+        assert looks[-1]["accuracy"] == results["seeds"][model][0]["accuracy"]
+
+
+@pytest.mark.parametrize("stop", [("seed0/picie", 2), ("seed0/c2l", 3)])
+def test_an_interrupted_run_resumes_to_the_same_numbers(data, pair, tmp_path, monkeypatch, stop):
+    before = Stage.__init__
+
+    def interrupting(self, name, module, groups, steps, batches, *rest, **more):
+        def with_signal(start):
+            for step, batch in enumerate(batches(start), start + 1):
+                if (name, step) == stop:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+        before(self, name, module, groups, steps, with_signal, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "__init__", interrupting)
+        with pytest.raises(typer.Exit):
+            train(data, tmp_path / "run", model=["picie", "c2l"])
+    assert not (tmp_path / "run" / "results.json").exists()
+    torch.rand(10)
+    train(data, tmp_path / "run", model=["picie", "c2l"], resume=True)
+    assert timeless(tmp_path / "run") == timeless(pair)
+    assert (tmp_path / "run" / "results.json").read_text() == (pair / "results.json").read_text()
+
+
+def test_the_dictionary_stays_in_the_unit_ball(finished):
+    weights = torch.load(finished / "seed0" / "c2l.pt", weights_only=True)["module"]
+    assert (weights["pixels.code.dictionary"].norm(dim=0) <= 1 + 1e-6).all()
+
+
+def test_models_of_a_seed_start_from_one_encoder(data, tmp_path):
+    train(data, tmp_path, "lr=0.0", "epochs=1", "cluster_in_train_mode=False", model=["picie", "c2l"])
+    one, other = (
+        torch.load(tmp_path / "seed0" / f"{name}.pt", weights_only=True)["module"]
+        for name in ("picie", "c2l")
+    )
+    for name in ("encoder.stem.0.weight", "encoder.lateral.3.bias"):
+        assert torch.equal(one[name], other[name])
+
+
+def test_bfloat16_trains_what_was_asked_for(data, tmp_path):
+    train(data, tmp_path, model=["c2l"], precision="bf16")
+    assert list(json.loads((tmp_path / "results.json").read_text())["seeds"]) == ["c2l"]
+
+
+def test_files_give_what_the_memory_holds(data):
+    kept = command.open_split(data, "test", C2LRecipe.preset("demo", size=32), "cpu")
+    read = command.open_split(data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
+    for (rows, images), (same, read_images) in zip(kept.in_order(2), read.in_order(2)):
+        assert torch.equal(rows, same)
+        assert torch.equal(images, read_images)
+        assert images.dtype == torch.float32
+        assert images.min() >= 0 and images.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
+        (
+            {"model": ["clip"]},
+            r"model must be one or more of picie, part, part\+pixel, c2l, dff, all; got clip",
+        ),
+        ({"set": ["clusters=1"]}, "clusters must be at least 2; got 1"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
+    monkeypatch.setattr(command, "open_split", None)
+    with pytest.raises(ValueError, match=message):
+        train_c2l(tmp_path, tmp_path / "run", **options)
+
+
+def test_missing_imagenet_weights_are_named_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "open_split", None)
+    with pytest.raises(FileNotFoundError, match="no ImageNet weights at"):
+        train_c2l(tmp_path, tmp_path / "run", imagenet=tmp_path / "resnet18.pth")
