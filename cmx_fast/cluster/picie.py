@@ -40,6 +40,13 @@ class PiCIEClustering:
     Memory: the batches of the start as they are given, until it is made. Cost: one read of the features per update.
     """
 
+    counts_: Tensor
+    loss_: Tensor
+    _sums: Tensor
+    _counts: Tensor
+    _distance: Tensor
+    _updates: int
+
     def __init__(
         self,
         n_clusters: int,

@@ -1,0 +1,142 @@
+"""What both estimators share: parameters, checks, prediction, and the caller's kind of array on the way out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmx_fast.cluster._samples import Samples, to_tensor
+from cmx_fast.ops.kmeans import METRICS
+
+Array = Any  # a NumPy array or a tensor: whatever was given
+
+
+def generator_of(random_state: int | torch.Generator | None) -> torch.Generator:
+    """A generator of its own: the global seed is neither read nor moved."""
+    if isinstance(random_state, torch.Generator):
+        return random_state
+    if random_state is None:
+        generator = torch.Generator()
+        generator.seed()
+        return generator
+    return torch.Generator().manual_seed(int(random_state))
+
+
+class Estimator:
+    """Parameters and prediction by scikit-learn's conventions, without needing scikit-learn."""
+
+    n_clusters: int
+    metric: str
+    normalize: bool
+    cluster_centers_: Array
+    n_features_in_: int
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor as they are now."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments of the constructor by name."""
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                raise ValueError(
+                    f"Invalid parameter {name!r} for {type(self).__name__}; valid are {sorted(known)}"
+                )
+            setattr(self, name, value)
+        return self
+
+    def predict(self, X: Array) -> Array:
+        """The nearest cluster of each sample: int64 (N,), or (B, H, W) for maps."""
+        samples = self._samples_like_fitted("predict", X)
+        return self._give(samples.shaped(samples.assign(self._centroids(samples))[0]), X)
+
+    def fit_predict(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Array:
+        """``fit`` and the labels of what was fitted."""
+        return self.fit(X, sample_weight=sample_weight).labels_  # type: ignore[attr-defined]
+
+    def transform(self, X: Array) -> Array:
+        """Distances (N, K) to every centroid: Euclidean, or 1 - cosine; the one place where N x K is asked for."""
+        samples = self._samples_like_fitted("transform", X)
+        rows, centroids = samples.take(torch.arange(samples.n)), self._centroids(samples)
+        if self.metric == "cosine":
+            return self._give(1 - rows @ torch.nn.functional.normalize(centroids, dim=1).T, X)
+        return self._give(
+            torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist"), X, like_input=True
+        )
+
+    def fit_transform(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Array:
+        """``fit`` and :meth:`transform` of the same samples."""
+        return self.fit(X, sample_weight=sample_weight).transform(X)  # type: ignore[attr-defined]
+
+    def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:
+        """Minus the inertia of these samples: their weighted distances, squared with "l2", to their centroids."""
+        samples = self._samples_like_fitted("score", X, sample_weight)
+        distance = samples.assign(self._centroids(samples))[1].double()
+        return -(distance * samples.flat_weight().double()).sum().item()
+
+    def _check_options(self) -> None:
+        if (
+            isinstance(self.n_clusters, bool)
+            or int(self.n_clusters) != self.n_clusters
+            or self.n_clusters < 1
+        ):
+            raise ValueError(f"n_clusters must be an integer of at least 1, got {self.n_clusters!r}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {self.metric!r}")
+
+    def _samples(self, X: Array, weight: Array | None = None) -> Samples:
+        return Samples(X, weight, metric=self.metric, normalize=self.normalize)
+
+    def _samples_like_fitted(self, method: str, X: Array, weight: Array | None = None) -> Samples:
+        if not hasattr(self, "cluster_centers_"):
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet; call fit before {method}")
+        samples = self._samples(X, weight)
+        if samples.d != self.n_features_in_:
+            raise ValueError(
+                f"X has {samples.d} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input"
+            )
+        return samples
+
+    def _centroids(self, samples: Samples) -> Tensor:
+        return to_tensor("cluster_centers_", self.cluster_centers_).to(samples.x.device, samples.wide)
+
+    def _give(self, value: Tensor, like: Array, like_input: bool = False) -> Array:
+        """A tensor for whoever gave one, else a NumPy array."""
+        if isinstance(like, Tensor):
+            return value
+        array = value.cpu().numpy()
+        return (
+            array.astype(np.asarray(like).dtype)
+            if like_input and np.asarray(like).dtype.kind == "f"
+            else array
+        )
+
+
+class NotFittedError(ValueError, AttributeError):
+    """An estimator is asked before it was fitted."""
+
+
+def means(sums: Tensor, counts: Tensor, before: Tensor, metric: str) -> Tensor:
+    """Next centroids: the clusters' means, unit vectors with "cosine"; a cluster without weight stays."""
+    new = sums.double() / torch.where(counts > 0, counts, 1)[:, None]
+    new = torch.nn.functional.normalize(new, dim=1) if metric == "cosine" else new
+    return torch.where((counts > 0)[:, None], new.to(before.dtype), before)
+
+
+def mean_variance(samples: Samples) -> float:
+    """Mean over the features of their variance, the weights aside as in scikit-learn: the inertia of one cluster."""
+    plain = samples.unweighted()
+    centre = samples.take(torch.zeros(1, dtype=torch.int64))
+    _, sums, counts, _ = plain.step(centre)
+    centre = means(sums, counts, centre, "l2")
+    if samples.metric == "cosine":
+        # Of unit rows: E|x|^2 - |E x|^2.
+        return max(0.0, 1 - centre.double().square().sum().item()) / samples.d
+    return plain.step(centre)[3].item() / samples.n / samples.d

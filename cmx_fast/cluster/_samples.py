@@ -1,0 +1,149 @@
+"""What the estimators are given, as tensors: NumPy or PyTorch, vectors or maps, checked before any work."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmx_fast.ops import kmeans_assign, kmeans_step
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def to_tensor(name: str, value: Any) -> Tensor:
+    """A tensor of a floating dtype, sharing memory where it can; integers become float64 in NumPy's tradition.
+
+    Raises:
+        TypeError, ValueError: sparse or complex, or nothing that holds numbers.
+    """
+    if hasattr(value, "toarray") or (isinstance(value, Tensor) and value.layout != torch.strided):
+        raise TypeError(f"{name} is sparse, which is not supported; use its .toarray() or .to_dense()")
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+    else:
+        try:
+            array = np.asarray(value)
+            if np.iscomplexobj(array):
+                raise ValueError(f"{name}: Complex data not supported")
+            if array.dtype.kind not in "fiub":
+                array = array.astype(np.float64)
+        except ValueError as error:
+            raise ValueError(f"{name} must hold numbers: {error}") from error
+        # Negative strides and foreign byte orders have no tensor.
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    if tensor.is_complex():
+        raise ValueError(f"{name}: Complex data not supported")
+    return tensor if tensor.dtype in FLOATING else tensor.double()
+
+
+class Samples:
+    """Vectors (N, D) or maps (B, D, H, W) with their weights, as the k-means operators take them.
+
+    Raises:
+        ValueError: another shape, nothing in it, a value that is not finite, a zero vector with "cosine", or weights
+            that don't fit; the message says which and how many.
+    """
+
+    def __init__(self, x: Any, weight: Any, *, metric: str, normalize: bool):
+        self.x = to_tensor("X", x)
+        if self.x.dim() not in (2, 4):
+            raise ValueError(
+                f"X must have shape (N, D) or (B, D, H, W), got {tuple(self.x.shape)}. Expected 2D array. "
+                "Reshape your data; a single sample with X.reshape(1, -1)"
+            )
+        self.metric, self.normalize = metric, normalize
+        self.n, self.d = self.x.numel() // max(self.x.shape[1], 1), self.x.shape[1]
+        if self.d == 0 or self.n == 0:
+            raise ValueError(
+                f"X holds 0 feature(s) (shape={tuple(self.x.shape)}) while a minimum of 1 is required."
+                if self.d == 0
+                else "X holds 0 sample(s) while a minimum of 1 is required"
+            )
+        self._check_values()
+        self.weight = None if weight is None else self._weights(weight)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """Of centroids and distances."""
+        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Some samples (m, D) as the metric sees them."""
+        indices = indices.to(self.x.device)
+        if self.x.dim() == 2:
+            rows = self.x[indices]
+        else:
+            area = self.x[0, 0].numel()
+            rows = self.x.flatten(2)[indices // area, :, indices % area]
+        rows = rows.to(self.wide)
+        unit = self.metric == "cosine" or self.normalize
+        return torch.nn.functional.normalize(rows, dim=1) if unit else rows
+
+    def subset(self, indices: Tensor) -> Samples:
+        """Some samples on their own."""
+        part = copy.copy(self)
+        part.x, part.n, part.normalize = self.take(indices), len(indices), False
+        part.weight = None if self.weight is None else self.weight.flatten()[indices.to(self.x.device)]
+        return part
+
+    def unweighted(self) -> Samples:
+        """The same samples, each counting once."""
+        plain = copy.copy(self)
+        plain.weight = None
+        return plain
+
+    def assign(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and distances, flat."""
+        labels, distance = kmeans_assign(self.x, centroids, metric=self.metric, normalize=self.normalize)
+        return labels.flatten(), distance.flatten()
+
+    def step(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Flat labels, sums, float64 counts or weights, inertia."""
+        labels, sums, counts, inertia = kmeans_step(
+            self.x, centroids, weight=self.weight, metric=self.metric, normalize=self.normalize
+        )
+        return labels.flatten(), sums, counts.double(), inertia
+
+    def shaped(self, labels: Tensor) -> Tensor:
+        """Flat labels in the shape of the samples."""
+        return labels.reshape(self.x.shape[:1] + self.x.shape[2:])
+
+    def flat_weight(self) -> Tensor:
+        if self.weight is None:
+            return torch.ones(self.n, dtype=self.wide, device=self.x.device)
+        return self.weight.flatten()
+
+    def _check_values(self) -> None:
+        if not self.x.isfinite().all():
+            bad = (~self.x.isfinite()).any(1).flatten().nonzero().flatten().tolist()
+            raise ValueError(
+                f"X contains NaN or infinity in {len(bad)} of {self.n} samples; the first are {bad[:10]}. Drop them or "
+                "fill them in"
+            )
+        if self.metric == "cosine":
+            zero = (self.x == 0).all(1).flatten().nonzero().flatten().tolist()
+            if zero:
+                raise ValueError(
+                    f"X has {len(zero)} zero vectors among {self.n} samples, which have no cosine; the first are "
+                    f"{zero[:10]}. Drop them or use metric='l2'"
+                )
+
+    def _weights(self, weight: Any) -> Tensor:
+        weights = to_tensor("sample_weight", weight).to(self.x.device, self.wide)
+        if weights.numel() == 1:
+            weights = weights.reshape(()).expand(self.x.shape[:1] + self.x.shape[2:]).contiguous()
+        if weights.shape != self.x.shape[:1] + self.x.shape[2:]:
+            raise ValueError(
+                f"sample_weight.shape == {tuple(weights.shape)}, expected {tuple(self.x.shape[:1] + self.x.shape[2:])}!"
+            )
+        if not weights.any():
+            raise ValueError(f"sample_weight is zero for all {weights.numel()} samples")
+        if not (weights >= 0).all():
+            raise ValueError(
+                f"sample_weight must not be negative or NaN; its least value is {weights.min().item()}"
+            )
+        return weights

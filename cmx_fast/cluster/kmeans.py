@@ -1,0 +1,209 @@
+"""K-means by Lloyd's algorithm, with scikit-learn's names and meaning."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmx_fast._extras import require
+from cmx_fast.cluster._estimator import Array, Estimator, generator_of, mean_variance, means
+from cmx_fast.cluster._samples import Samples
+from cmx_fast.cluster.seeding import Init, start
+
+BACKENDS = ("cmx", "faiss")
+
+
+class EmptyClusterWarning(UserWarning):
+    """Clusters lost all their samples and were moved elsewhere."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Fewer different samples than clusters."""
+
+
+@dataclass
+class Run:
+    """One result of Lloyd's algorithm."""
+
+    centroids: Tensor
+    labels: Tensor
+    counts: Tensor
+    inertia: float
+    iterations: int
+    moved: int
+
+
+class KMeans(Estimator):
+    """Lloyd's algorithm; every iteration reads the data once (:func:`cmx_fast.ops.kmeans_step`).
+
+    Takes NumPy arrays or tensors on any device and gives the same kind back. Differences to scikit-learn's class:
+    ``metric``, ``normalize``, ``backend``, maps as input, and no ``verbose``, ``copy_x`` and ``algorithm``.
+
+    Args:
+        n_clusters: K.
+        init: "k-means++", "random", an array (K, D), or a callable ``init(X, n_clusters, random_state)``.
+        n_init: runs from different starts, the best by inertia is kept; "auto": 10 for "random" and callables, else 1.
+        max_iter: most iterations of a run.
+        tol: stop where the centroids' squared shift falls below this times the mean variance of the features.
+        random_state: seed, or a ``torch.Generator``; None: another result every time. The global seed is not touched.
+        metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
+        normalize: with "l2", cluster unit rows around plain means.
+        backend: "cmx", or "faiss" for its training ("l2" of vectors on the CPU in float32; ``tol`` and ``n_init`` are
+            its own, and so is the handling of empty clusters).
+
+    Attributes:
+        cluster_centers_: (K, D) float32, or float64 for float64 data.
+        labels_: int64 (N,) or (B, H, W). counts_: (K,) numbers of samples, float64 sums of weights with weights.
+        inertia_: sum of the samples' weighted distances (squared with "l2").
+        n_iter_, n_features_in_: iterations of the best run, and D.
+        n_relocated_: how often in the best run an empty cluster was moved to the sample farthest from its centroid.
+
+    Example:
+        >>> import torch
+        >>> from cmx_fast.cluster import KMeans
+        >>> x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0]])
+        >>> KMeans(2, random_state=0).fit(x).inertia_
+        1.0
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Init = "k-means++",
+        n_init: int | str = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: int | torch.Generator | None = None,
+        metric: str = "l2",
+        normalize: bool = False,
+        backend: str = "cmx",
+    ):
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+        self.metric = metric
+        self.normalize = normalize
+        self.backend = backend
+
+    def fit(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Self:
+        """Cluster X, (N, D) or (B, D, H, W); ``sample_weight`` (N,) or (B, H, W).
+
+        Raises:
+            TypeError, ValueError: a wrong option, shape or value, or fewer samples than clusters; before any work.
+            MissingExtraError: ``backend="faiss"`` without faiss.
+        """
+        self._check_options()
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {self.backend!r}")
+        if self.max_iter < 1 or self.tol < 0:
+            raise ValueError(
+                f"max_iter ({self.max_iter}) must be at least 1 and tol ({self.tol}) not negative"
+            )
+        samples = self._samples(X, sample_weight)
+        if samples.n < self.n_clusters:
+            raise ValueError(f"n_samples={samples.n} should be >= n_clusters={self.n_clusters}.")
+        generator = generator_of(self.random_state)
+        if self.backend == "faiss":
+            best = self._fit_faiss(samples, generator)
+        else:
+            tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
+            runs = (self._run(samples, generator, tolerance) for _ in range(self._starts()))
+            best = min(runs, key=lambda run: run.inertia)
+        if best.moved:
+            warnings.warn(
+                f"{best.moved} times a cluster fell empty and was moved to the sample farthest from its centroid",
+                EmptyClusterWarning,
+                stacklevel=2,
+            )
+        found = int((best.counts > 0).sum())
+        if found < self.n_clusters and self.backend == "cmx":
+            warnings.warn(
+                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). Possibly "
+                "due to duplicate points in X.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.cluster_centers_ = self._give(best.centroids, X)
+        self.labels_ = self._give(samples.shaped(best.labels), X)
+        counts = best.counts if samples.weight is not None else best.counts.long()
+        self.counts_ = self._give(counts, X)
+        self.inertia_, self.n_iter_, self.n_relocated_ = best.inertia, best.iterations, best.moved
+        self.n_features_in_ = samples.d
+        return self
+
+    def _starts(self) -> int:
+        if self.n_init == "auto":
+            return 10 if callable(self.init) or (isinstance(self.init, str) and self.init == "random") else 1
+        if isinstance(self.n_init, str) or self.n_init < 1:
+            raise ValueError(f"n_init must be 'auto' or at least 1, got {self.n_init!r}")
+        return 1 if not isinstance(self.init, str) and not callable(self.init) else self.n_init
+
+    def _run(self, samples: Samples, generator: torch.Generator, tolerance: float) -> Run:
+        centroids = start(samples, self.n_clusters, self.init, generator)
+        if self.metric == "cosine":
+            centroids = torch.nn.functional.normalize(centroids, dim=1)
+        labels, iterations, moved = None, 0, 0
+        while iterations < self.max_iter:
+            iterations += 1
+            before, last = centroids, labels
+            labels, sums, counts, _ = samples.step(before)
+            empty = (counts == 0).nonzero().flatten()
+            if len(empty):
+                moved += _relocate(samples, before, labels, sums, counts, empty)
+            centroids = means(sums, counts, before, self.metric)
+            shift = (centroids - before).double().square().sum().item()
+            if shift <= tolerance or (last is not None and labels.equal(last)):
+                break
+        # The labels belong to the centroids before the last update, unless nothing changed.
+        labels, _, counts, inertia = samples.step(centroids)
+        return Run(centroids, labels, counts, inertia.item(), iterations, moved)
+
+    def _fit_faiss(self, samples: Samples, generator: torch.Generator) -> Run:
+        faiss = require("faiss", "cpu")
+        if self.metric != "l2" or self.normalize or samples.x.dim() != 2:
+            raise ValueError("backend='faiss' clusters vectors (N, D) with metric='l2' and normalize=False")
+        seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+        trainer = faiss.Kmeans(
+            samples.d,
+            self.n_clusters,
+            niter=self.max_iter,
+            nredo=self._starts(),
+            seed=seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=2**31 - 1,
+        )
+        rows = np.ascontiguousarray(samples.x.float().cpu().numpy())
+        weight = None if samples.weight is None else samples.weight.float().cpu().numpy()
+        options: dict[str, Any] = {}
+        if not isinstance(self.init, str) or self.init == "k-means++":
+            first = start(samples, self.n_clusters, self.init, generator)
+            options["init_centroids"] = np.ascontiguousarray(first.float().cpu().numpy())
+        trainer.train(rows, weights=weight, **options)
+        centroids = torch.from_numpy(trainer.centroids).to(samples.x.device, samples.wide)
+        labels, _, counts, inertia = samples.step(centroids)
+        return Run(centroids, labels, counts, inertia.item(), self.max_iter, 0)
+
+
+def _relocate(
+    samples: Samples, centroids: Tensor, labels: Tensor, sums: Tensor, counts: Tensor, empty: Tensor
+) -> int:
+    """Give each empty cluster the sample farthest from its centroid, out of that sample's cluster; in place."""
+    distance = samples.assign(centroids)[1] * (samples.flat_weight() > 0)
+    farthest = distance.topk(min(len(empty), samples.n))
+    usable = farthest.values > 0
+    taken, target = farthest.indices[usable], empty[: len(farthest.indices)][usable]
+    weight, owner = samples.flat_weight()[taken], labels[taken]
+    rows = samples.take(taken).to(sums.dtype) * weight[:, None].to(sums.dtype)
+    sums.index_add_(0, owner, -rows)
+    counts.index_add_(0, owner, -weight.double())
+    sums[target], counts[target] = rows, weight.double()
+    return len(taken)

@@ -1,0 +1,85 @@
+"""Where centroids start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmx_fast.cluster._samples import Samples, to_tensor
+
+Init = str | Callable[..., Any] | Any
+INITS = ("k-means++", "random")
+
+
+def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Generator) -> Tensor:
+    """Starting centroids (K, D): "k-means++", "random", an array, or a callable as scikit-learn's.
+
+    Raises:
+        ValueError: an unknown name, or an array of another shape or with values that are not finite.
+    """
+    if isinstance(init, str):
+        if init not in INITS:
+            raise ValueError(
+                f"init must be one of {', '.join(map(repr, INITS))}, an array or a callable; got {init!r}"
+            )
+        if init == "random":
+            return samples.take(_choice(samples.flat_weight(), n_clusters, generator))
+        return plus_plus(samples, n_clusters, generator)
+    if callable(init):
+        init = init(samples.x, n_clusters, random_state=generator)
+    centroids = to_tensor("init", init).to(samples.x.device, samples.wide).clone()
+    if centroids.shape != (n_clusters, samples.d):
+        raise ValueError(
+            f"The shape of the initial centers {tuple(centroids.shape)} does not match the number of clusters "
+            f"{n_clusters} and of features {samples.d}"
+        )
+    if not centroids.isfinite().all():
+        raise ValueError("init contains NaN or infinity")
+    return centroids
+
+
+def plus_plus(samples: Samples, n_clusters: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ (Arthur and Vassilvitskii 2007; candidates as in scikit-learn).
+
+    Every next centroid is drawn with a probability proportional to the squared distance from those before it; of
+    2 + log(K) candidates the one that lowers the total most is taken. Cost: as many reads of the data as candidates;
+    memory: one distance per sample.
+    """
+    weight = samples.flat_weight()
+    chosen = samples.take(_choice(weight, 1, generator))
+    closest = samples.assign(chosen)[1]
+    trials = 2 + int(math.log(n_clusters))
+    for _ in range(1, n_clusters):
+        potential = weight * closest
+        # All points on centroids already: any will do, by weight.
+        drawn = _draws(potential if potential.sum() > 0 else weight, trials, generator)
+        best: tuple[float, Tensor, Tensor] | None = None
+        for index in drawn:
+            candidate = samples.take(index.reshape(1))
+            distance = torch.minimum(closest, samples.assign(candidate)[1])
+            total = (weight * distance).sum(dtype=torch.float64).item()
+            if best is None or total < best[0]:
+                best = total, distance, candidate
+        assert best is not None
+        closest = best[1]
+        chosen = torch.cat([chosen, best[2]])
+    return chosen
+
+
+def _draws(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices with these probabilities, with replacement; of any number of weights."""
+    sums = weight.double().cumsum(0)
+    places = torch.rand(count, generator=generator, dtype=torch.float64).to(sums.device) * sums[-1]
+    return torch.searchsorted(sums, places, right=True).clamp_max(len(weight) - 1)
+
+
+def _choice(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Different indices, those of weight 0 only where the others don't suffice."""
+    # The largest of exponential races: a sample without replacement with these probabilities.
+    noise = torch.rand(len(weight), generator=generator, dtype=torch.float64).to(weight.device)
+    keys = noise.log() / weight.double().clamp_min(1e-300)
+    return keys.topk(count).indices
