@@ -100,7 +100,7 @@ class Case:
 
 
 SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"
-LOOP = "unrolled loop"
+LOOP, CHUNKED = "unrolled loop", "PyTorch, 4096 rows at a time"
 CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "OpenCLIP's formula",
     "MoCo's formula",
@@ -208,7 +208,27 @@ DEVICE_CASES: tuple[Case, ...] = (
         )
         for n, d in ((1024, 128), (4096, 128), (16384, 128))
     ),
-    *(case for case in CASES if case.dtype == torch.float32 and "time" in case.measures),
+    *(
+        Case(
+            f"kmeans/device-{clusters}", "kmeans", "step", 192 * 80 * 80, 128, clusters=clusters, dtype=torch.bfloat16,
+            providers=(CHUNKED, OURS),
+        )
+        for clusters in (27, 256, 1024)
+    ),
+    Case(
+        "cluster_cross_entropy/device", "cluster_cross_entropy", "pixels", 96 * 80 * 80, 128, clusters=20,
+        dtype=torch.bfloat16, providers=(PICIE, OURS),
+    ),
+    Case(
+        "sparse_code/device", "sparse_code", "codes", 96 * 80 * 80, 128, clusters=64, dtype=torch.bfloat16,
+        providers=(LOOP, COMPILED, OURS),
+    ),
+    # The other peers of k-means run on the CPU.
+    *(
+        case
+        for case in CASES
+        if case.dtype == torch.float32 and "time" in case.measures and case.operator != "kmeans"
+    ),
 )  # fmt: skip
 
 OPERATORS: tuple[str, ...] = tuple(dict.fromkeys(case.operator for case in CASES))

@@ -29,7 +29,8 @@ class Compiled(NamedTuple):
 
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
-    """The kernels of one forward and backward pass: ``call`` is "clip", "everything", "target" or "supcon"."""
+    """The kernels of one forward and backward pass of a ``call``: "clip", "everything", "target", "supcon", or a key of
+    CLUSTERING."""
     import triton
     from cmx_fast.kernels.common import gradient, scan, tiles
     from triton.runtime.jit import JITFunction
@@ -51,7 +52,47 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     return [_compile(chip, *launch) for launch in launches.values()]
 
 
+def _kmeans(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.kmeans import kmeans_step
+
+    kmeans_step(x, torch.zeros(27, x.shape[2]), torch.ones(x.shape[:2]), "l2", True)
+
+
+def _kmeans_many(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.kmeans import kmeans_step
+
+    kmeans_step(x, torch.zeros(1000, x.shape[2]), torch.ones(x.shape[:2]), "cosine", False)
+
+
+def _cluster_cross_entropy(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.cluster_cross_entropy import cluster_cross_entropy_bwd, cluster_cross_entropy_fwd
+
+    centroids, target = torch.zeros(27, x.shape[2]), torch.zeros(x.shape[:2], dtype=torch.int64)
+    losses, lse, labels = cluster_cross_entropy_fwd(x, centroids, target, True)
+    cluster_cross_entropy_bwd(losses, x, centroids, labels, lse, True)
+
+
+def _sparse_code(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.sparse_code import sparse_code_bwd, sparse_code_fwd
+
+    dictionary, size = torch.zeros(x.shape[2], x.shape[2]), torch.ones(())
+    codes = sparse_code_fwd(x, dictionary, size, 0.1, 10)
+    sparse_code_bwd(codes, x, dictionary, size, 0.1, 10)
+
+
+CLUSTERING = {
+    "kmeans": _kmeans,
+    "kmeans_many": _kmeans_many,
+    "cluster_cross_entropy": _cluster_cross_entropy,
+    "sparse_code": _sparse_code,
+}
+
+
 def _call(call: str, dtype: torch.dtype, width: int) -> None:
+    if call in CLUSTERING:
+        # Maps as a network leaves them: positions next to each other in memory.
+        CLUSTERING[call](torch.zeros(2, width, 4000, dtype=dtype).transpose(1, 2))
+        return
     from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
     from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
 
@@ -86,7 +127,8 @@ def _describe(value, path, constants, attributes):
     aligned = [["tt.divisibility", 16]]
     if isinstance(value, torch.Tensor):
         attributes[path] = aligned
-        kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+        kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        kinds |= {torch.int64: "i64", torch.int32: "i32", torch.float64: "fp64"}
         return "*" + kinds[value.dtype]
     if isinstance(value, float):
         return "fp32"

@@ -59,7 +59,7 @@ def ntxent(view0: Tensor, view1: Tensor, temperature: float) -> Tensor:
 
 def lloyd_iteration(x: Tensor, centroids: Tensor, rows: int = 4096) -> Tensor:
     """The next centroids (K, D) of rows x (N, D): products, argmin and sums of some thousand rows at a time."""
-    sums, counts = torch.zeros_like(centroids), torch.zeros(len(centroids), dtype=torch.int64)
+    sums, counts = torch.zeros_like(centroids), x.new_zeros(len(centroids), dtype=torch.int64)
     squares = centroids.square().sum(1)
     for part in x.split(rows):
         labels = torch.addmm(squares, part, centroids.T, alpha=-2).argmin(1)

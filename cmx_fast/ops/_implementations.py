@@ -12,8 +12,9 @@ import torch
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 OPERATORS = ("info_nce", "supcon", "kmeans", "cluster_cross_entropy", "sparse_code")
-# Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this.
-TRITON_MAX_FEATURES = {"kmeans": 4096}
+# Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
+# features (of the sparse code: atoms).
+TRITON_MAX_FEATURES = {"kmeans": 4096, "cluster_cross_entropy": 512, "sparse_code": 128}
 TRITON_MOST_FEATURES = 2048
 
 logger = logging.getLogger("cmx_fast")

@@ -75,7 +75,7 @@ def sparse_code(
         raise ValueError(f"step_size must be positive and finite, got {step_size}")
     (x,) = _checks.autocast(x)
     dictionary = dictionary.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    impl = choose("sparse_code", impl, x.device.type, x.dtype, max(dictionary.shape))
+    impl = choose("sparse_code", impl, x.device.type, x.dtype, dictionary.shape[1])
     # Autocast would round the Gram matrix, and a step that is a little too long diverges.
     with torch.autocast(x.device.type, enabled=False):
         if step_size is None:

@@ -1,0 +1,56 @@
+"""Kernels of clustering and sparse codes compiled ahead of time for three chips: no spills, within shared memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+pytest.importorskip("triton")
+from ahead_of_time import compile_call
+
+# sm_80's tiles also serve chips with 99 KB; its own limit is 163 KB.
+SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+KERNELS = {
+    "kmeans": {"step_kernel"},
+    "kmeans_many": {"assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
+    "cluster_cross_entropy": {"loss_kernel", "gradient_kernel"},
+    "sparse_code": {"forward_kernel", "backward_kernel"},
+}
+CASES = [
+    (chip, dtype, width, call)
+    for chip in SHARED_BYTES
+    for dtype, width, call in (
+        ("bfloat16", 128, "kmeans"),
+        ("float32", 128, "kmeans"),
+        ("bfloat16", 512, "kmeans_many"),
+        ("float32", 512, "kmeans_many"),
+        ("bfloat16", 512, "cluster_cross_entropy"),
+        ("float32", 128, "cluster_cross_entropy"),
+        ("bfloat16", 128, "sparse_code"),
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Results of all cases, from a pool of two processes that start without the interpreter."""
+    interpret = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield {case: pool.submit(compile_call, *case) for case in CASES}
+    finally:
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
+
+
+@pytest.mark.parametrize(("chip", "dtype", "width", "call"), CASES)
+def test_fits_the_chip(compiled, chip, dtype, width, call):
+    kernels = compiled[chip, dtype, width, call].result(timeout=600)
+    assert {kernel.kernel for kernel in kernels} == KERNELS[call]
+    for kernel in kernels:
+        assert kernel.spilled == 0, kernel
+        assert kernel.shared <= SHARED_BYTES[chip], kernel
+        assert kernel.registers <= 255, kernel

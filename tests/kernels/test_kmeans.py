@@ -1,0 +1,110 @@
+"""The k-means launchers against float64 truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmx_fast import reference
+
+pytest.importorskip("triton")
+from cmx_fast.kernels import kmeans_sums
+from cmx_fast.kernels.kmeans import kmeans_assign, kmeans_step
+
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+WAYS = [("l2", False), ("l2", True), ("cosine", False)]
+
+
+def vectors(b: int, p: int, d: int, layout: str, dtype=torch.float32) -> Tensor:
+    """(B, P, D) with features or positions next to each other in memory."""
+    x = torch.randn(b, p, d).to(dtype)
+    return x if layout == "rows" else x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def check(device, x, centroids, weight, metric, normalize, tolerance=2e-6):
+    there = [t if t is None else t.to(device) for t in (x, centroids, weight)]
+    labels, sums, counts, inertia = (t.cpu() for t in kmeans_step(*there, metric, normalize))
+    flat = None if weight is None else weight.reshape(-1).double()
+    truth = reference.kmeans_step(
+        x.reshape(-1, x.shape[2]).double(),
+        centroids.double(),
+        weight=flat,
+        metric=metric,
+        normalize=normalize,
+    )
+    assert labels.reshape(-1).equal(truth[0])
+    assert (sums.double() - truth[1]).norm() <= tolerance * truth[1].norm()
+    assert counts.dtype == truth[2].dtype
+    torch.testing.assert_close(counts, truth[2], rtol=1e-6, atol=1e-6)
+    assert inertia.item() == pytest.approx(truth[3].item(), rel=1e-5)
+    again, distance = (t.cpu() for t in kmeans_assign(*there[:2], metric, normalize))
+    assert again.equal(labels)
+    _, expected = reference.kmeans_assign(
+        x.reshape(-1, x.shape[2]).double(), centroids.double(), metric=metric, normalize=normalize
+    )
+    torch.testing.assert_close(distance.reshape(-1).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["rows", "maps"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("b", "p", "d", "k"), [(1, 130, 17, 5), (2, 63, 33, 27), (3, 20, 150, 9), (1, 70, 20, 70)]
+)
+def test_step(device, b, p, d, k, way, layout):
+    weight = torch.rand(b, p) if layout == "maps" else None
+    check(device, vectors(b, p, d, layout), torch.randn(k, d), weight, *way)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [7, 70])
+def test_half_precision(device, dtype, k):
+    check(device, vectors(2, 40, 24, "maps", dtype), torch.randn(k, 24), None, "l2", True)
+
+
+@pytest.mark.parametrize("k", [8, 70])
+def test_a_common_offset_leaves_the_labels_right(device, k):
+    check(device, vectors(1, 80, 16, "rows") + 1e3, torch.randn(k, 16) + 1e3, None, "l2", False)
+
+
+@pytest.mark.parametrize("k", [20, 100])
+def test_equal_centroids_go_to_the_lowest_index(device, k):
+    centroids = torch.randn(k, 9)
+    centroids[5:] = centroids[3]
+    x = (centroids[3] + 1e-3 * torch.randn(1, 40, 9)).to(device)
+    assert (kmeans_assign(x, centroids.to(device), "l2", False)[0] == 3).all()
+
+
+def test_clusters_of_several_segments_and_empty_ones(device, monkeypatch):
+    monkeypatch.setattr(kmeans_sums, "SEGMENT", 32)
+    centroids = 5 * torch.randn(80, 6)
+    members = torch.cat([torch.zeros(150), torch.full((70,), 79), torch.arange(10, 20)]).long()
+    check(device, (centroids[members] + 0.01 * torch.randn(230, 6))[None], centroids, None, "l2", False)
+
+
+def test_nan_and_zero_vectors_show(device):
+    x = torch.randn(1, 40, 5)
+    x[0, 7, 2] = float("nan")
+    x[0, 9] = 0
+    centroids = torch.randn(4, 5)
+    there = x.to(device), centroids.to(device)
+    assert kmeans_assign(*there, "l2", False)[1].cpu().isnan().nonzero()[:, 1].tolist() == [7]
+    assert kmeans_assign(*there, "cosine", False)[1].cpu().isnan().nonzero()[:, 1].tolist() == [7, 9]
+    assert kmeans_step(*there, None, "l2", False)[3].isnan()
+
+
+def test_nothing(device):
+    labels, sums, counts, inertia = kmeans_step(
+        torch.empty(1, 0, 3, device=device), torch.randn(70, 3, device=device), None, "l2", False
+    )
+    assert labels.shape == (1, 0) and counts.eq(0).all() and inertia == 0
+    assert sums.eq(0).all()
+
+
+def test_few_launches(device, count_launches):
+    x, centroids = torch.randn(1, 100, 16, device=device), torch.randn(20, 16, device=device)
+    with count_launches() as fused:
+        kmeans_step(x, centroids, None, "l2", True)
+    with count_launches() as sorted_sums:
+        kmeans_step(x, torch.randn(100, 16, device=device), None, "l2", True)
+    assert fused.launches == 1 and sorted_sums.launches == 3
