@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,8 @@ def test_empty_clusters_take_halves_of_the_largest():
     assert split[1].tolist() == pytest.approx([4 * (1 + 1 / 1024), 2 * (1 - 1 / 1024)])
     assert split[3].tolist() == pytest.approx([1 - 1 / 1024, 1 + 1 / 1024])
     assert _split_largest(centroids, torch.ones(4, dtype=torch.int64)).equal(centroids)
+    crowded = _split_largest(centroids, torch.tensor([0, 9, 0, 0]))
+    torch.testing.assert_close(crowded, centroids[1].expand(4, 2), rtol=2e-3, atol=0)
 
 
 def test_an_update_does_not_wait_for_the_device():
@@ -95,10 +99,65 @@ def test_an_update_does_not_wait_for_the_device():
     assert waits.seen == []
 
 
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_state_continues_to_the_same_numbers(stop):
+    options = {"init_batches": 2, "update_every": 2}
+    straight, first, resumed = (PiCIEClustering(3, **options) for _ in range(3))
+    batches = [clustered_maps(seed=seed) for seed in range(6)]
+    for number, batch in enumerate(batches):
+        straight.update(batch)
+        if number < stop:
+            first.update(batch)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file))
+    for batch in batches[stop:]:
+        resumed.update(batch)
+    assert resumed.cluster_centers_.equal(straight.cluster_centers_)
+    assert resumed.counts_.equal(straight.counts_) and resumed.loss_.equal(straight.loss_)
+    with pytest.raises(ValueError, match="the state has 3 clusters, this clustering 4"):
+        PiCIEClustering(4).load_state_dict(straight.state_dict())
+
+
+def bad_maps():
+    maps = clustered_maps()
+    maps[1, 2, 0, 3] = torch.nan
+    maps[3, 0, 8, 8] = torch.inf
+    return maps
+
+
+REFUSED = [
+    (bad_maps, r"NaN or infinity in 2 of 324 vectors; the first are \[84, 323\]"),
+    (lambda: torch.randn(2, 11, 9, 9), "features have 11 channels on cpu, those before had 12"),
+    (lambda: torch.randn(2, 12, 9), r"must have shape \(B, D, H, W\)"),
+    (lambda: torch.randn(0, 12), "without a 0"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), REFUSED)
+@pytest.mark.parametrize("init_batches", [1, 9])
+def test_a_refused_batch_changes_nothing(bad, message, init_batches):
+    clustering, untouched = (PiCIEClustering(3, init_batches=init_batches) for _ in range(2))
+    for each in (clustering, untouched):
+        each.update(clustered_maps())
+    with pytest.raises(ValueError, match=message):
+        clustering.update(bad())
+    for each in (clustering, untouched):
+        each.update(clustered_maps(seed=1))
+        each.flush()
+    assert clustering.cluster_centers_.equal(untouched.cluster_centers_)
+    assert clustering.counts_.equal(untouched.counts_) and clustering.loss_.equal(untouched.loss_)
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="n_clusters must be at least 1, got 0"):
         PiCIEClustering(0)
-    few = PiCIEClustering(100)
+    with pytest.raises(TypeError, match="features must be float32"):
+        PiCIEClustering(2).update(torch.ones(4, 3, dtype=torch.int64))
+    few = PiCIEClustering(20, init_batches=2)
     few.update(torch.randn(1, 4, 3, 3))
-    with pytest.raises(ValueError, match="9 feature vectors came, fewer than the 100 clusters"):
+    with pytest.raises(ValueError, match="9 feature vectors came, fewer than the 20 clusters"):
         few.flush()
+    few.update(torch.randn(2, 4, 3, 3))
+    assert few.cluster_centers_.shape == (20, 4)
