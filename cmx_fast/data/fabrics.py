@@ -1,4 +1,8 @@
-"""Surfaces of the simulated people and what stands behind them: colours and weaves over the whole picture."""
+"""Surfaces of the simulated people and what stands behind them: colours and weaves over the whole picture.
+
+The stand-in is an easy data set on purpose: what is above, below and behind differs in its typical colours, which vary
+widely around them, and in its texture.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ def colour(
 
 
 def skin(rng: np.random.Generator) -> Colour:
-    return colour(rng, hue=(0.03, 0.08), saturation=(0.25, 0.6), value=(0.35, 0.95))
+    return colour(rng, hue=(0.03, 0.08), saturation=(0.35, 0.65), value=(0.45, 0.95))
 
 
 def _turned(shape: tuple[int, int], angle: float) -> tuple[Field, Field]:
@@ -69,22 +73,34 @@ PATTERNS: tuple[Callable[[np.random.Generator, tuple[int, int], float], Field], 
 )
 
 
+def warm(rng: np.random.Generator, value: tuple[float, float] = (0.5, 0.95)) -> Colour:
+    """What is worn above: reds to yellows."""
+    return colour(rng, hue=(-0.06, 0.13), saturation=(0.45, 0.95), value=value)
+
+
+def dark(rng: np.random.Generator) -> Colour:
+    """What is worn below."""
+    return colour(rng, saturation=(0, 0.6), value=(0.05, 0.25))
+
+
+def pale(rng: np.random.Generator) -> Colour:
+    """What stands behind."""
+    return colour(rng, saturation=(0, 0.16), value=(0.82, 1))
+
+
 def patterned(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """What tops and dresses are made of: stripes, checks, dots or a knit of two colours apart in lightness."""
+    """What tops and dresses are made of: stripes, checks, dots or a knit, tone in tone, of a warm colour."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, shape, unit * rng.uniform(0.3, 0.5))
-    first = colour(rng)
-    second = colour(rng, value=(0.0, 0.35) if first.max() > 140 else (0.75, 1.0))
-    return _mix(first, second, pattern)
+    base = warm(rng)
+    return _mix(base, rng.uniform(0.75, 0.9) * base, pattern)
 
 
 def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """What trousers and skirts are made of: one colour with a grain along the cloth and broad folds down it."""
+    """What trousers and skirts are made of: a dark colour with fine ribs along the cloth and broad folds down it."""
     along, across = _turned(shape, rng.normal(0, 0.1))
-    grain = rng.normal(0, 1, shape)
-    grain = (grain + np.roll(grain, 1, 0) + np.roll(grain, 2, 0)) / np.sqrt(3)
+    ribs = np.sin(2 * np.pi * along / (unit * rng.uniform(0.14, 0.2)))
     folds = np.sin(2 * np.pi * along / (unit * rng.uniform(0.7, 1.2)) + 0.3 * np.sin(across / unit))
-    base = colour(rng, saturation=(0, 0.8), value=(0.12, 0.75))
-    return base * (1 + 0.16 * folds + rng.uniform(0.06, 0.12) * grain)[..., None]
+    return dark(rng) * (1 + 0.1 * folds + rng.uniform(0.05, 0.15) * ribs)[..., None]
 
 
 def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain: float = 2.0) -> Surface:
@@ -95,17 +111,17 @@ def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain:
 def clutter(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
     """A wall and a floor with furniture, pictures and foliage, out of focus as behind a person."""
     height, width = shape
-    top, bottom = (colour(rng, saturation=(0, 0.7), value=(0.25, 0.95)) for _ in "wf")
+    top, bottom = pale(rng), pale(rng)
     fade = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
-    surface = _mix(top, 0.5 * top + 0.5 * bottom, fade)
+    surface = _mix(top, (top + bottom) / 2, fade)
     horizon = int(height * rng.uniform(0.62, 0.9))
-    surface[horizon:] = _mix(bottom, 0.7 * bottom, fade)[horizon:]
+    surface[horizon:] = _mix(bottom, 0.92 * bottom, fade)[horizon:]
     picture = Image.fromarray(surface.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.integers(8, 18)):
         x, y = rng.uniform(-0.1, 1.1, 2) * (width, height)
         across, down = rng.uniform(0.4, 2.2, 2) * unit
-        fill = tuple(int(c) for c in colour(rng))
+        fill = tuple(int(c) for c in pale(rng))
         kind = rng.integers(3)
         if kind == 0:
             draw.rectangle([x - across, y - down, x + across, y + down], fill=fill)
@@ -114,5 +130,5 @@ def clutter(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Su
         else:
             corners = rng.uniform(-1, 1, (4, 2)) * (across, down) + (x, y)
             draw.polygon([tuple(corner) for corner in corners], fill=fill)
-    blurred = picture.filter(ImageFilter.GaussianBlur(unit * rng.uniform(0.18, 0.4)))
+    blurred = picture.filter(ImageFilter.GaussianBlur(unit * rng.uniform(0.3, 0.6)))
     return np.asarray(blurred, dtype=float)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .fabrics import Surface, clutter, colour, patterned, plain, skin, woven
+from .fabrics import Surface, clutter, colour, dark, patterned, plain, skin, warm, woven
 from .figure_pose import LEFT, RIGHT, SIDES, Body, Outline, disc, draw_body, limb, part_way, torso
 
 # ATR's numbers.
@@ -22,8 +22,8 @@ BAG, SCARF = 16, 17
 #: Pixels of the canvas per pixel of the picture.
 OVERSAMPLING = 3
 #: Height over width of a picture, and of the person over the picture's.
-ASPECT = 1.8
-PERSON = (0.82, 0.97)
+ASPECT = 2.0
+PERSON = (0.86, 0.98)
 NOISE = 3.0  # of the camera, in 0 to 255
 
 
@@ -58,13 +58,13 @@ class Canvas:
 
 
 def render_person(rng: np.random.Generator, size: int) -> tuple[Image.Image, Image.Image]:
-    """A picture (width ``size``, height 1.8 ``size``) of one person and its indexed mask of ATR's labels 0 to 17."""
+    """A picture (width ``size``, height 2 ``size``) of one person and its indexed mask of ATR's labels 0 to 17."""
     width, height = size * OVERSAMPLING, round(size * ASPECT) * OVERSAMPLING
     unit = height * rng.uniform(*PERSON) / 8
     shape = (height, width)
     y, x = np.mgrid[:height, :width] / height
-    slope = rng.normal(0, 0.25, 2)
-    light = np.clip(rng.uniform(0.85, 1.1) + slope[0] * (x - 0.33) + slope[1] * (y - 0.5), 0.5, 1.4)
+    slope = rng.normal(0, 0.12, 2)
+    light = np.clip(rng.uniform(0.92, 1.05) + slope[0] * (x - 0.33) + slope[1] * (y - 0.5), 0.5, 1.4)
     free = height - 8 * unit
     origin = np.array([width / 2 + rng.normal(0, 0.05) * width, free * rng.uniform(0.2, 0.8) + 0.15 * unit])
     canvas = Canvas(
@@ -81,7 +81,7 @@ def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
     """From back to front: hair behind, legs, clothes below, shoes, clothes above, arms, head, what is worn."""
     shape, build = canvas.labels.shape, body.build
     flesh = plain(rng, shape, skin(rng))
-    hair = plain(rng, shape, colour(rng, hue=(0.02, 0.12), saturation=(0.1, 0.6), value=(0.05, 0.6)), 8)
+    hair = plain(rng, shape, colour(rng, hue=(0.02, 0.12), saturation=(0.45, 0.85), value=(0.3, 0.85)), 8)
     long_hair, dress = rng.random() < 0.4, rng.random() < 0.15
     cloth_above = patterned(rng, shape, canvas.unit)
     if long_hair:
@@ -92,7 +92,7 @@ def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
     canvas.paint([torso(body, hem, 0.35 if dress else 0.0)], cloth_above, DRESS if dress else UPPER)
     if rng.random() < 0.3:
         low = body.waist + np.array([0, 0.0 if dress else hem - 0.06])
-        belt = plain(rng, shape, colour(rng, value=(0.05, 0.5)))
+        belt = plain(rng, shape, dark(rng))
         outline = np.array([[-0.8, -0.09], [0.8, -0.09], [0.8, 0.09], [-0.8, 0.09]]) * [build, 1] + low
         canvas.paint([outline], belt, BELT)
     sleeve = rng.choice([0.25, 0.45, 0.92, 0.92])
@@ -109,7 +109,7 @@ def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
         canvas.paint([disc(neck, 0.55, 0.24), disc(neck + np.array([0.2, 0.55]), 0.17, 0.6)], scarf, SCARF)
     if rng.random() < 0.25:
         side = SIDES[rng.integers(2)]
-        bag = plain(rng, shape, colour(rng), 3)
+        bag = plain(rng, shape, warm(rng), 3)
         hung = body.arms[side][2] + np.array([side * 0.1, 0.7])
         corners = np.array([[-0.45, -0.4], [0.45, -0.4], [0.55, 0.45], [-0.55, 0.45]])
         canvas.paint([corners + hung], bag, BAG)
@@ -118,11 +118,13 @@ def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
 def _paint_legs(canvas: Canvas, body: Body, rng: np.random.Generator, flesh: Surface, dress: bool) -> None:
     shape, build = canvas.labels.shape, body.build
     cloth = woven(rng, shape, canvas.unit)
-    shoe = plain(rng, shape, colour(rng), 3)
+    shoe = plain(rng, shape, dark(rng), 3)
+    # Tights hide most legs that no cloth does.
+    legs = flesh if rng.random() < 0.2 else plain(rng, shape, dark(rng), 3)
     skirt = not dress and rng.random() < 0.25
     reach = rng.choice([0.35, 0.97, 0.97, 0.97])
     for side in SIDES:
-        canvas.paint(limb(body.legs[side], (0.62 * build, 0.44, 0.26)), flesh, LEG[side])
+        canvas.paint(limb(body.legs[side], (0.62 * build, 0.44, 0.26)), legs, LEG[side])
         ankle = body.legs[side][2]
         foot = [disc(ankle + np.array([side * 0.1, 0.14]), 0.34, 0.19), disc(ankle, 0.2, 0.2)]
         canvas.paint(foot, shoe, SHOE[side])
@@ -160,7 +162,7 @@ def _paint_head(canvas: Canvas, body: Body, rng: np.random.Generator, flesh: Sur
         for side in SIDES:
             canvas.paint([disc(head + np.array([side * 0.18, 0.0]), 0.17, 0.13)], dark, SUNGLASSES)
     if rng.random() < 0.2:
-        felt = plain(rng, canvas.labels.shape, colour(rng), 3)
+        felt = plain(rng, canvas.labels.shape, warm(rng), 3)
         brim = head + np.array([0, -0.28])
         crown = disc(brim, 0.5, 0.55, np.pi, 2 * np.pi)
         canvas.paint([crown, disc(brim, rng.uniform(0.5, 0.8), 0.1)], felt, HAT)

@@ -36,7 +36,7 @@ def simulate_people(
         int, typer.Option(min=5, help="Number of pictures: 4 of 5 train, 1 of 20 val, the rest test.")
     ] = 400,
     size: Annotated[
-        int, typer.Option(min=32, help="Width of the pictures in pixels; they are 1.8 times as high.")
+        int, typer.Option(min=32, help="Width of the pictures in pixels; they are twice as high.")
     ] = 112,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,

@@ -57,10 +57,14 @@ class VectorProducts final : public Products<T> {
 
 }  // namespace
 
+constexpr int64_t kSmall = 3 << 20;  // multiplications
+
 template <class T>
 std::unique_ptr<Products<T>> make_products(const Rows<T>& x, const Rows<T>& y, ProductNeeds needs) {
+  // Matrix units sleep between small problems, and waking them takes as long as the products do without.
   if constexpr (sizeof(T) == 4)
-    if (auto products = make_bf16_products(x, y, needs)) return products;
+    if (x.n * y.n * x.d > kSmall)
+      if (auto products = make_bf16_products(x, y, needs)) return products;
   return std::make_unique<VectorProducts<T>>(x, y, needs);
 }
 
