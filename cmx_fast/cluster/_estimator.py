@@ -27,7 +27,7 @@ def generator_of(random_state: int | torch.Generator | None) -> torch.Generator:
 
 
 class Estimator:
-    """Parameters and prediction by scikit-learn's conventions, without needing scikit-learn."""
+    """Parameters and prediction by scikit-learn's conventions, without needing scikit-learn; its tools take them."""
 
     n_clusters: int
     metric: str
@@ -50,6 +50,26 @@ class Estimator:
                 )
             setattr(self, name, value)
         return self
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        changed = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if repr(value) != repr(defaults[name].default)
+        ]
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's pipelines, searches and checks, which alone call this, ask of an estimator."""
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type="clusterer",
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(),
+            input_tags=InputTags(),
+        )
 
     def predict(self, X: Array) -> Array:
         """The nearest cluster of each sample: int64 (N,), or (B, H, W) for maps."""
@@ -97,12 +117,14 @@ class Estimator:
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet; call fit before {method}")
         samples = self._samples(X, weight)
-        if samples.d != self.n_features_in_:
-            raise ValueError(
-                f"X has {samples.d} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
-                "as input"
-            )
+        self._check_width(samples, self.n_features_in_)
         return samples
+
+    def _check_width(self, samples: Samples, expected: int) -> None:
+        if samples.d != expected:
+            raise ValueError(
+                f"X has {samples.d} features, but {type(self).__name__} is expecting {expected} features as input"
+            )
 
     def _centroids(self, samples: Samples) -> Tensor:
         return to_tensor("cluster_centers_", self.cluster_centers_).to(samples.x.device, samples.wide)

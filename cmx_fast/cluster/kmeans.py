@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -53,8 +54,8 @@ class KMeans(Estimator):
         random_state: seed, or a ``torch.Generator``; None: another result every time. The global seed is not touched.
         metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
         normalize: with "l2", cluster unit rows around plain means.
-        backend: "cmx", or "faiss" for its training ("l2" of vectors on the CPU in float32; ``tol`` and ``n_init`` are
-            its own, and so is the handling of empty clusters).
+        backend: "cmx", or "faiss" for its iterations from the same starts: vectors with "l2", on the CPU in float32,
+            ``max_iter`` iterations whatever ``tol`` is, empty clusters split from large ones.
 
     Attributes:
         cluster_centers_: (K, D) float32, or float64 for float64 data.
@@ -112,12 +113,10 @@ class KMeans(Estimator):
         if samples.n < self.n_clusters:
             raise ValueError(f"n_samples={samples.n} should be >= n_clusters={self.n_clusters}.")
         generator = generator_of(self.random_state)
-        if self.backend == "faiss":
-            best = self._fit_faiss(samples, generator)
-        else:
-            tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
-            runs = (self._run(samples, generator, tolerance) for _ in range(self._starts()))
-            best = min(runs, key=lambda run: run.inertia)
+        run = self._faiss_run(samples) if self.backend == "faiss" else self._run(samples)
+        best = min(
+            (run(self._start(samples, generator)) for _ in range(self._starts())), key=lambda run: run.inertia
+        )
         if best.moved:
             warnings.warn(
                 f"{best.moved} times a cluster fell empty and was moved to the sample farthest from its centroid",
@@ -125,7 +124,7 @@ class KMeans(Estimator):
                 stacklevel=2,
             )
         found = int((best.counts > 0).sum())
-        if found < self.n_clusters and self.backend == "cmx":
+        if found < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). Possibly "
                 "due to duplicate points in X.",
@@ -147,50 +146,56 @@ class KMeans(Estimator):
             raise ValueError(f"n_init must be 'auto' or at least 1, got {self.n_init!r}")
         return 1 if not isinstance(self.init, str) and not callable(self.init) else self.n_init
 
-    def _run(self, samples: Samples, generator: torch.Generator, tolerance: float) -> Run:
+    def _start(self, samples: Samples, generator: torch.Generator) -> Tensor:
         centroids = start(samples, self.n_clusters, self.init, generator)
-        if self.metric == "cosine":
-            centroids = torch.nn.functional.normalize(centroids, dim=1)
-        labels, iterations, moved = None, 0, 0
-        while iterations < self.max_iter:
-            iterations += 1
-            before, last = centroids, labels
-            labels, sums, counts, _ = samples.step(before)
-            empty = (counts == 0).nonzero().flatten()
-            if len(empty):
-                moved += _relocate(samples, before, labels, sums, counts, empty)
-            centroids = means(sums, counts, before, self.metric)
-            shift = (centroids - before).double().square().sum().item()
-            if shift <= tolerance or (last is not None and labels.equal(last)):
-                break
-        # The labels belong to the centroids before the last update, unless nothing changed.
-        labels, _, counts, inertia = samples.step(centroids)
-        return Run(centroids, labels, counts, inertia.item(), iterations, moved)
+        return torch.nn.functional.normalize(centroids, dim=1) if self.metric == "cosine" else centroids
 
-    def _fit_faiss(self, samples: Samples, generator: torch.Generator) -> Run:
+    def _run(self, samples: Samples) -> Callable[[Tensor], Run]:
+        """Lloyd's algorithm on these samples, from any start."""
+        tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
+
+        def run(centroids: Tensor) -> Run:
+            labels, iterations, moved = None, 0, 0
+            while iterations < self.max_iter:
+                iterations += 1
+                before, last = centroids, labels
+                labels, sums, counts, _ = samples.step(before)
+                empty = (counts == 0).nonzero().flatten()
+                if len(empty):
+                    moved += _relocate(samples, before, labels, sums, counts, empty)
+                centroids = means(sums, counts, before, self.metric)
+                shift = (centroids - before).double().square().sum().item()
+                if shift <= tolerance or (last is not None and labels.equal(last)):
+                    break
+            # The labels belong to the centroids before the last update, unless nothing changed.
+            labels, _, counts, inertia = samples.step(centroids)
+            return Run(centroids, labels, counts, inertia.item(), iterations, moved)
+
+        return run
+
+    def _faiss_run(self, samples: Samples) -> Callable[[Tensor], Run]:
+        """faiss's iterations on these samples, from any start."""
         faiss = require("faiss", "cpu")
         if self.metric != "l2" or self.normalize or samples.x.dim() != 2:
             raise ValueError("backend='faiss' clusters vectors (N, D) with metric='l2' and normalize=False")
-        seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
         trainer = faiss.Kmeans(
             samples.d,
             self.n_clusters,
             niter=self.max_iter,
-            nredo=self._starts(),
-            seed=seed,
             min_points_per_centroid=1,
             max_points_per_centroid=2**31 - 1,
         )
         rows = np.ascontiguousarray(samples.x.float().cpu().numpy())
         weight = None if samples.weight is None else samples.weight.float().cpu().numpy()
-        options: dict[str, Any] = {}
-        if not isinstance(self.init, str) or self.init == "k-means++":
-            first = start(samples, self.n_clusters, self.init, generator)
-            options["init_centroids"] = np.ascontiguousarray(first.float().cpu().numpy())
-        trainer.train(rows, weights=weight, **options)
-        centroids = torch.from_numpy(trainer.centroids).to(samples.x.device, samples.wide)
-        labels, _, counts, inertia = samples.step(centroids)
-        return Run(centroids, labels, counts, inertia.item(), self.max_iter, 0)
+
+        def run(first: Tensor) -> Run:
+            given = np.ascontiguousarray(first.float().cpu().numpy())
+            trainer.train(rows, weights=weight, init_centroids=given)
+            centroids = torch.from_numpy(trainer.centroids).to(samples.x.device, samples.wide)
+            labels, _, counts, inertia = samples.step(centroids)
+            return Run(centroids, labels, counts, inertia.item(), self.max_iter, 0)
+
+        return run
 
 
 def _relocate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -13,6 +14,18 @@ from cmx_fast.cluster._estimator import Array, Estimator, generator_of, mean_var
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.kmeans import EmptyClusterWarning
 from cmx_fast.cluster.seeding import Init, start
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """Where the clusters are after some batches: replaced as a whole, so what fails on the way changes nothing."""
+
+    centroids: Tensor
+    seen: Tensor
+    generator: torch.Generator
+    since_reassignment: int = 0
+    steps: int = 0
+    reassigned: int = 0
 
 
 class MiniBatchKMeans(Estimator):
@@ -29,21 +42,21 @@ class MiniBatchKMeans(Estimator):
             else 1.
         max_iter: passes over the data, in samples drawn.
         batch_size: samples per batch of ``fit``.
-        compute_labels: assign the whole data at the end of ``fit``.
+        compute_labels: assign the whole data at the end of ``fit``, and a batch after ``partial_fit``: one more read.
         random_state: seed, or a ``torch.Generator``; None: another result every time.
         tol: stop where the averaged squared shift of the centroids falls below this times the mean variance; 0: don't.
         max_no_improvement: stop after so many batches without a lower averaged inertia; None: don't.
         init_size: samples that starts are tried on; None: 3 batches, or 3 K where that is more.
-        reassignment_ratio: clusters that have seen less than this share of the largest one's samples are moved to
-            random samples now and then.
+        reassignment_ratio: clusters that have seen less than this share (0 to 1) of the largest one's samples are moved
+            to random samples now and then.
         metric, normalize: as in :class:`KMeans`.
 
     Attributes:
         cluster_centers_, n_features_in_: as in :class:`KMeans`.
-        labels_, inertia_: of the last ``fit`` data or ``partial_fit`` batch.
+        labels_, inertia_: of the last ``fit`` data or ``partial_fit`` batch; none after ``fit_stream``.
         counts_: (K,) float64 samples, or weights, that each cluster has seen.
         n_steps_, n_iter_: batches so far, and passes over the data that they make.
-        n_reassigned_: how often a cluster was moved to a random sample.
+        n_reassigned_: how often a cluster was moved to a random sample; ``fit`` and ``fit_stream`` warn of it once.
 
     Example:
         >>> import torch
@@ -55,12 +68,8 @@ class MiniBatchKMeans(Estimator):
         1
     """
 
-    n_steps_: int
     n_reassigned_: int
-    _centers: Tensor
-    _seen: Tensor
-    _generator: torch.Generator
-    _since_reassignment: int
+    _clusters: _Clusters
 
     def __init__(
         self,
@@ -103,23 +112,18 @@ class MiniBatchKMeans(Estimator):
         if samples.n < self.n_clusters:
             raise ValueError(f"n_samples={samples.n} should be >= n_clusters={self.n_clusters}.")
         generator = generator_of(self.random_state)
-        self._begin(self._best_start(samples, generator), samples.d, generator)
+        clusters = self._begin(self._best_start(samples, generator), generator)
         batch = min(self.batch_size, samples.n)
         tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
         progress = _Progress(batch, samples.n, tolerance, self.max_no_improvement)
-        steps = self.max_iter * samples.n // batch
-        for _ in range(steps):
+        for _ in range(self.max_iter * samples.n // batch):
             indices = torch.randint(samples.n, (batch,), generator=generator)
-            inertia, shift = self._step(samples.subset(indices))
+            clusters, inertia, shift = self._step(clusters, samples.subset(indices))
             if progress.finished(inertia, shift):
                 break
-        self.n_iter_ = -(-self.n_steps_ * batch // samples.n)
-        self._publish(X)
+        self._publish(clusters, samples, X)
+        self.n_iter_ = -(-clusters.steps * batch // samples.n)
         self._warn()
-        if self.compute_labels:
-            labels, distance = samples.assign(self._centers)
-            self.labels_ = self._give(samples.shaped(labels), X)
-            self.inertia_ = (distance.double() * samples.flat_weight().double()).sum().item()
         return self
 
     def partial_fit(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Self:
@@ -129,59 +133,40 @@ class MiniBatchKMeans(Estimator):
             TypeError, ValueError: as :meth:`fit`; also another number of features than before.
         """
         samples = self._checked(X, sample_weight)
-        if hasattr(self, "_centers"):
-            self._samples_like_fitted("partial_fit", X)
-            self._centers = self._centers.to(samples.x.device)
-            self._seen = self._seen.to(samples.x.device)
-        else:
-            if samples.n < self.n_clusters:
-                raise ValueError(f"n_samples={samples.n} should be >= n_clusters={self.n_clusters}.")
-            generator = generator_of(self.random_state)
-            self._begin(start(samples, self.n_clusters, self.init, generator), samples.d, generator)
-        self._step(samples)
-        self.n_iter_ = self.n_steps_
-        self._publish(X)
-        if self.compute_labels:
-            labels, distance = samples.assign(self._centers)
-            self.labels_ = self._give(samples.shaped(labels), X)
-            self.inertia_ = (distance.double() * samples.flat_weight().double()).sum().item()
+        self._publish(self._next(getattr(self, "_clusters", None), samples), samples, X)
         return self
 
     def fit_stream(self, batches: Iterable[Array]) -> Self:
-        """:meth:`partial_fit` on every batch of an iterator, from a new start; never more than one is held.
-
-        A batch that is refused is left out, counted and named in one warning at the end.
+        """:meth:`partial_fit` on every batch of an iterator, from a new start; one at a time is held, and read once.
 
         Raises:
-            ValueError: no batch could be used; then the reason of the first refusal.
+            ValueError: an empty stream, or a batch that :meth:`partial_fit` would refuse, by its number. The centroids
+                of the batches before it stay, or with none before it those of an earlier fit, and :meth:`partial_fit`
+                goes on from there.
         """
-        for name in ("_centers", "cluster_centers_"):
-            self.__dict__.pop(name, None)
-        refused: list[tuple[int, str]] = []
+        clusters = None
         for number, batch in enumerate(batches):
             try:
-                self.partial_fit(batch)
+                samples = self._checked(batch, None)
+                clusters = self._next(clusters, samples)
             except ValueError as error:
-                refused.append((number, str(error)))
-        if not hasattr(self, "_centers"):
-            raise ValueError(refused[0][1] if refused else "the stream holds no batch")
-        if refused:
-            numbers = [number for number, _ in refused]
-            warnings.warn(
-                f"{len(refused)} batches were left out, {numbers[:10]}; the first because: {refused[0][1]}",
-                UserWarning,
-                stacklevel=2,
-            )
+                raise ValueError(f"batch {number} of the stream: {error}") from error
+            self._publish(clusters, samples, batch, label=False)
+        if clusters is None:
+            raise ValueError("the stream holds no batch")
         self._warn()
         return self
 
     def _checked(self, X: Array, weight: Array | None) -> Samples:
         self._check_options()
-        if self.max_iter < 1 or self.batch_size < 1 or self.tol < 0 or not self.reassignment_ratio >= 0:
+        if self.max_iter < 1 or self.batch_size < 1:
             raise ValueError(
-                f"max_iter ({self.max_iter}) and batch_size ({self.batch_size}) must be at least 1, tol ({self.tol}) "
-                f"and reassignment_ratio ({self.reassignment_ratio}) not negative"
+                f"max_iter ({self.max_iter}) and batch_size ({self.batch_size}) must be at least 1"
             )
+        if not self.tol >= 0:
+            raise ValueError(f"tol must not be negative, got {self.tol}")
+        if not 0 <= self.reassignment_ratio <= 1:
+            raise ValueError(f"reassignment_ratio must lie in 0 to 1, got {self.reassignment_ratio}")
         return self._samples(X, weight)
 
     def _best_start(self, samples: Samples, generator: torch.Generator) -> Tensor:
@@ -204,51 +189,80 @@ class MiniBatchKMeans(Estimator):
         assert best is not None
         return best[1]
 
-    def _begin(self, centroids: Tensor, features: int, generator: torch.Generator) -> None:
+    def _begin(self, centroids: Tensor, generator: torch.Generator) -> _Clusters:
         if self.metric == "cosine":
             centroids = torch.nn.functional.normalize(centroids, dim=1)
-        self._centers, self._generator = centroids, generator
-        self._seen = torch.zeros(self.n_clusters, dtype=torch.float64, device=centroids.device)
-        self._since_reassignment = 0
-        self.n_steps_, self.n_reassigned_, self.n_features_in_ = 0, 0, features
+        seen = torch.zeros(self.n_clusters, dtype=torch.float64, device=centroids.device)
+        return _Clusters(centroids, seen, generator)
 
-    def _step(self, batch: Samples) -> tuple[float, float]:
+    def _next(self, clusters: _Clusters | None, batch: Samples) -> _Clusters:
+        """The clusters after one more batch, or after their first."""
+        if clusters is None:
+            if batch.n < self.n_clusters:
+                raise ValueError(f"n_samples={batch.n} should be >= n_clusters={self.n_clusters}.")
+            generator = generator_of(self.random_state)
+            clusters = self._begin(start(batch, self.n_clusters, self.init, generator), generator)
+        self._check_width(batch, clusters.centroids.shape[1])
+        device = batch.x.device
+        here = replace(clusters, centroids=clusters.centroids.to(device), seen=clusters.seen.to(device))
+        return self._step(here, batch)[0]
+
+    def _step(self, clusters: _Clusters, batch: Samples) -> tuple[_Clusters, float, float]:
         """One update; the batch's inertia per unit of weight, and the centroids' squared shift."""
-        before = self._centers
+        before = clusters.centroids
         _, sums, counts, inertia = batch.step(before)
-        total = self._seen + counts
-        weighted = before.double() * self._seen[:, None] + sums.double()
+        seen = clusters.seen + counts
+        weighted = before.double() * clusters.seen[:, None] + sums.double()
         # A cluster without weight in the batch stays.
-        moved = torch.where((counts > 0)[:, None], means(weighted, total, before, self.metric), before)
-        self._centers, self._seen = moved, total
-        self._since_reassignment += batch.n
-        if (self._seen == 0).any() or self._since_reassignment >= 10 * self.n_clusters:
-            self._since_reassignment = 0
-            self._reassign(batch)
-        self.n_steps_ += 1
+        centroids = torch.where((counts > 0)[:, None], means(weighted, seen, before, self.metric), before)
+        after = replace(
+            clusters,
+            centroids=centroids,
+            seen=seen,
+            since_reassignment=clusters.since_reassignment + batch.n,
+            steps=clusters.steps + 1,
+        )
+        if (seen == 0).any() or after.since_reassignment >= 10 * self.n_clusters:
+            after = self._reassigned(after, batch)
         weight = batch.flat_weight().sum(dtype=torch.float64).item()
-        shift = (self._centers - before).double().square().sum().item()
-        return inertia.item() / max(weight, 1e-300), shift
+        shift = (after.centroids - before).double().square().sum().item()
+        return after, inertia.item() / weight if weight else 0.0, shift
 
-    def _reassign(self, batch: Samples) -> None:
-        """Move clusters that have seen too little to random samples of the batch, at most half of these."""
-        if not self.reassignment_ratio:
-            return
-        few = self._seen < self.reassignment_ratio * self._seen.max()
+    def _reassigned(self, clusters: _Clusters, batch: Samples) -> _Clusters:
+        """Clusters that have seen too little moved to random samples of the batch, at most half of these."""
+        clusters = replace(clusters, since_reassignment=0)
+        few = clusters.seen < self.reassignment_ratio * clusters.seen.max()
         most = batch.n // 2
         if int(few.sum()) > most:
-            few[self._seen.argsort()[most:]] = False
-        clusters = few.nonzero().flatten()
-        if not len(clusters):
-            return
-        chosen = torch.randperm(batch.n, generator=self._generator)[: len(clusters)]
-        self._centers = self._centers.clone()
-        self._centers[clusters] = batch.take(chosen).to(self._centers.dtype)
-        self._seen[clusters] = self._seen[~few].min()
-        self.n_reassigned_ += len(clusters)
+            few[clusters.seen.argsort()[most:]] = False
+        moved = few.nonzero().flatten()
+        if not len(moved):
+            return clusters
+        chosen = torch.randperm(batch.n, generator=clusters.generator)[: len(moved)]
+        centroids, seen = clusters.centroids.clone(), clusters.seen.clone()
+        centroids[moved] = batch.take(chosen).to(centroids.dtype)
+        seen[moved] = seen[~few].min()
+        return replace(clusters, centroids=centroids, seen=seen, reassigned=clusters.reassigned + len(moved))
 
-    def _publish(self, like: Array) -> None:
-        self.cluster_centers_, self.counts_ = self._give(self._centers, like), self._give(self._seen, like)
+    def _publish(self, clusters: _Clusters, samples: Samples, like: Array, label: bool = True) -> None:
+        """Fitted attributes, in the kind of array that the samples came in."""
+        fitted: dict[str, object] = {}
+        if label and self.compute_labels:
+            labels, distance = samples.assign(clusters.centroids)
+            fitted["labels_"] = self._give(samples.shaped(labels), like)
+            fitted["inertia_"] = (distance.double() * samples.flat_weight().double()).sum().item()
+        for name in ("labels_", "inertia_"):
+            self.__dict__.pop(name, None)
+        self.__dict__.update(
+            fitted,
+            _clusters=clusters,
+            cluster_centers_=self._give(clusters.centroids, like),
+            counts_=self._give(clusters.seen, like),
+            n_steps_=clusters.steps,
+            n_iter_=clusters.steps,
+            n_reassigned_=clusters.reassigned,
+            n_features_in_=samples.d,
+        )
 
     def _warn(self) -> None:
         if self.n_reassigned_:

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import sklearn.cluster
@@ -56,6 +58,24 @@ def test_same_start_same_result_as_faiss():
     assert backend.inertia_ == pytest.approx(ours.inertia_, rel=1e-4)
     with pytest.raises(ValueError, match="backend='faiss' clusters vectors"):
         KMeans(12, metric="cosine", backend="faiss").fit(x)
+
+
+def test_faiss_begins_where_we_do_and_the_best_of_its_runs_is_kept():
+    pytest.importorskip("faiss")
+    x, options = blobs(400).astype(np.float32), {"init": "random", "random_state": 0, "max_iter": 2, "tol": 0}
+    for runs in (1, 4):
+        ours, theirs = (
+            KMeans(6, n_init=runs, backend=backend, **options).fit(x) for backend in ("cmx", "faiss")
+        )
+        np.testing.assert_allclose(theirs.cluster_centers_, ours.cluster_centers_, rtol=1e-4, atol=1e-4)
+
+
+def test_without_faiss_one_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(
+        ImportError, match=r"^faiss is not installed; pip install 'cmx-fast\[cpu\]' brings it$"
+    ):
+        KMeans(2, backend="faiss").fit(np.ones((3, 2)))
 
 
 def test_kind_device_and_dtype_of_what_came_in():

@@ -38,28 +38,45 @@ def test_fit_comes_close_to_lloyd():
     assert short.n_steps_ < fitted.n_steps_
 
 
-def test_a_stream_is_never_held_and_bad_batches_are_left_out():
+def test_a_stream_is_never_held_and_gives_what_partial_fit_gives():
     alive = []
+    x = torch.from_numpy(blobs(200))
 
     def stream():
-        x = torch.from_numpy(blobs(200))
-        for number in range(8):
-            batch = x[25 * number : 25 * number + 25].clone()
+        for part in x.split(25):
+            batch = part.clone()
             alive.append(weakref.ref(batch))
             assert sum(reference() is not None for reference in alive) <= 2
-            if number == 5:
-                batch[3] = torch.nan
             yield batch
             del batch
 
-    with pytest.warns(
-        UserWarning, match=r"1 batches were left out, \[5\]; the first because: X contains NaN"
+    fitted = MiniBatchKMeans(4, random_state=0).partial_fit(x + 50).fit_stream(stream())
+    by_batch = MiniBatchKMeans(4, random_state=0)
+    for part in x.split(25):
+        by_batch.partial_fit(part)
+    assert fitted.n_steps_ == by_batch.n_steps_ == 8
+    assert fitted.cluster_centers_.equal(by_batch.cluster_centers_)
+    assert fitted.counts_.equal(by_batch.counts_)
+    assert not hasattr(fitted, "labels_") and fitted.predict(blobs(50)).max() < 4
+
+
+def test_a_stream_stops_at_a_bad_batch_with_the_centroids_so_far():
+    batches = list(torch.from_numpy(blobs(100)).split(25))
+    good = MiniBatchKMeans(4, random_state=0).fit_stream(batches[:2])
+    bad = torch.full((9, 5), torch.nan)
+    fitted = MiniBatchKMeans(4, random_state=0)
+    with pytest.raises(
+        ValueError, match="batch 2 of the stream: X contains NaN or infinity in 9 of 9 samples"
     ):
-        fitted = MiniBatchKMeans(4, random_state=0).fit_stream(stream())
-    assert fitted.n_steps_ == 7 and fitted.counts_.sum() >= 7 * 25 - 1
-    assert fitted.predict(blobs(50)).max() < 4
+        fitted.fit_stream([*batches[:2], bad, *batches[2:]])
+    assert fitted.cluster_centers_.equal(good.cluster_centers_)
+    for first in (bad, batches[0][:3]):
+        with pytest.raises(ValueError, match="batch 0 of the stream: "):
+            fitted.fit_stream([first, *batches])
     with pytest.raises(ValueError, match="the stream holds no batch"):
-        MiniBatchKMeans(4).fit_stream(iter([]))
+        fitted.fit_stream(iter([]))
+    assert fitted.cluster_centers_.equal(good.cluster_centers_) and fitted.n_steps_ == 2
+    assert fitted.partial_fit(batches[2]).n_steps_ == 3
 
 
 def test_a_refused_batch_changes_nothing():
@@ -96,8 +113,9 @@ def test_maps_on_their_device_as_tensors():
     ("options", "message"),
     [
         ({"batch_size": 0}, r"batch_size \(0\) must be at least 1"),
+        ({"tol": -1.0}, "tol must not be negative, got -1.0"),
         ({"n_init": 0}, "n_init must be 'auto' or at least 1"),
-        ({"reassignment_ratio": -1.0}, r"reassignment_ratio \(-1.0\) not negative"),
+        ({"reassignment_ratio": -1.0}, "reassignment_ratio must lie in 0 to 1, got -1.0"),
         ({"n_clusters": 900}, "n_samples=60 should be >= n_clusters=900"),
     ],
 )
