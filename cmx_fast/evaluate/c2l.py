@@ -62,7 +62,7 @@ def segment(
 ) -> tuple[Tensor, Tensor]:
     """The split's pixels of each cluster in each class, (K, classes) int64, and the label maps of ``examples``."""
     dataset = pictures.dataset
-    counts = torch.zeros(model.recipe.clusters, len(dataset.class_names), dtype=torch.int64)
+    counts = torch.zeros(model.recipe.test_clusters, len(dataset.class_names), dtype=torch.int64)
     kept: dict[int, Tensor] = {}
     for index, labels in predictions(model, pictures, seed):
         masks = torch.stack([dataset.load_mask(i) for i in index.tolist()])

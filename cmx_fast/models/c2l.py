@@ -56,6 +56,9 @@ class PixelConsistency(nn.Module):
     F = x + attention(x), multi-head over the pixels, without positions or normalisation. Then F + D a with the sparse
     code a of F ("sparse"), or F + MLP(F) ("mlp", Table 1 row 3). With ``stride`` > 1 keys and values are averages of
     stride x stride cells: the attention's cost falls by its square, and every pixel still asks for itself.
+
+    The attention and the MLP start at zero (ours, as non-local blocks do): the first clusters are then the encoder's,
+    not those of a random mixture of its pixels.
     """
 
     def __init__(self, recipe: C2LRecipe, feed_forward: str):
@@ -65,13 +68,18 @@ class PixelConsistency(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
         self.code: SparseCode | None = None
         self.mlp: nn.Sequential | None = None
         if feed_forward == "sparse":
             self.code = SparseCode(width, recipe.atoms, steps=recipe.code_steps, lam=recipe.code_penalty)
         else:
             hidden = recipe.mlp_ratio * width
-            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            last = nn.Linear(hidden, width)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
 
     def attend(self, maps: Tensor) -> Tensor:
         """(B, D, h, w) to F as tokens (B, h * w, D)."""

@@ -20,7 +20,7 @@ LOOK_EVERY = 10
 
 
 class DFF(nn.Module):
-    """A ResNet whose rectified activations of all pictures are factorised into ``recipe.clusters`` concepts."""
+    """A ResNet whose rectified activations of all pictures are factorised into ``recipe.test_clusters`` concepts."""
 
     def __init__(self, recipe: C2LRecipe):
         super().__init__()
@@ -37,7 +37,7 @@ class DFF(nn.Module):
         maps = torch.cat([self.encoder.activations(batch)[recipe.dff_stage - 1].float() for batch in images])
         rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
         strengths, _ = factorise(
-            rows, recipe.clusters, generator, recipe.dff_iterations, recipe.dff_tolerance
+            rows, recipe.test_clusters, generator, recipe.dff_iterations, recipe.dff_tolerance
         )
         return strengths.unflatten(0, (len(maps), *maps.shape[2:])).permute(0, 3, 1, 2).cpu()
 

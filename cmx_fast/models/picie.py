@@ -36,7 +36,7 @@ class PiCIE(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.encoder = FPN(recipe.backbone, recipe.width)
-        self.register_buffer("centroids", torch.zeros(recipe.clusters, recipe.width))
+        self.register_buffer("centroids", torch.zeros(recipe.test_clusters, recipe.width))
 
     def represent(self, maps: Tensor) -> Tensor:
         """From the pyramid's maps (B, D, h, w) to what is clustered, the same shape."""

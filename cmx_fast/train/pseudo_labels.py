@@ -88,7 +88,7 @@ class PseudoLabels:
     def renew(self, epoch: int) -> None:
         """Cluster and label every picture's views of this epoch."""
         recipe, model = self.recipe, self.model
-        clusterings = [new_clustering(recipe, self.seed * 1009 + epoch) for _ in VIEWS]
+        clusterings = [new_clustering(recipe, recipe.clusters, self.seed * 1009 + epoch) for _ in VIEWS]
         model.train(recipe.cluster_in_train_mode)
         for _, features in self.passes(epoch, self.shuffled(epoch).split(recipe.cluster_batch)):
             for clustering, maps in zip(clusterings, features, strict=True):
@@ -150,10 +150,10 @@ class PseudoLabels:
         }
 
 
-def new_clustering(recipe: C2LRecipe, seed: int) -> PiCIEClustering:
+def new_clustering(recipe: C2LRecipe, clusters: int, seed: int) -> PiCIEClustering:
     """Mini-batch k-means by the recipe."""
     return PiCIEClustering(
-        recipe.clusters,
+        clusters,
         init_batches=recipe.init_batches,
         init_iterations=recipe.init_iterations,
         random_state=seed,
@@ -167,7 +167,7 @@ def final_centroids(fabric: Fabric, model: PiCIE, pictures: Pictures, seed: int)
     They classify held-out pictures. PiCIE's code clusters anew for its evaluation too.
     """
     model.eval()
-    clustering = new_clustering(model.recipe, seed)
+    clustering = new_clustering(model.recipe, model.recipe.test_clusters, seed)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     for _, images in pictures.load(order.split(model.recipe.cluster_batch)):
         with fabric.autocast():

@@ -11,8 +11,18 @@ from scipy.optimize import linear_sum_assignment
 from cmx_fast.models.c2l import C2L, PartContrast, PixelConsistency, code_loss, part_loss
 from cmx_fast.models.c2l_recipe import C2LRecipe
 
-SMALL = {"size": 32, "width": 16, "heads": 2, "atoms": 8, "clusters": 3, "part_width": 4}
+SMALL = {"size": 32, "width": 16, "heads": 2, "atoms": 8, "clusters": 3, "part_width": 4, "cross_view": False}
 RECIPE = C2LRecipe.preset("demo", **SMALL)
+
+
+def started(feed_forward: str, **changes: object) -> PixelConsistency:
+    """The module after some training: its branches no longer at zero."""
+    pixels = PixelConsistency(C2LRecipe.preset("demo", **SMALL, **changes), feed_forward)
+    for parameter in pixels.project.parameters():
+        torch.nn.init.normal_(parameter)
+    if pixels.mlp is not None:
+        torch.nn.init.normal_(pixels.mlp[2].weight)
+    return pixels
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -32,11 +42,11 @@ def test_demo_keeps_the_method():
         "part_weight",
         "code_weight",
         "temperature",
-        "cross_view",
+        "proportional_weights",
         "width",
         "heads",
-        "atoms",
         "code_steps",
+        "code_penalty",
     ):
         assert getattr(demo, name) == getattr(paper, name)
 
@@ -45,6 +55,7 @@ def test_demo_keeps_the_method():
     ("change", "message"),
     [
         ({"size": 100}, "size must be a positive multiple of 32; got 100"),
+        ({"test_clusters": 1}, "test_clusters must be at least 2; got 1"),
         ({"clusters": 1}, "clusters must be at least 2; got 1"),
         ({"heads": 3}, "heads must be a divisor of width = 128; got 3"),
         ({"attention_stride": 3}, "attention_stride must be a divisor of size / 4 = 80; got 3"),
@@ -96,8 +107,13 @@ def test_part_loss_does_not_mind_the_parts_order():
     assert part_loss(torch.ones(1, 3, 4), torch.ones(1, 3, 4), 0.07).item() == pytest.approx(3 * math.log(3))
 
 
+def test_an_untrained_module_leaves_the_encoders_map():
+    maps = torch.randn(2, 16, 4, 4)
+    assert torch.equal(PixelConsistency(RECIPE, "mlp")(maps)[0], maps)
+
+
 def test_attention_written_out():
-    pixels = PixelConsistency(RECIPE, "mlp")
+    pixels = started("mlp")
     maps = torch.randn(2, 16, 4, 6)
     x = maps.flatten(2).transpose(1, 2)
     query, (key, value) = pixels.query(x), pixels.key_value(x).chunk(2, dim=2)
@@ -114,7 +130,7 @@ def test_attention_written_out():
 
 
 def test_attention_over_averaged_cells():
-    pixels = PixelConsistency(C2LRecipe.preset("demo", **SMALL, attention_stride=2), "mlp")
+    pixels = started("mlp", attention_stride=2)
     even = torch.randn(2, 16, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     strided = pixels.attend(even)
     pixels.stride = 1
@@ -122,7 +138,7 @@ def test_attention_over_averaged_cells():
 
 
 def test_sparse_code_is_the_feed_forward():
-    pixels = PixelConsistency(RECIPE, "sparse")
+    pixels = started("sparse")
     maps = 3 * torch.randn(2, 16, 4, 4)
     tokens = pixels.attend(maps)
     rebuilt, codes = pixels.code(tokens)
@@ -158,7 +174,7 @@ def test_objective_is_eq_8(variant):
 
 
 def test_cross_view_takes_picies_objective():
-    model, batch = C2L(C2LRecipe.preset("demo", **SMALL, cross_view=True), "part"), pseudo_labelled()
+    model, batch = C2L(C2LRecipe.preset("demo", **{**SMALL, "cross_view": True}), "part"), pseudo_labelled()
     outputs = model(batch)
     losses = model.losses(outputs, batch)
     four = [cross_entropy(outputs[f"view{a}"], batch, b) for a in (1, 2) for b in (1, 2)]

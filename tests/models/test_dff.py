@@ -57,7 +57,7 @@ def test_negative_rows_are_refused():
 
 
 def test_heat_maps_of_all_pictures_together():
-    recipe = C2LRecipe.preset("demo", size=64, clusters=2, dff_stage=2)
+    recipe = C2LRecipe.preset("demo", size=64, test_clusters=2, dff_stage=2)
     model = DFF(recipe).eval()
     images = torch.rand(5, 3, 64, 64)
     heat = model.heat_maps(images.split(2), generator())

@@ -79,7 +79,7 @@ def test_metrics_of_an_epoch_follow_the_schedule(finished):
     steps = [row for row in rows if "loss" in row]
     assert steps[-1]["step"] == 4
     assert {"cluster", "part", "code", "active"} <= steps[-1].keys()
-    assert all(row["lr"] == 1e-3 for row in steps)
+    assert all(row["lr"] == 3e-4 for row in steps)
 
 
 def test_the_last_look_is_the_result(finished):
