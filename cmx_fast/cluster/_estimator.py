@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from typing import Any, Self
 
 import numpy as np
@@ -15,14 +16,21 @@ from cmx_fast.ops.kmeans import METRICS
 Array = Any  # a NumPy array or a tensor: whatever was given
 
 
-def generator_of(random_state: int | torch.Generator | None) -> torch.Generator:
-    """A generator of its own: the global seed is neither read nor moved."""
+RandomState = int | np.random.RandomState | torch.Generator | None
+
+
+def generator_of(random_state: RandomState) -> torch.Generator:
+    """A generator of its own on the CPU: the global seed is neither read nor moved."""
     if isinstance(random_state, torch.Generator):
         return random_state
     if random_state is None:
         generator = torch.Generator()
         generator.seed()
         return generator
+    if isinstance(random_state, np.random.RandomState):
+        random_state = int(random_state.randint(2**31 - 1))
+    if not isinstance(random_state, numbers.Integral):
+        raise TypeError(f"random_state must be an integer, a generator or None, got {random_state!r}")
     return torch.Generator().manual_seed(int(random_state))
 
 
@@ -101,11 +109,7 @@ class Estimator:
         return -(distance * samples.flat_weight().double()).sum().item()
 
     def _check_options(self) -> None:
-        if (
-            isinstance(self.n_clusters, bool)
-            or int(self.n_clusters) != self.n_clusters
-            or self.n_clusters < 1
-        ):
+        if not isinstance(self.n_clusters, numbers.Integral) or self.n_clusters < 1:
             raise ValueError(f"n_clusters must be an integer of at least 1, got {self.n_clusters!r}")
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {self.metric!r}")

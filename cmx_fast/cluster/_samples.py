@@ -49,7 +49,7 @@ class Samples:
     """
 
     def __init__(self, x: Any, weight: Any, *, metric: str, normalize: bool):
-        self.x = to_tensor("X", x)
+        self.x, self.is_tensor = to_tensor("X", x), isinstance(x, Tensor)
         if self.x.dim() not in (2, 4):
             raise ValueError(
                 f"X must have shape (N, D) or (B, D, H, W), got {tuple(self.x.shape)}. Expected 2D array. "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmx_fast._extras import require
-from cmx_fast.cluster._estimator import Array, Estimator, generator_of, mean_variance, means
+from cmx_fast.cluster._estimator import Array, Estimator, RandomState, generator_of, mean_variance, means
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.seeding import Init, start
 
@@ -47,11 +47,13 @@ class KMeans(Estimator):
 
     Args:
         n_clusters: K.
-        init: "k-means++", "random", an array (K, D), or a callable ``init(X, n_clusters, random_state)``.
+        init: "k-means++", "random", an array (K, D), or a callable ``init(X, n_clusters, random_state)``, which gets X
+            as it was given with NumPy's ``RandomState``, or for a tensor a ``torch.Generator``.
         n_init: runs from different starts, the best by inertia is kept; "auto": 10 for "random" and callables, else 1.
         max_iter: most iterations of a run.
         tol: stop where the centroids' squared shift falls below this times the mean variance of the features.
-        random_state: seed, or a ``torch.Generator``; None: another result every time. The global seed is not touched.
+        random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time. The global
+            seed is not touched.
         metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
         normalize: with "l2", cluster unit rows around plain means.
         backend: "cmx", or "faiss" for its iterations from the same starts: vectors with "l2", on the CPU in float32,
@@ -80,7 +82,7 @@ class KMeans(Estimator):
         n_init: int | str = "auto",
         max_iter: int = 300,
         tol: float = 1e-4,
-        random_state: int | torch.Generator | None = None,
+        random_state: RandomState = None,
         metric: str = "l2",
         normalize: bool = False,
         backend: str = "cmx",

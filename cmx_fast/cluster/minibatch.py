@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cmx_fast.cluster._estimator import Array, Estimator, generator_of, mean_variance, means
+from cmx_fast.cluster._estimator import Array, Estimator, RandomState, generator_of, mean_variance, means
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.kmeans import EmptyClusterWarning
 from cmx_fast.cluster.seeding import Init, start
@@ -43,7 +43,7 @@ class MiniBatchKMeans(Estimator):
         max_iter: passes over the data, in samples drawn.
         batch_size: samples per batch of ``fit``.
         compute_labels: assign the whole data at the end of ``fit``, and a batch after ``partial_fit``: one more read.
-        random_state: seed, or a ``torch.Generator``; None: another result every time.
+        random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time.
         tol: stop where the averaged squared shift of the centroids falls below this times the mean variance; 0: don't.
         max_no_improvement: stop after so many batches without a lower averaged inertia; None: don't.
         init_size: samples that starts are tried on; None: 3 batches, or 3 K where that is more.
@@ -79,7 +79,7 @@ class MiniBatchKMeans(Estimator):
         max_iter: int = 100,
         batch_size: int = 1024,
         compute_labels: bool = True,
-        random_state: int | torch.Generator | None = None,
+        random_state: RandomState = None,
         tol: float = 0.0,
         max_no_improvement: int | None = 10,
         init_size: int | None = None,

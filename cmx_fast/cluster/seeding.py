@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,12 @@ def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Genera
             return samples.take(_choice(samples.flat_weight(), n_clusters, generator))
         return plus_plus(samples, n_clusters, generator)
     if callable(init):
-        init = init(samples.x, n_clusters, random_state=generator)
+        if samples.is_tensor:
+            init = init(samples.x, n_clusters, random_state=generator)
+        else:
+            seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+            legacy = np.random.RandomState(seed)  # what such callables are written for
+            init = init(samples.x.numpy(), n_clusters, random_state=legacy)
     centroids = to_tensor("init", init).to(samples.x.device, samples.wide).clone()
     if centroids.shape != (n_clusters, samples.d):
         raise ValueError(

@@ -9,7 +9,7 @@ from cluster_data import blobs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmx_fast.cluster import EmptyClusterWarning, KMeans
+from cmx_fast.cluster import EmptyClusterWarning, KMeans, MiniBatchKMeans
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.seeding import plus_plus
 
@@ -120,6 +120,21 @@ def test_seed_decides_and_the_global_one_is_left_alone():
     assert KMeans(4, init="random", n_init=10, random_state=1).fit(x).inertia_ <= first.inertia_ * 1.5
 
 
+def test_starts_by_a_function():
+    def draw(X, n_clusters, random_state):
+        return X[random_state.choice(len(X), n_clusters, replace=False)]
+
+    def draw_tensors(X, n_clusters, random_state):
+        return X[torch.randperm(len(X), generator=random_state)[:n_clusters]]
+
+    x = blobs()
+    again = [KMeans(4, init=draw, n_init=3, random_state=state).fit(x) for state in (7, 7, 8)]
+    assert (again[0].labels_ == again[1].labels_).all()
+    assert (again[0].cluster_centers_ != again[2].cluster_centers_).any()
+    fitted = MiniBatchKMeans(4, init=draw_tensors, random_state=np.random.RandomState(3))
+    assert fitted.fit(torch.from_numpy(x)).inertia_ < 3 * again[0].inertia_
+
+
 def test_plus_plus_finds_far_clusters_and_does_without_the_matrix():
     # Sixteen tight clusters: a start misses one only by drawing two points of another.
     centres = 100 * torch.randn(16, 8)
@@ -160,6 +175,7 @@ def test_weight_zero_is_absence_and_inertia_never_rises(n, clusters, seed):
         ({"init": "best"}, np.ones((3, 2)), "init must be one of 'k-means"),
         ({"init": np.ones((1, 2))}, np.ones((3, 2)), r"initial centers \(1, 2\) does not match"),
         ({"n_init": 0}, np.ones((3, 2)), "n_init must be 'auto' or at least 1"),
+        ({"n_clusters": 2.5}, np.ones((3, 2)), "n_clusters must be an integer of at least 1, got 2.5"),
         ({"n_clusters": 0}, np.ones((3, 2)), "n_clusters must be an integer of at least 1"),
         ({"backend": "gpu"}, np.ones((3, 2)), "backend must be one of 'cmx', 'faiss'"),
         ({}, np.ones(3), r"X must have shape \(N, D\) or \(B, D, H, W\)"),
