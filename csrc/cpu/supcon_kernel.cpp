@@ -116,10 +116,11 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
     for (int64_t p = 0; p < d; ++p) positives[i * d + p] = problem.self() ? sum[p] - rows.row(i)[p] : sum[p];
     const int64_t count = problem.positives(i);
     statistics[i] = sums[i].log_sum_exp();
-    statistics[n + i] = sums[i].mean();
     statistics[2 * n + i] = count;
-    const double mean_positive = count ? logits.scale * dot(rows.row(i), positives + i * d, d) / count : 0;
-    const double difference = sums[i].log_sum_exp() - mean_positive;
+    const double mean_positive = count ? dot(rows.row(i), positives + i * d, d) / count : 0;
+    // Less the positives: their difference keeps digits that rounding each would lose.
+    statistics[n + i] = sums[i].mean() - mean_positive;
+    const double difference = sums[i].log_sum_exp() - logits.scale * mean_positive;
     losses[i] = count == 0 ? 0 : count == 1 ? softplus(difference) : difference;
   });
   return {loss, stats, class_rows, saved};
@@ -149,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem<T>& problem, const
     const double weight = count == 1 ? grad[i] * sigmoid(statistics[i] - logits.scale * similarity) : grad[i];
     gradient.set(i, statistics[i], weight, 0);
     pull[i] = weight / count;
-    dscale += weight * statistics[n + i] - pull[i] * similarity;
+    dscale += weight * statistics[n + i];
   }
 
   Tensor dfeatures =
