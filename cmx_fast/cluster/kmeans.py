@@ -52,8 +52,8 @@ class KMeans(Estimator):
         n_init: runs from different starts, the best by inertia is kept; "auto": 10 for "random" and callables, else 1.
         max_iter: most iterations of a run.
         tol: stop where the centroids' squared shift falls below this times the mean variance of the features.
-        random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time. The global
-            seed is not touched.
+        random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time. The
+            global seed is not touched.
         metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
         normalize: with "l2", cluster unit rows around plain means.
         backend: "cmx", or "faiss" for its iterations from the same starts: vectors with "l2", on the CPU in float32,
