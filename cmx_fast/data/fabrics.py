@@ -89,10 +89,9 @@ def pale(rng: np.random.Generator) -> Colour:
 
 
 def patterned(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """What tops and dresses are made of: stripes, checks, dots or a knit, tone in tone, of a warm colour."""
+    """What tops and dresses are made of: stripes, checks, dots or a knit of two warm colours."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, shape, unit * rng.uniform(0.3, 0.5))
-    base = warm(rng)
-    return _mix(base, rng.uniform(0.75, 0.9) * base, pattern)
+    return _mix(warm(rng), warm(rng, (0.4, 0.8)), pattern)
 
 
 def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
@@ -100,7 +99,7 @@ def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surf
     along, across = _turned(shape, rng.normal(0, 0.1))
     ribs = np.sin(2 * np.pi * along / (unit * rng.uniform(0.14, 0.2)))
     folds = np.sin(2 * np.pi * along / (unit * rng.uniform(0.7, 1.2)) + 0.3 * np.sin(across / unit))
-    return dark(rng) * (1 + 0.1 * folds + rng.uniform(0.05, 0.15) * ribs)[..., None]
+    return dark(rng) * (1 + 0.1 * folds + rng.uniform(0.12, 0.25) * ribs)[..., None]
 
 
 def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain: float = 2.0) -> Surface:
