@@ -133,7 +133,7 @@ def table(evaluation: Evaluation, pictures: int) -> Table:
         for measure in MEASURES:
             value, deviation = evaluation.spread(name, measure)
             cells.append(f"{100 * value:.1f}" + (f"±{100 * deviation:.1f}" if seeds > 1 else ""))
-        result.add_row(NAMES[name][0], *cells)
+        result.add_row(NAMES[name][1], *cells)
     return result
 
 
