@@ -1,8 +1,8 @@
 """Cross-entropy of vectors against frozen centroids on the GPU: launchers of the forward and the backward pass.
 
 A vector's own centroid stays out of the softmax, as in InfoNCE: loss = log(1 + exp(L - z)) with L over the others,
-whose gradient keeps its digits where the loss vanishes. Without a target the labels come from the k-means launcher
-first.
+whose gradient keeps its digits where the loss vanishes. Without a target the nearest centroid is found from the same
+products. Logits are those of the moved centroids (see kmeans_products), less by a constant of the vector.
 """
 
 import torch
@@ -10,37 +10,30 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.logits import softplus
-from cmx_fast.kernels.common.norms import through_normalization
-from cmx_fast.kernels.common.tiles import dot_precision
-from cmx_fast.kernels.kmeans import inverse_norms, kmeans_assign, load_vectors
+from cmx_fast.kernels.kmeans_products import (
+    RESIDENT_WIDTH,
+    best_of,
+    load_and_measure,
+    load_vectors,
+    prepare,
+    product_options,
+    products_with,
+)
 from torch import Tensor
 
 __all__ = ["cluster_cross_entropy_bwd", "cluster_cross_entropy_fwd"]
 
-CLUSTERS, GRADIENT_CLUSTERS = 32, 16  # centroids of one product
-DEPTH = 32  # features of one product
-
-
-@triton.jit
-def logits_of(
-    x_ptr, centroid_ptr, p, inside, scale, k, P, K, D, stride_b, stride_p, stride_d,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Products of the vectors with the centroids k, (BLOCK, CLUSTERS)."""
-    logits = tl.zeros((BLOCK, CLUSTERS), tl.float32)
-    for d0 in range(0, D, DEPTH):
-        d = d0 + tl.arange(0, DEPTH)
-        x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d) * scale[:, None]
-        place = k.to(tl.int64)[None, :] * D + d[:, None]
-        centroids = tl.load(centroid_ptr + place, mask=(k < K)[None, :] & (d < D)[:, None], other=0.0)
-        logits = tl.dot(x, centroids, logits, input_precision=PRECISION)
-    return logits
+GRADIENT_WIDTH = 256  # features of the gradient that a program makes; all of them need the logits
 
 
 @triton.jit
 def loss_kernel(
     x_ptr,  # (B, P, D)
-    centroid_ptr,  # (K, D) float32
+    origin_ptr,  # (D,)
+    part_ptr,  # (PARTS, K, D)
+    half_ptr,  # (K,)
+    bias_ptr,  # (K,)
+    target_ptr,  # (B * P,), or None for the nearest
     label_ptr,  # (B * P,)
     loss_ptr,  # (B * P,)
     lse_ptr,  # (B * P,) over the other centroids
@@ -52,48 +45,65 @@ def loss_kernel(
     stride_p,
     stride_d,
     UNIT: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
     CLUSTERS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = p < N
-    scale = tl.full((BLOCK,), 1.0, tl.float32)
-    if UNIT:
-        scale = inverse_norms(x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, False, BLOCK, DEPTH)
-    label = tl.load(label_ptr + p, mask=inside, other=0)
+    x, _, scale = load_and_measure(
+        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, BLOCK, DEPTH
+    )
+    label = tl.full((BLOCK,), -1, tl.int64)
+    if target_ptr is not None:
+        label = tl.load(target_ptr + p, mask=inside, other=0)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    # Neither a target out of range nor the nearest centroid of a NaN is ever met.
+    own = tl.full((BLOCK,), float("nan"), tl.float32)
     maximum = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
-    own = tl.zeros((BLOCK,), tl.float32)
     for k0 in range(0, K, CLUSTERS):
         k = k0 + tl.arange(0, CLUSTERS)
-        logits = logits_of(
-            x_ptr, centroid_ptr, p, inside, scale, k, P, K, D, stride_b, stride_p, stride_d,
-            PRECISION, BLOCK, CLUSTERS, DEPTH,
+        products = products_with(
+            x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
+            PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
         )  # fmt: skip
+        logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
+        displaced = tl.full((BLOCK,), float("-inf"), tl.float32)
+        if target_ptr is None:
+            top, first = best_of(products, half_ptr, k, K)
+            better = top > best
+            # The nearest so far is one of the others from now on.
+            displaced = tl.where(better & (label >= 0), own, float("-inf"))
+            best = tl.where(better, top, best)
+            label = tl.where(better, first.to(tl.int64), label)
         mine = k[None, :] == label[:, None]
-        own += tl.sum(tl.where(mine, logits, 0.0), 1)
+        here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
+        own = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own)
         others = tl.where(mine | (k >= K)[None, :], float("-inf"), logits)
-        higher = tl.maximum(maximum, tl.max(others, 1))
+        higher = tl.maximum(tl.maximum(maximum, displaced), tl.max(others, 1))
         # Without a finite logit yet there is nothing to rescale.
         shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(others - shift[:, None]), 1)
+        total = total * tl.exp(maximum - shift) + tl.exp(displaced - shift)
+        total += tl.sum(tl.exp(others - shift[:, None]), 1)
         maximum = higher
-    lse = tl.where(total > 0, maximum + tl.log(total), float("-inf"))
-    # 0 * own: where nothing else is a number the vector itself shows it.
-    margin = lse - own + tl.where(total > 0, 0.0, 0.0 * own)
-    loss = softplus(margin)
-    loss = tl.where((label >= 0) & (label < K), loss, float("nan"))
-    tl.store(loss_ptr + p, loss, mask=inside)
+    lse = tl.where(total == 0.0, float("-inf"), maximum + tl.log(total))
+    tl.store(loss_ptr + p, softplus(lse - own), mask=inside)
     tl.store(lse_ptr + p, lse, mask=inside)
+    tl.store(label_ptr + p, tl.where((label < 0) & (target_ptr is None), 0, label), mask=inside)
 
 
 @triton.jit
 def gradient_kernel(
     grad_ptr,  # (B * P,)
     x_ptr,
-    centroid_ptr,
+    value_ptr,  # (K, D)
+    origin_ptr,
+    part_ptr,
+    bias_ptr,
     label_ptr,
     lse_ptr,
     dx_ptr,  # (B, P, D)
@@ -108,60 +118,61 @@ def gradient_kernel(
     out_stride_p,
     out_stride_d,
     UNIT: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
+    GRADIENT_PRECISION: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
     CLUSTERS: tl.constexpr,
     DEPTH: tl.constexpr,
-    ALL_FEATURES: tl.constexpr,
+    OUT: tl.constexpr,
 ):
+    """dx = w (sum of the others' centroids by their softmax - own centroid), w = grad * share of the others."""
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = p < N
-    d = tl.arange(0, ALL_FEATURES)
-    x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
-    squares = tl.sum(x * x, 1)
-    scale = tl.full((BLOCK,), 1.0, tl.float32)
-    if UNIT:
-        scale = 1.0 / tl.maximum(tl.sqrt(squares), 1e-12)
+    x, squares, scale = load_and_measure(
+        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, BLOCK, DEPTH
+    )
     label = tl.load(label_ptr + p, mask=inside, other=0)
-    valid = inside & (label >= 0) & (label < K)
-    features = (d < D)[None, :]
-    own = tl.load(centroid_ptr + label[:, None] * D + d[None, :], mask=valid[:, None] & features, other=0.0)
     lse = tl.load(lse_ptr + p, mask=inside, other=0.0)
-    margin = lse - tl.sum(x * scale[:, None] * own, 1)
+    shift = tl.where(lse == float("-inf"), 0.0, lse)
+    d = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    features = (d < D)[None, :]
+    mean = tl.zeros((BLOCK, OUT), tl.float32)
+    mean_logit = tl.zeros((BLOCK,), tl.float32)
+    own_logit = tl.full((BLOCK,), float("nan"), tl.float32)
+    for k0 in range(0, K, CLUSTERS):
+        k = k0 + tl.arange(0, CLUSTERS)
+        products = products_with(
+            x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
+            PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
+        )  # fmt: skip
+        logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
+        mine = k[None, :] == label[:, None]
+        here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
+        own_logit = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own_logit)
+        others = (k < K)[None, :] & (k[None, :] != label[:, None])
+        softmax = tl.where(others, tl.exp(logits - shift[:, None]), 0.0)
+        mean_logit += tl.sum(tl.where(others, softmax * logits, 0.0), 1)
+        place = k.to(tl.int64)[:, None] * D + d[None, :]
+        centroids = tl.load(value_ptr + place, mask=(k < K)[:, None] & features, other=0.0)
+        mean = tl.dot(softmax, centroids, mean, input_precision=GRADIENT_PRECISION)
+    margin = lse - own_logit
     # Share of the others: 1 / (1 + exp(-margin)), from the side that does not overflow.
     small = tl.exp(-tl.abs(margin))
     share = tl.where(margin > 0, 1.0, small) / (1.0 + small)
     weight = tl.load(grad_ptr + p, mask=inside, other=0.0) * share
-    weight = tl.where(valid, weight, float("nan"))
-    shift = tl.where(lse == float("-inf"), 0.0, lse)
-    gradient = -weight[:, None] * own
-    for k0 in range(0, K, CLUSTERS):
-        k = k0 + tl.arange(0, CLUSTERS)
-        logits = logits_of(
-            x_ptr, centroid_ptr, p, inside, scale, k, P, K, D, stride_b, stride_p, stride_d,
-            PRECISION, BLOCK, CLUSTERS, DEPTH,
-        )  # fmt: skip
-        others = (k[None, :] != label[:, None]) & (k < K)[None, :]
-        share_k = tl.where(others, weight[:, None] * tl.exp(logits - shift[:, None]), 0.0)
-        place = k.to(tl.int64)[:, None] * D + d[None, :]
-        centroids = tl.load(centroid_ptr + place, mask=(k < K)[:, None] & features, other=0.0)
-        gradient = tl.dot(share_k, centroids, gradient, input_precision=PRECISION)
+    valid = inside & (label >= 0) & (label < K)
+    own = tl.load(value_ptr + label[:, None] * D + d[None, :], mask=valid[:, None] & features, other=0.0)
+    gradient = weight[:, None] * (mean - own)
     if UNIT:
-        gradient = through_normalization(gradient, x * scale[:, None], squares, scale)
+        # What lies along the vector is known from the logits. A norm below the floor is a constant.
+        radial = tl.where(squares > 1e-24, weight * (mean_logit - own_logit), 0.0)
+        unit = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d) * scale[:, None]
+        gradient = scale[:, None] * (gradient - radial[:, None] * unit)
     place = (p // P).to(tl.int64) * out_stride_b + (p % P).to(tl.int64) * out_stride_p
     out = dx_ptr + place[:, None] + d.to(tl.int64)[None, :] * out_stride_d
     tl.store(out, gradient.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & features)
-
-
-def _options(x: Tensor, normalize: bool, block: int, clusters: int) -> dict:
-    return {
-        "UNIT": normalize,
-        "PRECISION": dot_precision(x) if x.dtype == torch.float32 else "tf32x3",
-        "BLOCK": block,
-        "CLUSTERS": clusters,
-        "DEPTH": min(DEPTH, max(16, triton.next_power_of_2(x.shape[2]))),
-        "num_warps": 8,
-    }
 
 
 @on_own_device
@@ -175,33 +186,27 @@ def cluster_cross_entropy_fwd(
             None for the nearest centroids.
 
     Returns:
-        losses and log-sum-exp over the other centroids, (B, P) float32, and labels (B, P) int64. A target out of
-        range gives a NaN loss.
+        losses, log-sum-exp of the other centroids' logits, less by a constant of the vector that the backward pass
+        leaves out too, both (B, P) float32, and labels (B, P) int64. A target out of range gives a NaN loss.
+
+    Cost: one read of x, or one per 32 centroids beyond 128 features.
     """
     check_dtype(x)
-    centroids = centroids.contiguous()
-    if target is None:
-        labels = kmeans_assign(x, centroids, "l2", normalize)[0]
-    else:
-        labels = target.clone(memory_format=torch.contiguous_format)
+    target = None if target is None else target.contiguous()
+    labels = x.new_empty(x.shape[:2], dtype=torch.int64)
     losses = x.new_empty(x.shape[:2], dtype=torch.float32)
     lse = torch.empty_like(losses)
     n = losses.numel()
     if n:
-        options = _options(x, normalize, 64, CLUSTERS)
+        prepared = prepare(centroids, x.dtype)
+        if x.dtype == torch.float32:
+            options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
+        else:
+            options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
         loss_kernel[(triton.cdiv(n, options["BLOCK"]),)](
-            x,
-            centroids,
-            labels,
-            losses,
-            lse,
-            n,
-            x.shape[1],
-            len(centroids),
-            x.shape[2],
-            *x.stride(),
-            **options,
-        )
+            x, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses, lse,
+            n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,
+        )  # fmt: skip
     return losses, lse, labels
 
 
@@ -209,16 +214,22 @@ def cluster_cross_entropy_fwd(
 def cluster_cross_entropy_bwd(
     grad_losses: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, log_sum_exp: Tensor, normalize: bool
 ) -> Tensor:
-    """The operator ``cmx_fast::cluster_cross_entropy_bwd`` for CUDA: dx, laid out and typed like x."""
+    """The operator ``cmx_fast::cluster_cross_entropy_bwd`` for CUDA: dx, laid out and typed like x.
+
+    Cost: two N x K x D products, and one more for every further 256 features.
+    """
     dx = torch.empty_like(x)
     n, width = labels.numel(), x.shape[2]
     if n:
-        padded = max(16, triton.next_power_of_2(width))
-        options = _options(
-            x, normalize, 32 if padded <= 128 and x.dtype != torch.float32 else 16, GRADIENT_CLUSTERS
-        )
-        gradient_kernel[(triton.cdiv(n, options["BLOCK"]),)](
-            grad_losses.contiguous(), x, centroids.contiguous(), labels, log_sum_exp, dx, n, x.shape[1],
-            len(centroids), width, *x.stride(), *dx.stride(), ALL_FEATURES=padded, **options,
+        prepared = prepare(centroids, x.dtype)
+        out, half = min(max(16, triton.next_power_of_2(width)), GRADIENT_WIDTH), x.dtype != torch.float32
+        options = product_options(
+            x, RESIDENT_WIDTH if half else 16, 32 if half else 16,
+            BLOCK=32 if out <= RESIDENT_WIDTH and half else 16, CLUSTERS=16, num_warps=8,
+        )  # fmt: skip
+        gradient_kernel[(triton.cdiv(n, options["BLOCK"]), triton.cdiv(width, out))](
+            grad_losses.contiguous(), x, prepared.values, prepared.origin, prepared.parts, prepared.bias, labels,
+            log_sum_exp, dx, n, x.shape[1], len(centroids), width, *x.stride(), *dx.stride(), UNIT=normalize,
+            GRADIENT_PRECISION="tf32x3" if half else options["PRECISION"], OUT=out, **options,
         )  # fmt: skip
     return dx

@@ -47,7 +47,7 @@ def segment_sum_kernel(
         length = tl.minimum(tl.load(count_ptr + label) - begin, SEGMENT)
         start = tl.load(first_ptr + label) + begin
         total = tl.zeros((DEPTH,), tl.float32)
-        for i0 in range(0, SEGMENT, BLOCK):
+        for i0 in range(0, length, BLOCK):
             i = i0 + tl.arange(0, BLOCK)
             inside = i < length
             p = tl.load(order_ptr + start + i, mask=inside, other=0)
@@ -88,6 +88,9 @@ def sums_of_sorted(
     Segments are added in float32, their sums in float64, both in sorted order. Nothing waits for the device.
     """
     n, width = labels.numel(), x.shape[2]
+    if x.stride(2) != 1:
+        # A vector whose features lie apart costs a whole memory transaction for each of them.
+        x = x.contiguous()
     flat = labels.flatten()
     values, order = torch.sort(flat, stable=True)
     bounds = torch.searchsorted(values, torch.arange(k + 1, device=x.device))

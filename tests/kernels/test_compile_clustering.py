@@ -14,9 +14,9 @@ from ahead_of_time import compile_call
 # sm_80's tiles also serve chips with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 KERNELS = {
-    "kmeans": {"step_kernel"},
-    "kmeans_many": {"assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
-    "cluster_cross_entropy": {"loss_kernel", "gradient_kernel"},
+    "kmeans": {"prepare_kernel", "step_kernel"},
+    "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
+    "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
     "sparse_code": {"forward_kernel", "backward_kernel"},
 }
 CASES = [
@@ -25,10 +25,10 @@ CASES = [
     for dtype, width, call in (
         ("bfloat16", 128, "kmeans"),
         ("float32", 128, "kmeans"),
-        ("bfloat16", 512, "kmeans_many"),
-        ("float32", 512, "kmeans_many"),
-        ("bfloat16", 512, "cluster_cross_entropy"),
-        ("float32", 128, "cluster_cross_entropy"),
+        ("bfloat16", 128, "kmeans_many"),
+        ("float32", 4096, "kmeans_many"),
+        ("bfloat16", 128, "cluster_cross_entropy"),
+        ("float32", 4096, "cluster_cross_entropy"),
         ("bfloat16", 128, "sparse_code"),
     )
 ]

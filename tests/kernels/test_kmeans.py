@@ -9,11 +9,11 @@ from torch import Tensor
 from cmx_fast import reference
 
 pytest.importorskip("triton")
-from cmx_fast.kernels import kmeans_sums
+from cmx_fast.kernels import kmeans, kmeans_sums
 from cmx_fast.kernels.kmeans import kmeans_assign, kmeans_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
-WAYS = [("l2", False), ("l2", True), ("cosine", False)]
+L2, UNIT, COSINE = ("l2", False), ("l2", True), ("cosine", False)
 
 
 def vectors(b: int, p: int, d: int, layout: str, dtype=torch.float32) -> Tensor:
@@ -46,20 +46,45 @@ def check(device, x, centroids, weight, metric, normalize, tolerance=2e-6):
     torch.testing.assert_close(distance.reshape(-1).double(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["rows", "maps"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    ("b", "p", "d", "k"), [(1, 130, 17, 5), (2, 63, 33, 27), (3, 20, 150, 9), (1, 70, 20, 70)]
+    ("b", "p", "d", "k", "layout", "way"),
+    [
+        (1, 130, 17, 5, "rows", L2),
+        (1, 130, 17, 1, "maps", COSINE),
+        (2, 300, 3, 33, "maps", UNIT),  # several blocks in a program
+        (2, 63, 33, 27, "maps", UNIT),
+        (2, 63, 33, 27, "rows", COSINE),
+        (3, 20, 150, 9, "maps", L2),
+        (1, 20, 150, 9, "rows", COSINE),
+        (1, 70, 20, 70, "maps", UNIT),
+        (1, 70, 1, 70, "rows", L2),
+    ],
 )
-def test_step(device, b, p, d, k, way, layout):
-    weight = torch.rand(b, p) if layout == "maps" else None
+def test_step(device, b, p, d, k, layout, way, weighted):
+    weight = torch.rand(b, p) if weighted else None
     check(device, vectors(b, p, d, layout), torch.randn(k, d), weight, *way)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("k", [7, 70])
-def test_half_precision(device, dtype, k):
-    check(device, vectors(2, 40, 24, "maps", dtype), torch.randn(k, 24), None, "l2", True)
+@pytest.mark.parametrize(
+    ("dtype", "d", "k", "way"),
+    [
+        (torch.bfloat16, 48, 7, L2),
+        (torch.float16, 48, 7, UNIT),
+        (torch.bfloat16, 48, 70, COSINE),
+        (torch.float16, 24, 70, L2),
+        (torch.bfloat16, 150, 9, UNIT),
+    ],
+)
+def test_half_precision(device, dtype, d, k, way):
+    check(device, vectors(2, 40, d, "maps", dtype), torch.randn(k, d), None, *way)
+
+
+def test_programs_add_a_bounded_number_of_vectors(device, monkeypatch):
+    # In float32, whatever the number of vectors; the rest is up to float64.
+    monkeypatch.setattr(kmeans, "VECTORS_PER_PROGRAM", 64)
+    monkeypatch.setattr(kmeans, "multiprocessors", lambda device: 1)
+    check(device, vectors(1, 500, 5, "rows"), torch.randn(4, 5), None, *L2)
 
 
 @pytest.mark.parametrize("k", [8, 70])
@@ -107,4 +132,4 @@ def test_few_launches(device, count_launches):
         kmeans_step(x, centroids, None, "l2", True)
     with count_launches() as sorted_sums:
         kmeans_step(x, torch.randn(100, 16, device=device), None, "l2", True)
-    assert fused.launches == 1 and sorted_sums.launches == 3
+    assert fused.launches == 2 and sorted_sums.launches == 4

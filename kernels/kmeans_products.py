@@ -1,0 +1,186 @@
+"""Products of vectors with centroids, from which labels and the clustering loss are made.
+
+The centroids are moved so that their mean lies at 0, which changes no comparison. float32 vectors are moved along
+before the product, so that it keeps its digits under a common offset. Halves are multiplied as they are, exactly in
+TF32, with every centroid as the sum of two TF32 numbers: what moving changes is then a constant of the centroid and the
+norm a factor of the vector, both applied to the product.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.tiles import dot_precision
+from torch import Tensor
+
+PREPARED_BLOCK, PREPARED_DEPTH = 16, 128  # centroids of a program, and features of its chunk
+RESIDENT_WIDTH = 128  # vectors of up to so many features can stay in registers
+
+
+class Centroids(NamedTuple):
+    """Centroids ready for products.
+
+    values: (K, D) float32, unit vectors with cosine. parts: (1, K, D), the moved ones, or (2, K, D) TF32 numbers that
+    they are the sums of. origin: (D,), what they are moved by. half: (K,), what the products exceed scores by, of which
+    the largest belongs to the nearest centroid. bias: (K,), what logits exceed the products by, but for a constant of
+    the vector.
+    """
+
+    values: Tensor
+    parts: Tensor
+    origin: Tensor
+    half: Tensor
+    bias: Tensor
+
+
+@triton.jit
+def leading_digits(x):
+    """The part of float32 numbers that TF32 holds."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def prepare_kernel(
+    centroid_ptr,  # (K, D)
+    origin_ptr,  # (D,)
+    part_ptr,  # (PARTS, K, D)
+    half_ptr,  # (K,)
+    bias_ptr,  # (K,)
+    K,
+    D,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    square = tl.zeros((BLOCK,), tl.float64)
+    along = tl.zeros((BLOCK,), tl.float64)
+    for d0 in range(0, D, DEPTH):
+        d = d0 + tl.arange(0, DEPTH)
+        place = k.to(tl.int64)[:, None] * D + d[None, :]
+        mask = (k < K)[:, None] & (d < D)[None, :]
+        origin = tl.load(origin_ptr + d, mask=d < D, other=0.0)[None, :]
+        moved = tl.load(centroid_ptr + place, mask=mask, other=0.0) - origin
+        moved = tl.where(mask, moved, 0.0)
+        square += tl.sum(moved.to(tl.float64) * moved.to(tl.float64), 1)
+        along += tl.sum(moved.to(tl.float64) * origin.to(tl.float64), 1)
+        if PARTS == 2:
+            high = leading_digits(moved)
+            tl.store(part_ptr + (k + K).to(tl.int64)[:, None] * D + d[None, :], moved - high, mask=mask)
+            moved = high
+        tl.store(part_ptr + place, moved, mask=mask)
+    if PARTS == 2:
+        tl.store(half_ptr + k, (0.5 * square + along).to(tl.float32), mask=k < K)
+        tl.store(bias_ptr + k, tl.zeros((BLOCK,), tl.float32), mask=k < K)
+    else:
+        tl.store(half_ptr + k, (0.5 * square).to(tl.float32), mask=k < K)
+        tl.store(bias_ptr + k, along.to(tl.float32), mask=k < K)
+
+
+def prepare(centroids: Tensor, dtype: torch.dtype, metric: str = "l2") -> Centroids:
+    """Centroids (K, D) float32 for vectors of a dtype; a zero vector becomes NaN with cosine. Two to four launches."""
+    if metric == "cosine":
+        centroids = centroids / centroids.norm(dim=1, keepdim=True)
+    centroids = centroids.contiguous()
+    (k, width), parts = centroids.shape, 1 if dtype == torch.float32 else 2
+    prepared = Centroids(
+        centroids,
+        centroids.new_empty(parts, k, width),
+        centroids.mean(0),
+        centroids.new_empty(k),
+        centroids.new_empty(k),
+    )
+    prepare_kernel[(triton.cdiv(k, PREPARED_BLOCK),)](
+        centroids, prepared.origin, prepared.parts, prepared.half, prepared.bias, k, width,
+        PARTS=parts, BLOCK=PREPARED_BLOCK, DEPTH=PREPARED_DEPTH,
+    )  # fmt: skip
+    return prepared
+
+
+@triton.jit
+def load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d):
+    """Features d of the vectors at flat positions p, float32, 0 outside."""
+    place = (p // P).to(tl.int64) * stride_b + (p % P).to(tl.int64) * stride_p
+    mask = inside[:, None] & (d < D)[None, :]
+    x = tl.load(x_ptr + place[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=mask, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def load_and_measure(
+    x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT: tl.constexpr, STRICT: tl.constexpr,
+    BLOCK: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """The first DEPTH features of vectors, their squared norms and what makes them unit vectors (1 unless UNIT).
+
+    The norm is at least 1e-12; if STRICT a zero vector becomes NaN.
+    """
+    x = load_vectors(x_ptr, p, tl.arange(0, DEPTH), inside, P, D, stride_b, stride_p, stride_d)
+    squares = tl.sum(x * x, 1)
+    scale = tl.full((BLOCK,), 1.0, tl.float32)
+    if UNIT:
+        for d0 in range(DEPTH, D, DEPTH):
+            more = load_vectors(
+                x_ptr, p, d0 + tl.arange(0, DEPTH), inside, P, D, stride_b, stride_p, stride_d
+            )
+            squares += tl.sum(more * more, 1)
+        norm = tl.sqrt(squares)
+        scale = 1.0 / (norm if STRICT else tl.maximum(norm, 1e-12))
+    return x, squares, scale
+
+
+@triton.jit
+def add_products(
+    products, x, scale, origin_ptr, part_ptr, d, k, K, D, PARTS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Adds those of features d of the vectors x (BLOCK, DEPTH) with the moved centroids k."""
+    if PARTS == 1:
+        x = x * scale[:, None] - tl.load(origin_ptr + d, mask=d < D, other=0.0)[None, :]
+    mask = (k < K)[None, :] & (d < D)[:, None]
+    for part in tl.static_range(PARTS):
+        place = (k + part * K).to(tl.int64)[None, :] * D + d[:, None]
+        centroids = tl.load(part_ptr + place, mask=mask, other=0.0)
+        products = tl.dot(x, centroids, products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit
+def products_with(
+    x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
+    PARTS: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Those of the vectors p with the moved centroids k, (BLOCK, CLUSTERS); x holds all features if RESIDENT."""
+    products = tl.zeros((BLOCK, CLUSTERS), tl.float32)
+    if RESIDENT:
+        d = tl.arange(0, DEPTH)
+        products = add_products(products, x, scale, origin_ptr, part_ptr, d, k, K, D, PARTS, PRECISION)
+    else:
+        for d0 in range(0, D, DEPTH):
+            d = d0 + tl.arange(0, DEPTH)
+            part = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
+            products = add_products(products, part, scale, origin_ptr, part_ptr, d, k, K, D, PARTS, PRECISION)
+    return products if PARTS == 1 else products * scale[:, None]
+
+
+@triton.jit
+def best_of(products, half_ptr, k, K):
+    """The highest score of each vector and its centroid, of equals the first."""
+    scores = products - tl.load(half_ptr + k, mask=k < K, other=float("inf"))[None, :]
+    top = tl.max(scores, 1)
+    return top, tl.min(tl.where(scores == top[:, None], k[None, :], 2147483647), 1)
+
+
+def product_options(x: Tensor, resident: int, depth: int, **tile: int) -> dict:
+    """Precision and tile of the products with x (B, P, D): resident up to a width, beyond it in chunks of ``depth``."""
+    width, half = x.shape[2], x.dtype != torch.float32
+    padded = max(16, triton.next_power_of_2(width))
+    # Rows that don't begin at whole transactions are loaded in a layout that a resident tile has no registers for.
+    stays = padded <= resident and width % 16 == 0
+    return {
+        "PARTS": 2 if half else 1,
+        "PRECISION": "tf32" if half else dot_precision(x),
+        "RESIDENT": stays,
+        "DEPTH": padded if stays else depth,
+    } | tile
