@@ -1,0 +1,94 @@
+"""SpecAugment: bands of frequency and time masked, and time warped, at random in each spectrogram."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SpecAugment(nn.Module):
+    """Masks and warps spectrograms ``(B, bands, frames)`` while training; in ``eval`` they pass as they are.
+
+    Each sample on its own: time is warped first, ``freq_masks`` bands and ``time_masks`` stretches of frames are set
+    to 0 afterwards (so put it behind the normalisation, where 0 is the mean). Widths are uniform over 0 to
+    ``freq_width`` (``time_width``), places uniform over all that fit. Warping moves a frame, at least ``warp`` from
+    either end, by up to ``warp`` frames and stretches linearly what lies before and behind it (Park et al. 2019,
+    section 2); spectrograms of at most ``2 * warp`` frames are left alone.
+
+    The mask defaults are those of GDT's code ("medium"); CMAC warps too, without saying by how much: 5 is ours.
+    Everything is drawn on the CPU from ``generator`` (default: torch's own), so devices agree.
+
+    Raises:
+        ValueError: a negative setting; a spectrogram of another shape, or narrower than a mask can be.
+    """
+
+    def __init__(
+        self,
+        freq_masks: int = 1,
+        freq_width: int = 3,
+        time_masks: int = 1,
+        time_width: int = 6,
+        warp: int = 5,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("freq_masks", freq_masks),
+            ("freq_width", freq_width),
+            ("time_masks", time_masks),
+            ("time_width", time_width),
+            ("warp", warp),
+        ):
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        self.freq_masks, self.freq_width = freq_masks, freq_width
+        self.time_masks, self.time_width = time_masks, time_width
+        self.warp = warp
+
+    def forward(self, spectrogram: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if spectrogram.ndim != 3 or not spectrogram.is_floating_point():
+            raise ValueError(
+                f"spectrogram must be float (B, bands, frames), got {spectrogram.dtype} of shape "
+                f"{tuple(spectrogram.shape)}"
+            )
+        count, bands, frames = spectrogram.shape
+        if bands < self.freq_width or frames < self.time_width:
+            raise ValueError(
+                f"spectrogram has {bands} bands and {frames} frames; masks are up to freq_width={self.freq_width} "
+                f"and time_width={self.time_width} wide"
+            )
+        if not self.training:
+            return spectrogram
+        masks = self.freq_masks + self.time_masks
+        drawn = torch.rand(count, 2 + 2 * masks, generator=generator)
+        by_device = drawn.to(spectrogram.device, non_blocking=True)
+        if 0 < 2 * self.warp < frames:
+            spectrogram = warp_time(spectrogram, by_device[:, 0], by_device[:, 1], self.warp)
+        freq, time = by_device[:, 2:].unflatten(1, (masks, 2)).split([self.freq_masks, self.time_masks], 1)
+        hidden = (
+            stripes(freq, bands, self.freq_width)[:, :, None]
+            | stripes(time, frames, self.time_width)[:, None]
+        )
+        return spectrogram.masked_fill(hidden, 0)
+
+
+def stripes(drawn: Tensor, length: int, width: int) -> Tensor:
+    """What the masks of ``drawn`` (B, masks, 2) in [0, 1) cover of ``length`` cells: bool (B, length)."""
+    widths = (drawn[..., :1] * (width + 1)).floor()
+    starts = (drawn[..., 1:] * (length - widths + 1)).floor()
+    cells = torch.arange(length, device=drawn.device)
+    return ((cells >= starts) & (cells < starts + widths)).any(1)
+
+
+def warp_time(spectrogram: Tensor, where: Tensor, how_far: Tensor, reach: int) -> Tensor:
+    """Move one frame of each sample by up to ``reach`` and stretch the rest linearly; (B,) numbers in [0, 1)."""
+    last = spectrogram.shape[2] - 1
+    source = (reach + where * (last - 2 * reach))[:, None]
+    target = source + (2 * how_far - 1)[:, None] * reach
+    time = torch.arange(last + 1, device=spectrogram.device, dtype=torch.float32)
+    before = time * source / target.clamp_min(1e-6)
+    behind = last - (last - time) * (last - source) / (last - target).clamp_min(1e-6)
+    position = torch.where(time < target, before, behind).clamp(0, last)
+    left = position.floor().clamp_max(last - 1)
+    share = (position - left).to(spectrogram.dtype)[:, None]
+    rows = left.long()[:, None].expand(-1, spectrogram.shape[1], -1)
+    return torch.lerp(spectrogram.gather(2, rows), spectrogram.gather(2, rows + 1), share)
