@@ -6,10 +6,12 @@ from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.linear_assignment import linear_assignment
+from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_correlation
 from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
 
 __all__ = [
+    "attention_consistency",
     "cache_budget",
     "cluster_cross_entropy",
     "implementations",
@@ -17,6 +19,7 @@ __all__ = [
     "kmeans_assign",
     "kmeans_step",
     "linear_assignment",
+    "pyramid_correlation",
     "set_cache_budget",
     "sparse_code",
     "supcon",

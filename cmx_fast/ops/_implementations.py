@@ -11,7 +11,15 @@ from collections.abc import Callable
 import torch
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
-OPERATORS = ("info_nce", "supcon", "kmeans", "cluster_cross_entropy", "sparse_code")
+OPERATORS = (
+    "info_nce",
+    "supcon",
+    "kmeans",
+    "cluster_cross_entropy",
+    "sparse_code",
+    "pyramid_correlation",
+    "attention_consistency",
+)
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
 # features (of the sparse code: atoms).
 TRITON_MAX_FEATURES = {"kmeans": 4096, "cluster_cross_entropy": 512, "sparse_code": 128}

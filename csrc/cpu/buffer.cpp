@@ -1,5 +1,7 @@
 #include "buffer.h"
 
+#include <torch/csrc/stable/ops.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <mutex>
@@ -80,6 +82,15 @@ void return_workspace(void* data, int64_t capacity) {
     kept.held -= kept.blocks.front().capacity;
     kept.blocks.erase(kept.blocks.begin());
   }
+}
+
+torch::stable::Tensor empty_in_workspace(const torch::stable::Tensor& like) {
+  const int64_t bytes = like.numel() * int64_t(like.element_size());
+  if (bytes < kHugePage) return torch::stable::empty_like(like);
+  int64_t capacity;
+  void* data = take_workspace(bytes, &capacity);
+  return torch::stable::from_blob(data, like.sizes(), like.strides(), like.device(), like.scalar_type(),
+                                  [capacity](void* memory) { return_workspace(memory, capacity); });
 }
 
 }  // namespace cmx

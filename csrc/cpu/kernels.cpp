@@ -1,6 +1,7 @@
 #include "kernels.h"
 
 #include "instruction_set.h"
+#include "planes.h"
 #include "search.h"
 
 namespace cmx {
@@ -23,9 +24,20 @@ const SearchKernels<T>& best_search_kernels() {
   return baseline::search_kernels<T>();
 }
 
+template <class T>
+const PlaneKernels<T>& best_plane_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::plane_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::plane_kernels<T>();
+#endif
+  return baseline::plane_kernels<T>();
+}
+
 template const Kernels<float>& best_kernels<float>();
 template const Kernels<double>& best_kernels<double>();
 template const SearchKernels<float>& best_search_kernels<float>();
 template const SearchKernels<double>& best_search_kernels<double>();
+template const PlaneKernels<float>& best_plane_kernels<float>();
+template const PlaneKernels<double>& best_plane_kernels<double>();
 
 }  // namespace cmx

@@ -1,5 +1,6 @@
 // What every x86-64 (SSE2) and every aarch64 (NEON) can run.
 #define CMX_VECTOR_BYTES 16
 #define CMX_NAMESPACE baseline
+#include "plane_kernels.h"
 #include "search_kernels.h"
 #include "vector_kernels.h"

@@ -1,0 +1,245 @@
+"""Pyramid correlation filtering: where in a sample's features a filter from the other modality answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmx_fast import reference
+from cmx_fast.ops import _checks
+from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+
+NORMS = ("cosine", "softmax", "none")
+MOST_LEVELS = 3
+
+
+def pyramid_correlation(
+    features: Tensor, filters: Tensor, *, levels: int = 2, norm: str = "cosine", impl: str = "auto"
+) -> Tensor:
+    r"""The response of each sample's filter at every position, at several scales, from one read of the features.
+
+    .. math:: s_p = \mathrm{norm}\left(\frac1L \sum_{l=0}^{L-1} \mathrm{up}_l\left[\langle \kappa, g^l \rangle\right]_p
+              \right)
+
+    CMAC's eq. 4 with the pyramid of its figure 3. :math:`g^l` are the means of the features over windows of
+    :math:`2^l \times 2^l` positions within a frame (partial ones at the far edges), :math:`\mathrm{up}_l` enlarges
+    bilinearly by :math:`2^l`. Time is not pooled (the paper leaves it open).
+
+    Args:
+        features: (B, C, H, W) or (B, C, T, H, W), float32, float64, bfloat16 or float16. Differentiable.
+        filters: (B, C), any floating dtype; used in float32, or float64 for float64 features. Differentiable.
+        levels: L, 1 to 3. Default 2: the paper's.
+        norm: "cosine" (the paper's): products are cosines, and :math:`(1 + x) / 2` maps to [0, 1] (the mapping is
+            ours); a vector no longer than 1e-12 has a cosine of 0 and gets no gradient. "softmax": over all positions
+            of a sample, of plain products. "none": plain products.
+        impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
+
+    Returns:
+        (B, H, W) or (B, T, H, W) float32 (float64 for float64 features). NaN features give NaN around them.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, device or value, before any work.
+        NotImplementedError: second derivatives.
+
+    Memory: maps without channels; forward some 17 bytes per position and 128 channels. Cost: one read of the features
+    forward, one read and one write backward. On the CPU features in another layout than contiguous are copied first.
+
+    Example:
+        >>> import torch
+        >>> from cmx_fast.ops import pyramid_correlation
+        >>> video, audio = torch.randn(2, 16, 4, 8, 8, requires_grad=True), torch.randn(2, 16)
+        >>> attention = pyramid_correlation(video, audio)
+        >>> attention.shape
+        torch.Size([2, 4, 8, 8])
+    """
+    features, filters, impl = _check("pyramid_correlation", features, filters, levels, norm, impl)
+    if impl == "reference":
+        return reference.pyramid_correlation(features, filters, levels=levels, norm=norm)
+    forward = torch.ops.cmx_fast.pyramid_correlation_fwd
+    return forward(_volumes(features), filters, levels, norm)[0].reshape(
+        features.shape[:1] + features.shape[2:]
+    )
+
+
+def attention_consistency(
+    features: Tensor,
+    filters: Tensor,
+    prediction: Tensor,
+    *,
+    levels: int = 2,
+    norm: str = "cosine",
+    teach_features: bool = False,
+    return_map: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""The squared error of a predicted attention map against the cross-modal one, in the pass that makes it.
+
+    .. math:: L_{ac} = \frac1B \sum_b \lVert s_b - \hat s_b \rVert_2^2, \qquad s = \mathrm{pyramid\_correlation}(v,
+              \kappa)
+
+    CMAC's eq. 6: the sum over positions, the mean over samples (the mean is ours; eq. 8 leaves it open).
+
+    Args:
+        features, filters, levels, norm, impl: as for :func:`pyramid_correlation`.
+        prediction: :math:`\hat s`, (B, H, W) or (B, T, H, W), after the sigmoid; any floating dtype. Differentiable.
+        teach_features: whether the map's own gradient flows into features and filters. Default no: the paper calls
+            the map a pseudo-label.
+        return_map: also return s, without gradient.
+
+    Returns:
+        The loss, a float32 0-d tensor (float64 for float64 features); with ``return_map`` also s, shaped like
+        ``prediction``.
+
+    Raises:
+        As :func:`pyramid_correlation`, and for a prediction of another shape.
+
+    Memory and cost: as :func:`pyramid_correlation`, and one map for the backward pass. Without ``teach_features``
+    the features are read once altogether.
+
+    Example:
+        >>> import torch
+        >>> from cmx_fast.ops import attention_consistency
+        >>> attention_consistency(torch.ones(2, 8, 5, 5), torch.ones(2, 8), torch.full((2, 5, 5), 0.9))
+        tensor(0.2500)
+    """
+    features, filters, impl = _check("attention_consistency", features, filters, levels, norm, impl)
+    _checks.check_floating("prediction", prediction, 3, "(B, H, W) or (B, T, H, W)")
+    if prediction.shape != features.shape[:1] + features.shape[2:]:
+        raise ValueError(
+            f"prediction must have shape {tuple(features.shape[:1] + features.shape[2:])}, the features' without "
+            f"channels; got {tuple(prediction.shape)}"
+        )
+    if prediction.device != features.device:
+        raise ValueError(
+            f"prediction is on {prediction.device} but features are on {features.device}; move one of them"
+        )
+    options: dict[str, Any] = {"levels": levels, "norm": norm}
+    if impl == "reference":
+        options |= {"teach_features": teach_features, "return_map": return_map}
+        return reference.attention_consistency(features, filters, prediction, **options)
+    if not teach_features:
+        features, filters = features.detach(), filters.detach()
+    volumes = _volumes(features)
+    losses, difference, *_ = torch.ops.cmx_fast.attention_consistency_fwd(
+        volumes, filters, prediction.reshape(volumes.shape[:1] + volumes.shape[2:]), levels, norm
+    )
+    loss = losses.mean()
+    if not return_map:
+        return loss
+    return loss, difference.detach().reshape(prediction.shape) + prediction.detach()
+
+
+def _check(
+    op: str, features: Tensor, filters: Tensor, levels: int, norm: str, impl: str
+) -> tuple[Tensor, Tensor, str]:
+    """The features, the filters in the accumulation dtype, and the implementation to run."""
+    _checks.check_floating("features", features, 4, "(B, C, H, W) or (B, C, T, H, W)")
+    if features.dim() > 5 or 0 in features.shape[1:]:
+        raise ValueError(
+            f"features must have shape (B, C, H, W) or (B, C, T, H, W), only B may be 0; got {tuple(features.shape)}"
+        )
+    _checks.check_floating("filters", filters, 2, "(B, C)")
+    if filters.shape != features.shape[:2]:
+        raise ValueError(
+            f"filters must have shape {tuple(features.shape[:2])}, one per sample; got {tuple(filters.shape)}"
+        )
+    if filters.device != features.device:
+        raise ValueError(
+            f"filters are on {filters.device} but features are on {features.device}; move one of them"
+        )
+    if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
+        raise ValueError(f"levels must be 1 to {MOST_LEVELS}, got {levels!r}")
+    _checks.check_choice("norm", norm, NORMS)
+    impl = choose(op, impl, features.device.type, features.dtype, features.shape[1])
+    return features, filters.to(torch.promote_types(features.dtype, torch.float32)), impl
+
+
+def _volumes(features: Tensor) -> Tensor:
+    """(B, C, T, H, W); the CPU kernel reads them contiguous."""
+    volumes = features.unsqueeze(2) if features.dim() == 4 else features
+    return volumes.contiguous() if volumes.device.type == "cpu" else volumes
+
+
+if HAS_EXTENSION:
+
+    def _cells(features, levels):
+        t, h, w = features.shape[2:]
+        return t * sum(-(-h // 2**level) * -(-w // 2**level) for level in range(levels))
+
+    def _maps(features, filters, levels, norm):
+        batch = features.shape[0]
+        cells = _cells(features, levels) if norm == "cosine" else 0
+        return (
+            filters.new_empty(batch, *features.shape[2:]),
+            filters.new_empty(batch, cells),
+            filters.new_empty(batch, cells),
+        )
+
+    @torch.library.register_fake("cmx_fast::pyramid_correlation_fwd")
+    def _(features, filters, levels, norm):
+        return _maps(features, filters, levels, norm)
+
+    @torch.library.register_fake("cmx_fast::pyramid_correlation_bwd")
+    def _(grad_map, features, filters, attention, cosines, inverse_norms, levels, norm):
+        return torch.empty_like(features), torch.empty_like(filters)
+
+    @torch.library.register_fake("cmx_fast::attention_consistency_fwd")
+    def _(features, filters, prediction, levels, norm):
+        return filters.new_empty(features.shape[0]), *_maps(features, filters, levels, norm)
+
+    def _save(ctx, inputs, output):
+        features, filters, ctx.levels, ctx.norm = inputs
+        ctx.save_for_backward(features, filters, *output)
+        ctx.set_materialize_grads(False)
+
+    def _backward(ctx, grad_map, *_):
+        if grad_map is None:
+            return None, None, None, None
+        # .sum() sends a stride-0 gradient.
+        gradients = torch.ops.cmx_fast.pyramid_correlation_bwd(
+            grad_map.contiguous(), *ctx.saved_tensors, ctx.levels, ctx.norm
+        )
+        return *gradients, None, None
+
+    def _save_consistency(ctx, inputs, output):
+        features, filters, prediction, ctx.levels, ctx.norm = inputs
+        # The map is difference + prediction; what pulls on features needs it only behind a softmax.
+        teach = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        ctx.save_for_backward(output[1], prediction, *((features, filters, *output[2:]) if teach else ()))
+        ctx.set_materialize_grads(False)
+
+    def _consistency_backward(ctx, grad_losses, *_):
+        if grad_losses is None:
+            return None, None, None, None, None
+        difference, prediction, *saved = ctx.saved_tensors
+        grad_map = 2 * grad_losses.reshape(-1, 1, 1, 1) * difference
+        dfeatures = dfilters = None
+        if saved:
+            features, filters, cosines, inverse_norms = saved
+            dfeatures, dfilters = torch.ops.cmx_fast.pyramid_correlation_bwd(
+                grad_map,
+                features,
+                filters,
+                difference + prediction,
+                cosines,
+                inverse_norms,
+                ctx.levels,
+                ctx.norm,
+            )
+        return dfeatures, dfilters, (-grad_map).to(prediction.dtype), None, None
+
+    def _refuse(ctx, *_):
+        raise NotImplementedError(
+            "pyramid correlation has no second derivatives; use impl='reference' for them"
+        )
+
+    register_autograd = torch.library.register_autograd
+    register_autograd("cmx_fast::pyramid_correlation_fwd", _backward, setup_context=_save)
+    register_autograd(
+        "cmx_fast::attention_consistency_fwd", _consistency_backward, setup_context=_save_consistency
+    )
+    register_autograd("cmx_fast::pyramid_correlation_bwd", _refuse)
+    for _name in ("pyramid_correlation_fwd", "pyramid_correlation_bwd", "attention_consistency_fwd"):
+        register_triton(_name, f"pyramid_correlation.{_name}")
