@@ -15,10 +15,10 @@ from .._extras import require
 class BrokenFileError(ValueError):
     """A data file that can't be used; the message names the file and what to do."""
 
+    remedy = "repair or remove it, or go on without it: --skip-bad (skip_bad=True)"
+
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"{path}: {reason}; repair or remove it, or go on without it: --skip-bad (skip_bad=True)"
-        )
+        super().__init__(f"{path}: {reason}; {self.remedy}")
         self.path = path
         self.reason = reason
 
