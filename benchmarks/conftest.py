@@ -44,7 +44,7 @@ def measured(benchmark, verdicts, case: Case, provider: str):
     names = dict.fromkeys([case.providers[0], provider])
     steps = {name: contenders[name].step(case.problem(contenders[name])) for name in names}
     try:
-        timings = timing.interleaved({UNIT: timing.unit(*case.unit_shape), **steps}, seconds=0.2)
+        timings = timing.interleaved({UNIT: case.unit(), **steps}, seconds=0.2)
     except ImportError as error:
         pytest.skip(str(error))
     benchmark.group = case.title

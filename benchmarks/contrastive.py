@@ -76,6 +76,20 @@ def _our_bank(p: Problem) -> Loss:
     return lambda: info_nce(query, key, scale, bank=bank, in_batch=False, symmetric=False)
 
 
+def _banks(p: Problem) -> tuple[Tensor, Tensor]:
+    first, second = p["bank"].chunk(2)
+    return first, second
+
+
+def _two_banks(p: Problem) -> tuple:
+    return p["query"], p["key"], _banks(p), p.temperature
+
+
+def _our_two_banks(p: Problem) -> Loss:
+    query, key, banks, scale = p["query"], p["key"], _banks(p), 1 / p.temperature
+    return lambda: info_nce(query, key, scale, bank=banks, in_batch=False, symmetric=False)
+
+
 def _our_supcon(p: Problem) -> Loss:
     features, labels, scale = p["features"], p["labels"], 1 / p.temperature
     return lambda: supcon(features, labels, scale)
@@ -98,6 +112,11 @@ PROVIDERS: dict[str, dict[str, Provider]] = {
         "info-nce-pytorch": Provider(_info_nce_pytorch, _ntxent_with_bank, package="info-nce-pytorch"),
         OURS: Provider(_our_bank, lambda p: formulas.moco(*_moco(p))),
         f"{OURS} NTXentLoss": Provider(_our_ntxent, _ntxent_with_bank),
+    },
+    "two banks": {
+        "MoCo's formula": formula(lambda p: formulas.two_banks(*_two_banks(p))),
+        "torch.compile of it": compiled(formulas.two_banks, _two_banks),
+        OURS: Provider(_our_two_banks, lambda p: formulas.two_banks(*_two_banks(p))),
     },
     "supcon": {
         "SupContrast's formula": formula(lambda p: formulas.supcon(*_supcon(p))),

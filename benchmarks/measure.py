@@ -55,7 +55,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "operator": case.operator,
         "title": case.title,
         "dtype": str(case.dtype).removeprefix("torch."),
-        "shape": {"n": case.n, "d": case.d, "bank": case.bank, "clusters": case.clusters},
+        "shape": {"n": case.n, "d": case.d, "bank": case.bank, "clusters": case.clusters, "size": case.size},
         "implementation": implementations()[case.operator][device][0],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "sources": source_hashes(case.operator),
@@ -69,7 +69,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
                 rows[name]["skipped"] = f"{provider.package} is not installed"
     timings = _time(case, rows, seconds, device) if "time" in case.measures else {}
     if UNIT in timings:
-        record["unit_ms"] = 1e3 * timings[UNIT].median
+        record |= {"unit": case.unit_name, "unit_ms": 1e3 * timings[UNIT].median}
     for name, provider in case.contenders().items():
         if "skipped" in rows[name]:
             continue
@@ -87,11 +87,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
 def _time(
     case: Case, rows: dict[str, dict[str, Any]], seconds: float, device: str
 ) -> dict[str, timing.Timing]:
-    steps = {
-        UNIT: timing.unit(
-            *case.unit_shape, device=device, dtype=case.dtype if device == "cuda" else torch.float32
-        )
-    }
+    steps = {UNIT: case.unit(device)}
     for name, provider in case.contenders().items():
         if "skipped" in rows[name]:
             continue

@@ -64,7 +64,7 @@ def cuda_extra_peak(step: Callable[[], object]) -> int:
 
 def in_fresh_process(case: Case, provider: str, threads: int, *, timeout: float = 300) -> int:
     """:func:`extra_peak` of a provider's step, measured in a process of its own."""
-    command = [sys.executable, "-m", f"{__package__}.memory", case.name, str(case.n), provider, str(threads)]
+    command = [sys.executable, "-m", f"{__package__}.memory", case.name, str(case.rows), provider, str(threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(
@@ -77,10 +77,10 @@ def in_fresh_process(case: Case, provider: str, threads: int, *, timeout: float 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(case_name: str, n: str, provider: str, threads: str) -> None:
+def main(case_name: str, rows: str, provider: str, threads: str) -> None:
     """The measuring process: prints the bytes."""
     torch.set_num_threads(int(threads))
-    case = next(case for case in CASES if case.name == case_name).resized(int(n))
+    case = next(case for case in CASES if case.name == case_name).resized(int(rows))
     contender = case.contenders()[provider]
     # Loads code and starts threads. A compiled one compiles at full size: that takes memory of its own.
     rehearsal = case if contender.compiled else case.resized(64)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
-from . import clustering, contrastive, problems, sparse
+from . import clustering, contrastive, correlation, problems, sparse, timing
 from .problems import Problem
 from .provider import OURS, Provider
 
 # By what is computed, a case's task.
-PROVIDERS: dict[str, dict[str, Provider]] = contrastive.PROVIDERS | clustering.PROVIDERS | sparse.PROVIDERS
+PROVIDERS: dict[str, dict[str, Provider]] = (
+    contrastive.PROVIDERS | clustering.PROVIDERS | sparse.PROVIDERS | correlation.PROVIDERS
+)
 Measure = Literal["time", "memory", "error"]
 
 
@@ -56,6 +59,7 @@ class Case:
     d: int
     bank: int = 0
     clusters: int = 0  # or the atoms of a dictionary
+    size: tuple[int, ...] = ()  # of maps with d channels, n of them: (T, H, W)
     dtype: torch.dtype = torch.float32
     loss_value: float | None = None  # the pairs are as alike as this loss takes
     measures: tuple[Measure, ...] = ("time", "memory", "error")
@@ -65,6 +69,9 @@ class Case:
     @property
     def title(self) -> str:
         """The case in words."""
+        if self.size:
+            shape = ", ".join(map(str, (self.n, self.d, *self.size)))
+            return f"{self.operator} ({shape}), {str(self.dtype).removeprefix('torch.')}"
         rows = f"M={self.n}" if self.task == "supcon" else f"N={self.n}"
         bank = f", bank {self.bank} x {self.d}" if self.bank else f", D={self.d}"
         bank += f", K={self.clusters}" if self.clusters else ""
@@ -72,22 +79,38 @@ class Case:
         return f"{self.operator} {rows}{bank}, {str(self.dtype).removeprefix('torch.')}{at}"
 
     @property
-    def unit_shape(self) -> tuple[int, int, int]:
-        """n, m, d of the product that is 1 U."""
-        return self.n, self.bank or self.clusters or self.n, self.d
+    def unit_name(self) -> str:
+        """What 1 U is."""
+        return "a copy of the features" if self.size else "a product"
+
+    def unit(self, device: str = "cpu") -> timing.Step:
+        """1 U: one copy of the maps, or one (n, d) x (d, m) product, in float32 on a CPU."""
+        dtype = self.dtype if device == "cuda" else torch.float32
+        if self.size:
+            return timing.copy_unit(correlation.elements(self.n, self.d, self.size), device, dtype)
+        return timing.product_unit(self.n, self.bank or self.clusters or self.n, self.d, device, dtype)
 
     def contenders(self) -> dict[str, Provider]:
         return {name: PROVIDERS[self.task][name] for name in self.providers}
 
+    @property
+    def rows(self) -> int:
+        """Vectors of d features."""
+        return self.n * math.prod(self.size)
+
     def resized(self, n: int) -> Case:
-        """A smaller sibling, without goals: they hold for the sizes that they name."""
+        """At most n rows: a smaller sibling, without goals: they hold for the sizes that they name."""
+        if self.size:
+            return replace(self, n=min(self.n, max(1, n // math.prod(self.size))), goals=())
         n = min(n, self.n)
         clusters = min(self.clusters, n // 4)
         return replace(self, n=n, bank=self.bank * n // self.n, clusters=clusters, goals=())
 
     def problem(self, provider: Provider, device: str = "cpu") -> Problem:
         """The inputs as this provider takes them."""
-        if self.task == "bank":
+        if self.size:
+            made = correlation.problem(self.task, self.n, self.d, self.size)
+        elif self.bank:
             made = problems.bank_problem(self.n, self.d, self.bank)
         elif self.task == "codes":
             made = sparse.problem(self.n, self.d, self.clusters)
@@ -107,7 +130,7 @@ CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "lightly's formula",
     "SupContrast's formula",
 )
-COMPILED = "torch.compile of it"
+COMPILED, FORMULA = "torch.compile of it", "eager formula"
 SMALL = (128, 256, 512, 1024)
 ERROR_ROWS = 2048
 
@@ -133,6 +156,10 @@ CASES: tuple[Case, ...] = (
         "info_nce/bank", "info_nce", "bank", 1024, 128, bank=65536,
         providers=tuple(PROVIDERS["bank"]),
         goals=(Goal("speedup", 2, 4, MOCO), Goal("speedup", 2, 4, LIGHTLY, of=f"{OURS} NTXentLoss")),
+    ),
+    Case(
+        "info_nce/two-banks", "info_nce", "two banks", 128, 256, bank=30_000,
+        providers=tuple(PROVIDERS["two banks"]), goals=(Goal("speedup", 1.5, 3, MOCO),),
     ),
     Case(
         "info_nce/bfloat16", "info_nce", "clip", 8192, 256, dtype=torch.bfloat16, measures=("time", "error"),
@@ -186,6 +213,18 @@ CASES: tuple[Case, ...] = (
         providers=tuple(PROVIDERS["codes"]),
         goals=(Goal("speedup", 4, 4, LOOP), Goal("memory_share", 0.25, 0.25, LOOP)),
     ),
+    *(
+        Case(
+            f"pyramid_correlation/{size[1]}x{size[2]}", "pyramid_correlation", "correlation", n, 512, size=size,
+            providers=tuple(PROVIDERS["correlation"]),
+            goals=(Goal("speedup", 6, 12, FORMULA), Goal("units", 6, 3), Goal("memory_share", 0.1, 0.1, FORMULA)),
+        )
+        for n, size in ((16, (4, 8, 8)), (8, (4, 28, 28)))
+    ),
+    Case(
+        "attention_consistency/8x8", "attention_consistency", "consistency", 16, 512, size=(4, 8, 8),
+        providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
+    ),
 )  # fmt: skip
 
 # What a GPU is measured on: batches that fill one, in bfloat16 as they are trained, the largest last.
@@ -222,6 +261,13 @@ DEVICE_CASES: tuple[Case, ...] = (
     Case(
         "sparse_code/device", "sparse_code", "codes", 96 * 80 * 80, 128, clusters=64, dtype=torch.bfloat16,
         providers=(LOOP, COMPILED, OURS),
+    ),
+    *(
+        Case(
+            f"{operator}/device", operator, task, 128, 512, size=(4, 8, 8), dtype=torch.bfloat16,
+            providers=(FORMULA, COMPILED, OURS),
+        )
+        for operator, task in (("pyramid_correlation", "correlation"), ("attention_consistency", "consistency"))
     ),
     # The other peers of k-means run on the CPU.
     *(

@@ -39,7 +39,7 @@ def table(record: Record) -> str:
         if base is not None and "ms" in row:
             row["times"] = base / row["ms"]
     columns = [column for column in COLUMNS if any(column[1] in row for row in rows.values())]
-    unit = f"   (1 U = {record['unit_ms']:.3g} ms)" if "unit_ms" in record else ""
+    unit = f"   (1 U, {record['unit']}: {record['unit_ms']:.3g} ms)" if "unit_ms" in record else ""
     lines = [
         record["title"] + unit,
         " " * 32 + "".join(f"{heading:>{width}}" for heading, _, _, width in columns),
@@ -147,7 +147,8 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     machine = document["machine"]
     figure.suptitle(
-        "Forward + backward, time in U (one N x N x D float32 torch.mm of the same process), less is better; "
+        "Forward + backward, time in U (one N x N x D float32 torch.mm, of maps one copy, in the same process), less "
+        "is better; "
         "dotted: asked of cmx_fast\n"
         f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} CPU threads, torch {machine['torch']}",
         fontsize=11,

@@ -14,8 +14,9 @@ import torch
 Step = Callable[[], object]
 Clock = Callable[[Step, int], float]
 
-# A sample shorter than this repeats the step: the clock and the caller's loop must not show.
-MIN_SAMPLE = 5e-3
+# A sample shorter than this repeats the step: neither the clock nor what the contender before it left in the caches, nor
+# threads that fell asleep meanwhile, must show.
+MIN_SAMPLE = 20e-3
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,17 @@ def interleaved(
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 
-def unit(n: int, m: int, d: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
+def product_unit(n: int, m: int, d: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
     """The yardstick U: one (n, d) x (d, m) ``torch.mm`` into memory that is already there."""
     x, y = torch.randn(n, d, device=device, dtype=dtype), torch.randn(m, d, device=device, dtype=dtype)
     out = torch.empty(n, m, device=device, dtype=dtype)
     return lambda: torch.mm(x, y.T, out=out)
+
+
+def copy_unit(elements: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
+    """The yardstick U of what only moves memory: one copy into memory that is already there."""
+    x, out = (
+        torch.randn(elements, device=device, dtype=dtype),
+        torch.empty(elements, device=device, dtype=dtype),
+    )
+    return lambda: out.copy_(x)

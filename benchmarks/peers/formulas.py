@@ -80,3 +80,17 @@ def unrolled_ista(x: Tensor, dictionary: Tensor, step_size: Tensor, penalty: flo
         residual = codes @ dictionary.T - x
         codes = torch.relu(codes - step_size * (residual @ dictionary + penalty))
     return codes
+
+
+def two_banks(query: Tensor, key: Tensor, banks: tuple[Tensor, Tensor], temperature: float) -> Tensor:
+    """MoCo's loss with the keys' and the queries' queues (K, D) each: CMAC's eq. 7 as MoCo's users would write it."""
+    return moco(query, key, torch.cat(banks).T, temperature)
+
+
+def pyramid_correlation(features: Tensor, filters: Tensor) -> Tensor:
+    """Cosine maps (B, T, H, W) in [0, 1] of filters (B, C) over features (B, C, T, H, W) at two scales, averaged."""
+    kernel = filters[:, :, None, None, None]
+    fine = F.cosine_similarity(features, kernel, dim=1)
+    coarse = F.cosine_similarity(F.avg_pool3d(features, (1, 2, 2)), kernel, dim=1)
+    coarse = F.interpolate(coarse[:, None], size=fine.shape[1:], mode="trilinear")[:, 0]
+    return (1 + (fine + coarse) / 2) / 2

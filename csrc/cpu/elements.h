@@ -8,22 +8,27 @@
 
 namespace cmx {
 
-// Calls f with a pointer to the tensor's elements of their own type.
+// Calls f with a pointer to elements of their own type.
 template <class F>
-void with_elements(const torch::stable::Tensor& tensor, const F& f) {
+void with_elements(torch::headeronly::ScalarType type, void* data, const F& f) {
   using torch::headeronly::ScalarType;
-  switch (tensor.scalar_type()) {
+  switch (type) {
     case ScalarType::Float:
-      return f(static_cast<float*>(tensor.data_ptr()));
+      return f(static_cast<float*>(data));
     case ScalarType::Double:
-      return f(static_cast<double*>(tensor.data_ptr()));
+      return f(static_cast<double*>(data));
     case ScalarType::BFloat16:
-      return f(static_cast<torch::headeronly::BFloat16*>(tensor.data_ptr()));
+      return f(static_cast<torch::headeronly::BFloat16*>(data));
     case ScalarType::Half:
-      return f(static_cast<torch::headeronly::Half*>(tensor.data_ptr()));
+      return f(static_cast<torch::headeronly::Half*>(data));
     default:
       STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16");
   }
+}
+
+template <class F>
+void with_elements(const torch::stable::Tensor& tensor, const F& f) {
+  with_elements(tensor.scalar_type(), tensor.data_ptr(), f);
 }
 
 }  // namespace cmx

@@ -33,7 +33,8 @@ class Planes {
                                              std::max<int64_t>(1, pyramid.frames(0).count))),
         blocks(ceil_div(pyramid.frames(0).count, frames_per_block)),
         groups(ceil_div(channels, kChannelsPerTask)),
-        features_(features) {}
+        type(features.scalar_type()),
+        elements_(features.data_ptr()) {}
 
   int64_t frame_size() const { return pyramid.frames(0).h * pyramid.frames(0).w; }
   int64_t tasks() const { return batch * blocks * groups; }
@@ -55,7 +56,7 @@ class Planes {
   // `count` channels of a block, at most kMostLoaded, `stride` apart: in the tensor, or converted in the buffer.
   const T* load(int64_t b, int64_t c, int64_t count, int64_t block, Buffer<T>& buffer, int64_t* stride) const {
     const T* loaded = nullptr;
-    with_elements(features_, [&](auto* elements) {
+    with_elements(type, elements_, [&](auto* elements) {
       elements += offset(b, c, block);
       if constexpr (std::is_same_v<std::remove_pointer_t<decltype(elements)>, T>) {
         *stride = pyramid.positions();
@@ -75,10 +76,11 @@ class Planes {
 
   const Pyramid pyramid;
   const int64_t batch, channels, frames_per_block, blocks, groups;
+  const torch::headeronly::ScalarType type;
   const PlaneKernels<T>& kernels = best_plane_kernels<T>();
 
  private:
-  Tensor features_;
+  void* elements_;
 };
 
 // Working memory of a pass: a value for every window of every level of a block, and rows of them in pairs.

@@ -234,7 +234,9 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
   const int64_t channels = planes.channels, blocks = planes.blocks;
   const Tensor dfeatures = empty_in_workspace(features), dfilters = torch::stable::empty_like(filters);
   const T* filter = static_cast<const T*>(filters.data_ptr());
-  Buffer<T> of_filters(planes.batch * blocks * channels);
+  void* const gradients = dfeatures.data_ptr();
+  T* const of_filter = static_cast<T*>(dfilters.data_ptr());
+  Buffer<T> products(planes.batch * blocks * channels);
   run_tasks(planes.tasks(), [&](int64_t task) {
     const int64_t group = task % planes.groups, block = task / planes.groups % blocks;
     const int64_t b = task / planes.groups / blocks;
@@ -262,7 +264,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
           of_windows = windows.row_pairs.data();
         }
       }
-      with_elements(dfeatures, [&](auto* elements) {
+      with_elements(planes.type, gradients, [&](auto* elements) {
         using Element = std::remove_pointer_t<decltype(elements)>;
         elements += planes.offset(b, c, block);
         T* gradient;
@@ -270,7 +272,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
           gradient = elements;
         else
           rounded.resize(frames.positions()), gradient = rounded.data();
-        of_filters.data()[(b * blocks + block) * channels + c] =
+        products.data()[(b * blocks + block) * channels + c] =
             planes.kernels.gradient(x, filter[b * channels + c], along, own ? own + planes.begin(block, 0) : nullptr,
                                     of_windows, frames, gradient);
         if constexpr (!std::is_same_v<Element, T>)
@@ -281,8 +283,8 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
   for (int64_t b = 0; b < planes.batch; ++b)
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
-      for (int64_t block = 0; block < blocks; ++block) sum += of_filters.data()[(b * blocks + block) * channels + c];
-      static_cast<T*>(dfilters.data_ptr())[b * channels + c] = T(sum - pull.turn[b] * filter[b * channels + c]);
+      for (int64_t block = 0; block < blocks; ++block) sum += products.data()[(b * blocks + block) * channels + c];
+      of_filter[b * channels + c] = T(sum - pull.turn[b] * filter[b * channels + c]);
     }
   return {dfeatures, dfilters};
 }
