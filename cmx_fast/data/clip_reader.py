@@ -18,8 +18,14 @@ from .decode import BrokenVideoError, Media, read_frames, read_wave
 
 #: Frames (clips, T, 3, h, w) and 16-bit sound (clips, samples) of one recording.
 Cut = tuple[Tensor, Tensor]
-#: Random streams of a recording in an epoch: where its clip begins, and what takes its place.
-WHERE, INSTEAD = 0, 1
+#: Random streams of a recording in an epoch: where its clip begins, what takes its place, how the clip is augmented.
+WHERE, INSTEAD, AUGMENTED = 0, 1, 2
+
+
+def random_stream(seed: int, epoch: int, index: int, stream: int) -> torch.Generator:
+    """The generator of one of a recording's random streams."""
+    number = ((seed * 1_000_003 + epoch) * 1_000_003 + index) * 1_000_003 + stream
+    return torch.Generator().manual_seed(number % 2**63)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,9 @@ class RandomClips(Dataset[Any]):
                 if row not in rows:
                     index = next(candidate)
                     starts = source.format.starts(source.media[index])
-                    drawn = torch.rand((), generator=self._generator(index, WHERE), dtype=torch.float64)
+                    drawn = torch.rand(
+                        (), generator=random_stream(self.seed, self.epoch, index, WHERE), dtype=torch.float64
+                    )
                     requests[row] = (index, [int(drawn * starts)])
             for (row, (index, places)), cut in zip(
                 requests.items(), source.cut(list(requests.values())), strict=True
@@ -170,7 +178,9 @@ class RandomClips(Dataset[Any]):
         broken = self.source.broken
         if index not in broken:
             yield index
-        others = torch.randperm(len(self.source.paths), generator=self._generator(index, INSTEAD)).tolist()
+        others = torch.randperm(
+            len(self.source.paths), generator=random_stream(self.seed, self.epoch, index, INSTEAD)
+        ).tolist()
         taken = set(batch)
         for other in others:
             if other not in taken and other not in broken:
@@ -179,10 +189,6 @@ class RandomClips(Dataset[Any]):
             f"no recording can take the place of {self.source.paths[index]}, which breaks "
             f"({broken.get(index)}): all others break too, or are in the batch already; use smaller batches"
         )
-
-    def _generator(self, index: int, stream: int) -> torch.Generator:
-        number = ((self.seed * 1_000_003 + self.epoch) * 1_000_003 + index) * 1_000_003 + stream
-        return torch.Generator().manual_seed(number % 2**63)
 
 
 class UniformClips(Dataset[Any]):
