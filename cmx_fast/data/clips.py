@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .clip_reader import ClipFormat, RandomClips, Source, UniformClips, WholeRecordings
 from .decode import BACKENDS, BrokenVideoError, Media, probe
+from .recordings import Recording, Recordings
 
 #: A recording has to be this many seconds longer than a clip: for 32 frames at 30 fps that is GDT's 1.1 s.
 MARGIN = 1 / 30
@@ -29,7 +30,7 @@ class Clips:
     frames are CMAC's 32; rates and 16-bit sound are those of GDT's code.
 
     Args:
-        recordings: a :class:`cmx_fast.data.recordings.Recordings`, or anything with its ``entries`` and ``skipped``.
+        recordings: of videos; what they lack already is the beginning of ``skipped``.
         seconds: of sound; ``audio=False`` gives pictures alone and takes recordings without sound too.
         short_side: pixels of the shorter side after resizing.
         backend: see :func:`cmx_fast.data.decode.read_frames`. "dali" decodes the pictures of a batch together in
@@ -51,7 +52,7 @@ class Clips:
 
     def __init__(
         self,
-        recordings: Any,
+        recordings: Recordings,
         *,
         frames: int = 32,
         fps: float = 30,
@@ -79,10 +80,10 @@ class Clips:
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         samples = round(seconds * sample_rate) if audio else 0
         format = ClipFormat(frames, fps, samples, sample_rate, short_side, backend)
-        self.entries: list[Any] = []
+        self.entries: list[Recording] = []
         self.media: list[Media] = []
         self.skipped: list[tuple[Path, str]] = list(recordings.skipped)
-        paths = [Path(entry.path) for entry in recordings.entries]
+        paths = [entry.path for entry in recordings.entries]
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             looks = pool.map(lambda path: _look(path, format), paths)
             for entry, path, found in zip(recordings.entries, paths, looks, strict=True):
@@ -94,7 +95,7 @@ class Clips:
         if not self.entries:
             raise ValueError(f"none of {len(paths)} recordings can be used: {self._reasons()}")
         self.labels = torch.tensor([entry.label for entry in self.entries], dtype=torch.int64)
-        self._source = Source([Path(entry.path) for entry in self.entries], self.media, format, self.workers)
+        self._source = Source([entry.path for entry in self.entries], self.media, format, self.workers)
         if cache:
             self._keep()
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +11,18 @@ pytest.importorskip("av", reason="needs the media extra")
 from video_files import numbers, tone, write_broken, write_video
 
 from cmx_fast.data.clips import Clips
+from cmx_fast.data.recordings import Recording, Recordings
 
 OPTIONS = {"frames": 4, "fps": 10, "seconds": 0.5, "sample_rate": 8000, "short_side": 48, "workers": 0}
 BATCHES = [torch.tensor([0, 2]), torch.tensor([1])]
 
 
-@dataclass
-class Entry:
-    path: Path
-    label: int
-
-
-@dataclass
-class Listed:
-    """What Clips needs of a Recordings."""
-
-    entries: list[Entry]
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
-
-
-def listed(*paths: Path) -> Listed:
-    return Listed([Entry(path, 10 + i) for i, path in enumerate(paths)])
+def listed(*paths: Path) -> Recordings:
+    return Recordings([Recording(path, 10 + i, path.stem) for i, path in enumerate(paths)], [])
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory) -> Listed:
+def three(tmp_path_factory) -> Recordings:
     folder = tmp_path_factory.mktemp("clips")
     return listed(
         write_video(folder / "a.mp4", 60),
