@@ -64,7 +64,15 @@ def cuda_extra_peak(step: Callable[[], object]) -> int:
 
 def in_fresh_process(case: Case, provider: str, threads: int, *, timeout: float = 300) -> int:
     """:func:`extra_peak` of a provider's step, measured in a process of its own."""
-    command = [sys.executable, "-m", f"{__package__}.memory", case.name, str(case.rows), provider, str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        f"{__package__}.memory",
+        case.name,
+        str(case.rows),
+        provider,
+        str(threads),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(

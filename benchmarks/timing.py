@@ -14,8 +14,8 @@ import torch
 Step = Callable[[], object]
 Clock = Callable[[Step, int], float]
 
-# A sample shorter than this repeats the step: neither the clock nor what the contender before it left in the caches, nor
-# threads that fell asleep meanwhile, must show.
+# A sample shorter than this repeats the step: neither the clock, nor what the contender before it left in the caches,
+# nor threads that fell asleep meanwhile must show.
 MIN_SAMPLE = 20e-3
 
 

@@ -35,6 +35,10 @@ COMMANDS = {
         "cmx_fast.data.simulate_people:simulate_people",
         "Dressed figures with exact part masks (ATR layout).",
     ),
+    ("simulate", "clips"): (
+        "cmx_fast.data.simulate_clips:simulate_clips",
+        "Videos of moving objects of which one sounds (Kinetics, VGGSound layouts).",
+    ),
     ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR, DSCMR)."),
     ("train", "c2l"): (
         "cmx_fast.train.c2l:train_c2l",
