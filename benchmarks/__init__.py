@@ -1,5 +1,6 @@
 """Benchmarks of the operators against what their users run today.
 
 ``cmx bench`` measures and writes ``benchmarks/results/<machine>.json`` with a table and a plot; ``pytest benchmarks/``
-runs small cases under pytest-benchmark; ``python -m benchmarks.device`` is the suite for a GPU.
+runs small cases under pytest-benchmark; ``python -m benchmarks.device`` is the suite for a GPU;
+``python -m benchmarks.decoding DIR`` compares what decodes video.
 """

@@ -16,7 +16,8 @@ from .._extras import MissingExtraError
 from .decode_moments import BrokenVideoError, Media
 
 #: "auto" is PyAV: as fast per core as TorchCodec or faster (benchmarks/decoding.py), without FFmpeg on the system,
-#: and right in AVI and MPEG-TS files with B-frames, where TorchCodec 0.13 takes other frames or none.
+#: and right in AVI and MPEG-TS files with B-frames. There TorchCodec 0.13 takes other frames or none, and a damaged
+#: MPEG-TS file can crash the process.
 BACKENDS = ("torchcodec", "pyav", "dali", "auto")
 #: Samples decoded beyond either end of what is resampled: more than torchaudio's filter reaches.
 _REACH = 256

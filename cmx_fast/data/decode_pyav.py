@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .decode_moments import EPSILON, BrokenVideoError, Media, resized, shown
 av = require("av", "media")
 #: A header that promises this much more than there is belongs to a truncated file.
 TRUNCATED = 0.5
+#: Files that play longer than a day, in seconds, have a damaged clock.
+LONGEST = 86400.0
 #: Sound is decoded from the beginning up to this second, so that the noise which AAC and others only describe comes
 #: out the same in any clip; later than that from a seek, with so many seconds for the codec to settle in.
 FROM_THE_BEGINNING, PREROLL = 30.0, 0.25
@@ -26,24 +30,18 @@ FURTHER_BACK = (0.0, 2.0, float("inf"))
 
 def probe(path: Path, audio: bool) -> Media:
     """See :func:`cmx_fast.data.decode.probe`."""
-    try:
-        with av.open(str(path)) as container:
-            return _measure(path, container, audio)
-    except av.error.FFmpegError as error:
-        raise BrokenVideoError(path, f"not a video, or too broken to open ({error.strerror})") from error
+    with _opened(path, "not a video, or too broken to open") as container:
+        return _measure(path, container, audio)
 
 
 def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
     """See :func:`cmx_fast.data.decode.read_frames`."""
-    try:
-        with av.open(str(path)) as container:
-            stream = _video(path, container)
-            stream.codec_context.thread_count = 1  # the loader's workers are the threads
-            for further in FURTHER_BACK:
-                if found := _decode(path, container, stream, moments, further):
-                    return _pictures(found, short_side)
-    except av.error.FFmpegError as error:
-        raise BrokenVideoError(path, f"can't be decoded ({error.strerror})") from error
+    with _opened(path, "can't be decoded") as container:
+        stream = _video(path, container)
+        stream.codec_context.thread_count = 1  # the loader's workers are the threads
+        for further in FURTHER_BACK:
+            if found := _decode(path, container, stream, moments, further):
+                return _pictures(found, short_side)
     raise BrokenVideoError(path, f"frames from {min(moments):g} to {max(moments):g} s can't be decoded")
 
 
@@ -52,52 +50,60 @@ def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, 
     as there are any, with their rate and the second of the first."""
     parts: list[np.ndarray] = []
     begin = 0.0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise BrokenVideoError(path, "has no audio")
-            stream = container.streams.audio[0]
-            rate, tick = stream.rate, stream.time_base
-            start, stop = start - reach / rate, stop + reach / rate
-            if start > FROM_THE_BEGINNING:
-                container.seek(int((start - PREROLL) / tick), stream=stream, backward=True)
-            to_planes = av.AudioResampler(format="fltp")
-            here = None  # the second at which the next samples begin
-            for frame in container.decode(stream):
-                if here is None or (frame.time is not None and abs(frame.time - here) > GAP):
-                    behind, here = here, frame.time or 0.0
-                    if parts and behind is not None:
-                        gap = max(0, round((here - behind) * rate))
-                        parts.append(np.zeros((parts[-1].shape[0], gap), np.float32))
-                if here >= stop:
-                    break
-                for converted in to_planes.resample(frame):
-                    planes = converted.to_ndarray()
-                    if here + planes.shape[1] / rate > start:
-                        if not parts:
-                            begin = here
-                        parts.append(planes)
-                    here += planes.shape[1] / rate
-    except av.error.FFmpegError as error:
-        raise BrokenVideoError(path, f"sound can't be decoded ({error.strerror})") from error
-    if not parts:
-        raise BrokenVideoError(path, f"plays no sound from {start:g} to {stop:g} s")
-    return torch.from_numpy(np.concatenate(parts, 1)), rate, begin
+    with _opened(path, "sound can't be decoded") as container:
+        if not container.streams.audio:
+            raise BrokenVideoError(path, "has no audio")
+        stream = container.streams.audio[0]
+        rate = stream.rate
+        start, stop = start - reach / rate, stop + reach / rate
+        if start > FROM_THE_BEGINNING:
+            container.seek(int((start - PREROLL) / stream.time_base), stream=stream, backward=True)
+        to_planes = av.AudioResampler(format="fltp")
+        here = None  # the second at which the next samples begin
+        for frame in container.decode(stream):
+            if here is None or (frame.time is not None and abs(frame.time - here) > GAP):
+                behind, here = here, frame.time or 0.0
+                if parts and behind is not None:
+                    gap = max(0, round((min(here, stop) - behind) * rate))
+                    parts.append(np.zeros((parts[-1].shape[0], gap), np.float32))
+            if here >= stop:
+                break
+            for converted in to_planes.resample(frame):
+                planes = converted.to_ndarray()
+                if here + planes.shape[1] / rate > start:
+                    if not parts:
+                        begin = here
+                    parts.append(planes)
+                here += planes.shape[1] / rate
+        if parts:
+            return torch.from_numpy(np.concatenate(parts, 1)), rate, begin
+    raise BrokenVideoError(path, f"plays no sound from {start:g} to {stop:g} s")
 
 
 def presented(path: Path) -> tuple[Tensor, float, tuple[int, int]]:
     """When each frame of a file begins, sorted, when the last ends, and their (width, height). Decodes nothing."""
+    with _opened(path, "can't be read") as container:
+        stream = _video(path, container)
+        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        if not packets:
+            raise BrokenVideoError(path, "shows nothing")
+        stamps = sorted((_stamp(p), p.duration or 0) for p in packets)
+        begins = _seconds([stamp for stamp, _ in stamps], stream)
+        return begins, float(sum(stamps[-1]) * stream.time_base), (stream.width, stream.height)
+
+
+@contextmanager
+def _opened(path: Path, otherwise: str) -> Iterator[Any]:
+    """The file's container; whatever goes wrong with it is a BrokenVideoError."""
     try:
-        with av.open(str(path)) as container:
-            stream = _video(path, container)
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-            if not packets:
-                raise BrokenVideoError(path, "shows nothing")
-            stamps = sorted((_stamp(p), p.duration or 0) for p in packets)
-            begins = _seconds([stamp for stamp, _ in stamps], stream)
-            return begins, float(sum(stamps[-1]) * stream.time_base), (stream.width, stream.height)
+        with av.open(str(path), metadata_errors="ignore") as container:
+            yield container
+    except BrokenVideoError:
+        raise
     except av.error.FFmpegError as error:
-        raise BrokenVideoError(path, f"can't be read ({error.strerror})") from error
+        raise BrokenVideoError(path, f"{otherwise} ({error.strerror})") from error
+    except Exception as error:  # a damaged header can be wrong anywhere: no codec, no rate, a time base of 0
+        raise BrokenVideoError(path, f"{otherwise} ({type(error).__name__}: {error})") from error
 
 
 def _measure(path: Path, container: Any, audio: bool) -> Media:
@@ -124,8 +130,8 @@ def _measure(path: Path, container: Any, audio: bool) -> Media:
             raise BrokenVideoError(path, f"truncated: {there:.1f} of {claimed:.1f} s are there")
         spans.append((float((stream.start_time or 0) * tick), there))
     begin, end = max(span[0] for span in spans), min(span[1] for span in spans)
-    if video.width < 1 or video.height < 1 or end <= begin:
-        raise BrokenVideoError(path, "plays nothing")
+    if video.width < 1 or video.height < 1 or not 0 < end - begin < LONGEST:
+        raise BrokenVideoError(path, f"plays {end - begin:g} s of {video.width}x{video.height} pixels")
     lengths = [last - first for first, last in spans]
     fps = float(video.average_rate or video.guessed_rate or 0)
     return Media(lengths[0], lengths[1] if audio else 0.0, fps, video.width, video.height, begin, end - begin)

@@ -157,6 +157,37 @@ def test_what_can_not_be_decoded_is_named(tmp_path, kind, backend):
             read_wave(path, 1.0, 1.0, RATE, backend=backend)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_damage_anywhere_gives_frames_or_a_named_error(files, tmp_path, name):
+    generator = np.random.default_rng(0)
+    whole, path = np.frombuffer(files[name].read_bytes(), np.uint8), tmp_path / name
+    named = 0
+    for _ in range(25):
+        content = whole.copy()
+        content[generator.integers(0, len(content), 40)] = generator.integers(0, 256, 40, dtype=np.uint8)
+        content[generator.integers(0, 600, 20)] = generator.integers(0, 256, 20, dtype=np.uint8)
+        path.write_bytes(content)
+        for use in (
+            lambda: probe(path),
+            lambda: read_frames(path, [1.0, 1.5], short_side=48, backend="pyav"),
+            lambda: read_wave(path, 1.0, 0.5, RATE, backend="pyav"),
+        ):
+            try:
+                use()
+            except BrokenVideoError:
+                named += 1
+    assert named
+
+
+def test_titles_in_any_encoding(tmp_path):
+    content = write_video(tmp_path / "titled.mp4", 30).read_bytes()
+    assert b"VideoHandler" in content
+    path = tmp_path / "latin.mp4"
+    path.write_bytes(content.replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    assert probe(path).fps == 30
+    assert numbers(read_frames(path, [0.5], short_side=48, backend="pyav")) == [15]
+
+
 @pytest.mark.parametrize("backend", ["pyav", "torchcodec", "dali"])
 def test_moments_outside(files, backend):
     needs(backend)
