@@ -46,8 +46,10 @@ def write_video(
     options: dict[str, str] | None = None,
     audio: str | None = "aac",
     audio_seconds: float | None = None,
+    chunk: int = 1024,
 ) -> Path:
-    """Frames 0, 1, ... at ``fps`` or at ``times``, a key frame every 30, beside ``tone`` as stereo."""
+    """Frames 0, 1, ... at ``fps`` or at ``times``, a key frame every 30, beside ``tone`` as stereo in packets of
+    ``chunk`` samples."""
     import av
 
     width, height = size
@@ -66,15 +68,15 @@ def write_video(
         container.mux(video.encode())
         if sound is not None:
             wave = tone(frames / fps if audio_seconds is None else audio_seconds)
-            for start in range(0, len(wave), 1024):
-                both = np.repeat(wave[None, start : start + 1024], 2, 0)
+            for start in range(0, len(wave), chunk):
+                both = np.repeat(wave[None, start : start + chunk], 2, 0)
                 if audio != "aac":
                     both = (both * 32767).astype(np.int16).T.reshape(1, -1)
-                chunk = av.AudioFrame.from_ndarray(
+                samples = av.AudioFrame.from_ndarray(
                     np.ascontiguousarray(both), format="fltp" if audio == "aac" else "s16", layout="stereo"
                 )
-                chunk.rate, chunk.pts, chunk.time_base = RATE, start, Fraction(1, RATE)
-                container.mux(sound.encode(chunk))
+                samples.rate, samples.pts, samples.time_base = RATE, start, Fraction(1, RATE)
+                container.mux(sound.encode(samples))
             container.mux(sound.encode())
     return path
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from .._extras import MissingExtraError
 from .decode_moments import BrokenVideoError, Media
 
-#: "auto" is PyAV: as fast per core as TorchCodec or faster (benchmarks/decoding.py), without FFmpeg on the system,
-#: and right in AVI and MPEG-TS files with B-frames. There TorchCodec 0.13 takes other frames or none, and a damaged
-#: MPEG-TS file can crash the process.
+#: "auto" is PyAV: per core about as fast as TorchCodec on small pictures and faster on larger ones
+#: (benchmarks/decoding.py), without FFmpeg on the system, and right in AVI and MPEG-TS files with B-frames. There
+#: TorchCodec 0.13 takes other frames or none, and a damaged MPEG-TS file can crash the process.
 BACKENDS = ("torchcodec", "pyav", "dali", "auto")
 #: Samples decoded beyond either end of what is resampled: more than torchaudio's filter reaches.
 _REACH = 256

@@ -117,11 +117,10 @@ def _measure(path: Path, container: Any, audio: bool) -> Media:
     promised = {s.index: (s.start_time or 0) + s.duration if s.duration else 0 for s in streams}
     if container.duration:
         container.seek((container.start_time or 0) + container.duration)
-    ends = {s.index: 0 for s in streams}
-    for packet in container.demux(streams):
-        if packet.pts is not None and packet.size and not packet.is_corrupt:
-            index = packet.stream.index
-            ends[index] = max(ends[index], packet.pts + (packet.duration or 0))
+    ends = _ends(container, streams)
+    if min(ends.values()) == 0:  # the other track ended before the key frame that the seek went to
+        container.seek(0)
+        ends = _ends(container, streams)
     spans = []
     for stream in streams:
         tick = stream.time_base
@@ -135,6 +134,16 @@ def _measure(path: Path, container: Any, audio: bool) -> Media:
     lengths = [last - first for first, last in spans]
     fps = float(video.average_rate or video.guessed_rate or 0)
     return Media(lengths[0], lengths[1] if audio else 0.0, fps, video.width, video.height, begin, end - begin)
+
+
+def _ends(container: Any, streams: list[Any]) -> dict[int, int]:
+    """The last moment that the coming packets of each stream play, in its ticks; 0 without any."""
+    ends = {s.index: 0 for s in streams}
+    for packet in container.demux(streams):
+        if packet.pts is not None and packet.size and not packet.is_corrupt:
+            index = packet.stream.index
+            ends[index] = max(ends[index], packet.pts + (packet.duration or 0))
+    return ends
 
 
 def _video(path: Path, container: Any) -> Any:
