@@ -44,8 +44,16 @@ COMMANDS = {
         "cmx_fast.train.c2l:train_c2l",
         "Human parsing without masks (C2L, its ablation, PiCIE, DFF).",
     ),
+    ("train", "cmac"): (
+        "cmx_fast.train.cmac:train_cmac",
+        "Video and sound that learn from each other (CMAC and its ablation).",
+    ),
     ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
     ("evaluate", "c2l"): ("cmx_fast.evaluate.c2l:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
+    ("evaluate", "cmac"): (
+        "cmx_fast.evaluate.cmac:evaluate_cmac",
+        "Retrieval, localisation and linear classification of a CMAC run.",
+    ),
     ("bench",): ("cmx_fast.benchmarks.__main__:bench", "Time the operators against what people use today."),
 }
 

@@ -24,6 +24,10 @@ COLOURS = {
     "part": "#c2571a",
     "part+pixel": "#5a9e6f",
     "c2l": "#0b6e99",
+    "single": "#8a949e",
+    "attention": "#c2571a",
+    "contrast": "#5a9e6f",
+    "cmac": "#0b6e99",
 }
 INK = "#5c6670"
 STYLE = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 class MemoryBank(nn.Module):
     """The last ``size`` keys as ``rows`` (size, dim) float32, oldest first (He et al. 2020, section 3.2).
 
-    The bank starts with random unit vectors, as MoCo's and lightly's do, and is no part of ``state_dict``, as
-    lightly's is not.
+    The bank starts with random unit vectors, as MoCo's and lightly's do. ``ids`` (size,) int64 says whose key a row is;
+    it lies on the CPU, where batches are drawn, so that looking a sample up never waits for a GPU. Random rows, and
+    keys without ids, have -1. Any batch size serves: it need not divide ``size``.
 
     A ring overwritten in place would change rows that a loss still needs for its backward pass. So the queue
     is a window that moves through twice its memory: keys are written behind the window, never into it, and
@@ -21,6 +24,7 @@ class MemoryBank(nn.Module):
     Args:
         size: number of keys, K.
         dim: features per key, D.
+        persistent: whether ``state_dict`` holds the rows and ids. Default no: lightly's does not.
 
     Raises:
         ValueError: a size or dim below 1, or keys of another width.
@@ -36,20 +40,26 @@ class MemoryBank(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, *, persistent: bool = False) -> None:
         super().__init__()
         if size < 1 or dim < 1:
             raise ValueError(f"size and dim must be at least 1, got {size} and {dim}")
         self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1), persistent=False)
+        self.ids = torch.full((size,), -1)
+        self.persistent = persistent
 
     @torch.no_grad()
     @torch.compiler.disable  # the window's place changes at every step: nothing to trace
-    def enqueue(self, keys: Tensor) -> None:
-        """Append ``keys`` (N, D) and drop the N oldest rows; of more than K keys the last K stay."""
+    def enqueue(self, keys: Tensor, ids: Tensor | None = None) -> None:
+        """Append ``keys`` (N, D) of samples ``ids`` (N,) and drop the N oldest rows; of more than K the last stay."""
         size, dim = self.rows.shape
         if keys.dim() != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must have shape (N, {dim}), got {tuple(keys.shape)}")
+        if ids is not None and ids.shape != keys.shape[:1]:
+            raise ValueError(f"ids must have shape ({len(keys)},), one per key; got {tuple(ids.shape)}")
+        of_keys = torch.full((len(keys),), -1) if ids is None else ids.cpu()
         keys = keys[-size:]
+        self.ids = torch.cat([self.ids, of_keys])[-size:]
         start = self.rows.storage_offset()
         end = start + self.rows.numel()
         if (end + keys.numel()) * self.rows.element_size() > self.rows.untyped_storage().nbytes():
@@ -58,6 +68,40 @@ class MemoryBank(nn.Module):
         # .data has its own version counter: what is written lies outside the rows that autograd watches.
         self.rows.data.as_strided(keys.shape, (dim, 1), end).copy_(keys)
         self.rows = self.rows.data.as_strided((size, dim), (dim, 1), start + keys.numel())
+
+    def without(self, ids: Tensor) -> Tensor:
+        """The rows that are no keys of these samples (N,) int64, so that no sample meets itself as its own negative.
+
+        ``rows`` itself where there is none, which is the rule while the bank is small beside the data set; else a copy.
+        """
+        own = torch.isin(self.ids, ids.cpu())
+        return self.rows[(~own).nonzero().flatten().to(self.rows.device)] if own.any() else self.rows
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.persistent:
+            # A copy: a file of the window alone would hold all the memory that it moves through.
+            destination |= {prefix + "rows": self.rows.clone(), prefix + "ids": self.ids}
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        if not self.persistent:
+            return
+        missing, unexpected, errors = lists
+        for name, own in (("rows", self.rows), ("ids", self.ids)):
+            stored = state_dict.get(prefix + name)
+            if stored is None:
+                missing.append(prefix + name)
+            elif stored.shape != own.shape:
+                errors.append(
+                    f"{prefix}{name} is stored as {tuple(stored.shape)}, this bank has {tuple(own.shape)}"
+                )
+            else:
+                setattr(self, name, stored.to(own.device, own.dtype, copy=True))
+            if prefix + name in unexpected:
+                unexpected.remove(prefix + name)
 
     def extra_repr(self) -> str:
         return "{}, {}".format(*self.rows.shape)

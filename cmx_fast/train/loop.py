@@ -45,6 +45,7 @@ class Stage:
         groups: parameter groups, each with its peak "lr".
         batches: the batches from this step on, on the device; the same ones whenever it is asked.
         seed: seeds dropout and augmentation, whatever ran before.
+        optimizer: makes the optimiser of the groups, with ``weight_decay``.
         labels: names in the batch that the losses need from every process; None if they take only their own rows.
         schedule: the factor on the learning rates, from the step (counted from 0) and the number of steps.
         after_step: called after every step of the optimiser.
@@ -59,6 +60,7 @@ class Stage:
     batches: Callable[[int], Iterator[Batch]]
     seed: int
     weight_decay: float = 0.0
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     labels: tuple[str, ...] | None = ("space",)
     schedule: Callable[[int, int], float] = warmup_and_cosine
     after_step: Callable[[], None] | None = None
@@ -90,7 +92,7 @@ def run_stage(
         stage.module.load_state_dict(finished)
         return
     torch.manual_seed(stage.seed * 1_000_003 + fabric.global_rank)
-    optimizer = torch.optim.AdamW(stage.groups, weight_decay=stage.weight_decay)
+    optimizer = stage.optimizer(stage.groups, weight_decay=stage.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
     module, optimizer = fabric.setup(torch.compile(stage.module) if compile else stage.module, optimizer)
     start, sums, counted, spent = 0, dict[str, float](), 0, 0.0

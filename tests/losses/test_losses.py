@@ -121,6 +121,37 @@ def test_memory_bank_moves_and_copies():
     assert not bank.state_dict()
 
 
+def test_memory_bank_in_a_checkpoint():
+    bank, other = (MemoryBank(5, 2, persistent=True) for _ in range(2))
+    bank.enqueue(torch.ones(3, 2), torch.tensor([7, 8, 9]))
+    other.load_state_dict(bank.state_dict())
+    assert other.rows.equal(bank.rows) and other.ids.tolist() == [-1, -1, 7, 8, 9]
+    for one in (bank, other):
+        one.enqueue(torch.zeros(4, 2), torch.tensor([1, 2, 3, 4]))
+    assert other.rows.equal(bank.rows) and other.ids.equal(bank.ids)
+    assert bank.state_dict()["rows"].untyped_storage().nbytes() == 5 * 2 * 4
+    with pytest.raises(RuntimeError, match=r"rows is stored as \(5, 2\), this bank has \(6, 2\)"):
+        MemoryBank(6, 2, persistent=True).load_state_dict(bank.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        bank.load_state_dict({})
+
+
+def test_no_sample_meets_itself_in_the_bank():
+    bank = MemoryBank(6, 2)
+    bank.enqueue(torch.arange(8.0).reshape(4, 2), torch.tensor([3, 4, 5, 3]))
+    assert bank.without(torch.tensor([8, 9])) is bank.rows
+    assert bank.without(torch.tensor([3, 9])).equal(bank.rows[[0, 1, 3, 4]])
+    bank.enqueue(torch.zeros(7, 2))
+    assert bank.ids.tolist() == [-1] * 6 and bank.without(torch.tensor([3])) is bank.rows
+
+
+def test_the_remoulded_loss_starts_where_all_candidates_are_alike():
+    """CMAC's eq. 7 with two banks of 15,000: ln 30001 while every cosine is 0."""
+    query, key, banks = torch.zeros(3, 8), torch.zeros(3, 8), [torch.zeros(15000, 8)] * 2
+    loss = InfoNCELoss(in_batch=False, symmetric=False)(query, key, bank=banks)
+    assert loss.item() == pytest.approx(math.log(30001), rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_ntxent_bank_follows_the_inputs_dtype(dtype):
     loss = NTXentLoss(memory_bank_size=(8, 4))
@@ -139,6 +170,7 @@ REFUSALS = [
     (lambda: NTXentLoss()(unit(4, 8), unit(5, 8)), "out0 and out1"),
     (lambda: MemoryBank(0, 4), "at least 1"),
     (lambda: MemoryBank(4, 4).enqueue(torch.ones(2, 3)), "keys must have shape"),
+    (lambda: MemoryBank(4, 4).enqueue(torch.ones(2, 4), torch.ones(3).long()), "ids must have shape"),
     (lambda: SupConLoss(contrast_mode="two"), "contrast_mode"),
     (lambda: SupConLoss(base_temperature=0), "base_temperature"),
     (lambda: SupConLoss(reduction="median"), "reduction"),

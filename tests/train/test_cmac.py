@@ -1,0 +1,185 @@
+"""The whole of ``cmx train cmac`` on a few real videos, interrupted and resumed, with broken files among them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import typer
+
+pytest.importorskip("av", reason="needs the media extra")
+pytest.importorskip("sklearn", reason="needs the evaluate extra")
+
+from cmx_fast.data.simulate_clips import simulate_clips
+from cmx_fast.evaluate.cmac import evaluate_cmac
+from cmx_fast.train import cmac as command
+from cmx_fast.train.cmac import train_cmac, warmup
+from cmx_fast.train.loop import Stage
+
+TINY = [
+    "size=32", "short_side=32", "frames=4", "fps=6.0", "seconds=0.5", "width=8", "audio_width=8", "filters=16",
+    "embedding=8", "epochs=2", "batch=6", "clips=2", "warmup_epochs=1",
+]  # fmt: skip
+MODELS = ["scratch", "single", "attention", "contrast", "cmac"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are too small to share out, and on a busy machine threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight classes, of each three recordings to train on and one held out."""
+    root = tmp_path_factory.mktemp("simulated") / "clips"
+    simulate_clips(root, clips=40, width=48, height=32, seconds=1.25, fps=12)
+    return root
+
+
+def train(data, out, *more, **options):
+    train_cmac(data, out=out, preset="demo", set=[*TINY, *more], **options)
+
+
+@pytest.fixture(scope="module")
+def finished(data, one_thread, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    train(data, out, "bank=16", model=["all"])
+    return out
+
+
+def timeless(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_a_run_leaves_everything_a_reader_needs(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert list(results["seeds"]) == MODELS and results["recordings"] == 8
+    figures = results["seeds"]["cmac"][0]
+    assert set(figures) == {
+        "audio_to_video", "video_to_audio", "video_linear", "audio_linear", "guided", "predicted",
+    }  # fmt: skip
+    assert all(0 <= value <= 1 for value in figures.values())
+    assert results["chance"]["audio_to_video"] == 1 / 8 and 0.02 < results["chance"]["guided"] < 0.3
+    html = (finished / "report.html").read_text()
+    assert html.count('alt="spectrogram"') == 4 * 6  # scratch has no pictures
+    assert "CMAC without L_ac" in html and "<svg" in html
+    rows = [row for row in timeless(finished) if row["stage"] == "seed0/cmac" and "loss" in row]
+    assert rows[-1]["step"] == 10 and {"across", "video attention", "audio attention"} <= rows[-1].keys()
+
+
+def test_evaluating_again_gives_the_same_figures(finished):
+    before = json.loads((finished / "results.json").read_text())
+    evaluate_cmac(finished)
+    assert json.loads((finished / "results.json").read_text()) == before
+
+
+def test_scratch_is_where_the_others_start(finished):
+    weights = {
+        name: torch.load(finished / "seed0" / f"{name}.pt", weights_only=True)["module"]
+        for name in ("scratch", "attention")
+    }
+    # Attention consistency does not move the transformation that makes the filters.
+    assert weights["scratch"]["video.transform.0.weight"].equal(
+        weights["attention"]["video.transform.0.weight"]
+    )
+    assert not weights["scratch"]["video_saliency.0.weight"].equal(
+        weights["attention"]["video_saliency.0.weight"]
+    )
+
+
+@pytest.mark.parametrize("stop", [4, 7])
+def test_an_interrupted_run_resumes_to_the_same_numbers_and_banks(
+    data, finished, tmp_path, monkeypatch, stop
+):
+    before = Stage.__init__
+
+    def interrupting(self, name, module, groups, steps, batches, *rest, **more):
+        def with_signal(start):
+            for step, batch in enumerate(batches(start), start + 1):
+                if step == stop:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+        before(self, name, module, groups, steps, with_signal, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "__init__", interrupting)
+        with pytest.raises(typer.Exit):
+            train(data, tmp_path / "run", "bank=16")
+    torch.rand(10)
+    train(data, tmp_path / "run", "bank=16", resume=True)
+    assert timeless(tmp_path / "run") == [row for row in timeless(finished) if row["stage"] == "seed0/cmac"]
+    one, other = (
+        torch.load(run / "seed0" / "cmac.pt", weights_only=True)["module"]
+        for run in (tmp_path / "run", finished)
+    )
+    assert all(one[name].equal(other[name]) for name in other)
+    assert one["video_bank.ids"].min() >= 0  # the sixteen last keys, all of recordings
+
+
+def test_broken_videos_are_named_and_training_goes_on(data, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    of_class = sorted((broken / "train" / "disc").iterdir())
+    whole = of_class[0].read_bytes()
+    of_class[0].write_bytes(whole[: len(whole) // 3])
+    of_class[1].write_bytes(b"")
+    of_class[2].write_text("not a video")
+    train(broken, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "train: 29 recordings; 3 left out:" in said
+    assert all(path.name in said for path in of_class[:3])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert len(config["skipped"]) == 3
+    assert "3 recordings could not be used" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_bfloat16_and_the_papers_optimiser(data, tmp_path):
+    train(data, tmp_path, "optimizer=sgd", "lr=0.01", "head=mlp", "cosine=False", precision="bf16")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_warm_up_and_cosine():
+    assert [warmup(i, 10, first=4, cosine=False) for i in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert warmup(5, 10, first=0, cosine=True) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
+        (
+            {"model": ["clip"]},
+            "model must be one or more of scratch, single, attention, contrast, cmac, all; got clip",
+        ),
+        ({"dataset": "ucf101"}, "dataset must be kinetics or vggsound, which have sound; got 'ucf101'"),
+        ({"set": ["levels=9", "lr"]}, "--set takes NAME=VALUE; got 'lr'"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
+    monkeypatch.setattr(command, "open_clips", None)
+    with pytest.raises(ValueError, match=message):
+        train_cmac(tmp_path, **options)
+
+
+def test_fewer_recordings_than_a_batch(data, tmp_path):
+    with pytest.raises(ValueError, match="32 recordings to train on are fewer than a batch of 64"):
+        train(data, tmp_path, "batch=64")
+
+
+def test_an_unfinished_run_is_not_evaluated(finished, tmp_path):
+    (tmp_path / "config.json").write_text((finished / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"is not finished: no seed0/scratch.pt"):
+        evaluate_cmac(tmp_path)
+    with pytest.raises(ValueError, match="is not a run folder"):
+        evaluate_cmac(tmp_path / "nowhere")
