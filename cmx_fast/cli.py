@@ -54,6 +54,18 @@ COMMANDS = {
         "cmx_fast.evaluate.cmac:evaluate_cmac",
         "Retrieval, localisation and linear classification of a CMAC run.",
     ),
+    ("evaluate", "retrieval"): (
+        "cmx_fast.evaluate.downstream:evaluate_retrieval",
+        "Videos of the same class by a CMAC run's frozen encoder (UCF101, HMDB51, ...).",
+    ),
+    ("evaluate", "linear"): (
+        "cmx_fast.evaluate.downstream:evaluate_linear",
+        "Sounds by a linear classifier on a CMAC run's frozen encoder (ESC-50, DCASE2013).",
+    ),
+    ("evaluate", "finetune"): (
+        "cmx_fast.train.finetune:evaluate_finetune",
+        "Action recognition by fine-tuning a CMAC run's video encoder.",
+    ),
     ("bench",): ("cmx_fast.benchmarks.__main__:bench", "Time the operators against what people use today."),
 }
 

@@ -91,6 +91,19 @@ def extract(model: CMAC, clips: Clips, *, mixed: bool = False) -> Features:
     return Features(video, audio, of_video, of_audio, clips.labels[index], index)
 
 
+@torch.no_grad()
+def video_features(model: CMAC, clips: Clips, *, mixed: bool = False) -> tuple[Tensor, Tensor]:
+    """Pooled features (N, channels) of the pictures alone and labels (N,), as in :class:`Features`."""
+    model.eval()
+    found = []
+    for batch in evenly(clips, model.recipe):
+        with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
+            maps = model.video.encoder(batch.clip)
+        found.append((pooled(maps, model.recipe.clips).cpu(), clips.labels[batch.index.cpu()]))
+    rows, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return rows, labels
+
+
 def open_clips(
     recordings: Recordings, recipe: CMACRecipe, device: torch.device | str, *, audio: bool = True
 ) -> Clips:

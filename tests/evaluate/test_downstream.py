@@ -1,0 +1,135 @@
+"""Frozen encoders on other data sets, from a run's weights and real files; and their fine-tuning."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("soundfile", reason="needs the media extra")
+pytest.importorskip("av", reason="needs the media extra")
+pytest.importorskip("sklearn", reason="needs the evaluate extra")
+
+import soundfile
+from video_files import write_video
+
+from cmx_fast.evaluate.downstream import evaluate_linear, evaluate_retrieval, nearest, open_model
+from cmx_fast.models.cmac import CMAC
+from cmx_fast.models.cmac_recipe import CMACRecipe
+from cmx_fast.models.weights import save
+from cmx_fast.train.finetune import FinetuneRecipe, evaluate_finetune
+
+TINY = {
+    "size": 32, "short_side": 32, "frames": 4, "fps": 6.0, "seconds": 0.5, "width": 8, "audio_width": 8, "filters": 16,
+    "embedding": 8, "clips": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training leaves it, with weights that nothing has trained."""
+    torch.manual_seed(0)
+    folder, recipe = tmp_path_factory.mktemp("run"), CMACRecipe.preset("demo", **TINY)
+    config = {
+        "command": "train cmac",
+        "recipe": recipe.as_dict(),
+        "seeds": [0],
+        "models": ["cmac"],
+        "precision": "fp32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save(folder / "seed0" / "cmac.pt", {"stage": "seed0/cmac", "module": CMAC(recipe).state_dict()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ucf101(tmp_path_factory):
+    """Two classes that differ in their pictures: bright and dark."""
+    root = tmp_path_factory.mktemp("ucf")
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Bright\n2 Dark\n")
+    listed = {"train": [], "test": []}
+    for label, lightness in (("Bright", 1), ("Dark", 0)):
+        (root / "UCF-101" / label).mkdir(parents=True)
+        for number in range(5):
+            name = f"{label}/v_{label}_g0{number}_c01.avi"
+            # UCF101's videos are MPEG-4 in AVI, most without sound.
+            options = {"codec": "mpeg4", "audio": None, "size": (64, 48)}
+            write_video(root / "UCF-101" / name, 32, times=None, **options)
+            listed["train" if number < 4 else "test"].append(f"{name} {2 - lightness}\n")
+    for split, lines in listed.items():
+        (lists / f"{split}list01.txt").write_text("".join(lines))
+    return root
+
+
+def write_sounds(root):
+    """ESC-50's layout with two classes, low and high, in five folds."""
+    (root / "meta").mkdir()
+    (root / "audio").mkdir()
+    rows, time = ["filename,fold,target,category,esc10,src_file,take"], np.arange(5 * 16000) / 16000
+    for fold in range(1, 6):
+        for target, (label, pitch) in enumerate((("low", 200), ("high", 3000))):
+            name = f"{fold}-{target}.wav"
+            soundfile.write(root / "audio" / name, 0.3 * np.sin(2 * np.pi * (pitch + 9 * fold) * time), 16000)
+            rows.append(f"{name},{fold},{target},{label},False,1,A")
+    (root / "meta" / "esc50.csv").write_text("\n".join(rows))
+
+
+def test_neighbours_of_the_same_class():
+    gallery = torch.eye(4)
+    queries = torch.tensor([[1, 0.1, 0, 0], [0, 0, 0.2, 1.0]])
+    figures = nearest(queries, torch.tensor([0, 0]), gallery, torch.tensor([0, 0, 0, 1]))
+    assert figures == {"R@1": 0.5, "R@5": 1.0, "R@10": 1.0, "chance": 0.75}
+
+
+def test_retrieval_of_videos_without_sound(run, ucf101, capsys):
+    evaluate_retrieval(run, ucf101)
+    result = json.loads((run / "retrieval-ucf101.json").read_text())
+    assert set(result["mean"]) == {"R@1", "R@5", "R@10", "chance"} and result["mean"]["chance"] == 0.5
+    assert "gallery: 8 videos" in capsys.readouterr().err
+
+
+def test_linear_classification_of_sounds_over_five_folds(run, tmp_path, capsys):
+    write_sounds(tmp_path)
+    (tmp_path / "audio" / "1-0.wav").write_bytes(b"")
+    evaluate_linear(run, tmp_path)
+    result = json.loads((run / "linear-esc50.json").read_text())
+    assert len(result["folds"]) == 5
+    assert result["mean"]["accuracy"] == 1.0  # random features tell a low tone from a high one
+    assert "1-0.wav" in capsys.readouterr().err
+
+
+def test_fine_tuning(run, ucf101, tmp_path):
+    changes = ["epochs=2", "clips=1", "batch=4", "warmup_epochs=0"]
+    evaluate_finetune(run, ucf101, out=tmp_path / "tuned", set=changes)
+    assert 0 <= json.loads((tmp_path / "tuned" / "results.json").read_text())["accuracy"] <= 1
+    tuned = torch.load(tmp_path / "tuned" / "fold1.pt", weights_only=True)["module"]
+    before = open_model(run, "cmac", 0, "cpu")[0].video.encoder.state_dict()
+    assert not tuned["encoder.stem.0.weight"].equal(before["stem.0.weight"])
+
+
+def test_the_rate_warms_up_and_falls_twice():
+    recipe = FinetuneRecipe()
+    rates = [recipe.rate(step, 120) for step in (0, 10, 20, 59, 60, 100)]
+    assert rates[0] < 0.01 and rates[1] == pytest.approx(0.5, abs=0.01)
+    assert rates[2:] == pytest.approx([1, 1, 0.05, 0.0025])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"dataset": "imagenet"},
+            "dataset must be one of kinetics, vggsound, ucf101, hmdb51; got 'imagenet'",
+        ),
+        ({"fold": 4}, "fold must be 1 to 3, or 0 for all; got 4"),
+        ({"model": "contrast"}, "model must be one of the run's cmac; got 'contrast'"),
+        ({"seed": 3}, "seed must be one of the run's 0; got 3"),
+    ],
+)
+def test_refuses(run, ucf101, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_retrieval(run, ucf101, **options)
