@@ -222,7 +222,7 @@ CASES: tuple[Case, ...] = (
         for n, size in ((16, (4, 8, 8)), (8, (4, 28, 28)))
     ),
     Case(
-        "attention_consistency/8x8", "attention_consistency", "consistency", 16, 512, size=(4, 8, 8),
+        "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
         providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
     ),
 )  # fmt: skip
@@ -264,10 +264,10 @@ DEVICE_CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"{operator}/device", operator, task, 128, 512, size=(4, 8, 8), dtype=torch.bfloat16,
-            providers=(FORMULA, COMPILED, OURS),
+            f"pyramid_correlation/device-{task}", "pyramid_correlation", task, 128, 512, size=(4, 8, 8),
+            dtype=torch.bfloat16, providers=(FORMULA, COMPILED, OURS),
         )
-        for operator, task in (("pyramid_correlation", "correlation"), ("attention_consistency", "consistency"))
+        for task in ("correlation", "consistency")
     ),
     # The other peers of k-means run on the CPU.
     *(

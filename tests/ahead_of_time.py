@@ -30,7 +30,7 @@ class Compiled(NamedTuple):
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
     """The kernels of one forward and backward pass of a ``call``: "clip", "everything", "target", "supcon", or a key of
-    CLUSTERING."""
+    OTHERS."""
     import triton
     from cmx_fast.kernels.common import gradient, scan, tiles
     from triton.runtime.jit import JITFunction
@@ -80,18 +80,38 @@ def _sparse_code(x: torch.Tensor) -> None:
     sparse_code_bwd(codes, x, dictionary, size, 0.1, 10)
 
 
-CLUSTERING = {
+def _correlation(size: tuple[int, ...], levels: int, norm: str):
+    def call(x: torch.Tensor) -> None:
+        from cmx_fast.kernels.pyramid_correlation import (
+            attention_consistency_fwd,
+            pyramid_correlation_bwd,
+            pyramid_correlation_fwd,
+        )
+
+        features = torch.zeros(8, x.shape[2], *size, dtype=x.dtype)
+        filters, prediction = torch.zeros(8, x.shape[2]), torch.zeros(8, *size)
+        attention, *kept = pyramid_correlation_fwd(features, filters, levels, norm)
+        pyramid_correlation_bwd(prediction, features, filters, attention, *kept, levels, norm)
+        attention_consistency_fwd(features, filters, prediction, levels, norm)
+
+    return call
+
+
+OTHERS = {
     "kmeans": _kmeans,
     "kmeans_many": _kmeans_many,
     "cluster_cross_entropy": _cluster_cross_entropy,
     "sparse_code": _sparse_code,
+    "correlation 8x8": _correlation((4, 8, 8), 2, "cosine"),
+    "correlation 28x28": _correlation((4, 28, 28), 2, "cosine"),
+    "correlation 9x4": _correlation((1, 9, 4), 3, "softmax"),
 }
 
 
 def _call(call: str, dtype: torch.dtype, width: int) -> None:
-    if call in CLUSTERING:
+    if call in OTHERS:
         # Maps as a network leaves them: positions next to each other in memory.
-        CLUSTERING[call](torch.zeros(2, width, 4000, dtype=dtype).transpose(1, 2))
+        OTHERS[call](torch.zeros(2, width, 4000, dtype=dtype).transpose(1, 2))
         return
     from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
     from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd

@@ -18,11 +18,15 @@ OPERATORS = (
     "cluster_cross_entropy",
     "sparse_code",
     "pyramid_correlation",
-    "attention_consistency",
 )
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
-# features (of the sparse code: atoms).
-TRITON_MAX_FEATURES = {"kmeans": 4096, "cluster_cross_entropy": 512, "sparse_code": 128}
+# features (of the sparse code: atoms, of the correlation: channels).
+TRITON_MAX_FEATURES = {
+    "kmeans": 4096,
+    "cluster_cross_entropy": 4096,
+    "sparse_code": 128,
+    "pyramid_correlation": 65536,
+}
 TRITON_MOST_FEATURES = 2048
 
 logger = logging.getLogger("cmx_fast")

@@ -54,7 +54,7 @@ def pyramid_correlation(
         >>> attention.shape
         torch.Size([2, 4, 8, 8])
     """
-    features, filters, impl = _check("pyramid_correlation", features, filters, levels, norm, impl)
+    features, filters, impl = _check(features, filters, levels, norm, impl)
     if impl == "reference":
         return reference.pyramid_correlation(features, filters, levels=levels, norm=norm)
     forward = torch.ops.cmx_fast.pyramid_correlation_fwd
@@ -104,7 +104,7 @@ def attention_consistency(
         >>> attention_consistency(torch.ones(2, 8, 5, 5), torch.ones(2, 8), torch.full((2, 5, 5), 0.9))
         tensor(0.2500)
     """
-    features, filters, impl = _check("attention_consistency", features, filters, levels, norm, impl)
+    features, filters, impl = _check(features, filters, levels, norm, impl)
     _checks.check_floating("prediction", prediction, 3, "(B, H, W) or (B, T, H, W)")
     if prediction.shape != features.shape[:1] + features.shape[2:]:
         raise ValueError(
@@ -132,7 +132,7 @@ def attention_consistency(
 
 
 def _check(
-    op: str, features: Tensor, filters: Tensor, levels: int, norm: str, impl: str
+    features: Tensor, filters: Tensor, levels: int, norm: str, impl: str
 ) -> tuple[Tensor, Tensor, str]:
     """The features, the filters in the accumulation dtype, and the implementation to run."""
     _checks.check_floating("features", features, 4, "(B, C, H, W) or (B, C, T, H, W)")
@@ -152,7 +152,7 @@ def _check(
     if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
         raise ValueError(f"levels must be 1 to {MOST_LEVELS}, got {levels!r}")
     _checks.check_choice("norm", norm, NORMS)
-    impl = choose(op, impl, features.device.type, features.dtype, features.shape[1])
+    impl = choose("pyramid_correlation", impl, features.device.type, features.dtype, features.shape[1])
     return features, filters.to(torch.promote_types(features.dtype, torch.float32)), impl
 
 

@@ -1,4 +1,4 @@
-"""Kernels of clustering and sparse codes compiled ahead of time for three chips: no spills, within shared memory."""
+"""Kernels of clustering, sparse codes and correlation, ahead of time for three chips: no spills, within shared memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ KERNELS = {
     "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
     "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
     "sparse_code": {"forward_kernel", "backward_kernel"},
+    **dict.fromkeys(
+        ("correlation 8x8", "correlation 28x28", "correlation 9x4"),
+        {
+            "products_kernel",
+            "windows_kernel",
+            "map_kernel",
+            "pull_kernel",
+            "gradient_kernel",
+            "filters_kernel",
+        },
+    ),
 }
 CASES = [
     (chip, dtype, width, call)
@@ -30,6 +41,9 @@ CASES = [
         ("bfloat16", 128, "cluster_cross_entropy"),
         ("float32", 4096, "cluster_cross_entropy"),
         ("bfloat16", 128, "sparse_code"),
+        ("bfloat16", 512, "correlation 8x8"),
+        ("float32", 512, "correlation 28x28"),
+        ("float32", 512, "correlation 9x4"),
     )
 ]
 

@@ -1,0 +1,294 @@
+"""Pyramid correlation filtering on the GPU: launchers of the forward and the backward pass, and the consistency loss.
+
+A program takes whole windows of the coarsest level in one frame, their positions in Z-order, so that the sums over the
+windows of every level are sums along an axis of its tile: the features are read once forward and once backward. The
+maps without channels between the passes are made in kernels/pyramid_maps.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
+from cmx_fast.kernels.pyramid_maps import Pyramid, combine_windows, make_maps, pull_on_windows, sum_filters
+from torch import Tensor
+
+__all__ = ["attention_consistency_fwd", "pyramid_correlation_bwd", "pyramid_correlation_fwd"]
+
+CHANNELS_PER_PROGRAM = 128  # fixed, so that a sum has the same order whatever the batch
+ELEMENTS = 4096  # of a program's tile
+
+
+@triton.jit
+def place(PROGRAM, N_TILES, T, H, W, SIDE: tl.constexpr, TILE: tl.constexpr, INNER: tl.constexpr):
+    """Sample, frame, and the rows and columns of a tile's positions (TILE, INNER), Z-order within a window."""
+    frame = PROGRAM // N_TILES
+    window = (PROGRAM % N_TILES) * TILE + tl.arange(0, TILE)
+    across = tl.cdiv(W, SIDE)
+    inner = tl.arange(0, INNER)
+    down = ((inner >> 1) & 1) + ((inner >> 3) & 1) * 2
+    right = (inner & 1) + ((inner >> 2) & 1) * 2
+    y = (window // across * SIDE)[:, None] + down[None, :]
+    x = (window % across * SIDE)[:, None] + right[None, :]
+    return frame // T, frame % T, y, x
+
+
+@triton.jit
+def window_sums(x, TILE: tl.constexpr, INNER: tl.constexpr, CHANNELS: tl.constexpr):
+    """Sums of four neighbours in Z-order: (TILE, INNER, CHANNELS) to (TILE, INNER / 4, CHANNELS)."""
+    return tl.sum(tl.reshape(x, (TILE, INNER // 4, 4, CHANNELS)), axis=2)
+
+
+@triton.jit
+def products_kernel(
+    x_ptr,  # (B, C, T, H, W)
+    filter_ptr,  # (B, C)
+    product_ptr,  # (SPLITS, B, T * H * W)
+    square_ptr,  # (SPLITS, B, CELLS): of window sums, all levels; or None
+    B,
+    C,
+    T,
+    H,
+    W,
+    CELLS,
+    N_TILES,
+    stride_b,
+    stride_c,
+    stride_t,
+    stride_h,
+    stride_w,
+    LEVELS: tl.constexpr,
+    TILE: tl.constexpr,
+    INNER: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    SIDE: tl.constexpr = 2 ** (LEVELS - 1)
+    b, t, y, x = place(tl.program_id(0), N_TILES, T, H, W, SIDE, TILE, INNER)
+    inside = (y < H) & (x < W)
+    where = (
+        b.to(tl.int64) * stride_b
+        + t.to(tl.int64) * stride_t
+        + y.to(tl.int64) * stride_h
+        + x.to(tl.int64) * stride_w
+    )
+    product = tl.zeros((TILE, INNER), tl.float32)
+    square0 = tl.zeros((TILE, INNER), tl.float32)
+    square1 = tl.zeros((TILE, INNER // 4 if LEVELS > 1 else 1), tl.float32)
+    square2 = tl.zeros((TILE, 1), tl.float32)
+    first = tl.program_id(1) * SPLIT
+    for start in range(0, SPLIT, CHANNELS):
+        c = first + start + tl.arange(0, CHANNELS)
+        kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+        # (TILE, INNER, CHANNELS); positions outside the frame are 0 and add nothing to a window
+        values = tl.load(
+            x_ptr + where[:, :, None] + c.to(tl.int64)[None, None, :] * stride_c,
+            mask=inside[:, :, None] & (c < C)[None, None, :],
+            other=0.0,
+        ).to(tl.float32)
+        product += tl.sum(values * kernel[None, None, :], axis=2)
+        if square_ptr is not None:
+            square0 += tl.sum(values * values, axis=2)
+            if LEVELS > 1:
+                sums = window_sums(values, TILE, INNER, CHANNELS)
+                square1 += tl.sum(sums * sums, axis=2)
+                if LEVELS > 2:
+                    sums = window_sums(sums, TILE, INNER // 4, CHANNELS)
+                    square2 += tl.sum(sums * sums, axis=2)
+    sample = tl.program_id(1) * B + b
+    position = (t * H + y) * W + x
+    tl.store(product_ptr + sample.to(tl.int64) * (T * H * W) + position, product, mask=inside)
+    if square_ptr is not None:
+        out = square_ptr + sample.to(tl.int64) * CELLS
+        tl.store(out + position, square0, mask=inside)
+        if LEVELS > 1:
+            # A window's first position, every fourth in Z-order, stands for it.
+            corner = tl.arange(0, INNER // 4)
+            y1 = (y - y % SIDE) // 2
+            x1 = (x - x % SIDE) // 2
+            h1, w1 = tl.cdiv(H, 2), tl.cdiv(W, 2)
+            y1 = tl.min(y1, axis=1)[:, None] + ((corner >> 1) & 1)[None, :]
+            x1 = tl.min(x1, axis=1)[:, None] + (corner & 1)[None, :]
+            tl.store(out + T * H * W + (t * h1 + y1) * w1 + x1, square1, mask=(y1 < h1) & (x1 < w1))
+            if LEVELS > 2:
+                h2, w2 = tl.cdiv(H, 4), tl.cdiv(W, 4)
+                y2 = (tl.min(y, axis=1) // 4)[:, None]
+                x2 = (tl.min(x, axis=1) // 4)[:, None]
+                place2 = T * H * W + T * h1 * w1 + (t * h2 + y2) * w2 + x2
+                tl.store(out + place2, square2, mask=(y2 < h2) & (x2 < w2))
+
+
+@triton.jit
+def gradient_kernel(
+    x_ptr,  # (B, C, T, H, W)
+    filter_ptr,  # (B, C)
+    along_ptr,  # (B, CELLS): what a window's positions get of the filter
+    own_ptr,  # (B, CELLS): what they get of the window's sum; or None
+    dx_ptr,  # (B, C, T, H, W)
+    partial_ptr,  # (B, T * N_TILES, C): sums of features times `along`
+    C,
+    T,
+    H,
+    W,
+    CELLS,
+    N_TILES,
+    stride_b,
+    stride_c,
+    stride_t,
+    stride_h,
+    stride_w,
+    out_stride_b,
+    out_stride_c,
+    out_stride_t,
+    out_stride_h,
+    out_stride_w,
+    LEVELS: tl.constexpr,
+    TILE: tl.constexpr,
+    INNER: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    SIDE: tl.constexpr = 2 ** (LEVELS - 1)
+    b, t, y, x = place(tl.program_id(0), N_TILES, T, H, W, SIDE, TILE, INNER)
+    inside = (y < H) & (x < W)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+    where = (
+        b.to(tl.int64) * stride_b
+        + t.to(tl.int64) * stride_t
+        + y.to(tl.int64) * stride_h
+        + x.to(tl.int64) * stride_w
+    )
+    values = tl.load(
+        x_ptr + where[:, :, None] + c.to(tl.int64)[None, None, :] * stride_c,
+        mask=inside[:, :, None] & (c < C)[None, None, :],
+        other=0.0,
+    ).to(tl.float32)
+    cells = b.to(tl.int64) * CELLS
+    along = tl.zeros((TILE, INNER), tl.float32)
+    gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
+    sums = values
+    h, w, offset = H, W, 0
+    for level in tl.static_range(LEVELS):
+        cell = cells + offset + (t * h + (y >> level)) * w + (x >> level)
+        along += tl.load(along_ptr + cell, mask=inside, other=0.0)
+        if own_ptr is not None:
+            if level > 0:
+                sums = window_sums(sums, TILE, INNER // 4 ** (level - 1), CHANNELS)
+            spread = tl.broadcast_to(sums[:, :, None, :], (TILE, INNER // 4**level, 4**level, CHANNELS))
+            own = tl.load(own_ptr + cell, mask=inside, other=0.0)
+            gradient += tl.reshape(spread, (TILE, INNER, CHANNELS)) * own[:, :, None]
+        offset += T * h * w
+        h, w = tl.cdiv(h, 2), tl.cdiv(w, 2)
+    gradient += along[:, :, None] * kernel[None, None, :]
+    out = (
+        b.to(tl.int64) * out_stride_b
+        + t.to(tl.int64) * out_stride_t
+        + y.to(tl.int64) * out_stride_h
+        + x.to(tl.int64) * out_stride_w
+    )
+    tl.store(
+        dx_ptr + out[:, :, None] + c.to(tl.int64)[None, None, :] * out_stride_c,
+        gradient.to(dx_ptr.dtype.element_ty),
+        mask=inside[:, :, None] & (c < C)[None, None, :],
+    )
+    partial = tl.sum(tl.sum(values * along[:, :, None], axis=1), axis=0)
+    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * C + c, partial, mask=c < C)
+
+
+def tiling(pyramid: Pyramid, channels: int) -> dict[str, int]:
+    """Tile sizes: windows of the coarsest level, the positions in each, and channels."""
+    side = 2 ** (pyramid.levels - 1)
+    inner = side * side
+    windows = triton.cdiv(pyramid.height, side) * triton.cdiv(pyramid.width, side)
+    tile = min(triton.next_power_of_2(windows), max(1, 64 // inner))
+    depth = min(max(16, triton.next_power_of_2(channels)), max(16, ELEMENTS // (tile * inner)), 128)
+    return {"N_TILES": triton.cdiv(windows, tile), "TILE": tile, "INNER": inner, "CHANNELS": depth}
+
+
+def correlate(
+    features: Tensor, filters: Tensor, levels: int, norm: str
+) -> tuple[Pyramid, Tensor, Tensor, Tensor]:
+    """The pyramid, every window's value (cosine or mean product), and the cosines and inverse norms to keep."""
+    check_dtype(features)
+    batch, channels, *size = features.shape
+    pyramid = Pyramid(*size, levels)
+    splits = triton.cdiv(channels, CHANNELS_PER_PROGRAM)
+    products = filters.new_empty(splits, batch, pyramid.positions)
+    squares = filters.new_empty(splits, batch, pyramid.cells) if norm == "cosine" else None
+    tiles = tiling(pyramid, channels)
+    products_kernel[(batch * pyramid.times * tiles["N_TILES"], splits)](
+        features, filters, products, squares, batch, channels, *size, pyramid.cells, tiles.pop("N_TILES"),
+        *features.stride(), LEVELS=levels, SPLIT=CHANNELS_PER_PROGRAM, num_warps=4, **tiles,
+    )  # fmt: skip
+    values, inverse_norms = combine_windows(pyramid, filters, products, squares)
+    kept = (values, inverse_norms) if norm == "cosine" else (filters.new_empty(batch, 0),) * 2
+    return pyramid, values, *kept
+
+
+@on_own_device
+def pyramid_correlation_fwd(
+    features: Tensor, filters: Tensor, levels: int, norm: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator ``cmx_fast::pyramid_correlation_fwd`` for CUDA.
+
+    Args:
+        features: (B, C, T, H, W) float32, bfloat16 or float16 with any strides; filters: (B, C) float32.
+
+    Returns:
+        map (B, T, H, W), and for norm "cosine" every window's cosine and inverse norm (B, cells), else (B, 0); float32.
+    """
+    filters = filters.contiguous()
+    out = filters.new_empty(features.shape[0], *features.shape[2:])
+    if not len(features):
+        return out, filters.new_empty(0, 0), filters.new_empty(0, 0)
+    pyramid, values, cosines, inverse_norms = correlate(features, filters, levels, norm)
+    make_maps(pyramid, values, norm, out, None, None)
+    return out, cosines, inverse_norms
+
+
+@on_own_device
+def attention_consistency_fwd(
+    features: Tensor, filters: Tensor, prediction: Tensor, levels: int, norm: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator ``cmx_fast::attention_consistency_fwd`` for CUDA: losses (B,), map - prediction, and what
+    :func:`pyramid_correlation_fwd` keeps."""
+    filters, prediction = filters.contiguous(), prediction.contiguous()
+    difference, losses = filters.new_empty(prediction.shape), filters.new_empty(len(prediction))
+    if not len(features):
+        return losses, difference, filters.new_empty(0, 0), filters.new_empty(0, 0)
+    pyramid, values, cosines, inverse_norms = correlate(features, filters, levels, norm)
+    make_maps(pyramid, values, norm, difference, prediction, losses)
+    return losses, difference, cosines, inverse_norms
+
+
+@on_own_device
+def pyramid_correlation_bwd(
+    grad_map: Tensor,
+    features: Tensor,
+    filters: Tensor,
+    attention: Tensor,
+    cosines: Tensor,
+    inverse_norms: Tensor,
+    levels: int,
+    norm: str,
+) -> tuple[Tensor, Tensor]:
+    """The operator ``cmx_fast::pyramid_correlation_bwd`` for CUDA: dfeatures, laid out and typed like the features, and
+    dfilters (B, C) float32."""
+    filters = filters.contiguous()
+    batch, channels, *size = features.shape
+    pyramid = Pyramid(*size, levels)
+    dfeatures = torch.empty_like(features)
+    if not batch:
+        return dfeatures, torch.empty_like(filters)
+    along, own, turn = pull_on_windows(
+        pyramid, grad_map.contiguous(), attention.contiguous(), filters, cosines, inverse_norms, norm
+    )
+    tiles = tiling(pyramid, channels)
+    # Its tile holds the features and their gradient.
+    tiles["CHANNELS"] = max(16, tiles["CHANNELS"] // 2)
+    programs = pyramid.times * tiles["N_TILES"]
+    partial = filters.new_empty(batch, programs, channels)
+    gradient_kernel[(batch * programs, triton.cdiv(channels, tiles["CHANNELS"]))](
+        features, filters, along, own, dfeatures, partial, channels, *size, pyramid.cells, tiles.pop("N_TILES"),
+        *features.stride(), *dfeatures.stride(), LEVELS=levels, num_warps=4, **tiles,
+    )  # fmt: skip
+    return dfeatures, sum_filters(partial, filters, turn)

@@ -1,0 +1,336 @@
+"""The maps without channels around pyramid correlation's passes over the features: small, and a few launches."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FLOOR = tl.constexpr(1e-12)  # a vector no longer than this answers with a cosine of 0 and gets no gradient
+BLOCK = 256
+
+
+class Pyramid(NamedTuple):
+    """Levels of (T, H, W) maps: windows of 2^level x 2^level within a frame, partial ones at the far edges."""
+
+    times: int
+    height: int
+    width: int
+    levels: int
+
+    @property
+    def positions(self) -> int:
+        return self.times * self.height * self.width
+
+    @property
+    def cells(self) -> int:
+        """Windows of all levels; those of a level lie together, (T, h, w)."""
+        return sum(
+            self.times * triton.cdiv(self.height, 2**level) * triton.cdiv(self.width, 2**level)
+            for level in range(self.levels)
+        )
+
+
+@triton.jit
+def level_size(level, T, H, W):
+    """Rows and columns of a level's windows, and where they begin among those of all levels."""
+    h, w = (H + (1 << level) - 1) >> level, (W + (1 << level) - 1) >> level
+    offset = tl.where(level > 0, T * H * W, 0)
+    offset += tl.where(level > 1, T * ((H + 1) >> 1) * ((W + 1) >> 1), 0)
+    return h, w, offset
+
+
+@triton.jit
+def inverse_length(square):
+    """1 / sqrt, or 0 for what is too short; NaN stays."""
+    length = tl.sqrt(square)
+    return tl.where(length <= FLOOR, 0.0, 1.0 / tl.where(length <= FLOOR, 1.0, length))
+
+
+@triton.jit
+def filter_inverse(filter_ptr, b, C, BLOCK: tl.constexpr):
+    """Inverse length of a sample's filter."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, C, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        value = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+        total += value * value
+    return inverse_length(tl.sum(total, axis=0))
+
+
+@triton.jit
+def windows_kernel(
+    filter_ptr,  # (B, C)
+    product_ptr,  # (SPLITS, B, T * H * W)
+    square_ptr,  # (SPLITS, B, CELLS) of window sums, or None
+    value_ptr,  # (B, CELLS): cosines or mean products
+    inverse_ptr,  # (B, CELLS) or None
+    B,
+    C,
+    T,
+    H,
+    W,
+    CELLS,
+    SPLITS,
+    BLOCK: tl.constexpr,
+):
+    b, level = tl.program_id(0), tl.program_id(2)
+    h, w, offset = level_size(level, T, H, W)
+    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    valid = q < T * h * w
+    t, i, j = q // (h * w), q // w % h, q % w
+    side = 1 << level
+    total = tl.zeros((BLOCK,), tl.float32)
+    count = tl.zeros((BLOCK,), tl.float32)
+    for down in range(side):
+        for right in range(side):
+            y, x = (i << level) + down, (j << level) + right
+            there = valid & (y < H) & (x < W)
+            count += there.to(tl.float32)
+            for split in range(SPLITS):
+                row = (split * B + b).to(tl.int64) * (T * H * W)
+                total += tl.load(product_ptr + row + (t * H + y) * W + x, mask=there, other=0.0)
+    count = tl.maximum(count, 1.0)
+    value = total / count
+    cell = b.to(tl.int64) * CELLS + offset + q
+    if square_ptr is not None:
+        square = tl.zeros((BLOCK,), tl.float32)
+        for split in range(SPLITS):
+            row = (split * B + b).to(tl.int64) * CELLS
+            square += tl.load(square_ptr + row + offset + q, mask=valid, other=0.0)
+        inverse = inverse_length(square / (count * count))
+        value = value * inverse * filter_inverse(filter_ptr, b, C, BLOCK)
+        tl.store(inverse_ptr + cell, inverse, mask=valid)
+    tl.store(value_ptr + cell, value, mask=valid)
+
+
+@triton.jit
+def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
+    """Mean over the levels of their windows' values, enlarged bilinearly to positions p."""
+    t, y, x = p // (H * W), p // W % H, p % W
+    total = tl.load(value_ptr + cells + p, mask=valid, other=0.0)
+    for level in tl.static_range(1, LEVELS):
+        h, w, offset = level_size(level, T, H, W)
+        row = tl.maximum((y + 0.5) / (1 << level) - 0.5, 0.0)
+        column = tl.maximum((x + 0.5) / (1 << level) - 0.5, 0.0)
+        top, left = row.to(tl.int32), column.to(tl.int32)
+        bottom, right = tl.minimum(top + 1, h - 1), tl.minimum(left + 1, w - 1)
+        down, across = row - top, column - left
+        base = value_ptr + cells + offset + t * h * w
+        upper = tl.load(base + top * w + left, mask=valid, other=0.0) * (1 - across)
+        upper += tl.load(base + top * w + right, mask=valid, other=0.0) * across
+        lower = tl.load(base + bottom * w + left, mask=valid, other=0.0) * (1 - across)
+        lower += tl.load(base + bottom * w + right, mask=valid, other=0.0) * across
+        total += upper * (1 - down) + lower * down
+    return total / LEVELS
+
+
+@triton.jit
+def map_kernel(
+    value_ptr,  # (B, CELLS)
+    out_ptr,  # (B, P): the map, less the prediction where there is one
+    prediction_ptr,  # (B, P) or None
+    loss_ptr,  # (B,) or None: sum of squares of what is written
+    P,
+    T,
+    H,
+    W,
+    CELLS,
+    LEVELS: tl.constexpr,
+    COSINE: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    if SOFTMAX:
+        for start in range(0, P, BLOCK):
+            p = start + tl.arange(0, BLOCK)
+            value = enlarged(value_ptr, b * CELLS, p, p < P, T, H, W, LEVELS)
+            value = tl.where(p < P, value, float("-inf"))
+            higher = tl.maximum(highest, value)
+            # Without a finite value yet there is nothing to rescale.
+            shift = tl.where(higher == float("-inf"), 0.0, higher)
+            total = total * tl.exp(highest - shift) + tl.exp(value - shift)
+            highest = higher
+    top = tl.max(highest, axis=0)
+    normaliser = tl.sum(tl.where(highest == float("-inf"), 0.0, total * tl.exp(highest - top)), axis=0)
+    loss = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, P, BLOCK):
+        p = start + tl.arange(0, BLOCK)
+        value = enlarged(value_ptr, b * CELLS, p, p < P, T, H, W, LEVELS)
+        if COSINE:
+            value = (1 + value) / 2
+        if SOFTMAX:
+            value = tl.exp(value - top) / normaliser
+        if prediction_ptr is not None:
+            value -= tl.load(prediction_ptr + b * P + p, mask=p < P, other=0.0).to(tl.float32)
+            loss += tl.where(p < P, value * value, 0.0)
+        tl.store(out_ptr + b * P + p, value, mask=p < P)
+    if loss_ptr is not None:
+        tl.store(loss_ptr + b, tl.sum(loss, axis=0))
+
+
+@triton.jit
+def pull_kernel(
+    grad_ptr,  # (B, P)
+    map_ptr,  # (B, P), read behind a softmax
+    filter_ptr,  # (B, C)
+    cosine_ptr,  # (B, CELLS) or None
+    inverse_ptr,  # (B, CELLS) or None
+    along_ptr,  # (B, CELLS)
+    own_ptr,  # (B, CELLS) or None
+    turn_ptr,  # (B, LEVELS) or None
+    C,
+    P,
+    T,
+    H,
+    W,
+    CELLS,
+    LEVELS: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What pulls on each window: of the filter, per position; of the window's own sum; and the sum with the cosines."""
+    b, level = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    mean = 0.0
+    if SOFTMAX:
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, P, BLOCK):
+            p = start + tl.arange(0, BLOCK)
+            value = tl.load(map_ptr + b * P + p, mask=p < P, other=0.0)
+            total += value * tl.load(grad_ptr + b * P + p, mask=p < P, other=0.0)
+        mean = tl.sum(total, axis=0)
+    scale = 1.0
+    if cosine_ptr is not None:
+        scale = filter_inverse(filter_ptr, b, C, BLOCK)
+    h, w, offset = level_size(level, T, H, W)
+    side = 1 << level
+    turn = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, T * h * w, BLOCK):
+        q = start + tl.arange(0, BLOCK)
+        valid = q < T * h * w
+        t, i, j = q // (h * w), q // w % h, q % w
+        # The positions that lie between this window and its neighbours; of level 0 the position itself.
+        pulled = tl.zeros((BLOCK,), tl.float32)
+        margin = side // 2
+        for down in range(-margin, side + margin):
+            for right in range(-margin, side + margin):
+                y, x = (i << level) + down, (j << level) + right
+                there = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+                row = tl.minimum(tl.maximum((y + 0.5) / side - 0.5, 0.0), h - 1.0)
+                column = tl.minimum(tl.maximum((x + 0.5) / side - 0.5, 0.0), w - 1.0)
+                share = tl.maximum(1 - tl.abs(row - i), 0.0) * tl.maximum(1 - tl.abs(column - j), 0.0)
+                p = b * P + (t * H + y) * W + x
+                grad = tl.load(grad_ptr + p, mask=there, other=0.0)
+                if SOFTMAX:
+                    grad = tl.load(map_ptr + p, mask=there, other=0.0) * (grad - mean)
+                pulled += tl.where(there, share * grad, 0.0)
+        pulled /= LEVELS
+        rows = tl.minimum(H - (i << level), side)
+        count = (rows * tl.minimum(W - (j << level), side)).to(tl.float32)
+        cell = b * CELLS + offset + q
+        if cosine_ptr is not None:
+            pulled /= 2
+            cosine = tl.load(cosine_ptr + cell, mask=valid, other=0.0)
+            inverse = tl.load(inverse_ptr + cell, mask=valid, other=0.0)
+            turn += tl.where(valid, pulled * cosine, 0.0)
+            tl.store(own_ptr + cell, -pulled * cosine * inverse * inverse / (count * count), mask=valid)
+            pulled = pulled * inverse
+        tl.store(along_ptr + cell, scale * pulled / count, mask=valid)
+    if cosine_ptr is not None:
+        tl.store(turn_ptr + b * LEVELS + level, tl.sum(turn, axis=0) * scale * scale)
+
+
+@triton.jit
+def filters_kernel(
+    partial_ptr,  # (B, PROGRAMS, C)
+    filter_ptr,  # (B, C)
+    turn_ptr,  # (B, LEVELS) or None
+    out_ptr,  # (B, C)
+    PROGRAMS,
+    C,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for program in range(PROGRAMS):
+        total += tl.load(partial_ptr + (b * PROGRAMS + program) * C + c, mask=c < C, other=0.0)
+    if turn_ptr is not None:
+        turn = 0.0
+        for level in tl.static_range(LEVELS):
+            turn += tl.load(turn_ptr + b * LEVELS + level)
+        total -= turn * tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+    tl.store(out_ptr + b * C + c, total, mask=c < C)
+
+
+def combine_windows(
+    pyramid: Pyramid, filters: Tensor, products: Tensor, squares: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Every window's value (B, cells) from the partial sums over channels, and with squares its inverse norm."""
+    splits, batch, _ = products.shape
+    values = filters.new_empty(batch, pyramid.cells)
+    inverse_norms = None if squares is None else filters.new_empty(batch, pyramid.cells)
+    grid = (batch, triton.cdiv(pyramid.positions, BLOCK), pyramid.levels)
+    windows_kernel[grid](
+        filters, products, squares, values, inverse_norms, batch, filters.shape[1], *pyramid[:3], pyramid.cells,
+        splits, BLOCK=BLOCK,
+    )  # fmt: skip
+    return values, inverse_norms
+
+
+def make_maps(
+    pyramid: Pyramid,
+    values: Tensor,
+    norm: str,
+    out: Tensor,
+    prediction: Tensor | None,
+    losses: Tensor | None,
+) -> None:
+    """Write the map into ``out`` (B, T, H, W), or its difference from a prediction and the sums of its squares."""
+    map_kernel[(len(values),)](
+        values, out, prediction, losses, pyramid.positions, *pyramid[:3], pyramid.cells, LEVELS=pyramid.levels,
+        COSINE=norm == "cosine", SOFTMAX=norm == "softmax", BLOCK=BLOCK,
+    )  # fmt: skip
+
+
+def pull_on_windows(
+    pyramid: Pyramid,
+    grad_map: Tensor,
+    attention: Tensor,
+    filters: Tensor,
+    cosines: Tensor,
+    inverse_norms: Tensor,
+    norm: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the gradient kernel reads per window (B, cells), twice, and what the filters' gradient loses of them."""
+    batch, cosine = len(grad_map), norm == "cosine"
+    along = filters.new_empty(batch, pyramid.cells)
+    own = filters.new_empty(batch, pyramid.cells) if cosine else None
+    turn = filters.new_empty(batch, pyramid.levels) if cosine else None
+    pull_kernel[(batch, pyramid.levels)](
+        grad_map, attention, filters, cosines if cosine else None, inverse_norms if cosine else None, along, own, turn,
+        filters.shape[1], pyramid.positions, *pyramid[:3], pyramid.cells, LEVELS=pyramid.levels,
+        SOFTMAX=norm == "softmax", BLOCK=BLOCK,
+    )  # fmt: skip
+    return along, own, turn
+
+
+def sum_filters(partial: Tensor, filters: Tensor, turn: Tensor | None) -> Tensor:
+    """The filters' gradient (B, C) from the programs' sums, in their order."""
+    batch, programs, channels = partial.shape
+    out = filters.new_empty(batch, channels)
+    filters_kernel[(batch, triton.cdiv(channels, BLOCK))](
+        partial,
+        filters,
+        turn,
+        out,
+        programs,
+        channels,
+        LEVELS=1 if turn is None else turn.shape[1],
+        BLOCK=BLOCK,
+    )
+    return out

@@ -1,0 +1,111 @@
+"""The launchers of pyramid correlation against float64 truth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cmx_fast import reference
+
+pytest.importorskip("triton")
+from cmx_fast.kernels import pyramid_correlation as kernels
+
+pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+SHAPES = [(2, 5, 1, 7, 9), (1, 130, 2, 8, 8), (2, 3, 1, 1, 1), (1, 9, 2, 5, 13)]
+
+
+def inputs(shape, dtype=torch.float32, layout=torch.contiguous_format):
+    features = (torch.randn(shape) + 0.3).to(dtype).to(memory_format=layout)
+    return features, torch.randn(shape[:2]), torch.randn(shape[0], *shape[2:])
+
+
+def truth(features, filters, pull, **options):
+    exact = [t.to(torch.float64, copy=True).requires_grad_() for t in (features, filters)]
+    attention = reference.pyramid_correlation(*exact, **options)
+    (attention * pull.double()).sum().backward()
+    return attention.detach(), exact[0].grad, exact[1].grad
+
+
+def close(found, expected, tolerance):
+    return (found.double().cpu() - expected).norm() <= tolerance * expected.norm() + 1e-12
+
+
+@pytest.mark.parametrize("norm", ["cosine", "softmax", "none"])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_map_and_gradients(device, shape, levels, norm):
+    given = inputs(shape)
+    features, filters, pull = (t.to(device) for t in given)
+    attention, *kept = kernels.pyramid_correlation_fwd(features, filters, levels, norm)
+    assert kept[0].shape[1] == (0 if norm != "cosine" else kept[1].shape[1])
+    gradients = kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, levels, norm)
+    for found, expected in zip((attention, *gradients), truth(*given, levels=levels, norm=norm)):
+        assert found.shape == expected.shape and close(found, expected, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_halves_and_layouts(device, dtype, layout):
+    given = inputs((2, 33, 2, 6, 5), dtype, layout)
+    features, filters, pull = (t.to(device) for t in given)
+    attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
+    gradients = kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
+    assert gradients[0].dtype == dtype and gradients[0].stride() == features.stride()
+    for found, expected, tolerance in zip((attention, *gradients), truth(*given), (1e-5, 1e-2, 1e-5)):
+        assert close(found, expected, tolerance)
+
+
+@pytest.mark.parametrize("norm", ["cosine", "softmax", "none"])
+def test_consistency(device, norm):
+    features, filters, prediction = (t.to(device) for t in inputs((3, 20, 1, 6, 7)))
+    losses, difference, *kept = kernels.attention_consistency_fwd(features, filters, prediction, 2, norm)
+    attention, *same = kernels.pyramid_correlation_fwd(features, filters, 2, norm)
+    torch.testing.assert_close(difference, attention - prediction)
+    torch.testing.assert_close(losses, difference.flatten(1).square().sum(1))
+    assert all(one.equal(other) for one, other in zip(kept, same))
+
+
+def test_zero_vectors_and_nan(device):
+    features, filters, pull = inputs((2, 4, 1, 5, 6))
+    features[0, :, 0, 2, 3] = 0
+    filters[1] = 0
+    features, filters, pull = (t.to(device) for t in (features, filters, pull))
+    attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 1, "cosine")
+    dfeatures, dfilters = kernels.pyramid_correlation_bwd(
+        pull, features, filters, attention, *kept, 1, "cosine"
+    )
+    assert attention[0, 0, 2, 3] == 0.5 and (attention[1] == 0.5).all()
+    assert (dfeatures[0, :, 0, 2, 3] == 0).all() and (dfeatures[1] == 0).all() and (dfilters[1] == 0).all()
+    features[0, 1, 0, 0, 0] = float("nan")
+    attention = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")[0]
+    assert attention[0, 0, 0, 0].isnan() and attention[0, 0, 4:, 4:].isfinite().all()
+
+
+def test_few_launches(device, count_launches):
+    features, filters, pull = (t.to(device) for t in inputs((1, 4, 1, 4, 4)))
+    with count_launches() as forward:
+        attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
+    with count_launches() as backward:
+        kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
+    assert forward.launches == 3 and backward.launches == 3
+
+
+def test_the_same_bits_twice(device):
+    features, filters, pull = (t.to(device) for t in inputs((1, 200, 1, 6, 6)))
+    runs = []
+    for _ in range(2):
+        attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
+        runs.append(
+            (
+                attention,
+                *kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine"),
+            )
+        )
+    assert all(one.equal(other) for one, other in zip(*runs))
+
+
+def test_nothing_in_the_batch(device):
+    features, filters, pull = (t.to(device) for t in inputs((0, 4, 1, 3, 3)))
+    attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
+    gradients = kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
+    assert attention.shape == (0, 1, 3, 3) and [g.shape[0] for g in gradients] == [0, 0]
