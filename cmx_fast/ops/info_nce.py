@@ -72,8 +72,9 @@ def info_nce(
             gives NaN. ``NotImplementedError``: second derivatives.
 
     Memory: O((N + M) D) plus a tile, and at most :func:`cmx_fast.ops.cache_budget` bytes kept for the backward pass.
-    Cost on the CPU: one N x M x D product forward; three more backward, two when the similarities were kept. On a GPU a
-    symmetric loss takes two forward and four backward, one direction one and two to three.
+    Cost on the CPU: one N x M x D product forward; three more backward, two when the similarities were kept. With banks
+    alone against the queries (MoCo's form) two products forward and none backward: the gradient is the bank's mean row.
+    On a GPU a symmetric loss takes two forward and four backward, one direction one and two to three.
 
     Example:
         >>> import torch
@@ -121,7 +122,12 @@ def info_nce(
     query, key = query.reshape(batch, *query.shape[-2:]), key.reshape(batch, *key.shape[-2:])
     if target is not None:
         target = target.reshape(query.shape[:-1])
-    keep = in_batch and worth_keeping(query.shape[0] * query.shape[1] * key.shape[1], query, key)
+    if in_batch:
+        keep = worth_keeping(query.shape[0] * query.shape[1] * key.shape[1], query, key)
+    else:
+        # Where only a bank pushes the queries away, its mean row is all that their gradient needs of it.
+        only_bank = len(bank) > 0 and not (within or symmetric or label_smoothing) and similarity == "dot"
+        keep = only_bank and query.device.type == "cpu" and query.requires_grad
     forward = torch.ops.cmx_fast.info_nce_fwd if torch.compiler.is_compiling() else _InfoNCE.apply
     loss = forward(query, key, scale, bank, target, *options.values(), keep)[0]
     return reference.reduce_loss(loss.reshape(leading), reduction)
@@ -164,12 +170,12 @@ if HAS_EXTENSION:
         smoothing,
         cache,
     ):
-        (b, n, _), m = query.shape, key.shape[1]
+        (b, n, d), m = query.shape, key.shape[1]
         return (
             logit_scale.new_empty(b, n),
             logit_scale.new_empty(b, 3, n),
             logit_scale.new_empty(b, 3, m if symmetric else 0),
-            logit_scale.new_empty(b, n, m) if cache else logit_scale.new_empty(0),
+            logit_scale.new_empty(b, n, m if in_batch else d) if cache else logit_scale.new_empty(0),
         )
 
     @torch.library.register_fake("cmx_fast::info_nce_bwd")

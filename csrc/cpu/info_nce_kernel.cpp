@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include "bank_means.h"
 #include "block.h"
 #include "buffer.h"
 #include "common/checks.h"
@@ -117,11 +118,15 @@ struct Stats {
 };
 
 template <class T>
-std::vector<Rows<T>> rows_of(const std::vector<Tensor>& bank) {
+std::vector<Rows<T>> rows_of(const std::vector<Tensor>& bank, bool squares) {
   std::vector<Rows<T>> rows;
-  for (const auto& tensor : bank) rows.push_back(make_rows<T>(torch::stable::contiguous(tensor), 0, false));
+  for (const auto& tensor : bank) rows.push_back(make_rows<T>(torch::stable::contiguous(tensor), 0, false, squares));
   return rows;
 }
+
+// What a forward pass keeps for its backward pass: the similarities (n, m) of queries and keys or, where only a bank
+// has negatives, the softmax-weighted means (n, d) of its rows.
+int64_t saved_width(const Options& options, int64_t m, int64_t d) { return options.in_batch ? m : d; }
 
 template <class T>
 void forward(const Problem<T>& problem, const Logits<T>& logits, T* loss, const Stats<T> (&stats)[2], T* saved) {
@@ -130,6 +135,7 @@ void forward(const Problem<T>& problem, const Logits<T>& logits, T* loss, const 
   for (int side = 0; side <= options.symmetric; ++side) sums[side].resize(stats[side].n);
   problem.for_blocks([&](const Block<T>& block, int rows, int columns) {
     const bool in_batch = &block.x == &problem.query && &block.y == &problem.key;
+    if (saved && !options.in_batch) return add_sums_and_rows(block, logits, sums[rows].data(), saved);
     add_sums(block, logits, sums[rows].data(), columns < 0 ? nullptr : sums[columns].data(),
              in_batch ? saved : static_cast<T*>(nullptr));
   });
@@ -146,6 +152,8 @@ void forward(const Problem<T>& problem, const Logits<T>& logits, T* loss, const 
       stats[side].plain(r) = sum.plain;
     }
     loss[i] = options.symmetric ? total / 2 : total;
+    for (int64_t p = 0; p < problem.query.d && saved && !options.in_batch; ++p)
+      saved[i * problem.query.d + p] /= sums[0][i].sum == 0 ? T(1) : T(sums[0][i].sum);
   }
 }
 
@@ -168,7 +176,13 @@ double backward(const Problem<T>& problem, const Logits<T>& logits, const T* gra
       dscale += weight * (stats[side].mean(r) - u) + g * (eps * u - share * (stats[side].plain(r) + u));
     }
   }
+  const bool means = saved && !options.in_batch;
+  for (int64_t i = 0; i < problem.query.n && means && dquery; ++i) {
+    const T weight = -logits.scale * pull[i];
+    for (int64_t p = i * problem.query.d; p < (i + 1) * problem.query.d; ++p) dquery[p] += weight * saved[p];
+  }
   problem.for_blocks([&](const Block<T>& block, int rows, int columns) {
+    if (means) return;
     T* dx = rows == 0 ? dquery : dkey;
     const bool in_batch = &block.x == &problem.query && &block.y == &problem.key;
     T* dy = in_batch ? dkey : nullptr;
@@ -197,14 +211,18 @@ Forward run_forward(const Tensor& query, const Tensor& key, const Tensor& logit_
   Tensor loss = torch::stable::new_empty(logit_scale, {b, n});
   Tensor row_stats = torch::stable::new_empty(logit_scale, {b, 3, n});
   Tensor col_stats = torch::stable::new_empty(logit_scale, {b, 3, options.symmetric ? m : 0});
-  Tensor saved = cache ? torch::stable::new_empty(logit_scale, {b, n, m}) : torch::stable::new_empty(logit_scale, {0});
+  const int64_t width = saved_width(options, m, query.size(2));
+  Tensor saved =
+      cache ? torch::stable::new_empty(logit_scale, {b, n, width}) : torch::stable::new_empty(logit_scale, {0});
   advise_huge_pages(saved.data_ptr(), saved.numel() * int64_t(sizeof(T)));
-  const auto banks = rows_of<T>(bank);
+  const bool means = cache && !options.in_batch;
+  if (means) torch::stable::zero_(saved);
+  const auto banks = rows_of<T>(bank, !means);
   run_tasks(b, [&](int64_t batch) {
     const Problem<T> problem(query, key, banks, target, batch, options);
     const Stats<T> stats[2] = {{row_stats, batch}, {col_stats, batch}};
     forward(problem, logits, static_cast<T*>(loss.data_ptr()) + batch * n, stats,
-            cache ? static_cast<T*>(saved.data_ptr()) + batch * n * m : nullptr);
+            cache ? static_cast<T*>(saved.data_ptr()) + batch * n * width : nullptr);
   });
   return {loss, row_stats, col_stats, saved};
 }
@@ -220,7 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
   Tensor dquery = need_query ? torch::stable::new_empty(query, {b, n, d}) : torch::stable::new_empty(query, {0});
   Tensor dkey = need_key ? torch::stable::new_empty(key, {b, m, d}) : torch::stable::new_empty(key, {0});
   Tensor dscale = torch::stable::new_empty(logit_scale, {});
-  const auto banks = rows_of<T>(bank);
+  const auto banks = rows_of<T>(bank, saved.numel() == 0 || options.in_batch);
   std::vector<double> scale_gradients(b);
   run_tasks(b, [&](int64_t batch) {
     const Problem<T> problem(query, key, banks, target, batch, options);
@@ -228,10 +246,10 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
     std::optional<RowGradient<T>> dq, dk;
     if (need_query) dq.emplace(dquery, batch, n, d);
     if (need_key) dk.emplace(dkey, batch, m, d);
-    scale_gradients[batch] =
-        backward(problem, logits, static_cast<const T*>(grad.data_ptr()) + batch * n, stats,
-                 saved.numel() > 0 ? static_cast<const T*>(saved.data_ptr()) + batch * n * m : nullptr,
-                 need_query ? dq->data() : nullptr, need_key ? dk->data() : nullptr);
+    scale_gradients[batch] = backward(
+        problem, logits, static_cast<const T*>(grad.data_ptr()) + batch * n, stats,
+        saved.numel() > 0 ? static_cast<const T*>(saved.data_ptr()) + batch * n * saved_width(options, m, d) : nullptr,
+        need_query ? dq->data() : nullptr, need_key ? dk->data() : nullptr);
     if (need_query) dq->finish(problem.query);
     if (need_key) dk->finish(problem.key);
   });

@@ -33,12 +33,12 @@ void undo_normalization(const T* row, T inverse_norm, int64_t d, T* gradient) {
 }
 
 template <class T>
-Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize) {
+Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize, bool squares) {
   Rows<T> rows;
   rows.n = tensor.size(tensor.dim() - 2);
   rows.d = tensor.size(tensor.dim() - 1);
   rows.bfloat16 = tensor.scalar_type() == ScalarType::BFloat16;
-  rows.square.resize(rows.n);
+  if (squares) rows.square.resize(rows.n);
   if (normalize) rows.inverse_norm.resize(rows.n);
   const int64_t offset = batch * rows.n * rows.d;
   with_elements(tensor, [&](const auto* elements) {
@@ -47,6 +47,7 @@ Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize) {
     const bool in_place = std::is_same_v<Element, T> && !normalize;
     if (!in_place) rows.storage.resize(rows.n * rows.d);
     rows.data = in_place ? reinterpret_cast<const T*>(elements) : rows.storage.data();
+    if (in_place && !squares) return;
     for_rows(rows.n, [&](int64_t i) {
       if (!in_place) {
         T* row = rows.storage.data() + i * rows.d;
@@ -58,7 +59,7 @@ Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize) {
           for (int64_t p = 0; p < rows.d; ++p) row[p] *= rows.inverse_norm[i];
         }
       }
-      rows.square[i] = dot(rows.row(i), rows.row(i), rows.d);
+      if (squares) rows.square[i] = dot(rows.row(i), rows.row(i), rows.d);
     });
   });
   T largest = 0;
@@ -89,8 +90,8 @@ void RowGradient<T>::finish(const Rows<T>& rows) {
   });
 }
 
-template Rows<float> make_rows<float>(const Tensor&, int64_t, bool);
-template Rows<double> make_rows<double>(const Tensor&, int64_t, bool);
+template Rows<float> make_rows<float>(const Tensor&, int64_t, bool, bool);
+template Rows<double> make_rows<double>(const Tensor&, int64_t, bool, bool);
 template void undo_normalization(const float*, float, int64_t, float*);
 template void undo_normalization(const double*, double, int64_t, double*);
 template class RowGradient<float>;

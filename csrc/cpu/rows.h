@@ -27,9 +27,10 @@ struct Rows {
   const T* row(int64_t i) const { return data + i * d; }
 };
 
-// Slice `batch` of a contiguous (batch, n, d) tensor, or a whole (n, d) one.
+// Slice `batch` of a contiguous (batch, n, d) tensor, or a whole (n, d) one; without `squares` nothing is read that can
+// stay where it is, and neither square nor max_norm is there.
 template <class T>
-Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize);
+Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize, bool squares = true);
 
 // Where gradients with respect to rows are summed: the slice of a float32 or float64 tensor itself, or a buffer that
 // `finish` rounds into it once.

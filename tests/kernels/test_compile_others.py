@@ -1,4 +1,4 @@
-"""Kernels of clustering, sparse codes and correlation, ahead of time for three chips: no spills, within shared memory."""
+"""Kernels of clustering, sparse codes and correlation, compiled for three chips: no spills, within shared memory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,17 @@ from ahead_of_time import compile_call
 
 # sm_80's tiles also serve chips with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+CORRELATION = {
+    "products_kernel", "windows_kernel", "map_kernel", "pull_kernel", "gradient_kernel", "filters_kernel",
+}  # fmt: skip
 KERNELS = {
     "kmeans": {"prepare_kernel", "step_kernel"},
     "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
     "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
     "sparse_code": {"forward_kernel", "backward_kernel"},
-    **dict.fromkeys(
-        ("correlation 8x8", "correlation 28x28", "correlation 9x4"),
-        {
-            "products_kernel",
-            "windows_kernel",
-            "map_kernel",
-            "pull_kernel",
-            "gradient_kernel",
-            "filters_kernel",
-        },
-    ),
+    "correlation 8x8": CORRELATION,
+    "correlation 28x28": CORRELATION,
+    "correlation 9x4": CORRELATION,
 }
 CASES = [
     (chip, dtype, width, call)
