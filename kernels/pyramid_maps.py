@@ -155,7 +155,8 @@ def map_kernel(
             total = total * tl.exp(highest - shift) + tl.exp(value - shift)
             highest = higher
     top = tl.max(highest, axis=0)
-    normaliser = tl.sum(tl.where(highest == float("-inf"), 0.0, total * tl.exp(highest - top)), axis=0)
+    # A lane that met nothing adds 0; one that met only NaN, which a GPU's maximum drops, adds NaN.
+    normaliser = tl.sum(total * tl.exp(highest - top), axis=0)
     loss = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, P, BLOCK):
         p = start + tl.arange(0, BLOCK)
