@@ -80,7 +80,11 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
                 rows[name]["peak_mb"] = _peak(case, name, device) / memory.MB
             except memory.MemoryMeterError as error:
                 rows[name]["peak_mb"], rows[name]["peak_missing"] = None, str(error)
-    record["goals"] = [_judge(goal, rows, timings) for goal in case.goals]
+    if "memory" in case.measures:
+        problem = case.problem(next(iter(case.contenders().values())), device)
+        leaves = (problem[name] for name in problem.leaves)
+        record["gradients_mb"] = sum(leaf.numel() * leaf.element_size() for leaf in leaves) / memory.MB
+    record["goals"] = [_judge(goal, rows, timings, record.get("gradients_mb", 0.0)) for goal in case.goals]
     return record
 
 
@@ -117,16 +121,19 @@ def _peak(case: Case, name: str, device: str) -> int:
     return memory.cuda_extra_peak(step)
 
 
-def _judge(goal: Goal, rows: dict[str, dict[str, Any]], timings: dict[str, timing.Timing]) -> dict[str, Any]:
+def _judge(
+    goal: Goal, rows: dict[str, dict[str, Any]], timings: dict[str, timing.Timing], gradients_mb: float
+) -> dict[str, Any]:
     """A goal beside what was measured; None where a provider was missing."""
     measured: float | None = None
     if goal.kind == "speedup":
         if goal.of in timings and goal.against in timings:
             measured = timing.ratio(timings[goal.against], timings[goal.of])
-    elif goal.kind in ("error", "memory_share"):
+    elif goal.kind in ("error", "memory_share", "working_share"):
         figure = "error" if goal.kind == "error" else "peak_mb"
+        apart = gradients_mb if goal.kind == "working_share" else 0.0
         ours, theirs = rows[goal.of].get(figure), rows[goal.against].get(figure)
-        measured = ours / theirs if ours is not None and theirs else None
+        measured = max(0.0, ours - apart) / (theirs - apart) if ours is not None and theirs else None
     else:
         measured = rows[goal.of].get(goal.kind)
     return {

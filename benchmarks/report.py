@@ -66,6 +66,7 @@ def summary(cases: Mapping[str, Record]) -> str:
                 "units": f"<= {goal['least']:g} U",
                 "peak_mb": f"<= {goal['least']:g} MB",
                 "memory_share": f"<= {goal['least']:g} of the memory of {against}",
+                "working_share": f"<= {goal['least']:g} of the working memory of {against}",
                 "error": f"<= {goal['least']:g}x the error of {against}",
             }[goal["kind"]]
             what = f"{asked} (reach {goal['reach']:g})"
