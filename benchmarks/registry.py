@@ -25,7 +25,8 @@ class Goal:
     """A figure to reach: ``least`` must hold, ``reach`` is the aim.
 
     kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "peak_mb", "memory_share" (of
-    the peak of ``against``), "working_share" (the same without the gradients, which both return), or "error" (times the error of ``against``); less is better in all others.
+    the peak of ``against``), "working_share" (the same without the gradients, which both return), or "error" (times
+    the error of ``against``); less is better in all others.
     """
 
     kind: Literal["speedup", "units", "peak_mb", "memory_share", "working_share", "error"]

@@ -9,7 +9,6 @@ from cmx_fast import reference
 
 pytest.importorskip("triton")
 from cmx_fast.kernels import pyramid_correlation as kernels
-from triton.runtime.interpreter import InterpreterBuilder
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
