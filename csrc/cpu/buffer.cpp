@@ -85,11 +85,13 @@ void return_workspace(void* data, int64_t capacity) {
 }
 
 torch::stable::Tensor empty_in_workspace(const torch::stable::Tensor& like) {
-  const int64_t bytes = like.numel() * int64_t(like.element_size());
-  if (bytes < kHugePage) return torch::stable::empty_like(like);
+  // Says how the elements lie; its own memory is never touched.
+  const torch::stable::Tensor plain = torch::stable::empty_like(like);
+  const int64_t bytes = plain.numel() * int64_t(plain.element_size());
+  if (bytes < kHugePage) return plain;
   int64_t capacity;
   void* data = take_workspace(bytes, &capacity);
-  return torch::stable::from_blob(data, like.sizes(), like.strides(), like.device(), like.scalar_type(),
+  return torch::stable::from_blob(data, plain.sizes(), plain.strides(), plain.device(), plain.scalar_type(),
                                   [capacity](void* memory) { return_workspace(memory, capacity); });
 }
 

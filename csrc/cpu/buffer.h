@@ -15,7 +15,7 @@ void return_workspace(void* data, int64_t capacity);
 // Asks for 2 MiB pages on the whole ones within a range: first use then costs a fault per 2 MiB instead of per 4 KiB.
 void advise_huge_pages(void* data, int64_t bytes);
 
-// As torch::stable::empty_like of a contiguous tensor, in such memory: it goes back to the store with the tensor.
+// As torch::stable::empty_like, in such memory: it goes back to the store with the tensor.
 torch::stable::Tensor empty_in_workspace(const torch::stable::Tensor& like);
 
 template <class T>

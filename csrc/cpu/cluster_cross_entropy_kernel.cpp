@@ -145,7 +145,7 @@ Tensor run_backward(const Tensor& grad_losses, const Tensor& x, const Tensor& ce
   const Classifier<T> classifier(x, centroids, normalize, true);
   const Logits<T> logits(Similarity::kDot, 1);
   const int64_t d = classifier.d;
-  Tensor dx = torch::stable::empty_like(x);
+  const Tensor dx = empty_in_workspace(x);
   for_tiles(classifier.tiles, [&](int64_t tile, typename Classifier<T>::Scratch& scratch) {
     const int64_t begin = classifier.tiles.begin(tile), n = classifier.tiles.rows(tile);
     scratch.row_values.resize(n);

@@ -207,7 +207,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_codes, const Tensor& 
                                         const Tensor& step_size, double lam, int64_t count) {
   const Steps<T> steps(dictionary, step_size, lam, count);
   const int64_t c = steps.c, k = steps.k, sums = k * k + c * k;
-  Tensor dx = torch::stable::empty_like(x);
+  const Tensor dx = empty_in_workspace(x);
   Tensor ddictionary = torch::stable::new_empty(dictionary, {c, k});
   const Backward<T> backward(steps, grad_codes, x, dx);
 
