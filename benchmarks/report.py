@@ -57,7 +57,7 @@ def table(record: Record) -> str:
 
 def summary(cases: Mapping[str, Record]) -> str:
     """Every goal in one line each: what was asked, what was measured."""
-    lines = [f"{'case':30}{'goal':48}{'measured':>10}  "]
+    lines = [f"{'case':34}{'goal':48}{'measured':>10}  "]
     for name, record in cases.items():
         for goal in record["goals"]:
             against = goal["against"].replace("'s formula", "")
@@ -71,7 +71,7 @@ def summary(cases: Mapping[str, Record]) -> str:
             }[goal["kind"]]
             what = f"{asked} (reach {goal['reach']:g})"
             measured = _number(goal["measured"], ".3g")
-            lines.append(f"{name:30}{what:48}{measured:>10}  {'ok' if goal['met'] else 'MISSED'}")
+            lines.append(f"{name:34}{what:48}{measured:>10}  {'ok' if goal['met'] else 'MISSED'}")
     return "\n".join(lines)
 
 
