@@ -1,11 +1,38 @@
-"""Encoders of clips and of their sound: R(2+1)D-18 and ResNet-9."""
+"""Encoders of clips and of their sound: R(2+1)D-18, ResNet-9 and ResNet-18."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock as PictureBlock
+from torchvision.models.resnet import ResNet
 from torchvision.models.video.resnet import BasicBlock as ClipBlock
 from torchvision.models.video.resnet import Conv2Plus1D
+
+
+class Conv3d(nn.Conv3d):
+    """A 3-D convolution whose gradient is right on the CPU in bfloat16 too.
+
+    There oneDNN's weight gradient reads memory that nobody wrote where time is padded (torch 2.11), which now and then
+    is a NaN. So time is padded before it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        time, *sides = self.padding
+        if x.device.type != "cpu" or time == 0:
+            return super().forward(x)
+        padded = F.pad(x, (0, 0, 0, 0, time, time))
+        return F.conv3d(padded, self.weight, self.bias, self.stride, (0, *sides))
+
+
+class SafeConv2Plus1D(Conv2Plus1D):
+    """torchvision's pair of a spatial and a temporal convolution with a :class:`Conv3d` as the temporal one."""
+
+    def __init__(self, inner: int, outer: int, middle: int, stride: int = 1, padding: int = 1):
+        super().__init__(inner, outer, middle, stride, padding)
+        self[3] = Conv3d(middle, outer, (3, 1, 1), stride=(stride, 1, 1), padding=(padding, 0, 0), bias=False)
 
 
 class R2Plus1D(nn.Module):
@@ -24,7 +51,7 @@ class R2Plus1D(nn.Module):
             nn.Conv3d(3, middle, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
             nn.BatchNorm3d(middle),
             nn.ReLU(inplace=True),
-            nn.Conv3d(middle, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            Conv3d(middle, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )
@@ -41,8 +68,8 @@ class R2Plus1D(nn.Module):
             shortcut = nn.Sequential(
                 nn.Conv3d(inner, outer, 1, stride=(stride,) * 3, bias=False), nn.BatchNorm3d(outer)
             )
-        first = ClipBlock(inner, outer, Conv2Plus1D, stride, shortcut)
-        return nn.Sequential(first, *(ClipBlock(outer, outer, Conv2Plus1D) for _ in range(blocks - 1)))
+        first = ClipBlock(inner, outer, SafeConv2Plus1D, stride, shortcut)
+        return nn.Sequential(first, *(ClipBlock(outer, outer, SafeConv2Plus1D) for _ in range(blocks - 1)))
 
     def forward(self, clips: Tensor) -> Tensor:
         x = self.layer1(self.stem(clips))
@@ -79,6 +106,30 @@ class ResNet9(nn.Module):
 
     def forward(self, spectrograms: Tensor) -> Tensor:
         return self.stages(self.stem(spectrograms))
+
+
+class ResNet18(ResNet):
+    """Pictures or spectrograms (B, channels, H, W) to (B, features): torchvision's ResNet-18 of any ``width``.
+
+    Its parameter names are torchvision's. ``width``: channels of the first stage, an eighth of the last's.
+    """
+
+    def __init__(self, features: int, *, channels: int = 1, width: int = 64):
+        self.width = width
+        super().__init__(PictureBlock, [2, 2, 2, 2])
+        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(8 * width, features)
+
+    def _make_layer(self, block: Any, planes: int, *more: Any, **options: Any) -> nn.Sequential:
+        if planes == 64:
+            self.inplanes = self.width
+        return super()._make_layer(block, planes * self.width // 64, *more, **options)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(B, 8 width, H / 32, W / 32), what the mean is taken over."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 def initialise(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cmx_fast.losses import MemoryBank
-from cmx_fast.models.audio_video import R2Plus1D, ResNet9
+from cmx_fast.models.audio_video import Conv3d, R2Plus1D, ResNet9
 from cmx_fast.models.cmac_recipe import CMACRecipe
 from cmx_fast.nn import LogFilterbank, SpecAugment
 from cmx_fast.ops import attention_consistency, info_nce, pyramid_correlation
@@ -72,7 +72,7 @@ class Embedder(nn.Module):
 def saliency(encoder: R2Plus1D | ResNet9) -> nn.Sequential:
     """The head h of eq. 5 without its sigmoid: a convolution block to a quarter of the channels, then to one (ours)."""
     volume, hidden = isinstance(encoder, R2Plus1D), encoder.channels // 4
-    convolution, norm = (nn.Conv3d, nn.BatchNorm3d) if volume else (nn.Conv2d, nn.BatchNorm2d)
+    convolution, norm = (Conv3d, nn.BatchNorm3d) if volume else (nn.Conv2d, nn.BatchNorm2d)
     return nn.Sequential(
         convolution(encoder.channels, hidden, 3, padding=1, bias=False),
         norm(hidden),

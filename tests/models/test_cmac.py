@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torchvision.models.video import r2plus1d_18
 
 from cmx_fast import reference
-from cmx_fast.models.audio_video import R2Plus1D, ResNet9
+from cmx_fast.models.audio_video import Conv3d, R2Plus1D, ResNet9
 from cmx_fast.models.cmac import CMAC, OBJECTIVES
 from cmx_fast.models.cmac_recipe import CMACRecipe
 
@@ -175,3 +175,19 @@ def test_refuses(changes, message):
         CMACRecipe.preset("demo", **changes)
     with pytest.raises(ValueError, match="objective must be one of single, attention, contrast, cmac"):
         tiny("both")
+
+
+@pytest.mark.parametrize(("kernel", "padding"), [((3, 1, 1), (1, 0, 0)), ((3, 3, 3), (1, 1, 1))])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_gradients_read_no_stale_memory(kernel, padding, stride):
+    convolution = Conv3d(28, 16, kernel, stride=(stride, 1, 1), padding=padding, bias=False)
+    x = torch.randn(6, 28, 2, 8, 8)
+    expected = torch.nn.Conv3d.forward(convolution, x)
+    torch.testing.assert_close(convolution(x), expected)
+    for _ in range(5):
+        stale = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for size in (5_000, 50_000, 200_000)]
+        del stale
+        convolution.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            convolution(x).float().square().sum().backward()
+        assert convolution.weight.grad.isfinite().all()
