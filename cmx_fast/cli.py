@@ -48,11 +48,27 @@ COMMANDS = {
         "cmx_fast.train.cmac:train_cmac",
         "Video and sound that learn from each other (CMAC and its ablation).",
     ),
+    ("train", "icgan"): (
+        "cmx_fast.train.icgan:train_icgan",
+        "A generator of pictures from the features of pictures (IC-GAN).",
+    ),
+    ("train", "localiser"): (
+        "cmx_fast.train.localiser:train_localiser",
+        "Where in pictures sounds come from (LVS), to select moments by.",
+    ),
+    ("train", "sound2scene"): (
+        "cmx_fast.train.sound2scene:train_sound2scene",
+        "Pictures from sound: the sound encoder of Sound2Scene, given a generator.",
+    ),
     ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
     ("evaluate", "c2l"): ("cmx_fast.evaluate.c2l:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
     ("evaluate", "cmac"): (
         "cmx_fast.evaluate.cmac:evaluate_cmac",
         "Retrieval, localisation and linear classification of a CMAC run.",
+    ),
+    ("evaluate", "sound2scene"): (
+        "cmx_fast.evaluate.sound2scene:evaluate_sound2scene",
+        "Pictures, retrieval and controls of a Sound2Scene run.",
     ),
     ("evaluate", "retrieval"): (
         "cmx_fast.evaluate.downstream:evaluate_retrieval",
@@ -65,6 +81,19 @@ COMMANDS = {
     ("evaluate", "finetune"): (
         "cmx_fast.train.finetune:evaluate_finetune",
         "Action recognition by fine-tuning a CMAC run's video encoder.",
+    ),
+    ("select",): (
+        "cmx_fast.evaluate.select_moments:select",
+        "The moments of videos that agree best with their sound, as JSON.",
+    ),
+    ("generate",): (
+        "cmx_fast.evaluate.generate:generate",
+        "A picture from a sound, perhaps with a second one or a picture.",
+    ),
+    ("edit",): ("cmx_fast.evaluate.generate:edit_picture", "Edit a picture by the difference of two sounds."),
+    ("invert",): (
+        "cmx_fast.evaluate.generate:invert_picture",
+        "The features and noise that a generator makes a picture of.",
     ),
     ("bench",): ("cmx_fast.benchmarks.__main__:bench", "Time the operators against what people use today."),
 }

@@ -10,6 +10,8 @@ import numpy as np
 
 Array = np.ndarray
 
+#: Radius of the largest object at rest, as a share of the frame's shorter side; the smallest one's by that.
+LARGEST, SMALLEST = 0.19, 0.1 / 0.19
 #: Hues beyond this look like the first ones again.
 HUES = 0.82
 
@@ -105,10 +107,16 @@ class MovingObject:
 
 
 def random_object(
-    generator: np.random.Generator, shape: str, width: int, height: int, *, sounding: bool
+    generator: np.random.Generator,
+    shape: str,
+    width: int,
+    height: int,
+    *,
+    sounding: bool,
+    largest: float = LARGEST,
 ) -> MovingObject:
     """One that stays within the frame."""
-    radius = generator.uniform(0.1, 0.19) * min(width, height)
+    radius = generator.uniform(SMALLEST * largest, largest) * min(width, height)
     room = [side / 2 - 1.2 * radius for side in (width, height)]
     swing = [generator.uniform(0.15, 0.6) * r for r in room]
     centre = [

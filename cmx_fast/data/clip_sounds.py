@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .clip_objects import HUES, SHAPES, MovingObject
+from .clip_objects import HUES, LARGEST, SHAPES, MovingObject
 
 #: Class -> loudness of the multiples of the pitch. With the pitch's glide this is what tells the classes apart.
 TIMBRES = {
@@ -37,6 +37,7 @@ def sound(
     sample_rate: int,
     width: int,
     height: int,
+    largest: float = LARGEST,
 ) -> np.ndarray:
     """What the object sounds like, float32 (samples,) in [-1, 1].
 
@@ -51,7 +52,7 @@ def sound(
     x, _ = thing.position(time)
     hiss = 0.35 * (x / width) * np.diff(noise, prepend=0.0) / 2
     loudness = (
-        LOUDEST * (thing.radius / (0.19 * min(width, height))) ** 2 * (0.1 + 0.9 * thing.strength(time))
+        LOUDEST * (thing.radius / (largest * min(width, height))) ** 2 * (0.1 + 0.9 * thing.strength(time))
     )
     mixed = loudness * (0.8 * tone + hiss) + 0.002 * noise
     return np.clip(mixed, -1, 1).astype(np.float32)

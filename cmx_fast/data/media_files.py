@@ -70,8 +70,10 @@ def picture_problem(path: Path) -> str | None:
     return None
 
 
-def read_audio(path: Path, sample_rate: int, max_samples: int) -> Tensor:
+def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = False) -> Tensor:
     """The first channel as float32 ``(samples,)`` at ``sample_rate``, at most ``max_samples`` of it.
+
+    ``mix``: the mean of the channels instead.
 
     Another rate is resampled (band-limited, torchaudio). BrokenFileError for what can't be decoded, is silent or
     has NaN or infinity in it.
@@ -84,7 +86,7 @@ def read_audio(path: Path, sample_rate: int, max_samples: int) -> Tensor:
             samples = stream.read(frames, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise BrokenFileError(path, f"can't be decoded ({error})") from error
-    wave = torch.from_numpy(np.ascontiguousarray(samples[:, 0]))
+    wave = torch.from_numpy(np.ascontiguousarray(samples.mean(1) if mix else samples[:, 0]))
     if rate != sample_rate:
         import torchaudio
 
@@ -96,11 +98,14 @@ def read_audio(path: Path, sample_rate: int, max_samples: int) -> Tensor:
     return wave[:max_samples].clone()
 
 
-def read_picture(path: Path, size: int) -> Tensor:
-    """RGB uint8 ``(3, size, size)``: shorter side resized to size * 256 / 224, then the centre cropped."""
+def read_picture(path: Path, size: int, *, shorter: int | None = None) -> Tensor:
+    """RGB uint8 ``(3, size, size)``: the shorter side resized to ``shorter``, then the centre cropped.
+
+    ``shorter`` is size * 256 / 224 unless given.
+    """
     from PIL import Image
 
-    shorter = round(size * 256 / 224)
+    shorter = round(size * 256 / 224) if shorter is None else shorter
     try:
         with Image.open(path) as opened:
             opened.draft("RGB", (shorter, shorter))

@@ -79,3 +79,12 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"there is no {path}")
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def left_out(skipped: list[tuple[Path, str]], most: int = 5) -> str:
+    """How many files can't be used and the first few of them, by name and reason; empty where all can."""
+    if not skipped:
+        return ""
+    named = "".join(f"\n  {path.name}: {reason}" for path, reason in skipped[:most])
+    more = f"\n  and {len(skipped) - most} more" if len(skipped) > most else ""
+    return f"; {len(skipped)} left out:{named}{more}"

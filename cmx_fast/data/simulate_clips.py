@@ -21,7 +21,7 @@ import typer
 from rich.progress import track
 
 from .._extras import require
-from .clip_objects import SHAPES, background, draw, random_object
+from .clip_objects import LARGEST, SHAPES, background, draw, random_object
 from .clip_sounds import sound
 
 CLASSES = tuple(sorted(SHAPES))
@@ -42,7 +42,9 @@ class ClipSettings:
     seconds: float = 3.0
     fps: int = 24
     sample_rate: int = 24000
-    distractors: int = 3  # silent objects, 1 to so many
+    distractors: int = 3  # silent objects, 1 to so many; 0: none
+    largest: float = LARGEST  # radius of an object as a share of the shorter side; the smallest is half of it
+    places: int = 0  # backgrounds that the clips of a class share; 0: each clip has its own
     seed: int = 0
     video: str = "h264"
     audio: str = "aac"
@@ -58,8 +60,13 @@ class ClipSettings:
             raise ValueError(f"seconds must be at least 1.2, a clip of 1 s and some room, got {self.seconds}")
         if not 1 <= self.fps <= 60:
             raise ValueError(f"fps must be 1 to 60, got {self.fps}")
-        if self.distractors < 1:
-            raise ValueError(f"distractors must be at least 1, got {self.distractors}")
+        for name in ("distractors", "places"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0.05 <= self.largest <= 0.38:
+            raise ValueError(
+                f"largest must be in [0.05, 0.38] (objects stay within the frame), got {self.largest}"
+            )
         for name, choices in (("video", VIDEO_CODECS), ("audio", AUDIO_CODECS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
@@ -80,12 +87,15 @@ def render_clip(index: int, settings: ClipSettings) -> Clip:
     generator = np.random.default_rng([settings.seed, index])
     label = CLASSES[index % len(CLASSES)]
     width, height = settings.width, settings.height
-    sounding = random_object(generator, label, width, height, sounding=True)
-    others = [
-        random_object(generator, str(generator.choice(CLASSES)), width, height, sounding=False)
-        for _ in range(generator.integers(1, settings.distractors + 1))
-    ]
-    scene = background(generator, width, height)
+    an_object = functools.partial(random_object, generator, largest=settings.largest)
+    sounding = an_object(label, width, height, sounding=True)
+    silent = generator.integers(1, settings.distractors + 1) if settings.distractors else 0
+    others = [an_object(str(generator.choice(CLASSES)), width, height, sounding=False) for _ in range(silent)]
+    filmed_at = generator
+    if settings.places:
+        place = int(np.random.default_rng([settings.seed, index, 2]).integers(settings.places))
+        filmed_at = np.random.default_rng([settings.seed, index % len(CLASSES), place, 3])
+    scene = background(filmed_at, width, height)
     seconds = np.arange(round(settings.seconds * settings.fps)) / settings.fps
     frames = np.empty((len(seconds), height, width, 3), dtype=np.uint8)
     for i, second in enumerate(seconds):
@@ -94,7 +104,7 @@ def render_clip(index: int, settings: ClipSettings) -> Clip:
         for thing in (*others, sounding):
             draw(frame, thing, second)
         frames[i] = np.clip(frame, 0, 255)
-    wave = sound(sounding, generator, settings.seconds, settings.sample_rate, width, height)
+    wave = sound(sounding, generator, settings.seconds, settings.sample_rate, width, height, settings.largest)
     x, y = sounding.position(seconds)
     return Clip(label, frames, wave, np.stack([x, y, sounding.size(seconds)], axis=1))
 
@@ -182,7 +192,9 @@ def simulate_clips(
     height: Annotated[int, typer.Option(help="Pixels, even.")] = 96,
     seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 3.0,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 24,
-    distractors: Annotated[int, typer.Option(help="Silent objects: 1 to so many.")] = 3,
+    distractors: Annotated[int, typer.Option(help="Silent objects: 1 to so many; 0: none.")] = 3,
+    largest: Annotated[float, typer.Option(help="Largest radius as a share of the shorter side.")] = LARGEST,
+    places: Annotated[int, typer.Option(help="Backgrounds that a class's clips share; 0: one per clip.")] = 0,
     video: Annotated[str, typer.Option(help="h264 or mpeg4.")] = "h264",
     audio: Annotated[str, typer.Option(help="aac (in MP4) or pcm (in MKV).")] = "aac",
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures and sounds.")] = 0,
@@ -201,6 +213,8 @@ def simulate_clips(
         seconds=seconds,
         fps=fps,
         distractors=distractors,
+        largest=largest,
+        places=places,
         seed=seed,
         video=video,
         audio=audio,

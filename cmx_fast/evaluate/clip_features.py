@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -119,12 +118,3 @@ def open_clips(
         cache=recipe.cache,
         device=device,
     )
-
-
-def left_out(clips: Clips, most: int = 5) -> str:
-    """How many recordings can't be used and the first few of them, by name and reason; empty where all can."""
-    if not clips.skipped:
-        return ""
-    named = "".join(f"\n  {Path(path).name}: {reason}" for path, reason in clips.skipped[:most])
-    more = f"\n  and {len(clips.skipped) - most} more" if len(clips.skipped) > most else ""
-    return f"; {len(clips.skipped)} left out:{named}{more}"

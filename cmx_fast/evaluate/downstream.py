@@ -19,9 +19,9 @@ from cmx_fast._extras import require
 from cmx_fast.data.audio_sets import AUDIO_SETS
 from cmx_fast.data.decode import read_wave
 from cmx_fast.data.media_files import audio_problem
-from cmx_fast.data.recordings import Recordings
+from cmx_fast.data.recordings import Recordings, left_out
 from cmx_fast.data.video_sets import VIDEO_SETS, held_out
-from cmx_fast.evaluate.clip_features import left_out, open_clips, video_features
+from cmx_fast.evaluate.clip_features import open_clips, video_features
 from cmx_fast.evaluate.cmac import finished_run, new_model
 from cmx_fast.evaluate.linear import classify
 from cmx_fast.evaluate.retrieval import hits, rank
@@ -91,7 +91,7 @@ def evaluate_retrieval(
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
         clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
         for name, of_split in zip(("gallery", "queries"), clips, strict=True):
-            typer.echo(f"{name}: {len(of_split)} videos{left_out(of_split)}", err=True)
+            typer.echo(f"{name}: {len(of_split)} videos{left_out(of_split.skipped)}", err=True)
         (gallery, gallery_labels), (queries, labels) = (
             video_features(network, of_split, mixed=mixed) for of_split in clips
         )

@@ -20,7 +20,7 @@ class Conv3d(nn.Conv3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        time, *sides = self.padding
+        time, *sides = (int(size) for size in self.padding)
         if x.device.type != "cpu" or time == 0:
             return super().forward(x)
         padded = F.pad(x, (0, 0, 0, 0, time, time))
@@ -111,11 +111,12 @@ class ResNet9(nn.Module):
 class ResNet18(ResNet):
     """Pictures or spectrograms (B, channels, H, W) to (B, features): torchvision's ResNet-18 of any ``width``.
 
-    Its parameter names are torchvision's. ``width``: channels of the first stage, an eighth of the last's.
+    Its parameter names are torchvision's. ``width``: channels of the first stage, an eighth of the last's. With
+    ``last_stride`` 1 the last stage keeps its input's size.
     """
 
-    def __init__(self, features: int, *, channels: int = 1, width: int = 64):
-        self.width = width
+    def __init__(self, features: int, *, channels: int = 1, width: int = 64, last_stride: int = 2):
+        self.width, self.last_stride = width, last_stride
         super().__init__(PictureBlock, [2, 2, 2, 2])
         self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -124,6 +125,8 @@ class ResNet18(ResNet):
     def _make_layer(self, block: Any, planes: int, *more: Any, **options: Any) -> nn.Sequential:
         if planes == 64:
             self.inplanes = self.width
+        if planes == 512:
+            options["stride"] = self.last_stride
         return super()._make_layer(block, planes * self.width // 64, *more, **options)
 
     def maps(self, x: Tensor) -> Tensor:

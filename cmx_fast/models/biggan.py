@@ -26,14 +26,15 @@ from cmx_fast.models.biggan_layers import (
 GENERATOR_WIDTHS = {64: (16, 16, 8, 4, 2), 128: (16, 16, 8, 4, 2, 1)}
 DISCRIMINATOR_WIDTHS = {64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16)}
 BOTTOM = 4
-ATTENTION_SIZE = 64
+#: Where the attention is, by resolution.
+ATTENTION_SIZES = {64: 32, 128: 64}
 
 
 class Generator(nn.Module):
     """Noise (B, dim_z) and instance features (B, 2048) of unit length to pictures (B, 3, S, S) in [-1, 1].
 
     The noise is split into equal chunks: one for the first layer, and one for each block's condition, beside the
-    projected features. The defaults are IC-GAN's for ImageNet: 77.16 M parameters at 128 pixels.
+    projected features. The defaults are IC-GAN's for ImageNet at 128 pixels: 77.16 M parameters. At 64 it has width 64.
 
     Args:
         resolution: S, 64 or 128. width: channels of the last block at 128 (96 [R]).
@@ -51,6 +52,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         widths = _widths(GENERATOR_WIDTHS, resolution, width)
+        self.resolution = resolution
         self.chunk = dim_z // len(widths)
         if self.chunk < 1:
             raise ValueError(f"dim_z must be at least {len(widths)}, a number per block and one, got {dim_z}")
@@ -64,7 +66,7 @@ class Generator(nn.Module):
         for inner, outer in itertools.pairwise(widths):
             size *= 2
             layers: list[nn.Module] = [GeneratorBlock(inner, outer, self.chunk + condition)]
-            if size == ATTENTION_SIZE:
+            if size == ATTENTION_SIZES[resolution]:
                 layers.append(SelfAttention(outer))
             self.blocks.append(nn.ModuleList(layers))
         self.output_layer = nn.Sequential(BatchNorm(widths[-1]), nn.ReLU(), SpectralConv(widths[-1], 3))
@@ -98,7 +100,7 @@ class Discriminator(nn.Module):
             down = size > BOTTOM
             size = size // 2 if down else size
             layers: list[nn.Module] = [DiscriminatorBlock(inner, outer, down=down, first=i == 0)]
-            if size == ATTENTION_SIZE:
+            if size == ATTENTION_SIZES[resolution]:
                 layers.append(SelfAttention(outer))
             self.blocks.append(nn.Sequential(*layers))
         self.linear = SpectralLinear(widths[-1], 1)
@@ -130,9 +132,8 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def fold_spectral_norm(network: nn.Module) -> nn.Module:
+def fold_spectral_norm(network: nn.Module) -> None:
     """Divide every weight by its singular value once, in place, for inference; the outputs stay what they were."""
     for module in network.modules():
         if isinstance(module, SpectralNorm) and not module.folded:
             module.fold()
-    return network

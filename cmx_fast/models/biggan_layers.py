@@ -6,6 +6,7 @@ are called what the authors' PyTorch code calls them, so that its checkpoints lo
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ class SpectralNorm(nn.Module):
         if self.folded:
             return self.weight
         matrix = self.weight.flatten(1)
-        with torch.no_grad():
-            right = F.normalize(self.u0 @ matrix, eps=SPECTRAL_EPS)
-            left = F.normalize(right @ matrix.T, eps=SPECTRAL_EPS)
-        largest = (right @ matrix.T @ left.T).squeeze()
+        with _full_precision(matrix.device):
+            with torch.no_grad():
+                right = F.normalize(self.u0 @ matrix, eps=SPECTRAL_EPS)
+                left = F.normalize(right @ matrix.T, eps=SPECTRAL_EPS)
+            largest = (right @ matrix.T @ left.T).squeeze()
         if self.training:
             with torch.no_grad():
                 self.u0.copy_(left)
@@ -52,6 +54,11 @@ class SpectralNorm(nn.Module):
         training, self.training = self.training, False
         self.weight.copy_(self.normalised())
         self.training, self.folded = training, True
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast, whose rounding of the value would shift every weight; "meta" has none to leave."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class SpectralConv(nn.Conv2d, SpectralNorm):
@@ -121,10 +128,19 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        query = self.theta(x).flatten(2).transpose(1, 2)
-        key, value = (F.max_pool2d(layer(x), 2).flatten(2).transpose(1, 2) for layer in (self.phi, self.g))
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return x + self.gamma * self.o(attended.transpose(1, 2).unflatten(2, x.shape[2:]))
+        query = _rows(self.theta(x))
+        key, value = (_rows(F.max_pool2d(layer(x), 2)) for layer in (self.phi, self.g))
+        # The kernels that don't write the scores want equal head sizes: zeros change nothing.
+        missing = (0, value.shape[-1] - query.shape[-1])
+        attended = F.scaled_dot_product_attention(
+            F.pad(query, missing), F.pad(key, missing), value, scale=1.0
+        )
+        return x + self.gamma * self.o(attended[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, H W, C): one head."""
+    return maps.flatten(2).transpose(1, 2)[:, None]
 
 
 class GeneratorBlock(nn.Module):

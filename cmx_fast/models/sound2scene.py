@@ -7,41 +7,42 @@ a generator, so that a sound's do too.
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from cmx_fast.models.audio_video import ResNet18
+from cmx_fast.models.biggan import Generator, fold_spectral_norm
+from cmx_fast.models.picture_encoder import PictureEncoder
 from cmx_fast.nn import PowerSpectrogram
-from cmx_fast.nn.power_spectrogram import standardised_log, ten_seconds
+from cmx_fast.nn.power_spectrogram import lasting, standardised_log
 from cmx_fast.ops import info_nce
 
-WIDTH = 2048  # features of a picture, and of a sound
+Batch = dict[str, Tensor]
+
 #: "l2": eq. 1 in both directions. "l2 one way": of sounds alone. "cosine": L_nce of Table 3. "regression": L2 of it.
 LOSSES = ("l2", "l2 one way", "cosine", "regression")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class SoundEncoder(nn.Module):
-    """Waves (B, samples) at 16 kHz, of any length, to z^A (B, 2048): ResNet-18 on their log spectrogram.
+    """Waves (B, samples) at 16 kHz, of any length, to z^A (B, features): ResNet-18 on their log spectrogram.
 
     The spectrogram (B, 1, 257, 1004) is the code's: 10 s, repeated where the wave is shorter, SciPy's power spectrum,
     log, standardised by the clip. 12.22 M parameters, 9.5 GMAC per clip.
 
     Args:
+        features: width of z^A, that of the pictures' (2048 [P]).
+        width: channels of the first stage, an eighth of the last's (64 [P]).
+        seconds: of sound (10 [P]).
         positive: end in a ReLU [R]; the paper ends in the linear layer. Between non-negative vectors the loss of 64
             pairs can fall to 2.79, else to 2.25.
     """
 
-    def __init__(self, positive: bool = True):
+    def __init__(self, features: int = 2048, width: int = 64, seconds: float = 10.0, positive: bool = True):
         super().__init__()
         self.spectrogram = PowerSpectrogram()
-        self.positive = positive
-        resnet = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=WIDTH)
-        resnet.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+        self.seconds, self.positive = seconds, positive
+        resnet = ResNet18(features, width=width)
         for module in resnet.modules():  # [R]
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -51,43 +52,17 @@ class SoundEncoder(nn.Module):
         self.resnet = resnet
 
     def forward(self, wave: Tensor) -> Tensor:
-        return self.encode(standardised_log(self.spectrogram(ten_seconds(wave)))[:, None])
+        return self.encode(self.look(wave))
+
+    @torch.no_grad()
+    def look(self, wave: Tensor) -> Tensor:
+        """The spectrogram (B, 1, F, T) that the network sees."""
+        return standardised_log(self.spectrogram(lasting(wave, self.seconds)))[:, None]
 
     def encode(self, spectrogram: Tensor) -> Tensor:
         """z^A of spectrograms (B, 1, F, T) that are there already."""
         features = self.resnet(spectrogram)
         return F.relu(features) if self.positive else features
-
-
-class PictureEncoder(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to z^V (B, 2048): ResNet-50 without its classifier, always in evaluation mode.
-
-    They are resized to 256 pixels, standardised by ImageNet's statistics and resized to 224 bicubically [R]. No
-    gradient reaches it, whoever asks.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resnet = ResNet(Bottleneck, [3, 4, 6, 3])
-        self.resnet.fc = nn.Identity()  # type: ignore[assignment]
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> PictureEncoder:
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, picture: Tensor) -> Tensor:
-        if picture.dim() != 4 or picture.shape[1] != 3:
-            raise ValueError(f"picture must have shape (B, 3, H, W), got {tuple(picture.shape)}")
-        square = F.interpolate(picture, (256, 256), mode="bilinear", antialias=True)
-        standardised = (square - self.mean) / self.std
-        return self.resnet(F.interpolate(standardised, (224, 224), mode="bicubic", align_corners=True))
 
 
 def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
@@ -119,31 +94,63 @@ def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
     )
 
 
-def load_swav(encoder: PictureEncoder, path: Path | str) -> None:
-    """Load SwAV's ResNet-50 (the project's ``swav_800ep_pretrain.pth.tar``) into a picture encoder.
+class Alignment(nn.Module):
+    """What ``cmx train sound2scene`` trains: a batch's "wave" (B, samples) is to land at "picture" (B, D), z^V."""
 
-    The file is a state dict whose names begin with ``module.``; SwAV's projection head and prototypes are left out.
-    Nothing is downloaded.
+    def __init__(self, sound_encoder: SoundEncoder, kind: str = "l2"):
+        super().__init__()
+        self.sound_encoder, self.kind = sound_encoder, kind
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of that form, or of another architecture; says which names or shapes differ.
+    def forward(self, batch: Batch) -> Batch:
+        return {"sound": self.sound_encoder(batch["wave"])}
+
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        return {"loss": alignment_loss(outputs["sound"], batch["picture"], self.kind)}
+
+
+class Sound2Scene(nn.Module):
+    """A trained system: sounds and pictures to features of unit length, and those to pictures. For inference only.
+
+    The controls of section 5 are in :mod:`cmx_fast.models.sound2scene_controls`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no SwAV weights at {path}; the SwAV project offers swav_800ep_pretrain.pth.tar"
-        )
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable PyTorch checkpoint: {error}") from error
-    if not isinstance(stored, dict) or "module.conv1.weight" not in stored:
-        found = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored).__name__
-        raise ValueError(f"{path} has no 'module.conv1.weight' (found: {found}); expected SwAV's own file")
-    heads = ("projection_head.", "prototypes.")
-    weights = {name.removeprefix("module."): value for name, value in stored.items()}
-    try:
-        encoder.resnet.load_state_dict({n: v for n, v in weights.items() if not n.startswith(heads)})
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit ResNet-50: {error}") from error
+
+    generator: Generator
+
+    def __init__(self, picture_encoder: PictureEncoder, sound_encoder: SoundEncoder, generator: Generator):
+        super().__init__()
+        self.picture_encoder, self.sound_encoder = picture_encoder, sound_encoder
+        fold_spectral_norm(generator)
+        self.generator = generator
+        self.requires_grad_(False).eval()
+
+    def of_sound(self, wave: Tensor) -> Tensor:
+        """z^A (B, D) of waves (B, samples) at 16 kHz, float in [-1, 1], of any length.
+
+        Raises:
+            ValueError: another shape, no samples, or a wave with NaN or infinity.
+        """
+        if wave.dim() != 2 or not wave.is_floating_point():
+            raise ValueError(
+                f"wave must be float (B, samples), got {wave.dtype} of shape {tuple(wave.shape)}"
+            )
+        if not wave.isfinite().all():
+            raise ValueError("wave has NaN or infinity in it")
+        return F.normalize(self.sound_encoder(wave), dim=1)
+
+    def of_picture(self, picture: Tensor) -> Tensor:
+        """z^V (B, D) of pictures (B, 3, H, W) in [0, 1]."""
+        return F.normalize(self.picture_encoder(picture), dim=1)
+
+    def look(self, picture: Tensor) -> Tensor:
+        """The picture encoder's features (B, D), with a gradient: a perceptual distance's."""
+        return self.picture_encoder.resnet(self.picture_encoder.standardise(picture))
+
+    def noise(self, count: int, seed: int = 0) -> Tensor:
+        """Noise vectors (count, dim_z), the same for the same seed on any device."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(count, self.generator.dim_z, generator=generator)
+        return drawn.to(next(self.generator.parameters()).device)
+
+    def generate(self, features: Tensor, noise: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) in [0, 1] of features (B, D), which are divided by their length first [R]."""
+        return (self.generator(noise, F.normalize(features, dim=1)) + 1) / 2

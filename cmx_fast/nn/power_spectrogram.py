@@ -96,13 +96,13 @@ def standardised_log(power: Tensor) -> Tensor:
     return ((level - mean) / (deviation + 1e-9)).to(power.dtype)
 
 
-def ten_seconds(wave: Tensor, sample_rate: int = 16000) -> Tensor:
-    """(..., samples) of any length as 10 s: repeated until it is long enough, cut, and clipped to [-1, 1] (the code's).
+def lasting(wave: Tensor, seconds: float = 10.0, sample_rate: int = 16000) -> Tensor:
+    """(..., samples) of any length as so many seconds: repeated as needed, cut, clipped to [-1, 1] (the code's).
 
     Raises:
         ValueError: no samples.
     """
-    wanted, length = 10 * sample_rate, wave.shape[-1]
+    wanted, length = round(seconds * sample_rate), wave.shape[-1]
     if length == 0:
         raise ValueError("wave has no samples")
     repeats = [1] * (wave.dim() - 1) + [math.ceil(wanted / length)]

@@ -14,8 +14,9 @@ import typer
 from lightning_fabric import Fabric
 
 from cmx_fast.data.clips import Clips
+from cmx_fast.data.recordings import left_out
 from cmx_fast.data.video_sets import VIDEO_SETS, held_out
-from cmx_fast.evaluate.clip_features import extract, left_out, open_clips
+from cmx_fast.evaluate.clip_features import extract, open_clips
 from cmx_fast.evaluate.cmac import NAMES, evaluate_run, new_model, recall_at_one
 from cmx_fast.models.cmac import CMAC
 from cmx_fast.models.cmac_recipe import CMACRecipe
@@ -69,7 +70,7 @@ def train_cmac(
     splits = ("train", held_out(dataset))
     train, test = (open_clips(VIDEO_SETS[dataset](data, split), recipe, fabric.device) for split in splits)
     for split, clips in zip(splits, (train, test), strict=True):
-        say(f"{split}: {len(clips)} recordings{left_out(clips)}")
+        say(f"{split}: {len(clips)} recordings{left_out(clips.skipped)}")
     if len(train) < recipe.batch:
         raise ValueError(
             f"{len(train)} recordings to train on are fewer than a batch of {recipe.batch}; --set batch=..."

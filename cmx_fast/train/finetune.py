@@ -16,8 +16,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from cmx_fast.data.clips import Clips
+from cmx_fast.data.recordings import left_out
 from cmx_fast.data.video_sets import VIDEO_SETS
-from cmx_fast.evaluate.clip_features import evenly, left_out, open_clips
+from cmx_fast.evaluate.clip_features import evenly, open_clips
 from cmx_fast.evaluate.downstream import adapters, open_model
 from cmx_fast.models.audio_video import R2Plus1D
 from cmx_fast.models.cmac_recipe import CMACRecipe
@@ -117,7 +118,7 @@ def evaluate_finetune(
         train, test = (
             open_clips(part, of_clips, fabric.device, audio=False) for part in (train_set, test_set)
         )
-        print(f"train: {len(train)} videos{left_out(train)}", file=sys.stderr)
+        print(f"train: {len(train)} videos{left_out(train.skipped)}", file=sys.stderr)
         torch.manual_seed(seed)
         encoder = R2Plus1D(of_clips.blocks, of_clips.width, of_clips.last_stride)
         encoder.load_state_dict(pretrained.video.encoder.state_dict())

@@ -46,6 +46,8 @@ class Stage:
         batches: the batches from this step on, on the device; the same ones whenever it is asked.
         seed: seeds dropout and augmentation, whatever ran before.
         optimizer: makes the optimiser of the groups, with ``weight_decay``.
+        turns: players that step one after the other on each batch, as the last argument of the module's forward and
+            losses; a player that gets no gradient stays as it is.
         labels: names in the batch that the losses need from every process; None if they take only their own rows.
         schedule: the factor on the learning rates, from the step (counted from 0) and the number of steps.
         after_step: called after every step of the optimiser.
@@ -61,6 +63,7 @@ class Stage:
     seed: int
     weight_decay: float = 0.0
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    turns: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = ("space",)
     schedule: Callable[[int, int], float] = warmup_and_cosine
     after_step: Callable[[], None] | None = None
@@ -105,6 +108,7 @@ def run_stage(
         restore_rng(state["rng"], fabric)
         start, sums, counted, spent = state["step"], state["sums"], state["counted"], state["seconds"]
     run.rewind(stage.name, start)
+    turns: list[tuple[str, ...]] = [(name,) for name in stage.turns] or [()]
     interval = max(1, stage.steps // 20)
     began = time.monotonic() - spent
     stage.module.train()
@@ -114,14 +118,16 @@ def run_stage(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * stage.schedule(step - 1, stage.steps)
             batch = next(batches)
-            losses = stage.module.losses(*gather(fabric, module(batch), batch, stage.labels))
-            optimizer.zero_grad()
-            fabric.backward(losses["loss"])
-            optimizer.step()
+            for turn in turns:
+                outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
+                losses = stage.module.losses(*outputs, *turn)
+                optimizer.zero_grad()
+                fabric.backward(losses["loss"])
+                optimizer.step()
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach()
             if stage.after_step is not None:
                 stage.after_step()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
             counted += 1
             shown(step, None)
             if step % interval == 0 or step == stage.steps:

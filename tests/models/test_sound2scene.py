@@ -8,14 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmx_fast.models.sound2scene import LOSSES, PictureEncoder, SoundEncoder, alignment_loss, load_swav
+from cmx_fast.models.biggan import Generator
+from cmx_fast.models.picture_encoder import PictureEncoder
+from cmx_fast.models.sound2scene import LOSSES, Sound2Scene, SoundEncoder, alignment_loss
+from cmx_fast.models.sound2scene_controls import change_volume, edit, interpolate, invert, mix
+from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
 
 
 def test_sizes_are_those_of_the_published_encoders():
     with torch.device("meta"):
-        sound, picture = SoundEncoder(), PictureEncoder()
+        sound = SoundEncoder()
         assert sound.encode(torch.empty(2, 1, 257, 1004)).shape == (2, 2048)
-        assert picture(torch.empty(2, 3, 256, 256)).shape == (2, 2048)
+        assert sound.resnet.maps(torch.empty(2, 1, 257, 1004)).shape == (2, 512, 9, 32)
     assert sum(p.numel() for p in sound.parameters()) == pytest.approx(12.22e6, rel=1e-3)
 
 
@@ -63,29 +67,117 @@ def test_losses_are_their_formulas(kind):
     assert leaf.grad.abs().sum() > 0 and fixed.grad is None
 
 
-def test_the_picture_encoder_stays_as_it_is():
-    encoder = PictureEncoder().train()
-    assert not encoder.training and not encoder.resnet.bn1.training
-    assert not encoder(torch.rand(1, 3, 40, 60).requires_grad_()).requires_grad
+def test_published_names_and_narrow_encoders():
+    with torch.device("meta"):
+        names = SoundEncoder().resnet.state_dict()
+        assert names["conv1.weight"].shape == (64, 1, 7, 7) and names["fc.weight"].shape == (2048, 512)
+        assert names["layer4.1.conv2.weight"].shape == (512, 512, 3, 3)
+        narrow = SoundEncoder(32, width=8, seconds=3.0)
+        assert narrow.encode(torch.empty(2, 1, 257, 299)).shape == (2, 32)
+    assert SoundEncoder(4, width=8, seconds=3.0).look(torch.rand(1, 700)).shape == (1, 1, 257, 299)
 
 
-def test_swav_weights_from_a_file(tmp_path):
-    encoder, other, file = PictureEncoder(), PictureEncoder(), tmp_path / "swav.pth.tar"
-    state = {f"module.{name}": value for name, value in encoder.resnet.state_dict().items()}
-    torch.save(state | {"module.prototypes.weight": torch.zeros(3, 4)}, file)
-    load_swav(other, file)
-    assert other.resnet.layer4[2].conv3.weight.equal(encoder.resnet.layer4[2].conv3.weight)
-    torch.save({"state_dict": {}}, file)
-    with pytest.raises(ValueError, match=r"has no 'module.conv1.weight' \(found: state_dict\)"):
-        load_swav(other, file)
-    torch.save(state | {"module.conv1.weight": torch.zeros(8, 3, 7, 7)}, file)
-    with pytest.raises(ValueError, match="does not fit ResNet-50"):
-        load_swav(other, file)
-    file.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is not a readable PyTorch checkpoint"):
-        load_swav(other, file)
-    with pytest.raises(FileNotFoundError, match="no SwAV weights at"):
-        load_swav(other, tmp_path / "none.pth")
+@pytest.fixture(scope="module")
+def system():
+    torch.manual_seed(0)
+    return Sound2Scene(PictureEncoder("small"), SoundEncoder(128, 8, 0.5), Generator(64, 8, 10, 128, 6))
+
+
+def test_a_system_makes_pictures(system):
+    sound, picture = system.of_sound(0.1 * torch.randn(2, 9000)), system.of_picture(torch.rand(2, 3, 70, 50))
+    for features in (sound, picture):
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    noise = system.noise(2, seed=3)
+    assert noise.equal(system.noise(2, seed=3)) and not noise.equal(system.noise(2))
+    made = system.generate(sound, noise)
+    assert made.shape == (2, 3, 64, 64) and made.min() >= 0 and made.max() <= 1
+    assert not system.training and not made.requires_grad
+    torch.testing.assert_close(system.generate(5 * sound, noise), made)  # lengths do not count
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (torch.zeros(100), r"wave must be float \(B, samples\), got torch.float32 of shape \(100,\)"),
+        (torch.zeros(1, 100, dtype=torch.int16), "wave must be float"),
+        (torch.full((1, 100), math.nan), "NaN or infinity"),
+        (torch.zeros(1, 0), "no samples"),
+    ],
+)
+def test_a_system_refuses(system, wave, message):
+    with pytest.raises(ValueError, match=message):
+        system.of_sound(wave)
+
+
+def test_a_silent_wave_has_features(system):
+    assert system.of_sound(torch.zeros(1, 3200)).isfinite().all()
+
+
+def test_volume():
+    wave = torch.tensor([0.05, -0.2])
+    torch.testing.assert_close(change_volume(wave, -20), wave / 10)
+    torch.testing.assert_close(change_volume(wave, 20), torch.tensor([0.5, -1.0]))  # clipped
+    assert change_volume(wave, 0).equal(wave)
+
+
+def test_mixing_repeats_the_shorter_and_clips():
+    mixed = mix(torch.tensor([0.1, 0.2, 0.3, 0.9, 0.0]), torch.tensor([0.1, 0.2]))
+    torch.testing.assert_close(mixed, torch.tensor([0.2, 0.4, 0.4, 1.0, 0.1]))
+    assert mix(torch.tensor([0.5])).tolist() == [0.5]
+    with pytest.raises(ValueError, match=r"mix takes waves \(samples,\), at least one"):
+        mix()
+    with pytest.raises(ValueError, match="mix takes waves"):
+        mix(torch.zeros(0))
+
+
+def test_interpolation_ends_where_it_should():
+    picture, sound = (F.normalize(torch.randn(2, 5), dim=1) for _ in "vs")
+    torch.testing.assert_close(interpolate(picture, sound, 1.0), picture)
+    torch.testing.assert_close(interpolate(picture, sound, 0.0), sound)
+    middle = interpolate(picture, sound, 0.3)
+    torch.testing.assert_close(middle, F.normalize(0.3 * picture + 0.7 * sound, dim=1))
+    with pytest.raises(ValueError, match=r"weight must be in \[0, 1\]"):
+        interpolate(picture, sound, 1.2)
+
+
+def test_editing_moves_by_the_difference():
+    picture, to, since = (F.normalize(torch.randn(2, 5), dim=1) for _ in "vab")
+    torch.testing.assert_close(edit(picture, to, since, 0.0), picture)
+    torch.testing.assert_close(edit(picture, to, since, 2.0), F.normalize(picture + 2 * (to - since), dim=1))
+
+
+def test_inversion_finds_what_a_picture_was_made_of(system):
+    generator = system.generator
+    with torch.no_grad():  # fresh weights hardly look at noise and features
+        for name, value in generator.named_parameters():
+            if "gain" in name or name.endswith("bias"):
+                value.mul_(3).add_(0.3 * torch.randn_like(value))
+        h, z = F.normalize(torch.randn(1, 128), dim=1), system.noise(1, seed=1)
+        wanted = system.generate(h, z)
+        start, noise = F.normalize(torch.randn(1, 128), dim=1), system.noise(1, seed=2)
+        before = (system.generate(start, noise) - wanted).square().mean()
+    steps = []
+    found, noise, error = invert(
+        generator, wanted, start, noise, steps=40, look=system.look, progress=lambda i, e: steps.append(e)
+    )
+    assert error.shape == (1,) and error.item() < 0.5 * before and len(steps) == 40
+    torch.testing.assert_close((system.generate(found, noise) - wanted).square().mean(), error[0])
+    with pytest.raises(ValueError, match=r"picture must have shape \(1, 3, 64, 64\)"):
+        invert(generator, wanted[:, :, :32], start, noise)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "l1"}, "loss must be one of l2, l2 one way, cosine, regression; got 'l1'"),
+        ({"heard": 20.0}, r"heard must be in \[0, seconds = 3.0\]"),
+        ({"moments": 0}, "moments must be at least 1"),
+        ({"size": 3}, "the recipe has no size"),
+    ],
+)
+def test_recipe_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Sound2SceneRecipe.preset("demo", **changes)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +185,6 @@ def test_swav_weights_from_a_file(tmp_path):
     [
         (lambda: alignment_loss(torch.ones(2, 3), torch.ones(2, 3), "l1"), "kind must be one of 'l2'"),
         (lambda: alignment_loss(torch.ones(2, 3), torch.ones(2, 4)), "must have the same shape"),
-        (lambda: PictureEncoder()(torch.rand(3, 40, 60)), r"picture must have shape \(B, 3, H, W\)"),
         (lambda: SoundEncoder()(torch.zeros(1, 0)), "no samples"),
     ],
 )

@@ -11,7 +11,7 @@ pytest.importorskip("scipy.signal")
 from scipy import signal
 
 from cmx_fast.nn import PowerSpectrogram
-from cmx_fast.nn.power_spectrogram import standardised_log, ten_seconds, tukey
+from cmx_fast.nn.power_spectrogram import lasting, standardised_log, tukey
 
 
 def scipys(wave, sample_rate, nperseg, noverlap):
@@ -70,14 +70,14 @@ def test_silence_is_finite():
     assert standardised_log(PowerSpectrogram()(torch.zeros(2, 4000))).abs().max() < 1e-3
 
 
-def test_ten_seconds_of_any_wave():
+def test_lasting_of_any_wave():
     short = torch.linspace(-2, 2, 3200)
-    filled = ten_seconds(short)
+    filled = lasting(short)
     assert filled.shape == (160000,) and filled.abs().max() == 1
     assert filled[:3200].equal(short.clamp(-1, 1)) and filled[3200:6400].equal(filled[:3200])
-    assert ten_seconds(torch.ones(2, 500000)).shape == (2, 160000)
+    assert lasting(torch.ones(2, 500000)).shape == (2, 160000)
     with pytest.raises(ValueError, match="no samples"):
-        ten_seconds(torch.zeros(0))
+        lasting(torch.zeros(0))
 
 
 def test_autocast_changes_nothing():

@@ -1,0 +1,55 @@
+"""The numbers of Sound2Scene's alignment in two presets: the paper's, and one for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cmx_fast.models.presets import Presets, require
+from cmx_fast.models.sound2scene import LOSSES
+
+
+@dataclass(frozen=True)
+class Sound2SceneRecipe(Presets):
+    """Everything that decides what ``cmx train sound2scene`` computes, given a generator and its picture encoder.
+
+    The defaults are the "paper" preset. [P]: stated by the paper. [R]: its public code. [O]: ours.
+    """
+
+    DEMO: ClassVar[dict[str, object]] = {
+        "moments": 4,
+        "seconds": 3.0,
+        "cache": True,
+        "width": 16,
+        "cosine": True,
+        "epochs": 40,
+    }
+
+    # Data
+    moments: int = 1  # [P] pictures of each video: the selection's best, or the middle one
+    seconds: float = 10.0  # [P] of sound that the encoder takes; shorter sound is repeated
+    heard: float = 0.0  # [O] of a recording, the ablation's 1 and 5 s; 0: as much as seconds
+    cache: bool = False  # [O] keep all pictures and sounds in memory
+
+    # Sound encoder: ResNet-18
+    width: int = 64  # [R] channels of the first stage
+    positive: bool = True  # [R] ends in a ReLU; the paper in the linear layer
+
+    # Training
+    loss: str = "l2"  # [P] "l2 one way", "cosine", "regression": the ablations of Table 2
+    lr: float = 1e-3  # [R] of Adam
+    cosine: bool = False  # [R] a constant rate; else a short warm-up and a cosine to zero [O]
+    weight_decay: float = 1e-5  # [R]
+    epochs: int = (
+        50  # [P]; the paper stops earlier where the validation loss rises, here the last weights count
+    )
+    batch: int = 64  # [R]
+
+    def __post_init__(self) -> None:
+        require(self.loss in LOSSES, self, "loss", f"one of {', '.join(LOSSES)}")
+        require(self.seconds >= 0.1, self, "seconds", "at least 0.1")
+        require(0 <= self.heard <= self.seconds, self, "heard", f"in [0, seconds = {self.seconds}]")
+        require(self.width >= 8, self, "width", "at least 8")
+        require(self.batch >= 2, self, "batch", "at least 2 (negatives)")
+        for name in ("moments", "epochs"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")

@@ -1,0 +1,232 @@
+"""Figures of generated pictures, cached features, and what a control study sees."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("torchmetrics", reason="needs the evaluate extra")
+pytest.importorskip("scipy", reason="needs the test extra")
+
+from PIL import Image
+from scipy import linalg
+from torchvision.transforms.functional import to_pil_image
+
+from cmx_fast.data.scene_data import SceneData
+from cmx_fast.data.scenes import open_scenes
+from cmx_fast.evaluate import frame_classifier
+from cmx_fast.evaluate.control_study import BALANCES, couples, study
+from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
+from cmx_fast.evaluate.generation import (
+    ClipJudge,
+    Networks,
+    frechet_distance,
+    inception_networks,
+    inception_score,
+    recall,
+)
+from cmx_fast.evaluate.picture_features import picture_features
+from cmx_fast.evaluate.sound_features import own_rank
+from cmx_fast.models.picture_encoder import PictureEncoder
+
+MEANS = Networks("means", lambda p: p.mean((2, 3)), lambda p: 8 * p.mean((2, 3)), 3)
+
+
+def test_frechet_distance_is_the_formula():
+    real, made = torch.rand(50, 3, 4, 4), 0.5 * torch.rand(70, 3, 4, 4)
+    x, y = (p.double().mean((2, 3)).numpy() for p in (real, made))
+    root = linalg.sqrtm(_cov(x) @ _cov(y)).real
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + (_cov(x) + _cov(y) - 2 * root).trace()
+    assert frechet_distance(MEANS, real, made) == pytest.approx(expected, rel=1e-4)
+    bytes_ = (255 * made).round().byte()
+    assert frechet_distance(MEANS, real, bytes_) == pytest.approx(expected, rel=1e-2)
+    assert frechet_distance(MEANS, real, real) == pytest.approx(0, abs=1e-6)
+
+
+def _cov(x):
+    centred = x - x.mean(0)
+    return centred.T @ centred / (len(x) - 1)
+
+
+def test_inception_score_is_the_formula_and_the_same_twice():
+    pictures = torch.rand(40, 3, 4, 4)
+    p = (8 * pictures.mean((2, 3))).softmax(1)
+    expected = (p * (p.log() - p.mean(0).log())).sum(1).mean().exp().item()
+    before = torch.random.get_rng_state()
+    assert inception_score(MEANS, pictures) == pytest.approx(expected, rel=1e-5)
+    assert torch.random.get_rng_state().equal(before)
+    many = torch.rand(600, 3, 2, 2)
+    assert inception_score(MEANS, many) == inception_score(MEANS, many)
+
+
+def test_recall():
+    scores = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
+    assert recall(scores, torch.tensor([0, 1]), 1) == 0.5
+    assert recall(scores, torch.tensor([1, 1]), 2) == 1.0
+    assert recall(scores, torch.tensor([2, 0]), 5) == 1.0
+
+
+def test_own_rank():
+    gallery = F.normalize(torch.randn(2000, 16), dim=1)
+    assert own_rank(gallery, gallery).eq(0).all()
+    assert own_rank(gallery[[1, 0]], gallery[:2]).tolist() == [1, 1]
+
+
+def test_inception_weights_from_a_file(tmp_path, monkeypatch):
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    extractor = module.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(extractor, "load_state_dict", lambda self, state: None)
+        fresh = extractor("inception-v3-compat", ["2048", "logits_unbiased"])
+    torch.save(fresh.state_dict(), tmp_path / "inception.pth")
+    networks, pictures = inception_networks(tmp_path / "inception.pth"), torch.rand(2, 3, 40, 40)
+    expected = fresh((255 * pictures).round().byte())
+    assert networks.features(pictures).shape == (2, 2048) and networks.width == 2048
+    torch.testing.assert_close(networks.features(pictures), expected[0])
+    torch.testing.assert_close(networks.logits(pictures), expected[1])
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="does not fit torch-fidelity's Inception"):
+        inception_networks(tmp_path / "other.pth")
+    torch.save({"a": Harmful(tmp_path / "ran")}, tmp_path / "harmful.pth")
+    with pytest.raises(ValueError, match="does not fit torch-fidelity's Inception"):
+        inception_networks(tmp_path / "harmful.pth")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(FileNotFoundError, match="there are no Inception weights"):
+        inception_networks(tmp_path / "none.pth")
+
+
+class Harmful:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def test_clip_from_a_file(tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    (tmp_path / "tiny-clip.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(tmp_path)
+    clip, _, transform = open_clip.create_model_and_transforms("tiny-clip")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    judge = ClipJudge("tiny-clip", tmp_path / "clip.pt", ["dog_barking", "rain"])
+    picture = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        image = clip.eval().encode_image(transform(to_pil_image(picture))[None])
+        text = clip.encode_text(
+            open_clip.get_tokenizer("tiny-clip")(["a photo of dog barking", "a photo of rain"])
+        )
+    expected = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+    torch.testing.assert_close(judge.scores(picture[None]), expected, rtol=1e-4, atol=1e-5)
+    assert judge.scores(torch.rand(3, 3, 64, 64)).shape == (3, 2)
+    with pytest.raises(ValueError, match="OpenCLIP has no model 'ViT-Z'"):
+        ClipJudge("ViT-Z", tmp_path / "clip.pt", ["a"])
+    with pytest.raises(FileNotFoundError, match="there are no CLIP weights"):
+        ClipJudge("tiny-clip", tmp_path / "none.pt", ["a"])
+    torch.save({"visual.proj": torch.zeros(2, 2)}, tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match="does not fit OpenCLIP's tiny-clip"):
+        ClipJudge("tiny-clip", tmp_path / "clip.pt", ["a"])
+
+
+def test_a_classifier_learns_frames_and_leaves_the_generator_alone(monkeypatch):
+    monkeypatch.setattr(frame_classifier, "STEPS", 40)
+    labels = torch.arange(60) % 2
+    pictures = torch.randint(0, 120, (60, 3, 64, 64), dtype=torch.uint8)
+    pictures[labels == 1, 0] += 100
+    before = torch.random.get_rng_state()
+    classifier = train_classifier(pictures, labels, 2)
+    assert torch.random.get_rng_state().equal(before)
+    seen = probabilities(classifier, pictures)
+    torch.testing.assert_close(seen.sum(1), torch.ones(60))
+    assert (seen.argmax(1) == labels).float().mean() > 0.9
+    assert probabilities(classifier, torch.rand(3, 3, 128, 128)).shape == (3, 2)
+
+
+class Ideal:
+    """A system whose features are one-hot classes and whose pictures are its features."""
+
+    def of_sound(self, wave):
+        return F.normalize(wave[:, :3].abs() + 1e-6, dim=1)
+
+    def noise(self, count, seed=0):
+        return torch.zeros(count, 1)
+
+    def generate(self, features, noise):
+        return features[:, :, None, None].clamp(0, 1).expand(-1, -1, 2, 2)
+
+
+def test_controls_of_an_ideal_system_lead_the_right_way():
+    labels = torch.arange(30) % 3
+    eye = torch.eye(3)[labels]
+    of = couples(0.9 * eye, eye, labels)
+    assert (of.labels[0] != of.labels[1]).all() and len(of.labels[0]) > 30
+    found = study(Ideal(), lambda p: p.mean((2, 3)), of)
+    assert set(found) == {"interpolation", "mixing", "editing"}
+    for name, turned in found.items():
+        assert turned.right == 1.0
+        until = 4 if name == "editing" else None  # a strength of 2 goes past the other sound
+        assert turned.to[:until] == sorted(turned.to[:until])
+        assert turned.since[:until] == sorted(turned.since[:until], reverse=True)
+        assert turned.strips.shape == (3, len(turned.values), 3, 2, 2)
+    assert found["mixing"].to[len(BALANCES) // 2] == pytest.approx(math.sqrt(0.5), abs=1e-3)
+    with pytest.raises(ValueError, match="all of one class"):
+        couples(eye, eye, torch.zeros(30, dtype=torch.int64))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(5):
+        folder = tmp_path / "train" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (70, 70), (40 * i, 0, 90))
+        picture.paste((250, 250, 0), (0, 0, 30, 50))
+        picture.save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_features_are_computed_once_and_stale_ones_are_noticed(pictures, tmp_path, monkeypatch, capsys):
+    encoder, file = PictureEncoder("small"), tmp_path / "features.pt"
+
+    def features(encoder=encoder, **options):
+        data = SceneData(open_scenes("pictures", pictures, "train"), size=64, workers=0)
+        return picture_features(encoder, data, "cpu", file, **options)
+
+    first = features()
+    assert first.shape == (5, 128) and first.isfinite().all()
+    with monkeypatch.context() as patch:
+        patch.setattr(PictureEncoder, "forward", None)
+        assert features().equal(first)  # from the file
+    assert capsys.readouterr().err == ""
+    others = [features(flipped=True), features(PictureEncoder("small"))]
+    assert not any(other.equal(first) for other in others)
+    said = capsys.readouterr().err
+    assert said.count("holds features of other pictures or of another encoder; computing them anew") == 2
+    features()
+    Image.new("RGB", (70, 70), (255, 255, 255)).save(pictures / "train" / "a" / "0.png")
+    changed = features()
+    assert not changed[0].equal(first[0]) and changed[1:].equal(first[1:])
+    file.write_bytes(b"nothing")
+    assert features().equal(changed)
+    assert "is not a readable checkpoint" in capsys.readouterr().err
+
+
+def test_broken_pictures_have_no_features(pictures):
+    scenes = open_scenes("pictures", pictures, "train")
+    scenes.entries[1].picture.write_bytes(b"nothing")
+    found = picture_features(PictureEncoder("small"), SceneData(scenes, size=64, workers=0), "cpu")
+    assert found.isfinite().all(1).tolist() == [True, False, True, True, True]

@@ -1,0 +1,94 @@
+"""``cmx train localiser`` and ``cmx select`` on a few real videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+import typer
+
+pytest.importorskip("av", reason="needs the media extra")
+
+from cmx_fast.data.selection import read_selection
+from cmx_fast.data.simulate_clips import simulate_clips
+from cmx_fast.evaluate.select_moments import select
+from cmx_fast.train import localiser as command
+from cmx_fast.train.localiser import train_localiser
+
+TINY = ["size=32", "seconds=0.5", "width=8", "batch=4", "epochs=2", "moments=2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("simulated") / "clips"
+    simulate_clips(root, clips=16, width=48, height=32, seconds=1.25, fps=12, layout="vggsound")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "localiser"
+    train_localiser(data, out=out, preset="demo", set=TINY)
+    return out
+
+
+def timeless(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def test_an_interrupted_run_resumes_to_the_same_numbers(data, finished, tmp_path, monkeypatch):
+    rows = timeless(finished)
+    assert rows[-1]["step"] == 6 and 0 <= rows[-1]["own_is_best"] <= 1
+    whole = command.VideoBatches.__call__
+
+    def interrupted(self, start):
+        for step, batch in enumerate(whole(self, start), start + 1):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.VideoBatches, "__call__", interrupted)
+        with pytest.raises(typer.Exit):
+            train_localiser(data, out=tmp_path, preset="demo", set=TINY)
+    torch.rand(10)
+    train_localiser(data, out=tmp_path, preset="demo", set=TINY, resume=True)
+    assert timeless(tmp_path) == rows
+
+
+def test_a_selection_names_the_best_moments(data, finished, tmp_path, capsys):
+    broken = next((data / "video").iterdir())
+    whole = broken.read_bytes()
+    try:
+        broken.write_bytes(whole[: len(whole) // 2])
+        select(finished, tmp_path / "s.json", split="train", top=3, workers=0)
+    finally:
+        broken.write_bytes(whole)
+    found = read_selection(tmp_path / "s.json")
+    assert len(found) in (11, 12) and all(len(frames) == 3 for frames in found.values())
+    assert all(0 <= frame < 13 and len(set(frames)) == 3 for frames in found.values() for frame in frames)
+    name = next(iter(found))
+    assert len(name.split("_")[-1]) >= 5 and int(name.split("_")[-1]) - int(name.split("_")[-2]) == 10000
+    assert "s.json: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "vegas"}, "dataset must be one of vggsound, kinetics, which have videos; got 'vegas'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16"),
+        ({"set": ["batch=64"]}, "12 videos to train on are fewer than a batch of 64"),
+    ],
+)
+def test_what_can_not_be_trained(data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_localiser(data, **{"out": tmp_path, "preset": "demo", "set": TINY, **options})
+
+
+def test_a_run_of_something_else_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run folder; cmx train localiser --out makes one"):
+        select(tmp_path, tmp_path / "s.json")

@@ -1,0 +1,360 @@
+"""``cmx train icgan``, ``sound2scene`` and what follows on a few real videos: whole, interrupted, with broken files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+import typer
+
+pytest.importorskip("av", reason="needs the media extra")
+pytest.importorskip("soundfile", reason="needs the media extra")
+pytest.importorskip("torchmetrics", reason="needs the evaluate extra")
+pytest.importorskip("faiss", reason="needs the cpu or cuda extra")
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from cmx_fast.data.scene_data import SceneData
+from cmx_fast.data.scenes import open_scenes
+from cmx_fast.data.selection import write_selection
+from cmx_fast.data.simulate_clips import simulate_clips
+from cmx_fast.evaluate import frame_classifier
+from cmx_fast.evaluate.generate import edit_picture, generate, invert_picture
+from cmx_fast.evaluate.sound2scene import ROWS, evaluate_sound2scene
+from cmx_fast.models.sound2scene_files import open_icgan, open_sound2scene
+from cmx_fast.train.icgan import train_icgan
+from cmx_fast.train.loop import Stage
+from cmx_fast.train.picture_batches import NeighbourBatches, ViewBatches
+from cmx_fast.train.sound2scene import train_sound2scene
+from cmx_fast.train.sound_batches import SoundBatches
+
+GENERATOR = [
+    "encoder_steps=3", "encoder_batch=8", "moments=2", "width=8", "dim_z=10", "condition=8", "neighbours=3",
+    "batch=4", "steps=5", "average_from=2",
+]  # fmt: skip
+SOUNDS = ["moments=2", "seconds=1.0", "width=8", "epochs=2", "batch=8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """One thread: the tensors are too small to share out; and a judge that has hardly learnt."""
+    before, steps = torch.get_num_threads(), frame_classifier.STEPS
+    torch.set_num_threads(1)
+    frame_classifier.STEPS = 2
+    yield
+    torch.set_num_threads(before)
+    frame_classifier.STEPS = steps
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight classes, of each three recordings to train on and one held out."""
+    root = tmp_path_factory.mktemp("simulated") / "clips"
+    simulate_clips(
+        root, clips=40, width=64, height=64, seconds=1.25, fps=12, layout="vggsound", distractors=0
+    )
+    return root
+
+
+def icgan(data, out, *more, **options):
+    train_icgan(data, dataset="vggsound", out=out, preset="demo", set=[*GENERATOR, *more], **options)
+
+
+def sounds(data, generator, out, *more, **options):
+    train_sound2scene(data, generator, out=out, preset="demo", set=[*SOUNDS, *more], **options)
+
+
+@pytest.fixture(scope="module")
+def generator(data, small, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "icgan"
+    icgan(data, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(data, generator, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "sounds"
+    sounds(data, generator, out)
+    return out
+
+
+def timeless(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def weights(run, stage):
+    return torch.load(run / f"{stage}.pt", weights_only=True)["module"]
+
+
+def interrupting(stop):
+    """Stages that get a signal while they make step ``stop``."""
+    before = Stage.__init__
+
+    def init(self, name, module, groups, steps, batches, *rest, **more):
+        def with_signal(start):
+            for step, batch in enumerate(batches(start), start + 1):
+                if step == stop:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield batch
+
+        before(self, name, module, groups, steps, with_signal, *rest, **more)
+
+    return init
+
+
+def test_a_generators_run(generator):
+    rows = timeless(generator)
+    assert [row["step"] for row in rows if row["stage"] == "generator"] == [1, 2, 3, 4, 5]
+    assert {"discriminator", "generator", "loss"} <= rows[-1].keys()
+    encoder, network = open_icgan(generator)
+    assert encoder.kind == "small" and network.dim_z == 10
+    stored = weights(generator, "generator")
+    assert network.linear.weight.equal(stored["average.linear.weight"])
+    assert not stored["average.linear.weight"].equal(stored["generator.linear.weight"])
+    assert stored["updates"] == 5
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_an_interrupted_generator_resumes_to_the_same_numbers(data, generator, tmp_path, monkeypatch, stop):
+    out = tmp_path / "run"
+    stops = 2 if stop <= 3 else 1  # the encoder's stage has three steps
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "__init__", interrupting(stop))
+        for _ in range(stops):
+            with pytest.raises(typer.Exit):
+                icgan(data, out, resume=True)
+    torch.rand(10)
+    icgan(data, out, resume=True)
+    assert timeless(out) == timeless(generator)
+    for stage in ("pictures", "generator"):
+        one, other = weights(out, stage), weights(generator, stage)
+        assert all(one[name].equal(other[name]) for name in other)
+
+
+def test_a_run_leaves_everything_a_reader_needs(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["scenes"] == 8 and list(results["table"]) == list(ROWS)
+    assert set(results["table"]["B"]) == {"class R@1", "class R@5", "FID", "IS"}
+    assert results["table"]["D"]["FID"] == pytest.approx(0, abs=1e-3)
+    assert results["retrieval"]["chance R@1"] == 1 / 8
+    assert set(results["controls"]) == {"interpolation", "mixing", "editing"}
+    html = (finished / "report.html").read_text()
+    assert html.count('alt="from the sound"') == 8 * 3 and "<svg" in html and "Mixing" in html
+    rows = timeless(finished)
+    assert {"held_out_loss", "sound_to_picture"} <= rows[-1].keys()
+
+
+def test_evaluating_again_gives_the_same_figures(finished):
+    before = json.loads((finished / "results.json").read_text())
+    evaluate_sound2scene(finished)
+    assert json.loads((finished / "results.json").read_text()) == before
+
+
+@pytest.mark.parametrize("stop", [3, 7])
+def test_interrupted_sounds_resume_to_the_same_numbers(
+    data, generator, finished, tmp_path, monkeypatch, stop
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "__init__", interrupting(stop))
+        with pytest.raises(typer.Exit):
+            sounds(data, generator, tmp_path / "run")
+    torch.rand(10)
+    sounds(data, generator, tmp_path / "run", resume=True)
+    assert timeless(tmp_path / "run") == timeless(finished)
+    one, other = weights(tmp_path / "run", "sounds"), weights(finished, "sounds")
+    assert all(one[name].equal(other[name]) for name in other)
+
+
+def test_broken_files_are_named_and_training_goes_on(data, generator, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    with (broken / "vggsound.csv").open() as file:
+        train = [line.split(",") for line in file if line.strip().endswith("train")]
+    files = [broken / "video" / f"{row[0]}_{int(row[1]):06d}.mp4" for row in train[:3]]
+    whole = files[0].read_bytes()
+    files[0].write_bytes(whole[: len(whole) // 3])
+    files[1].write_bytes(b"")
+    files[2].unlink()
+    icgan(broken, tmp_path / "icgan")
+    sounds(broken, generator, tmp_path / "run", "cache=False", precision="bf16")
+    said = capsys.readouterr().err
+    assert said.count("train: 29 scenes; 3 left out:") == 2
+    assert all(file.name in said for file in files)
+    assert "3 scenes could not be used" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_losses_selections_and_shorter_hearing(data, generator, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmx_fast.train.sound2scene.evaluate_run", lambda *a: None)
+    name = next((data / "video").iterdir()).stem
+    write_selection(
+        tmp_path / "s.json", {f"{name[:11]}_{1000 * int(name[12:])}_{1000 * int(name[12:]) + 10000}": [2]}
+    )
+    for loss in ("regression", "cosine", "l2 one way"):
+        out = tmp_path / loss
+        sounds(data, generator, out, f"loss={loss}", "heard=0.5", "epochs=1", selection=tmp_path / "s.json")
+        assert timeless(out)[-1]["held_out_loss"] > 0
+
+
+@pytest.fixture
+def media(tmp_path):
+    wave = 0.3 * np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000)
+    soundfile.write(tmp_path / "a.wav", wave, 8000)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([wave, -0.5 * wave], 1), 44100)
+    soundfile.write(tmp_path / "short.wav", wave[:1600], 8000)
+    soundfile.write(tmp_path / "silent.wav", 0 * wave, 8000)
+    Image.new("RGB", (90, 50), (200, 30, 30)).save(tmp_path / "c.jpg")
+    return tmp_path
+
+
+def size(file):
+    with Image.open(file) as image:
+        return image.size
+
+
+def test_pictures_of_sounds(finished, data, media):
+    for sound in ("a.wav", "stereo.wav", "short.wav"):
+        generate(media / sound, media / "p.png", finished)
+        assert size(media / "p.png") == (64, 64)
+    first = (media / "p.png").read_bytes()
+    generate(media / "short.wav", media / "p.png", finished)
+    assert (media / "p.png").read_bytes() == first
+    generate(media / "short.wav", media / "p.png", finished, seed=1)
+    assert (media / "p.png").read_bytes() != first
+    video = next((data / "video").iterdir())
+    generate(
+        video, media / "new" / "q.png", finished, volume=-10.0, mix_with=media / "a.wav", mix_volume=3.0,
+        image=media / "c.jpg", weight=0.3, samples=3,
+    )  # fmt: skip
+    assert size(media / "new" / "q.png")[0] > 3 * 64
+
+
+def test_editing_and_inversion(finished, media, capsys):
+    latents = media / "l.pt"
+    invert_picture(media / "c.jpg", media / "i.png", finished, save_to=latents, steps=3)
+    assert "after 3 steps" in capsys.readouterr().err
+    options = {"to": media / "stereo.wav", "inverted": latents}
+    edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
+    assert size(media / "e.png")[0] > 2 * 64  # as it is, and edited
+    edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, volume=10.0, steps=2)
+    torch.save({"format": 1}, latents)
+    with pytest.raises(ValueError, match="holds no features and noise"):
+        edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
+    with pytest.raises(ValueError, match="nothing to edit"):
+        edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"audio": "silent.wav"}, "silent.wav: is silent$"),
+        ({"audio": "none.wav"}, "none.wav: there is no such file"),
+        ({"audio": "c.jpg"}, "c.jpg: can't be decoded"),
+        ({"image": "a.wav"}, "a.wav: "),
+        ({"out": "p.gif"}, "out must end in .png or .jpg"),
+        ({"weight": 2.0, "image": "c.jpg"}, r"weight must be in \[0, 1\]"),
+    ],
+)
+def test_what_can_not_be_generated(finished, media, options, message):
+    files = {name: media / value for name, value in options.items() if isinstance(value, str)}
+    with pytest.raises(ValueError, match=message):
+        generate(**{"audio": media / "a.wav", "out": media / "p.png", "run": finished, **options, **files})
+
+
+def test_runs_that_can_not_be_opened(finished, generator, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run folder"):
+        open_sound2scene(tmp_path)
+    with pytest.raises(ValueError, match="holds a run of cmx train icgan; expected cmx train sound2scene"):
+        open_sound2scene(generator)
+    broken = tmp_path / "broken"
+    shutil.copytree(finished, broken)
+    (broken / "sounds.pt").write_bytes((finished / "sounds.pt").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"sounds.pt is not a readable checkpoint"):
+        open_sound2scene(broken)
+    (broken / "sounds.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="that run has not finished; go on with --resume"):
+        open_sound2scene(broken)
+    moved = shutil.move(shutil.copytree(generator, tmp_path / "a"), tmp_path / "b")
+    assert open_sound2scene(finished, icgan=moved).generator.dim_z == 10
+    (broken / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is not readable"):
+        open_sound2scene(broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "paper"}, "encoder = resnet50 needs its weights, --picture-encoder"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
+        ({"dataset": "imagenet"}, "dataset must be one of kinetics"),
+        ({"set": [*GENERATOR, "neighbours=90"]}, "64 pictures are too few for 90 neighbours"),
+    ],
+)
+def test_generators_that_can_not_be_trained(data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_icgan(
+            data, **{"dataset": "vggsound", "out": tmp_path, "preset": "demo", "set": GENERATOR, **options}
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "pictures"}, "dataset = pictures has no sound"),
+        ({"set": [*SOUNDS, "batch=64"]}, "32 scenes to train on are fewer than a batch of 64"),
+    ],
+)
+def test_sounds_that_can_not_be_trained(data, generator, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_sound2scene(data, generator, **{"out": tmp_path, "preset": "demo", "set": SOUNDS, **options})
+
+
+def test_batches_are_the_same_from_any_step_on(data):
+    scenes = SceneData(open_scenes("vggsound", data, "train"), size=64, moments=2, seconds=1, workers=0)
+    features = torch.randn(64, 6)
+    for batches in (
+        ViewBatches(scenes, 12, 0, "cpu", hue=0.5),
+        NeighbourBatches(scenes, features, features.flip(0), 3, 4, 0, "cpu"),
+        SoundBatches(scenes, features, 12, 0, "cpu"),
+    ):
+        straight = batches(0)
+        expected = [next(straight) for _ in range(5)]
+        for start in (1, 3):
+            resumed = batches(start)
+            for batch in expected[start:]:
+                again = next(resumed)
+                assert all(again[name].equal(value) for name, value in batch.items())
+
+
+def test_neighbours_are_near_and_not_the_picture_itself(data):
+    scenes = SceneData(open_scenes("vggsound", data, "train"), size=16, moments=2, seconds=1, workers=0)
+    angle = torch.linspace(0, 3, 64)
+    features = torch.stack([angle.cos(), angle.sin()], 1)
+    features[10] = float("nan")
+    batches = NeighbourBatches(scenes, features, None, 2, 8, 0, "cpu")
+    assert 10 not in batches.usable
+    for row, near in enumerate(batches.usable[batches.nearest.long()]):
+        own = int(batches.usable[row])
+        assert own not in near and (near - own).abs().max() <= 4
+    batch = next(batches(0))
+    assert batch["picture"].shape == (8, 3, 16, 16) and batch["picture"].min() >= -1
+    torch.testing.assert_close(batch["instance"].norm(dim=1), torch.ones(8))
+
+
+def test_batches_go_on_without_pictures_that_break(data, tmp_path):
+    broken = tmp_path / "clips"
+    shutil.copytree(data, broken)
+    scenes = open_scenes("vggsound", broken, "train")
+    held = SceneData(scenes, size=16, moments=1, seconds=1, workers=0)
+    batches = NeighbourBatches(held, torch.randn(32, 6), None, 3, 2, 0, "cpu")
+    for entry in scenes.entries[:24]:
+        entry.picture.write_bytes(b"")
+    it = batches(0)
+    sizes = [len(next(it)["picture"]) for _ in range(20)]
+    assert set(sizes) == {1, 2} and len(held.skipped) > 10
