@@ -32,11 +32,12 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     """The kernels of one forward and backward pass of a ``call``: "clip", "everything", "target", "supcon", or a key of
     OTHERS."""
     import triton
+    from cmx_fast.kernels import attention
     from cmx_fast.kernels.common import gradient, scan, tiles
     from triton.runtime.jit import JITFunction
 
     assert not triton.knobs.runtime.interpret
-    for module in (gradient, scan):
+    for module in (attention, gradient, scan):
         module.architecture = lambda device: f"sm{chip}"
     tiles.multiprocessors = lambda device: 132
     launches: dict[str, tuple] = {}
@@ -97,7 +98,21 @@ def _correlation(size: tuple[int, ...], levels: int, norm: str):
     return call
 
 
+def _attention(d: int, e: int):
+    def call(x: torch.Tensor) -> None:
+        from cmx_fast.kernels.attention import attention_bwd, attention_fwd
+
+        query, key, value = (torch.zeros(2, 4096, width, dtype=x.dtype) for width in (d, d, e))
+        out, lse = attention_fwd(query, key, value, 1.0)
+        attention_bwd(out, query, key, value, lse, 1.0, True, True, True)
+
+    return call
+
+
 OTHERS = {
+    "attention 64 512": _attention(64, 512),
+    "attention 256 512": _attention(256, 512),
+    "attention 24 96": _attention(24, 96),
     "kmeans": _kmeans,
     "kmeans_many": _kmeans_many,
     "cluster_cross_entropy": _cluster_cross_entropy,

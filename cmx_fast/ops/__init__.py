@@ -2,6 +2,7 @@
 
 from cmx_fast.ops._cache import cache_budget, set_cache_budget
 from cmx_fast.ops._implementations import implementations
+from cmx_fast.ops.attention import attention
 from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
@@ -11,6 +12,7 @@ from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
 
 __all__ = [
+    "attention",
     "attention_consistency",
     "cache_budget",
     "cluster_cross_entropy",

@@ -12,6 +12,7 @@ import torch
 
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 OPERATORS = (
+    "attention",
     "info_nce",
     "supcon",
     "kmeans",
@@ -22,6 +23,7 @@ OPERATORS = (
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
 # features (of the sparse code: atoms, of the correlation: channels).
 TRITON_MAX_FEATURES = {
+    "attention": 65536,
     "kmeans": 4096,
     "cluster_cross_entropy": 4096,
     "sparse_code": 128,

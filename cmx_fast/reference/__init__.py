@@ -1,5 +1,6 @@
 """Every operator in plain PyTorch, with the public signature less ``impl``: oracle, baseline and fallback."""
 
+from cmx_fast.reference.attention import attention
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
 from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
@@ -9,6 +10,7 @@ from cmx_fast.reference.sparse_code import sparse_code, spectral_norm_squared
 from cmx_fast.reference.supcon import supcon
 
 __all__ = [
+    "attention",
     "attention_consistency",
     "cluster_cross_entropy",
     "feature_rows",

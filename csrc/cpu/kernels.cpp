@@ -3,6 +3,7 @@
 #include "instruction_set.h"
 #include "planes.h"
 #include "search.h"
+#include "softmax_tiles.h"
 
 namespace cmx {
 
@@ -33,11 +34,22 @@ const PlaneKernels<T>& best_plane_kernels() {
   return baseline::plane_kernels<T>();
 }
 
+template <class T>
+const SoftmaxKernels<T>& best_softmax_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::softmax_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::softmax_kernels<T>();
+#endif
+  return baseline::softmax_kernels<T>();
+}
+
 template const Kernels<float>& best_kernels<float>();
 template const Kernels<double>& best_kernels<double>();
 template const SearchKernels<float>& best_search_kernels<float>();
 template const SearchKernels<double>& best_search_kernels<double>();
 template const PlaneKernels<float>& best_plane_kernels<float>();
 template const PlaneKernels<double>& best_plane_kernels<double>();
+template const SoftmaxKernels<float>& best_softmax_kernels<float>();
+template const SoftmaxKernels<double>& best_softmax_kernels<double>();
 
 }  // namespace cmx

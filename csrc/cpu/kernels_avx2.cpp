@@ -5,5 +5,6 @@
 #define CMX_NAMESPACE avx2
 #include "plane_kernels.h"
 #include "search_kernels.h"
+#include "softmax_kernels.h"
 #include "vector_kernels.h"
 #endif

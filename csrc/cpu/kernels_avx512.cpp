@@ -6,5 +6,6 @@
 #define CMX_NAMESPACE avx512
 #include "plane_kernels.h"
 #include "search_kernels.h"
+#include "softmax_kernels.h"
 #include "vector_kernels.h"
 #endif

@@ -3,4 +3,5 @@
 #define CMX_NAMESPACE baseline
 #include "plane_kernels.h"
 #include "search_kernels.h"
+#include "softmax_kernels.h"
 #include "vector_kernels.h"

@@ -12,8 +12,9 @@ namespace {
 inline constexpr int kMicroRows = CMX_VECTOR_BYTES == 64 ? 12 : CMX_VECTOR_BYTES == 32 ? 6 : 4;
 template <class T>
 inline constexpr int kPanel = 2 * kLanes<T>;
-// Products are summed in chains of at most this length: a panel of b then stays in the first-level cache.
-inline constexpr int64_t kChain = 256;
+// Products are summed in chains of at most this length: a panel of b then stays in the first-level cache. Scores, whose
+// error an exponential magnifies, in shorter ones: rounding grows with a chain's length.
+inline constexpr int64_t kChain = 256, kScoreChain = 128;
 
 // c (R, kPanel) (+)= a (R, k) . b (k, kPanel). a is row-major, or column-major when `transposed`.
 template <class T, int R, bool transposed>
@@ -49,10 +50,10 @@ inline void micro_rows(int64_t rows, int64_t k, const T* a, int64_t lda, const T
 // c (m, n) (+)= a . packed, packed in panels [ceil(n / kPanel)][stride][kPanel] of which k rows are read.
 template <class T, bool transposed>
 void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* packed, int64_t stride, T* c,
-             int64_t ldc, bool accumulate, bool padded) {
+             int64_t ldc, bool accumulate, bool padded, int64_t longest = kChain) {
   constexpr int64_t panel = kPanel<T>;
   T edge[kMicroRows * panel];
-  const int64_t chains = (k + kChain - 1) / kChain;
+  const int64_t chains = (k + longest - 1) / longest;
   const int64_t chain = chains ? (k + chains - 1) / chains : 0;
   for (int64_t p = 0; p < k; p += chain) {
     const int64_t length = chain < k - p ? chain : k - p;
@@ -106,7 +107,7 @@ void scores(int64_t m, int64_t n, int64_t d, const T* x, const T* packed, T* s, 
     for (int64_t i = 0; i < m; ++i) std::memset(s + i * lds, 0, n * sizeof(T));
     return;
   }
-  product<T, false>(m, n, d, x, d, packed, d, s, lds, false, true);
+  product<T, false>(m, n, d, x, d, packed, d, s, lds, false, true, kScoreChain);
 }
 
 template <class T>

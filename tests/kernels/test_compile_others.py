@@ -1,4 +1,4 @@
-"""Kernels of clustering, sparse codes and correlation, compiled for three chips: no spills, within shared memory."""
+"""Kernels of attention, clusters, sparse codes and correlation, compiled for three chips: no spills, shared memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ CORRELATION = {
     "products_kernel", "windows_kernel", "map_kernel", "pull_kernel", "gradient_kernel", "filters_kernel",
 }  # fmt: skip
 KERNELS = {
+    "attention 64 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
+    "attention 256 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
+    "attention 24 96": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
     "kmeans": {"prepare_kernel", "step_kernel"},
     "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
     "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
@@ -39,6 +42,10 @@ CASES = [
         ("bfloat16", 512, "correlation 8x8"),
         ("float32", 512, "correlation 28x28"),
         ("float32", 512, "correlation 9x4"),
+        ("bfloat16", 128, "attention 64 512"),
+        ("float32", 128, "attention 64 512"),
+        ("bfloat16", 128, "attention 256 512"),
+        ("float16", 128, "attention 24 96"),
     )
 ]
 
@@ -63,3 +70,4 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
         assert kernel.spilled == 0, kernel
         assert kernel.shared <= SHARED_BYTES[chip], kernel
         assert kernel.registers <= 255, kernel
+        assert kernel.matrix_instructions or not kernel.dots or dtype == "float32", kernel

@@ -1,0 +1,65 @@
+"""The attention mechanisms of vision networks, each faithful to its original, to drop into one's own.
+
+Soft attention weighs channels or positions and has gradients everywhere; hard attention picks places, and comes with
+what it is trained by.
+"""
+
+from cmx_fast.nn.attention.boxes import decode, encode, overlaps, suppress
+from cmx_fast.nn.attention.crop import AttentionProposal, RecurrentAttentionCrop, ranking_loss
+from cmx_fast.nn.attention.default_boxes import DefaultBoxes, Matched, multibox_loss
+from cmx_fast.nn.attention.dual import ChannelAttention, DualAttention, PositionAttention
+from cmx_fast.nn.attention.encoding import ContextEncoding, Encoding, presence_loss
+from cmx_fast.nn.attention.gates import CBAM, SqueezeExcite
+from cmx_fast.nn.attention.non_local import NonLocal
+from cmx_fast.nn.attention.object_context import ObjectContext
+from cmx_fast.nn.attention.recurrent import Looked, RecurrentAttention, glimpses, recurrent_attention_loss
+from cmx_fast.nn.attention.region_proposals import (
+    Proposed,
+    RegionProposals,
+    match_anchors,
+    proposal_loss,
+    proposals,
+)
+from cmx_fast.nn.attention.residual import ResidualAttention, ResidualAttentionNetwork
+from cmx_fast.nn.attention.spatial_transformer import SpatialTransformer
+from cmx_fast.nn.attention.squeeze_attention import SqueezeAttention
+from cmx_fast.nn.attention.two_level import TwoLevelAttention, group_filters, part_places
+
+__all__ = [
+    "CBAM",
+    "AttentionProposal",
+    "ChannelAttention",
+    "ContextEncoding",
+    "DefaultBoxes",
+    "DualAttention",
+    "Encoding",
+    "Looked",
+    "Matched",
+    "NonLocal",
+    "ObjectContext",
+    "PositionAttention",
+    "Proposed",
+    "RecurrentAttention",
+    "RecurrentAttentionCrop",
+    "RegionProposals",
+    "ResidualAttention",
+    "ResidualAttentionNetwork",
+    "SpatialTransformer",
+    "SqueezeAttention",
+    "SqueezeExcite",
+    "TwoLevelAttention",
+    "decode",
+    "encode",
+    "glimpses",
+    "group_filters",
+    "match_anchors",
+    "multibox_loss",
+    "overlaps",
+    "part_places",
+    "presence_loss",
+    "proposal_loss",
+    "proposals",
+    "ranking_loss",
+    "recurrent_attention_loss",
+    "suppress",
+]

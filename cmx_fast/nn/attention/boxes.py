@@ -1,0 +1,84 @@
+"""Boxes (N, 4) as left, top, right, bottom: overlap, offsets from anchors, and suppression of near-duplicates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """(N,); 0 of boxes whose sides are in the wrong order."""
+    return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
+
+
+def overlaps(one: Tensor, other: Tensor) -> Tensor:
+    """Intersection over union (N, M)."""
+    low = torch.maximum(one[:, None, :2], other[None, :, :2])
+    high = torch.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = (high - low).clamp_min(0).prod(2)
+    union = areas(one)[:, None] + areas(other)[None] - shared
+    return shared / union.clamp_min(torch.finfo(shared.dtype).tiny)
+
+
+def middles(boxes: Tensor) -> Tensor:
+    """Corners to middle x, middle y, width, height."""
+    return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Middle x, middle y, width, height to corners."""
+    return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+
+
+def encode(boxes: Tensor, anchors: Tensor, variances: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Offsets (N, 4) of boxes from their anchors: middles in anchor sizes, sizes as logarithms, over ``variances``."""
+    there, here = middles(boxes), middles(anchors)
+    place = (there[:, :2] - here[:, :2]) / here[:, 2:] / variances[0]
+    size = (there[:, 2:] / here[:, 2:]).log() / variances[1]
+    return torch.cat([place, size], 1)
+
+
+def decode(
+    offsets: Tensor,
+    anchors: Tensor,
+    variances: tuple[float, float] = (1.0, 1.0),
+    largest: float = math.log(1000 / 16),
+) -> Tensor:
+    """The boxes that :func:`encode` makes these offsets of; growth is held at e ** ``largest``."""
+    here = middles(anchors)
+    place = here[:, :2] + offsets[:, :2] * variances[0] * here[:, 2:]
+    size = here[:, 2:] * (offsets[:, 2:] * variances[1]).clamp(max=largest).exp()
+    return corners(torch.cat([place, size], 1))
+
+
+def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int | None = None) -> Tensor:
+    """Non-maximum suppression: indices of the boxes kept, best first, int64.
+
+    A box goes when it overlaps a better one that stays by more than ``threshold``. Equal scores: the lower index first.
+    The matrix of all overlaps is made, N x N.
+
+    Raises:
+        ValueError: another number of scores than of boxes, or a threshold outside [0, 1].
+    """
+    if scores.shape != boxes.shape[:1] or boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"boxes must be (N, 4) and scores (N,), got {tuple(boxes.shape)} and {tuple(scores.shape)}"
+        )
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    order = scores.sort(descending=True, stable=True).indices
+    sorted_boxes = boxes[order]
+    # Worse boxes that each one would suppress; resolved best first, on the CPU: each row depends on those before.
+    too_close = (overlaps(sorted_boxes, sorted_boxes) > threshold).triu(1).cpu()
+    alive = torch.ones(len(boxes), dtype=torch.bool)
+    kept = []
+    for index in range(len(boxes)):
+        if not alive[index]:
+            continue
+        kept.append(index)
+        if len(kept) == most:
+            break
+        alive &= ~too_close[index]
+    return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]

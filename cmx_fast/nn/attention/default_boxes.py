@@ -1,0 +1,130 @@
+"""SSD's hard attention: a fixed set of boxes at several scales, matched, mined and predicted for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmx_fast.nn.attention.boxes import corners, decode, encode, overlaps, suppress
+
+#: SSD300's: sides of its six maps, steps in pixels, sizes of the boxes, and aspect ratios beside 1.
+MAPS = (38, 19, 10, 5, 3, 1)
+STEPS = (8, 16, 32, 64, 100, 300)
+SIZES = (30, 60, 111, 162, 213, 264, 315)
+RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+#: Offsets are divided by these, of middles and of sizes.
+VARIANCES = (0.1, 0.2)
+
+
+class Matched(NamedTuple):
+    """Targets of every default box: its class (0: background), and its offsets to the object it is for."""
+
+    labels: Tensor  # (P,) int64
+    offsets: Tensor  # (P, 4)
+
+
+class DefaultBoxes(nn.Module):
+    """Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016: 8,732 boxes of a picture of 300 pixels.
+
+    Each place of each map has one box of the map's size, one of the geometric mean with the next size, and two per
+    aspect ratio. Boxes are shares of the picture, (P, 4) corners in [0, 1].
+
+    Args:
+        picture: pixels a side; maps, steps, sizes (one more than maps), ratios: as in the module's constants.
+        threshold: overlap from which a box is for an object (0.5).
+    """
+
+    boxes: Tensor
+
+    def __init__(
+        self,
+        picture: int = 300,
+        maps: Sequence[int] = MAPS,
+        steps: Sequence[int] = STEPS,
+        sizes: Sequence[float] = SIZES,
+        ratios: Sequence[Sequence[float]] = RATIOS,
+        threshold: float = 0.5,
+    ):
+        super().__init__()
+        if not len(maps) == len(steps) == len(ratios) == len(sizes) - 1:
+            raise ValueError(
+                f"maps, steps and ratios must be as many, and sizes one more; got {len(maps)}, {len(steps)}, "
+                f"{len(ratios)} and {len(sizes)}"
+            )
+        self.threshold = threshold
+        rows = []
+        for side, step, size, larger, of_map in zip(maps, steps, sizes, sizes[1:], ratios, strict=False):
+            shapes = [(size, size), ((size * larger) ** 0.5,) * 2]
+            for ratio in of_map:
+                shapes += [(size * ratio**0.5, size / ratio**0.5), (size / ratio**0.5, size * ratio**0.5)]
+            for row, column in itertools.product(range(side), repeat=2):
+                x, y = ((i + 0.5) * step / picture for i in (column, row))
+                rows += [(x, y, w / picture, h / picture) for w, h in shapes]
+        boxes = corners(torch.tensor(rows).clamp(0, 1))
+        self.register_buffer("boxes", boxes, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def match(self, objects: Tensor, labels: Tensor) -> Matched:
+        """Targets for the objects (N, 4) of one picture with classes (N,) from 1 on.
+
+        A box is for the object it overlaps most, if by the threshold; and each object has the box that overlaps it
+        most, whatever the overlap.
+        """
+        if not len(objects):
+            return Matched(
+                torch.zeros(len(self), dtype=torch.int64, device=self.boxes.device),
+                torch.zeros_like(self.boxes),
+            )
+        share = overlaps(objects, self.boxes)
+        best, of = share.max(0)
+        own = share.argmax(1)
+        # Later objects win a box that two would have, as in the authors' code.
+        best = best.index_fill(0, own, 2.0)
+        for number, box in enumerate(own.tolist()):
+            of[box] = number
+        found = torch.where(best >= self.threshold, labels[of], 0)
+        return Matched(found, encode(objects[of], self.boxes, VARIANCES))
+
+    def detect(
+        self, offsets: Tensor, scores: Tensor, *, least: float = 0.01, overlap: float = 0.45, most: int = 200
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (M, 4), classes (M,) and scores (M,) of one picture's predictions, (P, 4) and (P, classes).
+
+        Of each class but 0 the scores above ``least``, after suppression at ``overlap``; the ``most`` best of all.
+        """
+        boxes = decode(offsets, self.boxes, VARIANCES)
+        found = []
+        for label in range(1, scores.shape[1]):
+            above = (scores[:, label] > least).nonzero()[:, 0]
+            kept = above[suppress(boxes[above], scores[above, label], overlap, most)]
+            found.append((boxes[kept], torch.full_like(kept, label), scores[kept, label]))
+        joined = [torch.cat(part) for part in zip(*found, strict=True)]
+        order = joined[2].sort(descending=True, stable=True).indices[:most]
+        return joined[0][order], joined[1][order], joined[2][order]
+
+
+def multibox_loss(offsets: Tensor, logits: Tensor, matched: Sequence[Matched], negatives: int = 3) -> Tensor:
+    """Eq. 1: smooth L1 of offsets and cross-entropy of classes over the matched boxes' number; 0-d.
+
+    Of the background boxes only the hardest count, ``negatives`` for each matched one of their picture.
+
+    Args:
+        offsets: (B, P, 4), logits: (B, P, classes).
+    """
+    labels = torch.stack([m.labels for m in matched])
+    wanted = torch.stack([m.offsets for m in matched])
+    positive = labels > 0
+    count = positive.sum(1)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    hardest = losses.detach().masked_fill(positive, -torch.inf).argsort(1, descending=True).argsort(1)
+    chosen = positive | (hardest < (negatives * count).clamp(max=labels.shape[1] - 1)[:, None])
+    of_boxes = F.smooth_l1_loss(offsets, wanted, reduction="none").sum(2)
+    total = torch.where(chosen, losses, 0).sum() + torch.where(positive, of_boxes, 0).sum()
+    return total / count.sum().clamp_min(1)

@@ -1,0 +1,116 @@
+"""Attention as gates: a factor per channel (SENet), and per channel and then per position (CBAM)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SqueezeExcite(nn.Module):
+    """A factor in (0, 1) for every channel, from all channels' means: x * sigmoid(W2 relu(W1 mean(x))).
+
+    Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, eqs. 2 to 4. In a residual block it stands before the
+    addition. Input and output (B, C, *), any number of positions. Parameter names are those of senet.pytorch.
+
+    Args:
+        channels: C. reduction: C over the width between the two layers (16, the paper's).
+        bias: whether the layers have one (senet.pytorch: no; the authors' Caffe models: yes).
+
+    Raises:
+        ValueError: fewer channels than the reduction, or an input of other channels.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, bias: bool = False):
+        super().__init__()
+        hidden = _hidden(channels, reduction)
+        self.channels = channels
+        self.fc = nn.Sequential(
+            nn.Linear(channels, hidden, bias=bias),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, channels, bias=bias),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_channels(x, self.channels)
+        gate = self.fc(x.flatten(2).mean(2))
+        return x * gate.view(*gate.shape, *[1] * (x.dim() - 2))
+
+
+class ChannelGate(nn.Module):
+    """CBAM's factor per channel, eq. 2: the mean's and the maximum's way through one small network, summed."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        self.channels = channels
+        hidden = _hidden(channels, reduction)
+        self.mlp = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_channels(x, self.channels)
+        flat = x.flatten(2)
+        gate = torch.sigmoid(self.mlp(flat.mean(2)) + self.mlp(flat.amax(2)))
+        return x * gate.view(*gate.shape, *[1] * (x.dim() - 2))
+
+
+class _Convolution(nn.Module):
+    """A convolution and its norm, under CBAM's names."""
+
+    def __init__(self, kernel: int):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class SpatialGate(nn.Module):
+    """CBAM's factor per position, eq. 3: a 7 x 7 convolution over the channels' maximum and mean."""
+
+    def __init__(self, kernel: int = 7):
+        super().__init__()
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and at least 1, got {kernel}")
+        self.spatial = _Convolution(kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
+        return x * torch.sigmoid(self.spatial(pooled))
+
+
+class CBAM(nn.Module):
+    """Factors per channel, then factors per position: "Convolutional Block Attention Module", Woo et al., ECCV 2018.
+
+    Input and output (B, C, H, W); in a residual block it stands before the addition. Parameter names are those of the
+    authors' attention-module, so their weights load.
+
+    Args:
+        channels: C. reduction: of the channel gate (16, the paper's). kernel: of the spatial gate (7, the paper's).
+        spatial: with the second gate; without, it is BAM's channel attention with a maximum.
+
+    Raises:
+        ValueError: fewer channels than the reduction, an even kernel, or an input of other channels.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, kernel: int = 7, spatial: bool = True):
+        super().__init__()
+        self.ChannelGate = ChannelGate(channels, reduction)
+        self.SpatialGate = SpatialGate(kernel) if spatial else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ChannelGate(x)
+        return x if self.SpatialGate is None else self.SpatialGate(x)
+
+
+def _hidden(channels: int, reduction: int) -> int:
+    if reduction < 1 or channels < reduction:
+        raise ValueError(f"reduction must be in [1, channels = {channels}], got {reduction}")
+    return channels // reduction
+
+
+def _check_channels(x: Tensor, channels: int) -> None:
+    if x.dim() < 3 or x.shape[1] != channels:
+        raise ValueError(f"x must have shape (B, {channels}, *), got {tuple(x.shape)}")

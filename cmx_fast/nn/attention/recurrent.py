@@ -1,0 +1,163 @@
+"""RAM: a network that sees a picture through a few small glimpses, and learns by reward where to look."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+
+class Looked(NamedTuple):
+    """What a recurrent attention model did: T glimpses of B pictures.
+
+    Attributes:
+        log_probabilities: (B, classes) after the last glimpse.
+        locations: (T + 1, B, 2), x and y in [-1, 1] of each glimpse, the last one not taken.
+        baselines: (T, B) expected rewards. log_policy: (T, B) log density of the location chosen after each glimpse.
+    """
+
+    log_probabilities: Tensor
+    locations: Tensor
+    baselines: Tensor
+    log_policy: Tensor
+
+
+def glimpses(picture: Tensor, location: Tensor, size: int, scales: int = 1, factor: int = 2) -> Tensor:
+    """Square patches around ``location``, each ``factor`` times as wide as the one before, averaged to ``size``.
+
+    (B, C, H, W) and (B, 2), x and y in [-1, 1], to (B, scales, C, size, size). Outside the picture there are zeros.
+    """
+    height, width = picture.shape[2:]
+    patches = []
+    for scale in range(scales):
+        side = size * factor**scale
+        half = side // 2
+        padded = F.pad(picture, [half, half + side % 2] * 2)
+        corner = (0.5 * (location + 1) * location.new_tensor([width, height])).long()
+        steps = torch.arange(side, device=picture.device)
+        x, y = (
+            (corner[:, i, None] + steps).clamp(max=limit + side - 1) for i, limit in ((0, width), (1, height))
+        )
+        batch = torch.arange(len(picture), device=picture.device)[:, None, None]
+        patch = padded[batch, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
+        patches.append(F.avg_pool2d(patch, factor**scale))
+    return torch.stack(patches, 1)
+
+
+class _GlimpseNetwork(nn.Module):
+    """What is seen and where, as one vector: eq. of section 3.1's f_g."""
+
+    def __init__(self, pixels: int, of_patch: int, of_place: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(pixels, of_patch), nn.Linear(2, of_place)
+        self.fc3, self.fc4 = (nn.Linear(width, of_patch + of_place) for width in (of_patch, of_place))
+
+    def forward(self, patch: Tensor, location: Tensor) -> Tensor:
+        what = self.fc3(F.relu(self.fc1(patch)))
+        return F.relu(what + self.fc4(F.relu(self.fc2(location))))
+
+
+class _CoreNetwork(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.i2h, self.h2h = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, glimpse: Tensor, hidden: Tensor) -> Tensor:
+        return F.relu(self.i2h(glimpse) + self.h2h(hidden))
+
+
+class _Locator(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc, self.fc_lt = nn.Linear(width, width // 2), nn.Linear(width // 2, 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.fc_lt(F.relu(self.fc(hidden.detach()))))
+
+
+class _Layer(nn.Module):
+    """One linear layer under the name that recurrent-visual-attention gives it."""
+
+    def __init__(self, inner: int, outer: int):
+        super().__init__()
+        self.fc = nn.Linear(inner, outer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+class RecurrentAttention(nn.Module):
+    """Mnih et al., "Recurrent Models of Visual Attention", NeurIPS 2014; names of recurrent-visual-attention.
+
+    Args:
+        classes. channels: of the pictures. size, scales, factor: of :func:`glimpses` (8, 1, 1: the common code's).
+        steps: glimpses (6). deviation: of the Gaussian that locations are drawn from in training (0.05); evaluation
+            takes its mean. of_patch, of_place: widths whose sum is the state's (128 and 128).
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        channels: int = 1,
+        *,
+        size: int = 8,
+        scales: int = 1,
+        factor: int = 1,
+        steps: int = 6,
+        deviation: float = 0.05,
+        of_patch: int = 128,
+        of_place: int = 128,
+    ):
+        super().__init__()
+        if min(steps, size, scales, factor) < 1 or deviation <= 0:
+            raise ValueError("steps, size, scales and factor must be at least 1, and deviation positive")
+        self.size, self.scales, self.factor = size, scales, factor
+        self.steps, self.deviation, self.width = steps, deviation, of_patch + of_place
+        self.sensor = _GlimpseNetwork(scales * channels * size * size, of_patch, of_place)
+        self.rnn = _CoreNetwork(self.width)
+        self.locator = _Locator(self.width)
+        self.classifier, self.baseliner = _Layer(self.width, classes), _Layer(self.width, 1)
+
+    def forward(self, picture: Tensor, first: Tensor | None = None) -> Looked:
+        """``first``: (B, 2) where to look first; default: anywhere, uniformly (evaluation: the middle)."""
+        b = len(picture)
+        if first is None:
+            first = picture.new_empty(b, 2).uniform_(-1, 1) if self.training else picture.new_zeros(b, 2)
+        hidden = picture.new_zeros(b, self.width)
+        locations, baselines, policy = [first], [], []
+        for _ in range(self.steps):
+            patch = glimpses(picture, locations[-1], self.size, self.scales, self.factor)
+            hidden = self.rnn(self.sensor(patch.flatten(1), locations[-1]), hidden)
+            mean = self.locator(hidden)
+            drawn = Normal(mean, self.deviation)
+            chosen = drawn.sample() if self.training else mean.detach()
+            policy.append(drawn.log_prob(chosen).sum(1))
+            baselines.append(self.baseliner(hidden.detach())[:, 0])
+            locations.append(chosen.clamp(-1, 1))
+        return Looked(
+            F.log_softmax(self.classifier(hidden), 1),
+            torch.stack(locations),
+            torch.stack(baselines),
+            torch.stack(policy),
+        )
+
+
+def recurrent_attention_loss(looked: Looked, labels: Tensor, weight: float = 0.01) -> Tensor:
+    """Negative log-likelihood, squared error of the baseline, and ``weight`` times REINFORCE; 0-d.
+
+    The reward is 1 for a right answer, at every step; its advantage over the baseline gets no gradient. REINFORCE's
+    terms are summed over the glimpses and averaged over the batch [the common code].
+    """
+    reward = (
+        (looked.log_probabilities.argmax(1) == labels).to(looked.baselines.dtype).expand_as(looked.baselines)
+    )
+    advantage = (reward - looked.baselines).detach()
+    reinforce = -(looked.log_policy * advantage).sum(0).mean()
+    return (
+        F.nll_loss(looked.log_probabilities, labels)
+        + F.mse_loss(looked.baselines, reward)
+        + weight * reinforce
+    )

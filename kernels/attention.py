@@ -1,0 +1,314 @@
+"""Attention on the GPU for heads of any sizes: launchers of the forward and the backward pass.
+
+Heads of queries and of values are walked in chunks, so neither has a largest size. A program of the forward pass owns a
+block of queries and a chunk of the values' features, and sees all keys; the scores are computed anew for every chunk.
+Backward, a program owns a block of keys and a chunk of dvalue or of dkey, or a block of queries and a chunk of dquery,
+and sees all rows of the other side. No score outlives its tile, and nothing is added atomically.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector
+from cmx_fast.kernels.common.tiles import INTERPRETED, architecture, dot_precision, upcast
+from torch import Tensor
+
+__all__ = ["attention_bwd", "attention_fwd"]
+
+
+class AttentionTile(NamedTuple):
+    """``rows`` x ``cols`` of the scores, summed over chunks of ``depth`` features; ``out`` features of a result."""
+
+    rows: int
+    cols: int
+    depth: int
+    out: int
+    warps: int
+    stages: int
+
+
+# By architecture and whether an element takes two bytes; "sm80" also serves the chips with 99 KB of shared memory.
+FORWARD_TILES = {
+    ("sm80", True): AttentionTile(64, 64, 64, 128, 8, 2),
+    ("sm80", False): AttentionTile(32, 32, 32, 128, 4, 2),
+    ("sm90", True): AttentionTile(128, 64, 64, 256, 8, 2),
+    ("sm100", True): AttentionTile(128, 64, 64, 256, 8, 2),
+}
+BACKWARD_TILES = {
+    ("sm80", True): AttentionTile(64, 32, 64, 128, 4, 2),
+    ("sm80", False): AttentionTile(32, 32, 16, 64, 8, 2),
+    ("sm90", True): AttentionTile(64, 64, 64, 128, 8, 2),
+    ("sm100", True): AttentionTile(64, 64, 64, 128, 8, 2),
+}
+
+
+@triton.jit
+def add_product(acc, p, x):
+    """``acc + p @ x`` with p, float32, rounded to what x is."""
+    return tl.dot(p.to(x.dtype), x, acc, input_precision="ieee")
+
+
+@triton.jit
+def forward_kernel(
+    q_ptr,  # (B, N, D)
+    k_ptr,  # (B, M, D)
+    v_ptr,  # (B, M, E)
+    out_ptr,  # (B, N, E)
+    stats_ptr,  # (B, 2, N): each row's largest product, and the sum of exponentials below it
+    N,
+    M,
+    D,
+    E,
+    n_chunks,
+    scale,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_blocks = tl.cdiv(N, ROWS)
+    row0 = pid % n_blocks * ROWS
+    pid = pid // n_blocks
+    out0 = pid % n_chunks * OUT
+    batch = (pid // n_chunks).to(tl.int64)
+    q_ptr += batch * N * D
+    k_ptr += batch * M * D
+    v_ptr += batch * M * E
+    scale2 = scale * LOG2E
+    cols = tl.arange(0, COLS)
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, OUT), tl.float32)
+    for col0 in range(0, M, COLS):
+        u = chunked_products(q_ptr, row0, N, k_ptr, col0, M, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+        u = tl.where((col0 + cols < M)[None, :], u, float("-inf"))
+        above = tl.maximum(largest, tl.max(u, 1))
+        # Of a row of NaN there is no maximum; its exponentials stay NaN.
+        shift = tl.where(above == float("-inf"), 0.0, above)
+        # The difference first: large scores keep their digits.
+        p = tl.exp2((u - shift[:, None]) * scale2)
+        shrink = tl.exp2((largest - shift) * scale2)
+        total = total * shrink + tl.sum(p, 1)
+        v = load_tile(v_ptr, col0, M, out0, E, COLS, OUT, UPCAST)
+        acc = add_product(acc * shrink[:, None], p, v)
+        largest = above
+    rows = row0 + tl.arange(0, ROWS)
+    features = out0 + tl.arange(0, OUT)
+    where = out_ptr + (batch * N + rows.to(tl.int64))[:, None] * E + features[None, :]
+    tl.store(where, acc / total[:, None], mask=(rows < N)[:, None] & (features < E)[None, :])
+    stats_ptr += 2 * batch * N + rows
+    tl.store(stats_ptr, tl.where(largest == float("-inf"), 0.0, largest), mask=(rows < N) & (out0 == 0))
+    tl.store(stats_ptr + N, total, mask=(rows < N) & (out0 == 0))
+
+
+@triton.jit
+def mean_slope_kernel(
+    q_ptr,  # (B, N, D)
+    k_ptr,  # (B, M, D)
+    grad_ptr,  # (B, N, E)
+    v_ptr,  # (B, M, E)
+    stats_ptr,  # (B, 2, N)
+    mean_ptr,  # (B, N): of the slopes <grad, v> under the softmax
+    N,
+    M,
+    D,
+    E,
+    scale,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_blocks = tl.cdiv(N, ROWS)
+    row0 = pid % n_blocks * ROWS
+    batch = (pid // n_blocks).to(tl.int64)
+    q_ptr += batch * N * D
+    k_ptr += batch * M * D
+    grad_ptr += batch * N * E
+    v_ptr += batch * M * E
+    stats_ptr += 2 * batch * N
+    row_highest = load_vector(stats_ptr, row0, N, 0.0, ROWS)
+    row_share = 1 / load_vector(stats_ptr + N, row0, N, 1.0, ROWS)
+    total = tl.zeros((ROWS,), tl.float32)
+    for col0 in range(0, M, COLS):
+        u = chunked_products(q_ptr, row0, N, k_ptr, col0, M, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+        slope = chunked_products(grad_ptr, row0, N, v_ptr, col0, M, E, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+        inside = (col0 + tl.arange(0, COLS) < M)[None, :]
+        weights = tl.exp2((u - row_highest[:, None]) * (scale * LOG2E)) * row_share[:, None]
+        total += tl.sum(tl.where(inside, weights * slope, 0.0), 1)
+    rows = row0 + tl.arange(0, ROWS)
+    tl.store(mean_ptr + batch * N + rows, total, mask=rows < N)
+
+
+@triton.jit
+def gradient_kernel(
+    a_ptr,  # (B, n_a, D): the rows that the result belongs to, queries or keys
+    b_ptr,  # (B, n_b, D): the others
+    a_wide_ptr,  # (B, n_a, E): of queries the upstream gradient, of keys the values
+    b_wide_ptr,  # (B, n_b, E)
+    stats_ptr,  # (B, 2, N): of the queries
+    mean_ptr,  # (B, N): mean slopes of the queries
+    x_ptr,  # (B, n_b, F): what the result is a sum of: rows of b, or of the upstream gradient
+    out_ptr,  # (B, n_a, F)
+    n_a,
+    n_b,
+    D,
+    E,
+    F,
+    n_chunks,
+    scale,
+    QUERIES: tl.constexpr,  # the result's rows are queries
+    WEIGHTS: tl.constexpr,  # sums with the softmax itself (dvalue), else with its derivative
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_blocks = tl.cdiv(n_a, ROWS)
+    row0 = pid % n_blocks * ROWS
+    pid = pid // n_blocks
+    out0 = pid % n_chunks * OUT
+    batch = (pid // n_chunks).to(tl.int64)
+    a_ptr += batch * n_a * D
+    b_ptr += batch * n_b * D
+    a_wide_ptr += batch * n_a * E
+    b_wide_ptr += batch * n_b * E
+    x_ptr += batch * n_b * F
+    n_queries = n_a if QUERIES else n_b
+    stats_ptr += 2 * batch * n_queries
+    mean_ptr += batch * n_queries
+    scale2 = scale * LOG2E
+    rows = row0 + tl.arange(0, ROWS)
+    if QUERIES:
+        row_highest = load_vector(stats_ptr, row0, n_a, 0.0, ROWS)
+        row_share = 1 / load_vector(stats_ptr + n_a, row0, n_a, 1.0, ROWS)
+        row_mean = load_vector(mean_ptr, row0, n_a, 0.0, ROWS)
+    acc = tl.zeros((ROWS, OUT), tl.float32)
+    for col0 in range(0, n_b, COLS):
+        u = chunked_products(a_ptr, row0, n_a, b_ptr, col0, n_b, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+        cols = col0 + tl.arange(0, COLS)
+        if QUERIES:
+            p = tl.exp2((u - row_highest[:, None]) * scale2) * row_share[:, None]
+        else:
+            share = 1 / load_vector(stats_ptr + n_b, col0, n_b, 1.0, COLS)
+            highest = load_vector(stats_ptr, col0, n_b, 0.0, COLS)
+            p = tl.exp2((u - highest[None, :]) * scale2) * share[None, :]
+        if not WEIGHTS:
+            slope = chunked_products(
+                a_wide_ptr, row0, n_a, b_wide_ptr, col0, n_b, E, ROWS, COLS, DEPTH, PRECISION, UPCAST
+            )
+            if QUERIES:
+                slope -= row_mean[:, None]
+            else:
+                slope -= load_vector(mean_ptr, col0, n_b, 0.0, COLS)[None, :]
+            p *= slope * scale
+        # Columns beyond the end have a weight, but nothing to add.
+        p = tl.where((cols < n_b)[None, :], p, 0.0)
+        acc = add_product(acc, p, load_tile(x_ptr, col0, n_b, out0, F, COLS, OUT, UPCAST))
+    features = out0 + tl.arange(0, OUT)
+    where = out_ptr + (batch * n_a + rows.to(tl.int64))[:, None] * F + features[None, :]
+    tl.store(where, acc, mask=(rows < n_a)[:, None] & (features < F)[None, :])
+
+
+def _tile(
+    table: dict[tuple[str, bool], AttentionTile], x: Tensor, features: int, width: int
+) -> AttentionTile:
+    """The table's tile for this device and dtype, no deeper than the ``features`` and no wider than the ``width``."""
+    if INTERPRETED:
+        tile = AttentionTile(64, 64, 64, 64, 4, 1)
+    else:
+        halves, arch = x.dtype != torch.float32, architecture(x.device)
+        tile = table.get((arch, halves), table["sm80", halves])
+    depth, out = (max(16, triton.next_power_of_2(size)) for size in (features, width))
+    return tile._replace(depth=min(tile.depth, depth), out=min(tile.out, out))
+
+
+def _options(tile: AttentionTile, x: Tensor) -> dict[str, object]:
+    return {
+        "ROWS": tile.rows,
+        "COLS": tile.cols,
+        "DEPTH": tile.depth,
+        "OUT": tile.out,
+        "PRECISION": dot_precision(x),
+        "UPCAST": upcast(x),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+@on_own_device
+def attention_fwd(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs (B, N, E) in the inputs' dtype and row statistics (B, 2, N) in float32."""
+    check_dtype(query)
+    query, key, value = contiguous(query, key, value)
+    (b, n, d), m, e = query.shape, key.shape[1], value.shape[2]
+    out = query.new_empty(b, n, e)
+    stats = query.new_empty(b, 2, n, dtype=torch.float32)
+    if m == 0:
+        return out.zero_(), stats.zero_()
+    if b * n == 0:
+        return out, stats
+    tile = _tile(FORWARD_TILES, query, d, e)
+    chunks = max(1, triton.cdiv(e, tile.out))
+    forward_kernel[(b * chunks * triton.cdiv(n, tile.rows),)](
+        query, key, value, out, stats, n, m, d, e, chunks, scale, **_options(tile, query)
+    )  # fmt: skip
+    return out, stats
+
+
+@on_own_device
+def attention_bwd(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_stats: Tensor,
+    scale: float,
+    need_query: bool,
+    need_key: bool,
+    need_value: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dquery, dkey and dvalue in the inputs' dtype; empty where not needed."""
+    grad_out, query, key, value = contiguous(grad_out, query, key, value)
+    (b, n, d), m, e = query.shape, key.shape[1], value.shape[2]
+    needed = need_query, need_key, need_value
+    results = [
+        x.new_zeros(x.shape if wanted else (0,))
+        for x, wanted in zip((query, key, value), needed, strict=True)
+    ]
+    if b * n * m == 0:
+        return results[0], results[1], results[2]
+    means = query.new_empty(b, n, dtype=torch.float32)
+    if need_query or need_key:
+        # Of the slopes as the gradients' kernel has them: where one weight is 1, they cancel.
+        tile = _tile(BACKWARD_TILES, query, max(d, e), 1)
+        options = {name: value for name, value in _options(tile, query).items() if name != "OUT"}
+        mean_slope_kernel[(b * triton.cdiv(n, tile.rows),)](
+            query, key, grad_out, value, row_stats, means, n, m, d, e, scale, **options
+        )
+    jobs = (
+        (query, key, grad_out, value, key, results[0], True, False),
+        (key, query, value, grad_out, query, results[1], False, False),
+        (key, query, value, grad_out, grad_out, results[2], False, True),
+    )
+    for wanted, (a, other, a_wide, other_wide, x, result, queries, weights) in zip(needed, jobs, strict=True):
+        if not wanted or result.numel() == 0:
+            continue
+        tile = _tile(BACKWARD_TILES, query, max(d, 1 if weights else e), x.shape[2])
+        chunks = triton.cdiv(x.shape[2], tile.out)
+        gradient_kernel[(b * chunks * triton.cdiv(a.shape[1], tile.rows),)](
+            a, other, a_wide, other_wide, row_stats, means, x, result, a.shape[1], other.shape[1], d, e, x.shape[2],
+            chunks, scale, QUERIES=queries, WEIGHTS=weights, **_options(tile, query)
+        )  # fmt: skip
+    return results[0], results[1], results[2]

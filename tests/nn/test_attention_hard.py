@@ -1,0 +1,325 @@
+"""Hard attention: glimpses, windows, boxes and proposals, and what each is trained by."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from cmx_fast.nn.attention import (
+    AttentionProposal,
+    DefaultBoxes,
+    RecurrentAttention,
+    RecurrentAttentionCrop,
+    RegionProposals,
+    TwoLevelAttention,
+    decode,
+    encode,
+    glimpses,
+    group_filters,
+    match_anchors,
+    multibox_loss,
+    overlaps,
+    part_places,
+    proposal_loss,
+    proposals,
+    ranking_loss,
+    recurrent_attention_loss,
+    suppress,
+)
+
+
+def test_glimpses_are_patches_with_zeros_around():
+    picture = torch.arange(36.0).view(1, 1, 6, 6)
+    found = glimpses(picture, torch.tensor([[0.0, 0.0]]), 2, scales=2)
+    assert found.shape == (1, 2, 1, 2, 2)
+    assert found[0, 0, 0].tolist() == [[14, 15], [20, 21]]
+    around = picture[0, 0, 1:5, 1:5]
+    assert found[0, 1, 0].tolist() == F.avg_pool2d(around[None], 2)[0].tolist()
+    corner = glimpses(picture, torch.tensor([[-1.0, -1.0]]), 2)
+    assert corner[0, 0, 0].tolist() == [[0, 0], [0, 0]]  # its lower right is the first pixel
+    for place in ([-1.0, 1.0], [1.0, 1.0], [1.0, -1.0]):
+        assert glimpses(picture, torch.tensor([place]), 3, scales=2).isfinite().all()
+
+
+def test_glimpses_of_each_picture_are_its_own():
+    pictures, places = torch.randn(5, 3, 9, 12), torch.rand(5, 2) * 2 - 1
+    together = glimpses(pictures, places, 4, scales=2)
+    for i in range(5):
+        assert together[i].equal(glimpses(pictures[i : i + 1], places[i : i + 1], 4, scales=2)[0])
+
+
+def test_recurrent_attention_looks_and_is_paid():
+    model = RecurrentAttention(3, size=4, steps=5).train()
+    looked = model(torch.randn(6, 1, 12, 12))
+    assert looked.log_probabilities.shape == (6, 3) and looked.locations.shape == (6, 6, 2)
+    assert looked.baselines.shape == looked.log_policy.shape == (5, 6)
+    assert looked.locations.abs().max() <= 1 and not looked.locations.requires_grad
+    labels = torch.randint(3, (6,))
+    reward = (looked.log_probabilities.argmax(1) == labels).float()
+    expected = (
+        F.nll_loss(looked.log_probabilities, labels)
+        + (looked.baselines - reward).square().mean()
+        - 0.01 * ((reward - looked.baselines.detach()) * looked.log_policy).sum(0).mean()
+    )
+    loss = recurrent_attention_loss(looked, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    # The locator learns by reward alone, and the baseline only itself.
+    assert model.locator.fc_lt.weight.grad.abs().sum() > 0
+    model.zero_grad()
+    F.nll_loss(model(torch.randn(6, 1, 12, 12)).log_probabilities, labels).backward()
+    assert model.locator.fc_lt.weight.grad is None and model.baseliner.fc.weight.grad is None
+
+
+def test_recurrent_attention_evaluates_the_same_twice():
+    model, picture = RecurrentAttention(3, size=4).eval(), torch.randn(2, 1, 12, 12)
+    assert model(picture).log_probabilities.equal(model(picture).log_probabilities)
+    assert model(picture).locations[0].eq(0).all()
+    names = {"sensor.fc4.bias", "rnn.h2h.weight", "locator.fc_lt.weight", "baseliner.fc.bias"}
+    assert names <= model.state_dict().keys()
+
+
+def test_a_window_of_the_whole_picture_is_the_picture():
+    picture = torch.rand(2, 3, 10, 10)
+    whole = torch.tensor([[0.5, 0.5, 0.5]]).expand(2, 3)
+    seen = RecurrentAttentionCrop(10, steepness=50)(picture, whole)
+    torch.testing.assert_close(seen[:, :, 1:-1, 1:-1], picture[:, :, 1:-1, 1:-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_window_enlarges_what_it_holds():
+    picture = torch.zeros(1, 1, 12, 12)
+    picture[:, :, :6, 6:] = 1
+    crop = RecurrentAttentionCrop(8, least=0.1)
+    seen = crop(picture, torch.tensor([[0.75, 0.25, 0.2]]))
+    assert seen[:, :, 1:-1, 1:-1].min() > 0.95
+    mask = crop.mask(torch.tensor([[0.75, 0.25, 0.25]]), 12, 12)
+    torch.testing.assert_close(mask[0, 0].round(), picture[0, 0])
+
+
+def test_windows_learn_to_move():
+    picture = torch.zeros(1, 1, 24, 24)
+    picture[:, :, 4:10, 13:19] = 1
+    proposal = nn.Parameter(torch.tensor([[0.5, 0.5, 0.25]]))
+    crop, optimizer = RecurrentAttentionCrop(12, steepness=1.0, least=0.1), torch.optim.Adam([proposal], 0.02)
+    for _ in range(100):
+        loss = -crop(picture, proposal).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    middle, half = crop.window(proposal)
+    torch.testing.assert_close(middle[0], torch.tensor([16 / 24, 7 / 24]), rtol=0, atol=0.06)
+    assert half < 0.2
+
+
+def test_windows_stay_within_the_picture():
+    middle, half = RecurrentAttentionCrop(4).window(torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.1, 0.9]]))
+    torch.testing.assert_close(half, torch.tensor([1 / 3, 0.5]))
+    torch.testing.assert_close(middle, torch.tensor([[1 / 3, 2 / 3], [0.5, 0.5]]))
+    assert AttentionProposal(12)(torch.randn(2, 3, 2, 2)).shape == (2, 3)
+
+
+def test_ranking_loss_wants_finer_scales_surer():
+    coarse, fine = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    p, q = (torch.softmax(x, 1)[0, 0] for x in (coarse, fine))
+    torch.testing.assert_close(ranking_loss([coarse, fine], torch.tensor([0])), p - q + 0.05)
+    assert ranking_loss([fine, 9 * coarse], torch.tensor([0])) == 0
+
+
+class Red(nn.Module):
+    """Sure of class 1 where a patch is red, else of class 0."""
+
+    def forward(self, x):
+        red = x[:, 0].mean((1, 2)) > 0.5
+        return torch.where(red[:, None], torch.tensor([-5.0, 5.0]), torch.tensor([5.0, -5.0]))
+
+
+def test_two_levels_classify_the_patches_that_show_it():
+    patches = torch.zeros(2, 3, 3, 4, 4)
+    patches[0, 1, 0] = 1
+    patches[0, 2, 0] = 1
+    patches[0, 2, 2] = 1  # red and blue
+    blue = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    model = TwoLevelAttention(Red(), blue, [1])
+    assert model.selected(patches).tolist() == [[False, True, True], [True, False, False]]
+    expected = (blue(patches[0, 1:2]).softmax(1) + blue(patches[0, 2:3]).softmax(1))[0] / 2
+    torch.testing.assert_close(model(patches)[0], expected)
+
+
+def test_filters_of_a_kind_are_grouped():
+    centres = torch.randn(3, 40)
+    which = torch.arange(30) % 3
+    filters = (centres[which] + 0.3 * torch.randn(30, 40)).view(30, 10, 2, 2)
+    groups = group_filters(filters)
+    for kind in range(3):
+        assert len(groups[which == kind].unique()) == 1
+    assert len(groups.unique()) == 3 and groups.equal(group_filters(filters))
+    maps = torch.zeros(1, 30, 5, 6)
+    maps[0, which == 1, 2, 4] = 1.0
+    assert part_places(maps, groups, 3)[0, groups[1]].tolist() == [2, 4]
+    with pytest.raises(ValueError, match=r"groups must be in \[1, 2\]"):
+        group_filters(torch.randn(2, 3, 1, 1))
+
+
+def boxes(count, seed=0, size=10.0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = size * torch.rand(count, 2, generator=generator)
+    return torch.cat([corner, corner + 0.1 + size * torch.rand(count, 2, generator=generator)], 1)
+
+
+def test_overlaps():
+    found = overlaps(
+        torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6]])
+    )
+    torch.testing.assert_close(found, torch.tensor([[1 / 7, 1.0, 0.0]]))
+
+
+@given(st.integers(0, 60), st.floats(0, 1), st.integers(0, 200))
+def test_suppression_keeps_the_best_and_nothing_near_it(count, threshold, seed):
+    some, scores = boxes(count, seed), torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    kept = suppress(some, scores, threshold)
+    assert (scores[kept].diff() <= 0).all()
+    shared = overlaps(some, some)
+    alive = torch.zeros(count, dtype=torch.bool)
+    alive[kept] = True
+    for i in range(count):
+        better = alive & ((scores > scores[i]) | ((scores == scores[i]) & (torch.arange(count) < i)))
+        assert alive[i] == (not (shared[i][better] > threshold).any())
+    if count:
+        assert suppress(some, scores, threshold, 1).tolist() == [int(scores.argmax())]
+
+
+def test_suppression_refuses():
+    with pytest.raises(ValueError, match=r"boxes must be \(N, 4\) and scores \(N,\)"):
+        suppress(boxes(3), torch.rand(2), 0.5)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
+        suppress(boxes(3), torch.rand(3), 2)
+
+
+def test_offsets_and_boxes_are_inverse():
+    some, anchors = boxes(20).double(), boxes(20, 1).double()
+    for variances in ((1.0, 1.0), (0.1, 0.2)):
+        torch.testing.assert_close(decode(encode(some, anchors, variances), anchors, variances), some)
+
+
+def test_default_boxes_are_ssds():
+    module = DefaultBoxes()
+    assert len(module) == 8732
+    sides = module.boxes[:, 2:] - module.boxes[:, :2]
+    middle = (module.boxes[:, 2:] + module.boxes[:, :2]) / 2
+    assert sides.min() > 0 and sides.max() <= 1 and middle.min() > 0 and middle.max() <= 1
+    # The first place: its middle, and four shapes of which two are turned.
+    torch.testing.assert_close(middle[:4] * 300, torch.full((4, 2), 4.0))
+    torch.testing.assert_close(sides[:2] * 300, torch.tensor([[30.0, 30], [1800**0.5, 1800**0.5]]))
+    torch.testing.assert_close(sides[2] * 300, torch.tensor([30 * 2**0.5, 30 / 2**0.5]))
+    torch.testing.assert_close(sides[3], sides[2].flip(0))
+    largest = module.boxes[-4:]
+    torch.testing.assert_close((largest[0, 2:] - largest[0, :2]).max(), torch.tensor(0.88), atol=1e-3, rtol=0)
+
+
+def test_every_object_has_a_box():
+    module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    objects = torch.tensor([[0.02, 0.02, 0.2, 0.2], [0.9, 0.9, 0.95, 0.95]])
+    matched = module.match(objects, torch.tensor([1, 2]))
+    assert set(matched.labels.tolist()) == {0, 1, 2}
+    share = overlaps(objects, module.boxes)
+    assert matched.labels[share[1].argmax()] == 2 and share[1].max() < 0.5
+    above = (share[0] >= 0.5).nonzero()[:, 0]
+    assert (matched.labels[above] > 0).all()
+    for box in (matched.labels > 0).nonzero()[:, 0]:
+        back = decode(matched.offsets[box : box + 1], module.boxes[box : box + 1], (0.1, 0.2))
+        torch.testing.assert_close(back[0], objects[matched.labels[box] - 1])
+    none = module.match(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert none.labels.eq(0).all() and none.offsets.eq(0).all()
+
+
+def test_hardest_background_alone_counts():
+    module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    matched = [module.match(torch.tensor([[0.02, 0.02, 0.2, 0.2]]), torch.tensor([1]))]
+    offsets, logits = (torch.randn(1, len(module), width).requires_grad_() for width in (4, 3))
+    loss = multibox_loss(offsets, logits, matched)
+    positive = matched[0].labels > 0
+    each = F.cross_entropy(logits[0], matched[0].labels, reduction="none")
+    count = int(positive.sum())
+    hardest = each[~positive].sort(descending=True).values[: 3 * count]
+    places = F.smooth_l1_loss(offsets[0][positive], matched[0].offsets[positive], reduction="sum")
+    torch.testing.assert_close(loss, (each[positive].sum() + hardest.sum() + places) / count)
+    loss.backward()
+    assert (logits.grad[0].abs().sum(1) > 0).sum() == 4 * count
+    none = module.match(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert multibox_loss(offsets, logits, [none]) == 0
+
+
+def test_detections_are_the_objects():
+    module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    objects, labels = torch.tensor([[0.02, 0.02, 0.3, 0.3], [0.6, 0.6, 0.95, 0.95]]), torch.tensor([2, 1])
+    matched = module.match(objects, labels)
+    scores = F.one_hot(matched.labels, 3).float()
+    found, of, sure = module.detect(matched.offsets, scores)
+    assert sorted(of.tolist()) == [1, 2] and sure.eq(1).all()
+    for box, label in zip(found, of):
+        torch.testing.assert_close(box, objects[labels == label][0], rtol=1e-3, atol=1e-4)
+
+
+def test_proposals_score_every_anchor():
+    module = RegionProposals(8, width=16)
+    proposed = module(torch.randn(2, 8, 5, 7))
+    assert proposed.logits.shape == (2, 9 * 35) and proposed.offsets.shape == (2, 9 * 35, 4)
+    first = proposed.anchors[:9]
+    assert ((first[:, :2] + first[:, 2:]) / 2).unique().tolist() == pytest.approx([8.0], abs=1e-3)
+    sides = first[:, 2:] - first[:, :2]
+    assert sides.prod(1).sqrt().tolist() == pytest.approx([128] * 3 + [256] * 3 + [512] * 3, rel=1e-4)
+    assert (sides[:, 1] / sides[:, 0]).tolist() == pytest.approx([0.5, 1, 2] * 3, rel=1e-4)
+    for found, scores in proposals(proposed, (80, 112), before=100, after=10):
+        assert len(found) <= 10 and (scores.diff() <= 0).all()
+        assert found.min() >= 0 and found[:, 2].max() <= 112 and found[:, 3].max() <= 80
+
+
+def test_anchors_are_matched_as_the_paper_says():
+    anchors = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 9, 10], [0, 0, 5, 10], [30, 30, 40, 40], [-5, 0, 5, 10], [0, 0, 10, 4]]
+    )
+    labels, of = match_anchors(anchors, torch.tensor([[0.0, 0, 10, 10], [33, 33, 36, 36]]), (50, 50))
+    assert labels.tolist() == [1, 1, -1, 1, -1, -1]
+    assert of[3] == 1  # the best there is, though it overlaps little
+    assert match_anchors(anchors, torch.zeros(0, 4), (50, 50))[0].tolist() == [0, 0, 0, 0, -1, 0]
+
+
+def test_proposals_learn_where_objects_are():
+    torch.manual_seed(1)
+    module = RegionProposals(4, stride=8, sizes=(12, 24), ratios=(1.0,), width=16)
+    features = torch.randn(1, 4, 8, 8)
+    objects = [torch.tensor([[6.0, 10, 18, 22], [30, 28, 56, 54]])]
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        loss = proposal_loss(module(features), objects, (64, 64), sampled=32, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Anchors that leave the picture are never trained, and any of them may score high.
+    found, _ = proposals(module(features), (64, 64), after=8)[0]
+    assert overlaps(objects[0], found).max(1).values.min() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RecurrentAttention(3, steps=0), "must be at least 1"),
+        (lambda: RecurrentAttentionCrop(0), "size must be at least 1"),
+        (
+            lambda: RecurrentAttentionCrop(4)(torch.rand(2, 1, 8, 8), torch.rand(2, 2)),
+            r"proposal must have shape \(2, 3\)",
+        ),
+        (lambda: ranking_loss([torch.ones(1, 2)], torch.tensor([0])), "at least two scales"),
+        (lambda: TwoLevelAttention(Red(), Red(), []), "relevant must name a class"),
+        (lambda: TwoLevelAttention(Red(), Red(), [1])(torch.ones(2, 3)), r"patches must have shape \(B, P, C, H, W\)"),
+        (lambda: DefaultBoxes(maps=(3,)), "maps, steps and ratios must be as many"),
+    ],
+)  # fmt: skip
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
