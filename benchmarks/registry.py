@@ -9,13 +9,17 @@ from typing import Literal
 
 import torch
 
-from . import clustering, contrastive, correlation, problems, sparse, timing
+from . import attending, clustering, contrastive, correlation, problems, sparse, timing
 from .problems import Problem
 from .provider import OURS, Provider
 
 # By what is computed, a case's task.
 PROVIDERS: dict[str, dict[str, Provider]] = (
-    contrastive.PROVIDERS | clustering.PROVIDERS | sparse.PROVIDERS | correlation.PROVIDERS
+    contrastive.PROVIDERS
+    | clustering.PROVIDERS
+    | sparse.PROVIDERS
+    | correlation.PROVIDERS
+    | attending.PROVIDERS
 )
 Measure = Literal["time", "memory", "error"]
 
@@ -62,6 +66,8 @@ class Case:
     bank: int = 0
     clusters: int = 0  # or the atoms of a dictionary
     size: tuple[int, ...] = ()  # of maps with d channels, n of them: (T, H, W)
+    value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
+    batch: int = 1  # of those
     dtype: torch.dtype = torch.float32
     loss_value: float | None = None  # the pairs are as alike as this loss takes
     measures: tuple[Measure, ...] = ("time", "memory", "error")
@@ -74,6 +80,10 @@ class Case:
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
             return f"{self.operator} ({shape}), {str(self.dtype).removeprefix('torch.')}"
+        if self.value:
+            shape = f"{self.batch} x {self.n}, D={self.d}"
+            last = f"K={self.value}" if self.task == "encoding" else f"E={self.value}"
+            return f"{self.operator} {shape}, {last}, {str(self.dtype).removeprefix('torch.')}"
         rows = f"M={self.n}" if self.task == "supcon" else f"N={self.n}"
         bank = f", bank {self.bank} x {self.d}" if self.bank else f", D={self.d}"
         bank += f", K={self.clusters}" if self.clusters else ""
@@ -88,6 +98,10 @@ class Case:
     def unit(self, device: str = "cpu") -> timing.Step:
         """1 U: one copy of the maps, or one (n, d) x (d, m) product, in float32 on a CPU."""
         dtype = self.dtype if device == "cuda" else torch.float32
+        if self.value:
+            width = self.d if self.task == "encoding" else self.d + self.value
+            columns = self.value if self.task == "encoding" else self.n
+            return timing.product_unit(self.batch * self.n, columns, width, device, dtype)
         if self.size:
             return timing.copy_unit(correlation.elements(self.n, self.d, self.size), device, dtype)
         return timing.product_unit(self.n, self.bank or self.clusters or self.n, self.d, device, dtype)
@@ -110,7 +124,9 @@ class Case:
 
     def problem(self, provider: Provider, device: str = "cpu") -> Problem:
         """The inputs as this provider takes them."""
-        if self.size:
+        if self.value:
+            made = attending.problem(self.task, self.n, self.d, self.value, self.batch)
+        elif self.size:
             made = correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
             made = problems.bank_problem(self.n, self.d, self.bank)
@@ -125,6 +141,7 @@ class Case:
 
 
 SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"
+EAGER_ATTENTION, RESIDUALS = "bmm, softmax, bmm", "residuals"
 LOOP, CHUNKED = "unrolled loop", "PyTorch, 4096 rows at a time"
 CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "OpenCLIP's formula",
@@ -224,6 +241,23 @@ CASES: tuple[Case, ...] = (
         for n, size in ((16, (4, 8, 8)), (8, (4, 28, 28)))
     ),
     Case(
+        "attention/positions", "attention", "attention", 4096, 64, value=512, batch=8,
+        providers=tuple(PROVIDERS["attention"]),
+        goals=(Goal("speedup", 2, 3, EAGER_ATTENTION), Goal("memory_share", 0.1, 0.1, EAGER_ATTENTION)),
+    ),
+    Case(
+        "attention/one", "attention", "attention", 4096, 64, value=512,
+        providers=(EAGER_ATTENTION, "PyTorch's SDPA, padded", OURS), goals=(Goal("speedup", 2, 3, EAGER_ATTENTION),),
+    ),
+    Case(
+        "attention/equal", "attention", "attention", 4096, 64, value=64, batch=8, measures=("time", "error"),
+        providers=(EAGER_ATTENTION, "PyTorch's SDPA", "PyTorch's SDPA, padded", OURS),
+    ),
+    Case(
+        "encoding/layer", "encoding", "encoding", 3600, 512, value=32, batch=4,
+        providers=tuple(PROVIDERS["encoding"]), goals=(Goal("speedup", 3, 10, RESIDUALS),),
+    ),
+    Case(
         "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
         providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
     ),
@@ -271,11 +305,15 @@ DEVICE_CASES: tuple[Case, ...] = (
         )
         for task in ("correlation", "consistency")
     ),
-    # The other peers of k-means run on the CPU.
+    Case(
+        "attention/device", "attention", "attention", 4096, 64, value=512, batch=8, dtype=torch.bfloat16,
+        providers=(EAGER_ATTENTION, COMPILED, "PyTorch's SDPA", "PyTorch's SDPA, padded", OURS),
+    ),
+    # The other peers of k-means run on the CPU, and the encoding layer has no kernel.
     *(
         case
         for case in CASES
-        if case.dtype == torch.float32 and "time" in case.measures and case.operator != "kmeans"
+        if case.dtype == torch.float32 and "time" in case.measures and case.operator not in ("kmeans", "encoding")
     ),
 )  # fmt: skip
 

@@ -82,6 +82,18 @@ def unrolled_ista(x: Tensor, dictionary: Tensor, step_size: Tensor, penalty: flo
     return codes
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """DANet's: the scores of all positions, their softmax without a scale, and the values' means."""
+    return torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), dim=2), value)
+
+
+def encoding(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
+    """EncNet's encoding layer of features (B, D, N): residuals (B, N, K, D), weighted and summed."""
+    residual = x.transpose(1, 2)[:, :, None] - codewords
+    weights = torch.softmax(scale * residual.square().sum(3), dim=2)
+    return (weights[..., None] * residual).sum(1)
+
+
 def two_banks(query: Tensor, key: Tensor, banks: tuple[Tensor, Tensor], temperature: float) -> Tensor:
     """MoCo's loss with the keys' and the queries' queues (K, D) each: CMAC's eq. 7 as MoCo's users would write it."""
     return moco(query, key, torch.cat(banks).T, temperature)

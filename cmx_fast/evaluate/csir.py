@@ -28,7 +28,9 @@ MODELS: dict[str, type[CSIR] | type[DSCMR]] = {"csir": CSIR, "dscmr": DSCMR}
 
 def new_model(name: str, recipe: Recipe, spaces: int) -> CSIR | DSCMR:
     """A CSIR or DSCMR with fresh weights."""
-    return MODELS[name](recipe, spaces, image_encoder(recipe.image_encoder), SpeechEncoder.of(recipe))
+    return MODELS[name](
+        recipe, spaces, image_encoder(recipe.image_encoder, recipe.attention), SpeechEncoder.of(recipe)
+    )
 
 
 @torch.no_grad()
@@ -131,7 +133,7 @@ def evaluate_run(run: Path, data: PairData) -> Evaluation:
 
 def pretrained_image_encoder(run: Path, config: dict[str, Any], recipe: Recipe) -> nn.Module:
     """The first seed's image encoder as the cross-modal stage found it."""
-    encoder = image_encoder(recipe.image_encoder)
+    encoder = image_encoder(recipe.image_encoder, recipe.attention)
     if config["places365"]:
         load_places365(encoder, config["places365"])
     else:

@@ -11,6 +11,8 @@ from torchvision.models.resnet import ResNet
 from torchvision.models.video.resnet import BasicBlock as ClipBlock
 from torchvision.models.video.resnet import Conv2Plus1D
 
+from cmx_fast.models.attentive import after_third_stage, gated, initialise_gates
+
 
 class Conv3d(nn.Conv3d):
     """A 3-D convolution whose gradient is right on the CPU in bfloat16 too.
@@ -43,8 +45,9 @@ class R2Plus1D(nn.Module):
     its input's size. Cost of R(2+1)D-18: 31.3 M parameters, 106 GMAC per clip of 32 x 128 x 128.
     """
 
-    def __init__(self, blocks: int = 2, width: int = 64, last_stride: int = 2):
+    def __init__(self, blocks: int = 2, width: int = 64, last_stride: int = 2, attention: str = ""):
         super().__init__()
+        self.block = gated(ClipBlock, attention)
         self.channels = 8 * width
         middle = 45 * width // 64
         self.stem = nn.Sequential(
@@ -60,20 +63,20 @@ class R2Plus1D(nn.Module):
         self.layer3 = self._stage(2 * width, 4 * width, blocks, 2)
         self.layer4 = self._stage(4 * width, 8 * width, blocks, last_stride)
         initialise(self)
+        self.non_local = after_third_stage(attention, 4 * width, 3)
 
-    @staticmethod
-    def _stage(inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
+    def _stage(self, inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
         shortcut = None
         if stride != 1 or inner != outer:
             shortcut = nn.Sequential(
                 nn.Conv3d(inner, outer, 1, stride=(stride,) * 3, bias=False), nn.BatchNorm3d(outer)
             )
-        first = ClipBlock(inner, outer, SafeConv2Plus1D, stride, shortcut)
-        return nn.Sequential(first, *(ClipBlock(outer, outer, SafeConv2Plus1D) for _ in range(blocks - 1)))
+        first = self.block(inner, outer, SafeConv2Plus1D, stride, shortcut)
+        return nn.Sequential(first, *(self.block(outer, outer, SafeConv2Plus1D) for _ in range(blocks - 1)))
 
     def forward(self, clips: Tensor) -> Tensor:
         x = self.layer1(self.stem(clips))
-        return self.layer4(self.layer3(self.layer2(x)))
+        return self.layer4(self.non_local(self.layer3(self.layer2(x))))
 
 
 class ResNet9(nn.Module):
@@ -82,9 +85,9 @@ class ResNet9(nn.Module):
     257 x 99 gives 9 x 4. Cost at ``width`` 64: 4.9 M parameters, 0.5 GMAC per second of sound.
     """
 
-    def __init__(self, width: int = 64):
+    def __init__(self, width: int = 64, attention: str = ""):
         super().__init__()
-        self.channels = 8 * width
+        self.channels, self.block = 8 * width, gated(PictureBlock, attention)
         self.stem = nn.Sequential(
             nn.Conv2d(1, width, 7, stride=2, padding=3, bias=False),
             nn.BatchNorm2d(width),
@@ -92,20 +95,25 @@ class ResNet9(nn.Module):
             nn.MaxPool2d(3, stride=2, padding=1),
         )
         self.stages = nn.Sequential(
-            PictureBlock(width, width),
+            self.block(width, width),
             *(self._halving(width * 2**i) for i in range(3)),
         )
         initialise(self)
+        self.non_local = after_third_stage(attention, 4 * width)
+        initialise_gates(self)
 
-    @staticmethod
-    def _halving(inner: int) -> PictureBlock:
+    def _halving(self, inner: int) -> PictureBlock:
         shortcut = nn.Sequential(
             nn.Conv2d(inner, 2 * inner, 1, stride=2, bias=False), nn.BatchNorm2d(2 * inner)
         )
-        return PictureBlock(inner, 2 * inner, 2, shortcut)
+        return self.block(inner, 2 * inner, 2, shortcut)
 
     def forward(self, spectrograms: Tensor) -> Tensor:
-        return self.stages(self.stem(spectrograms))
+        *early, last = self.stages
+        x = self.stem(spectrograms)
+        for stage in early:
+            x = stage(x)
+        return last(self.non_local(x))
 
 
 class ResNet18(ResNet):

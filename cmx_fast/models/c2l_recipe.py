@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cmx_fast.models.attentive import ATTENTIONS
 from cmx_fast.models.fpn import BACKBONES
 from cmx_fast.models.presets import Presets, require
 
@@ -51,6 +52,7 @@ class C2LRecipe(Presets):
 
     # Networks
     backbone: str = "resnet18"  # [P]; "resnet10" has one block per stage [O]
+    attention: str = ""  # [O] in the ResNet: "se", "cbam" or "non-local"
     width: int = 128  # [P] channels of the pyramid, of the attention and of what is clustered
     part_width: int = 32  # [O] numbers per part vector
     heads: int = 4  # [O]
@@ -96,6 +98,7 @@ class C2LRecipe(Presets):
     )
 
     def __post_init__(self) -> None:
+        require(self.attention in ATTENTIONS, self, "attention", f"one of {', '.join(map(repr, ATTENTIONS))}")
         require(self.backbone in BACKBONES, self, "backbone", f"one of {', '.join(BACKBONES)}")
         require(self.size > 0 and self.size % 32 == 0, self, "size", "a positive multiple of 32")
         for name in ("clusters", "test_clusters"):

@@ -102,8 +102,10 @@ class CMAC(nn.Module):
         heads = (
             [projection(recipe)] * 2 if recipe.head == "shared" else [projection(recipe), projection(recipe)]
         )
-        self.video = Embedder(R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride), recipe, heads[0])
-        self.audio = Embedder(ResNet9(recipe.audio_width), recipe, heads[1])
+        self.video = Embedder(
+            R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention), recipe, heads[0]
+        )
+        self.audio = Embedder(ResNet9(recipe.audio_width, recipe.attention), recipe, heads[1])
         self.video_saliency, self.audio_saliency = saliency(self.video.encoder), saliency(self.audio.encoder)
         self.filterbank = LogFilterbank(recipe.sample_rate)
         self.augment = SpecAugment(

@@ -68,6 +68,7 @@ class CMACRecipe(Presets):
 
     # Networks
     blocks: int = 2  # [P] per stage: 2 is R(2+1)D-18
+    attention: str = ""  # [O] in both encoders: "se" or "non-local"
     width: int = 64  # [P] channels of the video encoder's first stage, an eighth of its last
     audio_width: int = 64  # [P] of ResNet-9
     last_stride: int = 2  # [P] of the video encoder's last stage; 1 gives a map of twice the height and width
@@ -116,6 +117,7 @@ class CMACRecipe(Presets):
         require(self.temperature > 0, self, "temperature", "above 0")
         require(self.consistency >= 0, self, "consistency", "at least 0")
         require(self.warmup_epochs >= 0, self, "warmup_epochs", "at least 0")
+        require(self.attention in ("", "se", "non-local"), self, "attention", "'', 'se' or 'non-local'")
         for name in ("frames", "blocks", "width", "audio_width", "filters", "embedding", "epochs", "clips"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(self.batch >= 2, self, "batch", "at least 2 (batch norm)")

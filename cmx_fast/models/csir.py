@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.resnet import ResNet
 
+from cmx_fast.models.attentive import AttentiveResNet, gate_weights
 from cmx_fast.models.recipe import IMAGE_ENCODERS, Recipe
 from cmx_fast.ops import supcon
 
@@ -93,20 +93,15 @@ class SpeechEncoder(nn.Module):
         return torch.cat([self.cnn(image), self.transformer(tokens).mean(1)], dim=1)
 
 
-def image_encoder(name: str = "resnet50") -> ResNet:
+def image_encoder(name: str = "resnet50", attention: str = "") -> AttentiveResNet:
     """torchvision's ResNet with 365 outputs, (B, 3, S, S) ImageNet-normalised -> (B, 365) logits = e^v.
 
-    "resnet50" is the paper's; "resnet18" and "resnet10" (one block per stage) are for small machines.
+    "resnet50" is the paper's; "resnet18" and "resnet10" (one block per stage) are for small machines. ``attention``: a
+    name of :mod:`cmx_fast.models.attentive`; the paper has none.
     """
-    blocks: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
-        "resnet10": (resnet.BasicBlock, [1, 1, 1, 1]),
-        "resnet18": (resnet.BasicBlock, [2, 2, 2, 2]),
-        "resnet50": (resnet.Bottleneck, [3, 4, 6, 3]),
-    }
-    if name not in blocks:
+    if name not in IMAGE_ENCODERS:
         raise ValueError(f"image_encoder must be one of {', '.join(IMAGE_ENCODERS)}; got {name!r}")
-    block, layers = blocks[name]
-    return ResNet(block, layers, num_classes=PLACES_CATEGORIES)
+    return AttentiveResNet(name, attention, PLACES_CATEGORIES)
 
 
 def load_places365(encoder: ResNet, path: Path | str) -> None:
@@ -144,7 +139,8 @@ def load_places365(encoder: ResNet, path: Path | str) -> None:
             f"{path}: the names of its weights should begin with 'module.', but {bare[0]!r} does not"
         )
     try:
-        encoder.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
+        stored = {name.removeprefix("module."): value for name, value in weights.items()}
+        encoder.load_state_dict({**gate_weights(encoder), **stored})
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit this image encoder (is it of another architecture?): {error}"
@@ -208,7 +204,7 @@ class ImagePretraining(nn.Module):
 
     def __init__(self, recipe: Recipe, spaces: int):
         super().__init__()
-        self.encoder = image_encoder(recipe.image_encoder)
+        self.encoder = image_encoder(recipe.image_encoder, recipe.attention)
         self.space_head = nn.Linear(PLACES_CATEGORIES, spaces)
 
     def forward(self, batch: Batch) -> Batch:

@@ -25,7 +25,7 @@ class DFF(nn.Module):
     def __init__(self, recipe: C2LRecipe):
         super().__init__()
         self.recipe = recipe
-        self.encoder = FPN(recipe.backbone, recipe.width)
+        self.encoder = FPN(recipe.backbone, recipe.width, recipe.attention)
 
     @torch.no_grad()
     def heat_maps(self, images: Iterable[Tensor], generator: torch.Generator) -> Tensor:

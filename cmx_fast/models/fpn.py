@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from cmx_fast.models.attentive import after_third_stage, gate_weights, gated, initialise_gates
+
 #: Blocks per stage. "resnet18" is the papers'; "resnet10" is for small machines.
 BACKBONES = {"resnet18": [2, 2, 2, 2], "resnet10": [1, 1, 1, 1]}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -28,13 +30,15 @@ class FPN(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str = "resnet18", width: int = 128):
+    def __init__(self, backbone: str = "resnet18", width: int = 128, attention: str = ""):
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {backbone!r}")
-        resnet = ResNet(BasicBlock, BACKBONES[backbone])
+        resnet = ResNet(gated(BasicBlock, attention), BACKBONES[backbone])
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
         self.stages = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
+        self.non_local = after_third_stage(attention, 256)
+        initialise_gates(self)
         self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in (64, 128, 256, 512))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
@@ -48,8 +52,10 @@ class FPN(nn.Module):
         x = ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         maps = []
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             x = stage(x)
+            if number == 2:
+                x = self.non_local(x)
             maps.append(x)
         return maps
 
@@ -90,7 +96,7 @@ def load_imagenet(encoder: FPN, path: Path | str) -> None:
             renamed[f"{ours.get(first, first)}.{rest}"] = value
     lateral = {name: value for name, value in encoder.state_dict().items() if name.startswith("lateral.")}
     try:
-        encoder.load_state_dict({**renamed, **lateral})
+        encoder.load_state_dict({**gate_weights(encoder), **renamed, **lateral})
     except RuntimeError as error:
         raise ValueError(
             f"{path} does not fit this encoder (is it of another architecture?): {error}"

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.models.audio_video import ResNet18
+from cmx_fast.models.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.models.localiser_recipe import LocaliserRecipe
-from cmx_fast.models.picture_encoder import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.nn import PowerSpectrogram
 from cmx_fast.nn.power_spectrogram import LOG_FLOOR, lasting
 

@@ -35,7 +35,7 @@ class PiCIE(nn.Module):
     def __init__(self, recipe: C2LRecipe):
         super().__init__()
         self.recipe = recipe
-        self.encoder = FPN(recipe.backbone, recipe.width)
+        self.encoder = FPN(recipe.backbone, recipe.width, recipe.attention)
         self.register_buffer("centroids", torch.zeros(recipe.test_clusters, recipe.width))
 
     def represent(self, maps: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from cmx_fast.models.fpn import IMAGENET_MEAN, IMAGENET_STD
+
 #: "resnet50": the paper's. "small": four residual blocks on small pictures, for training here.
 ENCODERS = ("resnet50", "small")
 

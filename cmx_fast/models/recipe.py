@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cmx_fast.models.attentive import ATTENTIONS
 from cmx_fast.models.presets import Presets, require
 
 IMAGE_ENCODERS = ("resnet10", "resnet18", "resnet50")
@@ -62,6 +63,7 @@ class Recipe(Presets):
     image_encoder: str = (
         "resnet50"  # [P] torchvision's; "resnet18", or "resnet10" with one block per stage [O]
     )
+    attention: str = ""  # [O] in the image encoder: "se", "cbam" or "non-local"
     gradcam_layer: str = "layer4"  # [P]
     crop_seconds: float = 6.0  # [O] what the speech encoder sees at once; the paper's is the whole utterance
     cnn_dropout: float = 0.3  # [R]
@@ -114,6 +116,7 @@ class Recipe(Presets):
         require(
             self.image_encoder in IMAGE_ENCODERS, self, "image_encoder", f"one of {', '.join(IMAGE_ENCODERS)}"
         )
+        require(self.attention in ATTENTIONS, self, "attention", f"one of {', '.join(map(repr, ATTENTIONS))}")
         require(self.contrast in ("joint", "cross"), self, "contrast", "'joint' or 'cross'")
         require(self.supcon_reduction in ("mean", "sum"), self, "supcon_reduction", "'mean' or 'sum'")
         require(0 <= self.alpha <= 1, self, "alpha", "between 0 and 1")

@@ -82,7 +82,7 @@ def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in autocast's dtype where autocast is on: products in half precision, softmax in float32."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

@@ -63,7 +63,9 @@ def train_csir(
         )
     recipe = Recipe.preset(preset, **changes(set))
     if places365 is not None:
-        load_places365(image_encoder(recipe.image_encoder), places365)  # fails before the data are read
+        load_places365(
+            image_encoder(recipe.image_encoder, recipe.attention), places365
+        )  # fails before the data are read
     fabric = new_fabric(precision)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))
@@ -149,7 +151,7 @@ class Training:
             labels=("space", "rt60"),
         )
         if self.places365 is not None:
-            image = image_encoder(recipe.image_encoder)
+            image = image_encoder(recipe.image_encoder, recipe.attention)
             load_places365(image, self.places365)
         else:
             pretraining = ImagePretraining(recipe, self.spaces)

@@ -120,7 +120,7 @@ def evaluate_finetune(
         )
         print(f"train: {len(train)} videos{left_out(train.skipped)}", file=sys.stderr)
         torch.manual_seed(seed)
-        encoder = R2Plus1D(of_clips.blocks, of_clips.width, of_clips.last_stride)
+        encoder = R2Plus1D(of_clips.blocks, of_clips.width, of_clips.last_stride, of_clips.attention)
         encoder.load_state_dict(pretrained.video.encoder.state_dict())
         classifier = Classifier(encoder, len(train_set.class_names), recipe.dropout)
         augmented = CMACRecipe(**{**of_clips.as_dict(), "jitter": recipe.jitter})

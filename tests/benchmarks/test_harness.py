@@ -94,7 +94,8 @@ def test_unknown_names_are_listed():
     assert select(["supcon"])
     with pytest.raises(ValueError, match="no benchmark is called 'supkon'; there are info_nce/symmetric"):
         select(["supkon"])
-    assert {case.operator for case in DEVICE_CASES} == {case.operator for case in CASES}
+    # The encoding layer has no kernel of its own.
+    assert {case.operator for case in DEVICE_CASES} == {case.operator for case in CASES} - {"encoding"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
