@@ -26,12 +26,11 @@ class ICGANRecipe(Presets):
         "dim_z": 40,
         "condition": 64,
         "neighbours": 10,
-        "generator_lr": 3e-4,
+        "generator_lr": 2e-4,
         "discriminator_lr": 1e-3,
-        "cosine": True,
         "batch": 32,
         "steps": 1800,
-        "average": 0.995,
+        "average": 0.99,
         "average_from": 100,
     }
 
@@ -60,7 +59,6 @@ class ICGANRecipe(Presets):
     # Training
     generator_lr: float = 4e-5  # [R]
     discriminator_lr: float = 1e-4  # [R]
-    cosine: bool = False  # [R] constant rates; else a short warm-up and a cosine to zero [O]
     batch: int = 2048  # [R] over all devices
     steps: int = 500_000  # [O] the code trains until FID stops falling
     average: float = 0.9999  # [R] decay of the generator's running average

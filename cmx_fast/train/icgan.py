@@ -19,7 +19,7 @@ from cmx_fast.models.icgan import ICGAN, TURNS
 from cmx_fast.models.icgan_recipe import ICGANRecipe
 from cmx_fast.models.picture_contrast import PictureContrast
 from cmx_fast.models.picture_encoder import PictureEncoder, load_swav
-from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
+from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
 from cmx_fast.train.options import PRECISIONS, changes, new_fabric
 from cmx_fast.train.picture_batches import NeighbourBatches, ViewBatches
 from cmx_fast.train.run_folder import RunFolder
@@ -154,7 +154,7 @@ class Training:
                 optimizer=functools.partial(torch.optim.Adam, betas=(0.0, 0.999), eps=1e-6),
                 labels=None,
                 turns=TURNS,
-                schedule=warmup_and_cosine if recipe.cosine else constant,
+                schedule=constant,
                 after_step=module.update_average,
             )
         )
