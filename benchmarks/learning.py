@@ -272,7 +272,7 @@ def find_the_part(steps: int) -> tuple[float, float, float, float]:
     )  # fmt: skip
     propose, crop = AttentionProposal(16 * 16, 64), RecurrentAttentionCrop(32, steepness=0.5, least=0.15)
     with torch.no_grad():  # half the side, as the paper starts
-        propose.layers[3].bias[2] = -1.1
+        list(propose.parameters())[-1][2] = -1.1
     whole, close = _small_network(), _small_network()
     classify = torch.optim.Adam([*whole.parameters(), *close.parameters()], 2e-3)
     look = torch.optim.Adam([*features.parameters(), *propose.parameters()], 1e-3)

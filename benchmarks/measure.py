@@ -48,6 +48,10 @@ def source_hashes(operator: str) -> dict[str, str]:
     }
 
 
+#: What is made of PyTorch's own operators.
+LAYER = {"cpu": ("pytorch", ""), "cuda": ("pytorch", "")}
+
+
 def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any]:
     """Time, memory and error of every provider of a case, as far as the case asks for them."""
     rows: dict[str, dict[str, Any]] = {name: {} for name in case.providers}
@@ -56,7 +60,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "title": case.title,
         "dtype": str(case.dtype).removeprefix("torch."),
         "shape": {"n": case.n, "d": case.d, "bank": case.bank, "clusters": case.clusters, "size": case.size},
-        "implementation": implementations()[case.operator][device][0],
+        "implementation": implementations().get(case.operator, LAYER)[device][0],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "sources": source_hashes(case.operator),
         "providers": rows,

@@ -243,7 +243,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "attention/positions", "attention", "attention", 4096, 64, value=512, batch=8,
         providers=tuple(PROVIDERS["attention"]),
-        goals=(Goal("speedup", 2, 3, EAGER_ATTENTION), Goal("memory_share", 0.1, 0.1, EAGER_ATTENTION)),
+        goals=(Goal("speedup", 2, 3, EAGER_ATTENTION), Goal("working_share", 0.1, 0.1, EAGER_ATTENTION)),
     ),
     Case(
         "attention/one", "attention", "attention", 4096, 64, value=512,

@@ -1,0 +1,34 @@
+"""Attention modules learn what their baselines don't, on the tasks of ``python -m benchmarks.learning``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cmx_fast.benchmarks import learning
+from torch import nn
+
+
+@pytest.mark.parametrize("name", ["NonLocal", "ObjectContext", "ContextEncoding"])
+def test_a_marker_far_away_tells_the_class(name):
+    between, reach = learning.SEGMENTING[name]
+    assert learning.segment(between, reach, 300) > 90
+    assert learning.segment(nn.Identity, reach, 60) < 65
+
+
+def test_markers_are_as_far_as_they_say():
+    pictures, labels = learning.marked_blobs(20, 4, torch.Generator().manual_seed(0))
+    for picture, of in zip(pictures, labels, strict=True):
+        blob = (of > 0).nonzero()
+        kind = int(of.max()) - 1
+        marker = (picture[2 * kind] > 1.4).nonzero()
+        gap = (blob[:, None] - marker[None]).abs().amax(2).min() - 1
+        assert len(marker) >= 3 and 3 <= gap <= 4
+
+
+def test_small_parts_are_where_they_say_and_gone_when_smoothed():
+    pictures, kinds, middles = learning.small_parts(200, torch.Generator().manual_seed(0))
+    score = []
+    for picture, (x, y) in zip(pictures[:, 2], (64 * middles).round().long().tolist(), strict=True):
+        cut = picture[y - 4 : y + 5, x - 4 : x + 5]
+        score.append(cut.diff(dim=1).abs().mean() - cut.diff(dim=0).abs().mean())
+    assert ((torch.stack(score) > 0) == (kinds == 1)).float().mean() > 0.9
