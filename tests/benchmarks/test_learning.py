@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cmx_fast.benchmarks import learning
+from cmx_fast.benchmarks.small_parts import small_parts
 from torch import nn
 
 
@@ -26,7 +27,7 @@ def test_markers_are_as_far_as_they_say():
 
 
 def test_small_parts_are_where_they_say_and_gone_when_smoothed():
-    pictures, kinds, middles = learning.small_parts(200, torch.Generator().manual_seed(0))
+    pictures, kinds, middles = small_parts(200, torch.Generator().manual_seed(0))
     score = []
     for picture, (x, y) in zip(pictures[:, 2], (64 * middles).round().long().tolist(), strict=True):
         cut = picture[y - 4 : y + 5, x - 4 : x + 5]

@@ -28,6 +28,8 @@ KERNELS = {
     "correlation 28x28": CORRELATION,
     "correlation 9x4": CORRELATION,
 }
+# Their products are float32's whatever the type of the features: steps of an iteration feed the next.
+IN_FLOAT32 = {"sparse_code"}
 CASES = [
     (chip, dtype, width, call)
     for chip in SHARED_BYTES
@@ -70,4 +72,5 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
         assert kernel.spilled == 0, kernel
         assert kernel.shared <= SHARED_BYTES[chip], kernel
         assert kernel.registers <= 255, kernel
-        assert kernel.matrix_instructions or not kernel.dots or dtype == "float32", kernel
+        if kernel.dots and dtype != "float32" and call not in IN_FLOAT32:
+            assert kernel.matrix_instructions, kernel
