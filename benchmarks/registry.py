@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from . import attending, clustering, contrastive, correlation, problems, sparse, timing
+from . import attending, clustering, contrastive, correlation, gating, problems, sparse, timing
 from .problems import Problem
 from .provider import OURS, Provider
 
@@ -20,6 +20,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = (
     | sparse.PROVIDERS
     | correlation.PROVIDERS
     | attending.PROVIDERS
+    | gating.PROVIDERS
 )
 Measure = Literal["time", "memory", "error"]
 
@@ -65,7 +66,7 @@ class Case:
     d: int
     bank: int = 0
     clusters: int = 0  # or the atoms of a dictionary
-    size: tuple[int, ...] = ()  # of maps with d channels, n of them: (T, H, W)
+    size: tuple[int, ...] = ()  # of maps with d channels, n of them: (T, H, W), or (H, W)
     value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
     batch: int = 1  # of those
     dtype: torch.dtype = torch.float32
@@ -79,7 +80,8 @@ class Case:
         """The case in words."""
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
-            return f"{self.operator} ({shape}), {str(self.dtype).removeprefix('torch.')}"
+            what = self.task if self.operator == "gates" else self.operator
+            return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
             last = f"K={self.value}" if self.task == "encoding" else f"E={self.value}"
@@ -126,6 +128,8 @@ class Case:
         """The inputs as this provider takes them."""
         if self.value:
             made = attending.problem(self.task, self.n, self.d, self.value, self.batch)
+        elif self.task in gating.PROVIDERS:
+            made = gating.problem(self.task, self.n, self.d, self.size)
         elif self.size:
             made = correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
@@ -257,6 +261,18 @@ CASES: tuple[Case, ...] = (
         "encoding/layer", "encoding", "encoding", 3600, 512, value=32, batch=4,
         providers=tuple(PROVIDERS["encoding"]), goals=(Goal("speedup", 3, 10, RESIDUALS),),
     ),
+    *(
+        Case(
+            f"gates/{task}-{size}", "gates", task, 32, channels, size=(size, size),
+            providers=tuple(PROVIDERS[task]), goals=(Goal("speedup", 1, 2, FORMULA),),
+        )
+        for task in ("squeeze-excite", "CBAM")
+        for channels, size in ((256, 56), (1024, 14))
+    ),
+    Case(
+        "gates/channel-attention", "gates", "channel attention", 8, 512, size=(64, 64),
+        providers=tuple(PROVIDERS["channel attention"]),
+    ),
     Case(
         "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
         providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
@@ -304,6 +320,14 @@ DEVICE_CASES: tuple[Case, ...] = (
             dtype=torch.bfloat16, providers=(FORMULA, COMPILED, OURS),
         )
         for task in ("correlation", "consistency")
+    ),
+    *(
+        Case(
+            f"gates/device-{task}-{size}", "gates", task, 256, channels, size=(size, size), dtype=torch.bfloat16,
+            providers=(FORMULA, COMPILED, OURS),
+        )
+        for task in ("squeeze-excite", "CBAM")
+        for channels, size in ((256, 56), (2048, 7))
     ),
     Case(
         "attention/device", "attention", "attention", 4096, 64, value=512, batch=8, dtype=torch.bfloat16,

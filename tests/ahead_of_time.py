@@ -32,14 +32,14 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     """The kernels of one forward and backward pass of a ``call``: "clip", "everything", "target", "supcon", or a key of
     OTHERS."""
     import triton
-    from cmx_fast.kernels import attention
+    from cmx_fast.kernels import attention, position_gate
     from cmx_fast.kernels.common import gradient, scan, tiles
     from triton.runtime.jit import JITFunction
 
     assert not triton.knobs.runtime.interpret
     for module in (attention, gradient, scan):
         module.architecture = lambda device: f"sm{chip}"
-    tiles.multiprocessors = lambda device: 132
+    tiles.multiprocessors = position_gate.multiprocessors = lambda device: 132
     launches: dict[str, tuple] = {}
 
     def record(self, *args, grid, warmup, **kwargs):
@@ -109,7 +109,34 @@ def _attention(d: int, e: int):
     return call
 
 
+def _gates(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.channel_gate import channel_gate_bwd, channel_gate_fwd
+    from cmx_fast.kernels.position_gate import (
+        pool_channels_bwd,
+        pool_channels_fwd,
+        position_gate_bwd,
+        position_gate_fwd,
+    )
+
+    weights = (
+        torch.zeros(16, x.shape[1]),
+        torch.zeros(16),
+        torch.zeros(x.shape[1], 16),
+        torch.zeros(x.shape[1]),
+    )
+    for maximum, residual in ((False, x), (True, None)):
+        out, _, hidden, gate, peak = channel_gate_fwd(x, residual, *weights, maximum)
+        kept = None if residual is None else out
+        channel_gate_bwd(x, x, kept, weights[0], weights[2], hidden, gate, peak)
+    pooled, peak = pool_channels_fwd(x)
+    pool_channels_bwd(pooled, peak, x)
+    for residual in (None, x):
+        out = position_gate_fwd(x, pooled[:, 0], residual)
+        position_gate_bwd(x, x, pooled[:, 0], None if residual is None else out)
+
+
 OTHERS = {
+    "gates": _gates,
     "attention 64 512": _attention(64, 512),
     "attention 256 512": _attention(256, 512),
     "attention 24 96": _attention(24, 96),

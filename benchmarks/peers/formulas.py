@@ -94,6 +94,30 @@ def encoding(x: Tensor, codewords: Tensor, scale: Tensor) -> Tensor:
     return (weights[..., None] * residual).sum(1)
 
 
+def squeeze_excite(x: Tensor, residual: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The end of senet.pytorch's block: features (B, C, H, W) gated per channel, the addition, the ReLU."""
+    gate = torch.sigmoid(F.linear(F.relu(F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), lower)), upper))
+    return F.relu(x * gate[:, :, None, None].expand_as(x) + residual)
+
+
+def cbam(x: Tensor, residual: Tensor, lower: Tensor, upper: Tensor, window: Tensor) -> Tensor:
+    """The end of CBAM's block, as its authors write it: a gate per channel, then one per position."""
+    pools = F.avg_pool2d(x, x.shape[2:]), F.max_pool2d(x, x.shape[2:])
+    both = [F.linear(F.relu(F.linear(pool.flatten(1), lower)), upper) for pool in pools]
+    x = x * torch.sigmoid(both[0] + both[1])[:, :, None, None].expand_as(x)
+    pooled = torch.cat([x.max(1).values[:, None], x.mean(1)[:, None]], dim=1)
+    gate = torch.sigmoid(F.batch_norm(F.conv2d(pooled, window, padding=3), None, None, training=True))
+    return F.relu(x * gate + residual)
+
+
+def channel_attention(x: Tensor) -> Tensor:
+    """DANet's attention over channels, as its code has it: the largest energy minus each, in memory; gamma is 1."""
+    query = x.flatten(2)
+    energy = torch.bmm(query, query.transpose(1, 2))
+    energy = energy.max(-1, keepdim=True).values.expand_as(energy) - energy
+    return torch.bmm(torch.softmax(energy, dim=-1), query).view_as(x) + x
+
+
 def two_banks(query: Tensor, key: Tensor, banks: tuple[Tensor, Tensor], temperature: float) -> Tensor:
     """MoCo's loss with the keys' and the queries' queues (K, D) each: CMAC's eq. 7 as MoCo's users would write it."""
     return moco(query, key, torch.cat(banks).T, temperature)

@@ -36,8 +36,8 @@ class _Gated:
 
     def forward(self, x: Tensor) -> Tensor:
         block: Any = self
-        gated = getattr(block, block.kind)(_branch(block, x))
-        return F.relu(gated + (x if block.downsample is None else block.downsample(x)))
+        residual = x if block.downsample is None else block.downsample(x)
+        return getattr(block, block.kind)(_branch(block, x), residual)
 
 
 def _branch(block: Any, x: Tensor) -> Tensor:

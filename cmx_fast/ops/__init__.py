@@ -3,10 +3,12 @@
 from cmx_fast.ops._cache import cache_budget, set_cache_budget
 from cmx_fast.ops._implementations import implementations
 from cmx_fast.ops.attention import attention
+from cmx_fast.ops.channel_gate import channel_gate
 from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.linear_assignment import linear_assignment
+from cmx_fast.ops.position_gate import pool_channels, position_gate
 from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_correlation
 from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
@@ -15,12 +17,15 @@ __all__ = [
     "attention",
     "attention_consistency",
     "cache_budget",
+    "channel_gate",
     "cluster_cross_entropy",
     "implementations",
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
     "linear_assignment",
+    "pool_channels",
+    "position_gate",
     "pyramid_correlation",
     "set_cache_budget",
     "sparse_code",

@@ -35,6 +35,28 @@ def check_alike(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         )
 
 
+def check_same(name: str, value: object, other_name: str, other: Tensor) -> None:
+    """Require a tensor of the shape, dtype and device of another."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor like {other_name}, got {type(value).__name__}")
+    if value.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)} but {other_name} has {tuple(other.shape)}; they must be equal"
+        )
+    if value.device != other.device:
+        raise ValueError(
+            f"{name} is on {value.device} but {other_name} is on {other.device}; move one of them"
+        )
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name} is {value.dtype} but {other_name} is {other.dtype}; convert one of them")
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a position lie next to each other, and not the positions of a channel."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.dim() in formats and not x.is_contiguous() and x.is_contiguous(memory_format=formats[x.dim()])
+
+
 def check_index(name: str, value: object, shape: Sequence[int], device: torch.device) -> None:
     """Require an int64 tensor of exactly this shape and device."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:

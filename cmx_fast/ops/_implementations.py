@@ -19,6 +19,8 @@ OPERATORS = (
     "cluster_cross_entropy",
     "sparse_code",
     "pyramid_correlation",
+    "channel_gate",
+    "position_gate",
 )
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
 # features (of the sparse code: atoms, of the correlation: channels).
@@ -28,6 +30,8 @@ TRITON_MAX_FEATURES = {
     "cluster_cross_entropy": 4096,
     "sparse_code": 128,
     "pyramid_correlation": 65536,
+    "channel_gate": 65536,
+    "position_gate": 65536,
 }
 TRITON_MOST_FEATURES = 2048
 

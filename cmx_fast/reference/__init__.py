@@ -1,10 +1,12 @@
 """Every operator in plain PyTorch, with the public signature less ``impl``: oracle, baseline and fallback."""
 
 from cmx_fast.reference.attention import attention
+from cmx_fast.reference.channel_gate import channel_gate
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
 from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
 from cmx_fast.reference.linear_assignment import linear_assignment
+from cmx_fast.reference.position_gate import pool_channels, position_gate
 from cmx_fast.reference.pyramid_correlation import attention_consistency, pyramid_correlation
 from cmx_fast.reference.sparse_code import sparse_code, spectral_norm_squared
 from cmx_fast.reference.supcon import supcon
@@ -12,12 +14,15 @@ from cmx_fast.reference.supcon import supcon
 __all__ = [
     "attention",
     "attention_consistency",
+    "channel_gate",
     "cluster_cross_entropy",
     "feature_rows",
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
     "linear_assignment",
+    "pool_channels",
+    "position_gate",
     "pyramid_correlation",
     "reduce_loss",
     "sparse_code",

@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include "gates.h"
 #include "instruction_set.h"
 #include "planes.h"
 #include "search.h"
@@ -43,6 +44,15 @@ const SoftmaxKernels<T>& best_softmax_kernels() {
   return baseline::softmax_kernels<T>();
 }
 
+template <class T>
+const GateKernels<T>& best_gate_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::gate_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::gate_kernels<T>();
+#endif
+  return baseline::gate_kernels<T>();
+}
+
 template const Kernels<float>& best_kernels<float>();
 template const Kernels<double>& best_kernels<double>();
 template const SearchKernels<float>& best_search_kernels<float>();
@@ -51,5 +61,7 @@ template const PlaneKernels<float>& best_plane_kernels<float>();
 template const PlaneKernels<double>& best_plane_kernels<double>();
 template const SoftmaxKernels<float>& best_softmax_kernels<float>();
 template const SoftmaxKernels<double>& best_softmax_kernels<double>();
+template const GateKernels<float>& best_gate_kernels<float>();
+template const GateKernels<double>& best_gate_kernels<double>();
 
 }  // namespace cmx

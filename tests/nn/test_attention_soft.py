@@ -86,6 +86,24 @@ def test_gates_of_zero_weights_are_a_half():
         torch.testing.assert_close(module.eval()(x), share * x)
 
 
+@pytest.mark.parametrize("module", [SqueezeExcite(32), CBAM(32), CBAM(32, spatial=False)])
+def test_with_a_residual_they_are_a_blocks_end(module):
+    module = randomise(module)
+    x, residual = torch.randn(2, 2, 32, 6, 5).double()
+    torch.testing.assert_close(module(x, residual), F.relu(module(x) + residual))
+
+
+def test_channel_attention_trains_under_autocast():
+    module = ChannelAttention()
+    nn.init.ones_(module.gamma)
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    module(x).square().sum().backward()
+    exact, x.grad = x.grad, None
+    with torch.autocast("cpu", torch.bfloat16):
+        module(x).square().sum().backward()
+    assert (x.grad - exact).norm() < 0.03 * exact.norm()
+
+
 @pytest.mark.parametrize("mode", ["embedded", "gaussian", "dot", "concatenate"])
 @pytest.mark.parametrize(("dimensions", "size"), [(1, (9,)), (2, (6, 5)), (3, (3, 4, 6))])
 @pytest.mark.parametrize("options", [{}, {"subsample": False, "scale": True, "norm": False}])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from cmx_fast.ops import attention
+from cmx_fast.ops._checks import autocast
 
 
 class PositionAttention(nn.Module):
@@ -30,11 +34,34 @@ class PositionAttention(nn.Module):
         return self.gamma * attended.transpose(1, 2).view_as(x) + x
 
 
+class _MixChannels(torch.autograd.Function):
+    """softmax(-x x^T) x of (B, C, N): five products of C x C x N, which libraries are at their limit in.
+
+    Autograd makes six, since it doesn't see that the energies' two gradients are products with the same x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        weights = torch.softmax(-torch.bmm(x, x.transpose(1, 2)), dim=2).to(x.dtype)
+        ctx.save_for_backward(x, weights)
+        return torch.bmm(weights, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        x, weights = ctx.saved_tensors
+        slopes = torch.bmm(grad, x.transpose(1, 2))
+        of_products = torch._softmax_backward_data(slopes, weights, 2, weights.dtype)
+        through_weights = torch.bmm(weights.transpose(1, 2), grad)
+        return torch.baddbmm(through_weights, of_products + of_products.transpose(1, 2), x, alpha=-1)
+
+
 class ChannelAttention(nn.Module):
     """gamma * attention + x over channels, (B, C, H, W) to the same: eqs. 3 and 4 of DANet.
 
     The code's energies are the row's largest product minus each product, so that unlike channels attend to each other;
-    the paper prints the plain softmax. gamma starts at 0.
+    the paper prints the plain softmax (their maximum is a constant that drops out). gamma starts at 0. Memory: C x C
+    weights; second derivatives are not there.
     """
 
     def __init__(self) -> None:
@@ -42,10 +69,7 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(2)
-        products = flat @ flat.transpose(1, 2)
-        # softmax(largest - product): the constant drops out.
-        return self.gamma * (torch.softmax(-products, dim=2) @ flat).view_as(x) + x
+        return self.gamma * _MixChannels.apply(*autocast(x.flatten(2))).view_as(x) + x
 
 
 class DualAttention(nn.Module):

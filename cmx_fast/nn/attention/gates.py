@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
+
+from cmx_fast.ops import channel_gate, pool_channels, position_gate
 
 
 class SqueezeExcite(nn.Module):
     """A factor in (0, 1) for every channel, from all channels' means: x * sigmoid(W2 relu(W1 mean(x))).
 
     Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, eqs. 2 to 4. In a residual block it stands before the
-    addition. Input and output (B, C, *), any number of positions. Parameter names are those of senet.pytorch.
+    addition: ``module(x, residual)`` is the block's end, relu(module(x) + residual), in the same pass. Input and output
+    (B, C, *), any number of positions; the work is :func:`cmx_fast.ops.channel_gate`. Parameter names are those of
+    senet.pytorch.
 
     Args:
         channels: C. reduction: C over the width between the two layers (16, the paper's).
@@ -31,10 +37,10 @@ class SqueezeExcite(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         _check_channels(x, self.channels)
-        gate = self.fc(x.flatten(2).mean(2))
-        return x * gate.view(*gate.shape, *[1] * (x.dim() - 2))
+        lower, upper = cast(nn.Linear, self.fc[0]), cast(nn.Linear, self.fc[2])
+        return channel_gate(x, lower.weight, upper.weight, lower.bias, upper.bias, residual=residual)
 
 
 class ChannelGate(nn.Module):
@@ -48,11 +54,12 @@ class ChannelGate(nn.Module):
             nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         _check_channels(x, self.channels)
-        flat = x.flatten(2)
-        gate = torch.sigmoid(self.mlp(flat.mean(2)) + self.mlp(flat.amax(2)))
-        return x * gate.view(*gate.shape, *[1] * (x.dim() - 2))
+        lower, upper = cast(nn.Linear, self.mlp[1]), cast(nn.Linear, self.mlp[3])
+        return channel_gate(
+            x, lower.weight, upper.weight, lower.bias, upper.bias, maximum=True, residual=residual
+        )
 
 
 class _Convolution(nn.Module):
@@ -76,16 +83,17 @@ class SpatialGate(nn.Module):
             raise ValueError(f"kernel must be odd and at least 1, got {kernel}")
         self.spatial = _Convolution(kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
-        return x * torch.sigmoid(self.spatial(pooled))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        pooled = pool_channels(x).to(self.spatial.conv.weight.dtype)
+        return position_gate(x, torch.sigmoid(self.spatial(pooled)), residual=residual)
 
 
 class CBAM(nn.Module):
     """Factors per channel, then factors per position: "Convolutional Block Attention Module", Woo et al., ECCV 2018.
 
-    Input and output (B, C, H, W); in a residual block it stands before the addition. Parameter names are those of the
-    authors' attention-module, so their weights load.
+    Input and output (B, C, H, W); in a residual block it stands before the addition: ``module(x, residual)`` is the
+    block's end, relu(module(x) + residual). The work is :func:`cmx_fast.ops.channel_gate`, ``pool_channels`` and
+    ``position_gate``. Parameter names are those of the authors' attention-module, so their weights load.
 
     Args:
         channels: C. reduction: of the channel gate (16, the paper's). kernel: of the spatial gate (7, the paper's).
@@ -100,9 +108,10 @@ class CBAM(nn.Module):
         self.ChannelGate = ChannelGate(channels, reduction)
         self.SpatialGate = SpatialGate(kernel) if spatial else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.ChannelGate(x)
-        return x if self.SpatialGate is None else self.SpatialGate(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.SpatialGate is None:
+            return self.ChannelGate(x, residual)
+        return self.SpatialGate(self.ChannelGate(x), residual)
 
 
 def _hidden(channels: int, reduction: int) -> int:

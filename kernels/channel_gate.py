@@ -1,0 +1,207 @@
+"""Gates per channel on the GPU: pooling, gating, slopes and gradients as a pass over the planes each.
+
+A program owns some channels' planes and walks their positions. Between the passes the small network is matrix products
+of (B, C) by (C, H), which are PyTorch's.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from torch import Tensor
+
+__all__ = ["channel_gate_bwd", "channel_gate_fwd"]
+
+
+@triton.jit
+def pool_kernel(
+    x_ptr,  # (planes, P)
+    mean_ptr,  # (B, K, C)
+    peak_ptr,  # (B, C): of the maxima, which are mean_ptr's second rows; or None
+    planes,
+    C,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < planes
+    # Per element of the tile, one reduction at the end: of a few planes every step's would cost more than its loads.
+    sums = tl.zeros((ROWS, COLS), tl.float32)
+    highest = tl.full((ROWS, COLS), float("-inf"), tl.float32)
+    places = tl.zeros((ROWS, COLS), tl.int32)
+    for p0 in range(0, P, COLS):
+        p = p0 + tl.arange(0, COLS)
+        there = inside[:, None] & (p < P)[None, :]
+        x = tl.load(x_ptr + row[:, None] * P + p[None, :], mask=there, other=0.0).to(tl.float32)
+        sums += x
+        if peak_ptr is not None:
+            above = there & (x > highest)
+            highest = tl.where(above, x, highest)
+            places = tl.where(above, p[None, :], places)
+    total = tl.sum(sums, 1)
+    if peak_ptr is None:
+        tl.store(mean_ptr + row, total / P, mask=inside)
+    else:
+        to = row // C * 2 * C + row % C
+        tl.store(mean_ptr + to, total / P, mask=inside)
+        largest = tl.max(highest, 1)
+        peak = tl.min(tl.where(highest == largest[:, None], places, P), 1)
+        # A NaN is no maximum of comparisons, but makes a sum.
+        tl.store(mean_ptr + to + C, tl.where(total != total, total, largest), mask=inside)
+        tl.store(peak_ptr + row, peak.to(tl.int64), mask=inside)
+
+
+@triton.jit
+def apply_kernel(
+    x_ptr,  # (planes, P)
+    gate_ptr,  # (planes,)
+    residual_ptr,  # (planes, P) or None
+    out_ptr,
+    planes,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    gate = tl.load(gate_ptr + row, mask=row < planes, other=0.0)
+    for p0 in range(0, P, COLS):
+        p = p0 + tl.arange(0, COLS)
+        there = (row < planes)[:, None] & (p < P)[None, :]
+        where = row[:, None] * P + p[None, :]
+        y = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32) * gate[:, None]
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + where, mask=there, other=0.0).to(tl.float32)
+            y = tl.where(y < 0, 0.0, y)
+        tl.store(out_ptr + where, y, mask=there)
+
+
+@triton.jit
+def slope_kernel(
+    grad_ptr,  # (planes, P)
+    x_ptr,
+    out_ptr,  # or None
+    gate_ptr,  # (planes,)
+    logit_ptr,  # (planes,): the gradient of what the gate is a sigmoid of
+    planes,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros((ROWS,), tl.float32)
+    for p0 in range(0, P, COLS):
+        p = p0 + tl.arange(0, COLS)
+        there = (row < planes)[:, None] & (p < P)[None, :]
+        where = row[:, None] * P + p[None, :]
+        slope = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
+        slope *= tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32)
+        if out_ptr is not None:
+            slope = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, slope)
+        total += tl.sum(slope, 1)
+    gate = tl.load(gate_ptr + row, mask=row < planes, other=0.0)
+    tl.store(logit_ptr + row, total * gate * (1 - gate), mask=row < planes)
+
+
+@triton.jit
+def gradient_kernel(
+    grad_ptr,  # (planes, P)
+    out_ptr,  # or None
+    gate_ptr,  # (planes,)
+    pooled_ptr,  # (B, K, C): gradients of mean and, with a peak, maximum
+    peak_ptr,  # (B, C) or None
+    dx_ptr,
+    dresidual_ptr,  # where there is an out
+    planes,
+    C,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < planes
+    gate = tl.load(gate_ptr + row, mask=inside, other=0.0)
+    if peak_ptr is None:
+        offset = tl.load(pooled_ptr + row, mask=inside, other=0.0) / P
+    else:
+        of = row // C * 2 * C + row % C
+        offset = tl.load(pooled_ptr + of, mask=inside, other=0.0) / P
+        top = tl.load(pooled_ptr + of + C, mask=inside, other=0.0)
+        peak = tl.load(peak_ptr + row, mask=inside, other=0)
+    for p0 in range(0, P, COLS):
+        p = p0 + tl.arange(0, COLS)
+        there = inside[:, None] & (p < P)[None, :]
+        where = row[:, None] * P + p[None, :]
+        passed = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
+        if out_ptr is not None:
+            passed = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, passed)
+            tl.store(dresidual_ptr + where, passed, mask=there)
+        dx = passed * gate[:, None] + offset[:, None]
+        if peak_ptr is not None:
+            dx += tl.where(p[None, :] == peak[:, None], top[:, None], 0.0)
+        tl.store(dx_ptr + where, dx, mask=there)
+
+
+def _launch(planes: int, positions: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and tile: 4096 elements, as many planes as it takes where they are small."""
+    cols = min(1024, triton.next_power_of_2(positions))
+    rows = 4096 // max(cols, 64)
+    return (triton.cdiv(planes, rows),), {"ROWS": rows, "COLS": cols}
+
+
+@on_own_device
+def channel_gate_fwd(
+    x: Tensor,
+    residual: Tensor | None,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    gate_weight: Tensor,
+    gate_bias: Tensor,
+    maximum: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The result like x; in float32 pooled (B, K, C), hidden (B, K, H), gate (B, C); peak (B, C) or (B, 0) int64."""
+    check_dtype(x)
+    x, residual = contiguous(x, residual)
+    batch, channels, positions = x.shape
+    planes, pools = batch * channels, 2 if maximum else 1
+    out = torch.empty_like(x)
+    pooled = hidden_weight.new_empty(batch, pools, channels)
+    peak = hidden_weight.new_empty(batch, channels if maximum else 0, dtype=torch.int64)
+    grid, tile = _launch(planes, positions)
+    if planes:
+        pool_kernel[grid](x, pooled, peak if maximum else None, planes, channels, positions, **tile)
+    hidden = torch.addmm(hidden_bias, pooled.flatten(0, 1), hidden_weight.T).relu_().view(batch, pools, -1)
+    gate = torch.addmm(gate_bias, hidden.sum(1), gate_weight.T, beta=pools).sigmoid_()
+    if planes:
+        apply_kernel[grid](x, gate, residual, out, planes, positions, **tile)
+    return out, pooled, hidden, gate, peak
+
+
+@on_own_device
+def channel_gate_bwd(
+    grad_out: Tensor,
+    x: Tensor,
+    out: Tensor | None,
+    hidden_weight: Tensor,
+    gate_weight: Tensor,
+    hidden: Tensor,
+    gate: Tensor,
+    peak: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dx and dresidual like x (the latter empty without an out), dhidden (B, K, H) and dlogits (B, C) in float32."""
+    grad_out, x, out = contiguous(grad_out, x, out)
+    batch, channels, positions = x.shape
+    planes = batch * channels
+    dx, dresidual = torch.empty_like(x), x.new_empty(0) if out is None else torch.empty_like(x)
+    dlogits = torch.empty_like(gate)
+    grid, tile = _launch(planes, positions)
+    if planes:
+        slope_kernel[grid](grad_out, x, out, gate, dlogits, planes, positions, **tile)
+    dhidden = torch.where(hidden <= 0, 0.0, (dlogits @ gate_weight)[:, None])
+    dpooled = dhidden @ hidden_weight
+    if planes:
+        gradient_kernel[grid](
+            grad_out, out, gate, dpooled, peak if peak.shape[1] else None, dx, dresidual, planes, channels, positions,
+            **tile,
+        )  # fmt: skip
+    return dx, dresidual, dhidden, dlogits

@@ -1,0 +1,186 @@
+"""Pooling over channels and gates per position on the GPU.
+
+A program owns some positions of a sample and walks all channels, so that sums over them need no second pass.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.tiles import multiprocessors
+from torch import Tensor
+
+__all__ = ["pool_channels_bwd", "pool_channels_fwd", "position_gate_bwd", "position_gate_fwd"]
+
+
+@triton.jit
+def pool_kernel(
+    x_ptr,  # (B, C, P)
+    pooled_ptr,  # (B, 2, P)
+    peak_ptr,  # (B, P)
+    C,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    # Per element of the tile, one reduction at the end.
+    sums = tl.zeros((ROWS, COLS), tl.float32)
+    highest = tl.full((ROWS, COLS), float("-inf"), tl.float32)
+    channels = tl.zeros((ROWS, COLS), tl.int32)
+    for c0 in range(0, C, ROWS):
+        c = c0 + tl.arange(0, ROWS)
+        there = (c < C)[:, None] & (p < P)[None, :]
+        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        x = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32)
+        sums += x
+        above = there & (x > highest)
+        highest = tl.where(above, x, highest)
+        channels = tl.where(above, c[:, None], channels)
+    total = tl.sum(sums, 0)
+    largest = tl.max(highest, 0)
+    peak = tl.min(tl.where(highest == largest[None, :], channels, C), 0)
+    inside = p < P
+    # A NaN is no maximum of comparisons, but makes a sum.
+    tl.store(pooled_ptr + 2 * b * P + p, tl.where(total != total, total, largest), mask=inside)
+    tl.store(pooled_ptr + (2 * b + 1) * P + p, total / C, mask=inside)
+    tl.store(peak_ptr + b * P + p, peak, mask=inside)
+
+
+@triton.jit
+def spread_kernel(
+    grad_ptr,  # (B, 2, P)
+    peak_ptr,  # (B, P)
+    dx_ptr,  # (B, C, P)
+    C,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    of_highest = tl.load(grad_ptr + 2 * b * P + p, mask=p < P, other=0.0)
+    share = tl.load(grad_ptr + (2 * b + 1) * P + p, mask=p < P, other=0.0) / C
+    peak = tl.load(peak_ptr + b * P + p, mask=p < P, other=-1)
+    for c0 in range(0, C, ROWS):
+        c = c0 + tl.arange(0, ROWS)
+        dx = share[None, :] + tl.where(c[:, None] == peak[None, :], of_highest[None, :], 0.0)
+        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        tl.store(dx_ptr + where, dx, mask=(c < C)[:, None] & (p < P)[None, :])
+
+
+@triton.jit
+def apply_kernel(
+    x_ptr,  # (B, C, P)
+    gate_ptr,  # (B, P)
+    residual_ptr,  # (B, C, P) or None
+    out_ptr,
+    C,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    gate = tl.load(gate_ptr + b * P + p, mask=p < P, other=0.0)
+    for c0 in range(0, C, ROWS):
+        c = c0 + tl.arange(0, ROWS)
+        there = (c < C)[:, None] & (p < P)[None, :]
+        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        y = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32) * gate[None, :]
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + where, mask=there, other=0.0).to(tl.float32)
+            y = tl.where(y < 0, 0.0, y)
+        tl.store(out_ptr + where, y, mask=there)
+
+
+@triton.jit
+def gradient_kernel(
+    grad_ptr,  # (B, C, P)
+    x_ptr,
+    gate_ptr,  # (B, P)
+    out_ptr,  # (B, C, P) or None
+    dx_ptr,
+    dgate_ptr,  # (B, P)
+    dresidual_ptr,  # where there is an out
+    C,
+    P,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    gate = tl.load(gate_ptr + b * P + p, mask=p < P, other=0.0)
+    total = tl.zeros((COLS,), tl.float32)
+    for c0 in range(0, C, ROWS):
+        c = c0 + tl.arange(0, ROWS)
+        there = (c < C)[:, None] & (p < P)[None, :]
+        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        passed = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
+        if out_ptr is not None:
+            passed = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, passed)
+            tl.store(dresidual_ptr + where, passed, mask=there)
+        total += tl.sum(passed * tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32), 0)
+        tl.store(dx_ptr + where, passed * gate[None, :], mask=there)
+    tl.store(dgate_ptr + b * P + p, total, mask=p < P)
+
+
+def _launch(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and tile: the widest that gives every multiprocessor two programs, down to a sector of memory."""
+    batch, _, positions = x.shape
+    cols = min(128, triton.next_power_of_2(positions))
+    while cols > 16 and batch * triton.cdiv(positions, cols) < 2 * multiprocessors(x.device):
+        cols //= 2
+    return (batch, triton.cdiv(positions, cols)), {"ROWS": 2048 // max(cols, 16), "COLS": cols}
+
+
+@on_own_device
+def pool_channels_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum and mean (B, 2, P) float32, and the maximum's channel (B, P) int32."""
+    check_dtype(x)
+    (x,) = contiguous(x)
+    batch, channels, positions = x.shape
+    pooled = x.new_empty(batch, 2, positions, dtype=torch.float32)
+    peak = x.new_empty(batch, positions, dtype=torch.int32)
+    if peak.numel():
+        grid, tile = _launch(x)
+        pool_kernel[grid](x, pooled, peak, channels, positions, **tile)
+    return pooled, peak
+
+
+@on_own_device
+def pool_channels_bwd(grad_pooled: Tensor, peak: Tensor, x: Tensor) -> Tensor:
+    """dx like x."""
+    grad_pooled, x = contiguous(grad_pooled, x)
+    dx = torch.empty_like(x)
+    if dx.numel():
+        grid, tile = _launch(x)
+        spread_kernel[grid](grad_pooled, peak, dx, *x.shape[1:], **tile)
+    return dx
+
+
+@on_own_device
+def position_gate_fwd(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tensor:
+    """The result like x."""
+    check_dtype(x)
+    x, gate, residual = contiguous(x, gate, residual)
+    out = torch.empty_like(x)
+    if out.numel():
+        grid, tile = _launch(x)
+        apply_kernel[grid](x, gate, residual, out, *x.shape[1:], **tile)
+    return out
+
+
+@on_own_device
+def position_gate_bwd(
+    grad_out: Tensor, x: Tensor, gate: Tensor, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx and dresidual like x (the latter empty without an out), dgate (B, P) float32."""
+    grad_out, x, gate, out = contiguous(grad_out, x, gate, out)
+    dx, dresidual = torch.empty_like(x), x.new_empty(0) if out is None else torch.empty_like(x)
+    dgate = torch.zeros_like(gate)
+    if dx.numel():
+        grid, tile = _launch(x)
+        gradient_kernel[grid](grad_out, x, gate, out, dx, dgate, dresidual, *x.shape[1:], **tile)
+    return dx, dgate, dresidual
