@@ -66,22 +66,21 @@ def channel_gate(
         )
     hidden = len(hidden_weight)
     for name, tensor, shape in (
+        ("hidden_weight", hidden_weight, (hidden, channels)),
         ("gate_weight", gate_weight, (channels, hidden)),
         ("hidden_bias", hidden_bias, (hidden,)),
         ("gate_bias", gate_bias, (channels,)),
     ):
-        if tensor is not None or name == "gate_weight":
-            _checks.check_floating(name, tensor, 1, str(shape))
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        if tensor is None and name.endswith("bias"):
+            continue
+        _checks.check_floating(name, tensor, 1, str(shape))
+        assert tensor is not None
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move one of them")
     if residual is not None:
         _checks.check_same("residual", residual, "x", x)
-    given = {
-        "hidden_weight": hidden_weight, "gate_weight": gate_weight, "hidden_bias": hidden_bias, "gate_bias": gate_bias,
-    }  # fmt: skip
-    for name, tensor in given.items():
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move one of them")
     if impl == "auto" and _checks.channels_last(x):
         impl = "reference"
     impl = choose("channel_gate", impl, x.device.type, x.dtype, channels)
