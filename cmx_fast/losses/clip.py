@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from cmx_fast import distributed
 from cmx_fast.ops import info_nce
 
 
@@ -11,11 +13,18 @@ class ClipLoss(nn.Module):
     """OpenCLIP's ``ClipLoss`` without its N x N logits: image to text and text to image, averaged.
 
     Args:
-        local_loss, gather_with_grad, rank, world_size: how OpenCLIP joins the batches of several processes.
-            Here one process only: ``world_size`` must be 1, and as in OpenCLIP the other three then have no
-            effect.
+        rank, world_size: of the default process group; 0 and 1 without one. With more than one process the loss is
+            that of all processes' features together (:func:`cmx_fast.distributed.info_nce`), the same number
+            in every process. Their batches may differ in size.
+        gather_with_grad: True: gradients are right once they are averaged over the processes, as
+            DistributedDataParallel does. False: each process gets the loss's gradient by its own features,
+            as in OpenCLIP; the average of those is 1 / world_size of the gradient. Default False: OpenCLIP's.
+        local_loss: where OpenCLIP computes the loss of the own rows alone. Here it always does, and the
+            others' gradients are found as well; True needs ``gather_with_grad``, without which OpenCLIP's
+            gradient lacks what other processes' rows say about the own.
         cache_labels: accepted for the interface; there are no label tensors to keep.
         use_horovod: must be False.
+        exchange: "ring" or "gather", how the processes' features meet. Ours; OpenCLIP gathers.
 
     Call:
         ``loss(image_features, text_features, logit_scale, logit_bias=None, output_dict=False)`` with features
@@ -43,13 +52,20 @@ class ClipLoss(nn.Module):
         rank: int = 0,
         world_size: int = 1,
         use_horovod: bool = False,
+        exchange: str = "ring",
     ) -> None:
         super().__init__()
-        if world_size != 1 or rank != 0:
+        there = dist.is_available() and dist.is_initialized()
+        found = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+        if world_size != 1 and (rank, world_size) != found:
             raise ValueError(
-                f"ClipLoss runs in one process, got world_size={world_size}, rank={rank}; "
-                "for several, gather the features first and give every process the whole batch"
+                f"ClipLoss was told rank={rank}, world_size={world_size}, but torch.distributed says {found[0]} "
+                f"and {found[1]}; call torch.distributed.init_process_group first, and pass what it says"
             )
+        if world_size == 1 and rank != 0:
+            raise ValueError(f"ClipLoss with world_size=1 has rank 0, got rank={rank}")
+        if world_size > 1 and local_loss and not gather_with_grad:
+            raise ValueError("local_loss=True needs gather_with_grad=True: without it gradients are incomplete")
         if use_horovod:
             raise ValueError("use_horovod=True is not supported; use torch.distributed")
         self.local_loss = local_loss
@@ -57,6 +73,7 @@ class ClipLoss(nn.Module):
         self.cache_labels = cache_labels
         self.rank = rank
         self.world_size = world_size
+        self.exchange = exchange
 
     def forward(
         self,
@@ -66,7 +83,16 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        loss = info_nce(image_features, text_features, logit_scale)
+        if self.world_size == 1:
+            loss = info_nce(image_features, text_features, logit_scale)
+        else:
+            loss = distributed.info_nce(
+                image_features,
+                text_features,
+                logit_scale,
+                exchange=self.exchange,
+                averaged=self.gather_with_grad,
+            )
         if isinstance(logit_bias, Tensor):
             # Stays in the graph: DistributedDataParallel waits for the gradient of every parameter.
             loss = loss + 0 * logit_bias.sum()

@@ -10,12 +10,15 @@ from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.linear_assignment import linear_assignment
 from cmx_fast.ops.position_gate import pool_channels, position_gate
 from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_correlation
+from cmx_fast.ops.softmax_block import block_gradients, block_statistics
 from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
 
 __all__ = [
     "attention",
     "attention_consistency",
+    "block_gradients",
+    "block_statistics",
     "cache_budget",
     "channel_gate",
     "cluster_cross_entropy",

@@ -21,6 +21,7 @@ OPERATORS = (
     "pyramid_correlation",
     "channel_gate",
     "position_gate",
+    "softmax_block",
 )
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
 # features (of the sparse code: atoms, of the correlation: channels).

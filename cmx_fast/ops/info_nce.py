@@ -84,28 +84,9 @@ def info_nce(
         >>> loss.shape, loss.dtype
         (torch.Size([]), torch.float32)
     """
-    _checks.check_floating("query", query, 2, "(*, N, D)")
-    _checks.check_floating("key", key, 2, "(*, M, D)")
-    query, key = _checks.autocast(query, key)
-    _checks.check_alike("key", key, "query", query)
-    if query.shape[:-2] != key.shape[:-2]:
-        raise ValueError(
-            f"query and key must agree in their leading dimensions, got {query.shape} and {key.shape}"
-        )
-    bank = (bank,) if isinstance(bank, Tensor) else tuple(bank)
-    for index, rows in enumerate(bank):
-        _checks.check_floating(f"bank[{index}]", rows, 2, "(K, D)")
-        if rows.dim() != 2:
-            raise ValueError(f"bank[{index}] must have shape (K, D), got {tuple(rows.shape)}")
-    bank = tuple(_checks.autocast(*(rows.detach() for rows in bank))) if bank else ()
-    for index, rows in enumerate(bank):
-        _checks.check_alike(f"bank[{index}]", rows, "query", query)
-    _checks.check_choice("similarity", similarity, SIMILARITIES)
-    _checks.check_choice("reduction", reduction, REDUCTIONS)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    scale = _checks.scale_tensor(logit_scale, query)
-    _check_target(query, key, target, symmetric)
+    query, key, scale, bank = check_arguments(
+        query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric
+    )
     impl = choose("info_nce", impl, query.device.type, query.dtype, query.shape[-1])
     options: dict[str, Any] = {
         "in_batch": in_batch,
@@ -131,6 +112,43 @@ def info_nce(
     forward = torch.ops.cmx_fast.info_nce_fwd if torch.compiler.is_compiling() else _InfoNCE.apply
     loss = forward(query, key, scale, bank, target, *options.values(), keep)[0]
     return reference.reduce_loss(loss.reshape(leading), reduction)
+
+
+def check_arguments(
+    query: Tensor,
+    key: Tensor,
+    logit_scale: Tensor | float,
+    bank: Tensor | Sequence[Tensor],
+    similarity: str,
+    reduction: str,
+    label_smoothing: float,
+    target: Tensor | None,
+    symmetric: bool,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """query, key, scale and banks in the dtypes that the kernels take, or an error that names the argument."""
+    _checks.check_floating("query", query, 2, "(*, N, D)")
+    _checks.check_floating("key", key, 2, "(*, M, D)")
+    query, key = _checks.autocast(query, key)
+    _checks.check_alike("key", key, "query", query)
+    if query.shape[:-2] != key.shape[:-2]:
+        raise ValueError(
+            f"query and key must agree in their leading dimensions, got {query.shape} and {key.shape}"
+        )
+    bank = (bank,) if isinstance(bank, Tensor) else tuple(bank)
+    for index, rows in enumerate(bank):
+        _checks.check_floating(f"bank[{index}]", rows, 2, "(K, D)")
+        if rows.dim() != 2:
+            raise ValueError(f"bank[{index}] must have shape (K, D), got {tuple(rows.shape)}")
+    bank = tuple(_checks.autocast(*(rows.detach() for rows in bank))) if bank else ()
+    for index, rows in enumerate(bank):
+        _checks.check_alike(f"bank[{index}]", rows, "query", query)
+    _checks.check_choice("similarity", similarity, SIMILARITIES)
+    _checks.check_choice("reduction", reduction, REDUCTIONS)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    scale = _checks.scale_tensor(logit_scale, query)
+    _check_target(query, key, target, symmetric)
+    return query, key, scale, bank
 
 
 def _check_target(query: Tensor, key: Tensor, target: Tensor | None, symmetric: bool) -> None:

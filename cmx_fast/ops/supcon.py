@@ -64,26 +64,10 @@ def supcon(
         >>> x.grad.shape
         torch.Size([8, 64])
     """
-    _checks.check_floating("features", features, 2, "(M, D)")
-    if features.dim() != 2:
-        raise ValueError(f"features must have shape (M, D), got {tuple(features.shape)}")
-    _checks.check_index("labels", labels, features.shape[:1], features.device)
-    if (ref_features is None) != (ref_labels is None):
-        missing = "ref_labels" if ref_labels is None else "ref_features"
-        raise ValueError(f"ref_features and ref_labels go together; {missing} is missing")
-    if ref_features is None:
-        (features,) = _checks.autocast(features)
-        columns = features
-    else:
-        _checks.check_floating("ref_features", ref_features, 2, "(R, D)")
-        if ref_features.dim() != 2:
-            raise ValueError(f"ref_features must have shape (R, D), got {tuple(ref_features.shape)}")
-        features, ref_features = _checks.autocast(features, ref_features)
-        columns = ref_features
-        _checks.check_alike("ref_features", ref_features, "features", features)
-        _checks.check_index("ref_labels", ref_labels, ref_features.shape[:1], features.device)
-    _checks.check_choice("reduction", reduction, REDUCTIONS)
-    scale = _checks.scale_tensor(logit_scale, features)
+    features, ref_features, scale = check_arguments(
+        features, labels, logit_scale, ref_features, ref_labels, reduction
+    )
+    columns = features if ref_features is None else ref_features
     impl = choose("supcon", impl, features.device.type, features.dtype, features.shape[1])
     if impl == "reference":
         return reference.supcon(
@@ -99,6 +83,36 @@ def supcon(
     forward = torch.ops.cmx_fast.supcon_fwd if torch.compiler.is_compiling() else _SupCon.apply
     loss = forward(features, labels, scale, ref_features, ref_labels, normalize, keep)[0]
     return reference.reduce_loss(loss, reduction)
+
+
+def check_arguments(
+    features: Tensor,
+    labels: Tensor,
+    logit_scale: Tensor | float,
+    ref_features: Tensor | None,
+    ref_labels: Tensor | None,
+    reduction: str,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """features, ref_features and scale in the dtypes that the kernels take, or an error that names the argument."""
+    _checks.check_floating("features", features, 2, "(M, D)")
+    if features.dim() != 2:
+        raise ValueError(f"features must have shape (M, D), got {tuple(features.shape)}")
+    _checks.check_index("labels", labels, features.shape[:1], features.device)
+    if (ref_features is None) != (ref_labels is None):
+        missing = "ref_labels" if ref_labels is None else "ref_features"
+        raise ValueError(f"ref_features and ref_labels go together; {missing} is missing")
+    if ref_features is None:
+        (features,) = _checks.autocast(features)
+    else:
+        _checks.check_floating("ref_features", ref_features, 2, "(R, D)")
+        if ref_features.dim() != 2:
+            raise ValueError(f"ref_features must have shape (R, D), got {tuple(ref_features.shape)}")
+        features, ref_features = _checks.autocast(features, ref_features)
+        _checks.check_alike("ref_features", ref_features, "features", features)
+        _checks.check_index("ref_labels", ref_labels, ref_features.shape[:1], features.device)
+    _checks.check_choice("reduction", reduction, REDUCTIONS)
+    scale = _checks.scale_tensor(logit_scale, features)
+    return features, ref_features, scale
 
 
 if HAS_EXTENSION:

@@ -8,12 +8,15 @@ from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
 from cmx_fast.reference.linear_assignment import linear_assignment
 from cmx_fast.reference.position_gate import pool_channels, position_gate
 from cmx_fast.reference.pyramid_correlation import attention_consistency, pyramid_correlation
+from cmx_fast.reference.softmax_block import block_gradients, block_statistics
 from cmx_fast.reference.sparse_code import sparse_code, spectral_norm_squared
 from cmx_fast.reference.supcon import supcon
 
 __all__ = [
     "attention",
     "attention_consistency",
+    "block_gradients",
+    "block_statistics",
     "channel_gate",
     "cluster_cross_entropy",
     "feature_rows",

@@ -1,5 +1,7 @@
 #include "block.h"
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -76,6 +78,13 @@ std::vector<T> bounding_shifts(const Logits<T>& logits, const Rows<T>& x, const 
 }
 
 }  // namespace
+
+Similarity parse_similarity(const std::string& name) {
+  if (name == "dot") return Similarity::kDot;
+  if (name == "l2") return Similarity::kDistance;
+  STD_TORCH_CHECK(name == "sql2", "similarity must be 'dot', 'l2' or 'sql2', got ", name);
+  return Similarity::kSquaredDistance;
+}
 
 template <class T>
 Logits<T>::Logits(Similarity similarity, double scale)

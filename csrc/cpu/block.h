@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "rows.h"
@@ -11,6 +12,7 @@
 namespace cmx {
 
 enum class Similarity { kDot, kDistance, kSquaredDistance };
+Similarity parse_similarity(const std::string& name);  // "dot", "l2" or "sql2"
 
 // logit = scale * u, with the base-2 exponent in two pieces: khi + klo = scale * log2(e) to twice T's precision.
 template <class T>

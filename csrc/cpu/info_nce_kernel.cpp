@@ -25,13 +25,6 @@ struct Options {
   double smoothing;
 };
 
-Similarity parse_similarity(const std::string& name) {
-  if (name == "dot") return Similarity::kDot;
-  if (name == "l2") return Similarity::kDistance;
-  STD_TORCH_CHECK(name == "sql2", "similarity must be 'dot', 'l2' or 'sql2', got ", name);
-  return Similarity::kSquaredDistance;
-}
-
 // One slice of the batch: the inputs in the working precision and what both passes derive from them.
 template <class T>
 struct Problem {

@@ -121,8 +121,10 @@ def _gradient_segment(
         c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
         u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
         keep = (cols < n_c)[None, :]
-        if EXCLUDE == "column of row":
+        if EXCLUDE == "column of row" or EXCLUDE == "column of row and itself":
             keep = keep & (cols[None, :] != excluded[:, None])
+            if EXCLUDE == "column of row and itself":
+                keep = keep & (cols[None, :] != (row0 + tl.arange(0, ROWS))[:, None])
         elif EXCLUDE == "row of column":
             rows = row0 + tl.arange(0, ROWS)
             keep = keep & (
@@ -249,7 +251,7 @@ def gradient_kernel(
         excluded = rows
         excluding_ptr = None
         if target_ptr is not None:
-            if EXCLUDE == "column of row":
+            if EXCLUDE != "row of column":
                 excluded = tl.load(target_ptr + a_batch + rows, mask=inside, other=-1).to(tl.int32)
             else:
                 excluding_ptr = target_ptr + b_batch
@@ -323,7 +325,8 @@ def row_gradient(
         softmax: of the rows over their candidates; needed for banks, within and ``cross_row``.
         cross_softmax: of the cross rows over theirs, among them ``rows``; None if they have none.
         exclude: which cross logits are positives: "column of row" (target is (B, n)), "row of column" (target is
-            (B, m)), each the equal index for target None, or "nothing".
+            (B, m)), each the equal index for target None, "column of row and itself" (the equal index besides), or
+            "nothing".
         split_gradient: multiply bfloat16 features by G as a sum of two bfloat16 terms.
 
     One launch; nothing where there are no logits.

@@ -85,8 +85,10 @@ def _scan_segment(
         c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
         u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
         keep = (cols < n_c)[None, :]
-        if EXCLUDE == "column of row":
+        if EXCLUDE == "column of row" or EXCLUDE == "column of row and itself":
             keep = keep & (cols[None, :] != excluded[:, None])
+            if EXCLUDE == "column of row and itself":
+                keep = keep & (cols[None, :] != (row0 + tl.arange(0, ROWS))[:, None])
         elif EXCLUDE == "row of column":
             rows = row0 + tl.arange(0, ROWS)
             keep = keep & (
@@ -173,7 +175,7 @@ def scan_kernel(
         excluded = rows
         excluding_ptr = None
         if target_ptr is not None:
-            if EXCLUDE == "column of row":
+            if EXCLUDE != "row of column":
                 excluded = tl.load(target_ptr + a_batch + rows, mask=inside, other=-1).to(tl.int32)
             else:
                 excluding_ptr = target_ptr + b_batch
@@ -236,8 +238,8 @@ def scan(
     Args:
         rows: (B, n, D); cross: (B, m, D) or None; banks: (K, D) each.
         target, exclude: which cross logits are positives: "column of row" (target is (B, n) int64), "row of column"
-            (target is (B, m)), each the equal index for target None, or "nothing". An index out of range excludes
-            nothing.
+            (target is (B, m)), each the equal index for target None, "column of row and itself" (the equal index
+            besides), or "nothing". An index out of range excludes nothing.
         logit_scale: 0-d float32, read on the device.
 
     One launch; 3 floats per row and split (4 with ``smooth``).

@@ -1,0 +1,10 @@
+"""The contrastive losses and the k-means step over all rows of a process group.
+
+Same results as :mod:`cmx_fast.ops` on the concatenated batch, each process with its own part of it.
+"""
+
+from cmx_fast.distributed.info_nce import info_nce
+from cmx_fast.distributed.kmeans import kmeans_step
+from cmx_fast.distributed.supcon import supcon
+
+__all__ = ["info_nce", "kmeans_step", "supcon"]

@@ -1,0 +1,44 @@
+"""A k-means step over the rows of all processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cmx_fast import ops
+from cmx_fast.distributed.exchange import Exchange
+
+
+@torch.compiler.disable
+def kmeans_step(
+    x: Tensor,
+    centroids: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    weight: Tensor | None = None,
+    metric: str = "l2",
+    normalize: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`cmx_fast.ops.kmeans_step` of the rows that all processes hold together.
+
+    Args:
+        x: this process's rows or maps; their number may differ between processes, and be 0.
+        centroids: (K, D), the same in all processes: what they return of the last step is, bit for bit.
+        group: the process group; default the default one. Without any it is the operator itself. The other options are
+            the operator's.
+
+    Returns:
+        The labels of this process's rows; sums, counts and inertia of all, the same in every process. They are
+        float32's and int64's sums of the processes' own: K (D + 1) + 1 numbers travel, in one message each.
+
+    Raises:
+        TypeError, ValueError: as the operator.
+    """
+    together = Exchange(group, "gather")
+    labels, *totals = ops.kmeans_step(
+        x, centroids, weight=weight, metric=metric, normalize=normalize, impl=impl
+    )
+    sums, counts, inertia = (together.sum(total) for total in totals)
+    return labels, sums, counts, inertia

@@ -1,0 +1,101 @@
+"""One block of a softmax over several blocks of columns: what losses over many processes are made of.
+
+Rows x face columns y that lie in this process; the softmax of a row runs over the columns of all processes. So its
+statistics are found block by block and joined, and then, block by block, the gradients through the whole softmax.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmx_fast import reference
+from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+
+
+def block_statistics(
+    x: Tensor,
+    y: Tensor | None,
+    logit_scale: Tensor,
+    *,
+    excluded: Tensor | None = None,
+    similarity: str = "dot",
+    impl: str = "auto",
+) -> Tensor:
+    """Of the logits ``logit_scale * sim(x_i, y_j)``: what :func:`join` makes the whole softmax's statistics of.
+
+    Args:
+        x: (N, D) float32, float64, bfloat16 or float16. y: (M, D) of that dtype, or None: x's other rows.
+        logit_scale: 0-d float32 (float64 for float64 x). excluded: (N,) int64, a column that row i doesn't see; any
+            number outside [0, M) excludes none. similarity: "dot", "l2" or "sql2".
+
+    Returns:
+        (3, N) in logit_scale's dtype: log-sum-exp (-inf without columns), softmax-weighted mean of the similarities and
+        their sum. No gradient: that is :func:`block_gradients`, when the other blocks are known.
+    """
+    impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])
+    if impl == "reference":
+        return reference.block_statistics(x, y, logit_scale, excluded=excluded, similarity=similarity)
+    return torch.ops.cmx_fast.softmax_block_fwd(x, y, logit_scale, excluded, similarity)
+
+
+def join(statistics: Tensor) -> Tensor:
+    """The statistics (3, N) of the union of disjoint blocks, from theirs (blocks, 3, N)."""
+    lse, mean, plain = statistics.unbind(1)
+    whole = lse.logsumexp(0)
+    shares = torch.exp(lse - torch.where(whole == float("-inf"), 0.0, whole))
+    return torch.stack([whole, (shares * mean).sum(0), plain.sum(0)])
+
+
+def block_gradients(
+    x: Tensor,
+    y: Tensor | None,
+    logit_scale: Tensor,
+    row_softmax: Tensor,
+    column_softmax: Tensor | None = None,
+    *,
+    excluded: Tensor | None = None,
+    similarity: str = "dot",
+    need_x: bool = True,
+    need_y: bool = False,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    r"""Gradients through one block, for the logits' gradient
+
+    .. math:: G_{ij} = w_i e^{z_{ij} - L_i} - e_i + v_j e^{z_{ij} - M_j} - f_j
+
+    Args:
+        x, y, logit_scale, excluded, similarity: as for :func:`block_statistics`.
+        row_softmax: (3, N): log-sum-exps L over all blocks, weights w, constants e. column_softmax: (3, M): M, v, f of
+            the columns' softmax, None if they have none. Without y it is the rows' own and not given.
+
+    Returns:
+        dx (N, D) and dy (M, D) in logit_scale's dtype, each (0,) where not needed; sums over the other blocks are the
+        caller's. Without y there is no dy.
+    """
+    impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])
+    if impl == "reference":
+        return reference.block_gradients(
+            x, y, logit_scale, row_softmax, column_softmax, excluded=excluded, similarity=similarity, need_x=need_x,
+            need_y=need_y,
+        )  # fmt: skip
+    return torch.ops.cmx_fast.softmax_block_bwd(
+        x, y, logit_scale, excluded, similarity, row_softmax, column_softmax, need_x, need_y
+    )
+
+
+if HAS_EXTENSION:
+
+    @torch.library.register_fake("cmx_fast::softmax_block_fwd")
+    def _(x, y, logit_scale, excluded, similarity):
+        return logit_scale.new_empty(3, len(x))
+
+    @torch.library.register_fake("cmx_fast::softmax_block_bwd")
+    def _(x, y, logit_scale, excluded, similarity, row_softmax, column_softmax, need_x, need_y):
+        return (
+            logit_scale.new_empty(x.shape if need_x else (0,)),
+            logit_scale.new_empty(y.shape if need_y else (0,)),
+        )
+
+    register_triton("softmax_block_fwd", "softmax_block.softmax_block_fwd")
+    register_triton("softmax_block_bwd", "softmax_block.softmax_block_bwd")

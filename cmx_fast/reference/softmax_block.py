@@ -1,0 +1,71 @@
+"""One block of a softmax in plain PyTorch: its similarities in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmx_fast.reference.info_nce import similarity_matrix
+
+
+def _left_out(n: int, m: int, excluded: Tensor | None, itself: bool, device: torch.device) -> Tensor:
+    """(n, m) bool: entries that no softmax sees."""
+    out = torch.zeros(n, m, dtype=torch.bool, device=device)
+    if itself:
+        out.fill_diagonal_(True)
+    if excluded is not None:
+        out |= excluded[:, None] == torch.arange(m, device=device)
+    return out
+
+
+def block_statistics(
+    x: Tensor,
+    y: Tensor | None,
+    logit_scale: Tensor,
+    *,
+    excluded: Tensor | None = None,
+    similarity: str = "dot",
+) -> Tensor:
+    """The same function as :func:`cmx_fast.ops.softmax_block.block_statistics`."""
+    columns = x if y is None else y
+    u = similarity_matrix(x, columns, similarity).to(logit_scale.dtype)
+    out = _left_out(len(x), len(columns), excluded, y is None, x.device)
+    logits = (logit_scale * u).masked_fill(out, float("-inf"))
+    lse = logits.logsumexp(1) if len(columns) else logits.new_full((len(x),), float("-inf"))
+    weights = torch.exp(logits - torch.where(lse == float("-inf"), 0.0, lse)[:, None])
+    u = u.masked_fill(out, 0.0)
+    return torch.stack([lse, (weights * u).sum(1), u.sum(1)])
+
+
+def block_gradients(
+    x: Tensor,
+    y: Tensor | None,
+    logit_scale: Tensor,
+    row_softmax: Tensor,
+    column_softmax: Tensor | None = None,
+    *,
+    excluded: Tensor | None = None,
+    similarity: str = "dot",
+    need_x: bool = True,
+    need_y: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The same function as :func:`cmx_fast.ops.softmax_block.block_gradients`."""
+    wide = logit_scale.dtype
+    rows = x.detach().to(wide).requires_grad_()
+    columns = rows if y is None else y.detach().to(wide).requires_grad_()
+    with torch.enable_grad():
+        u = similarity_matrix(rows, columns, similarity)
+    logits = logit_scale * u.detach()
+
+    lse, weight, share = row_softmax[:, :, None]
+    slope = weight * torch.exp(logits - lse) - share
+    # Without y autograd itself adds a similarity's gradient as a row and as a column.
+    if column_softmax is not None:
+        lse, weight, share = column_softmax[:, None]
+        slope = slope + weight * torch.exp(logits - lse) - share
+    out = _left_out(len(x), len(columns), excluded, y is None, x.device)
+    slope = (logit_scale * slope).masked_fill(out, 0.0)
+    wanted = [tensor for tensor, needed in ((rows, need_x), (columns, need_y)) if needed]
+    found = iter(torch.autograd.grad(u, wanted, slope)) if wanted else iter(())
+    empty = logit_scale.new_empty(0)
+    return next(found) if need_x else empty, next(found) if need_y else empty

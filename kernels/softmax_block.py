@@ -1,0 +1,106 @@
+"""One block of a softmax whose other blocks lie in other processes: launchers over the scan and the gradient kernel."""
+
+import math
+
+import torch
+from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
+from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.scan import scan
+from torch import Tensor
+
+__all__ = ["softmax_block_bwd", "softmax_block_fwd"]
+
+LOG2E = math.log2(math.e)
+
+
+def _rows(x: Tensor, similarity: str) -> Rows:
+    squares = None if similarity == "dot" else x.float().square().sum(1)[None]
+    return Rows(x[None], None, squares)
+
+
+def _exclusion(y: Tensor | None, excluded: Tensor | None) -> str:
+    if y is None:
+        return "column of row" if excluded is None else "column of row and itself"
+    return "nothing" if excluded is None else "column of row"
+
+
+def _softmax(softmax: Tensor) -> Softmax:
+    lse, weight, share = softmax[:, None].contiguous()
+    return Softmax(lse * LOG2E, weight, share)
+
+
+def _finish(part: RowGradient, x: Tensor, similarity: str, like: Tensor) -> Tensor:
+    """The sum over the splits; of distances less the row's own part."""
+    if part.data is None:
+        return like.new_zeros(x.shape)
+    gradient = part.data.sum(0)[0]
+    if similarity != "dot":
+        assert part.sums is not None
+        gradient -= part.sums.sum(0)[0, :, None] * x
+    return gradient
+
+
+@on_own_device
+def softmax_block_fwd(
+    x: Tensor, y: Tensor | None, logit_scale: Tensor, excluded: Tensor | None, similarity: str
+) -> Tensor:
+    """Statistics (3, N) float32: log-sum-exp, softmax-weighted mean and sum of the similarities."""
+    check_dtype(x)
+    x, y, excluded = contiguous(x, y, excluded)
+    statistics = logit_scale.new_zeros(3, len(x))
+    if len(x) == 0 or (y is not None and len(y) == 0):
+        statistics[0] = float("-inf")
+        return statistics
+    rows = _rows(x, similarity)
+    parts = scan(
+        rows, rows if y is None else _rows(y, similarity), [], None if excluded is None else excluded[None],
+        logit_scale, exclude=_exclusion(y, excluded), within=False, similarity=similarity, smooth=True,
+    )  # fmt: skip
+    assert parts.data is not None
+    maximum, total, weighted, plain = parts.data.unbind(1)
+    largest = maximum.amax(0)
+    factor = torch.exp2(maximum - torch.where(largest == float("-inf"), 0.0, largest))
+    total, weighted = (total * factor).sum(0), (weighted * factor).sum(0)
+    statistics[0] = (largest + total.log2()) / LOG2E
+    statistics[1] = torch.where(total == 0, weighted, weighted / total)
+    statistics[2] = plain.sum(0)
+    return statistics
+
+
+@on_own_device
+def softmax_block_bwd(
+    x: Tensor,
+    y: Tensor | None,
+    logit_scale: Tensor,
+    excluded: Tensor | None,
+    similarity: str,
+    row_softmax: Tensor,
+    column_softmax: Tensor | None,
+    need_x: bool,
+    need_y: bool,
+) -> tuple[Tensor, Tensor]:
+    """dx (N, D) and dy (M, D) in float32, each (0,) when not needed."""
+    x, y, excluded = contiguous(x, y, excluded)
+    rows, columns = _rows(x, similarity), None if y is None else _rows(y, similarity)
+    softmax = _softmax(row_softmax)
+    other = softmax if y is None else None if column_softmax is None else _softmax(column_softmax)
+    target = None if excluded is None else excluded[None]
+    dx = dy = logit_scale.new_empty(0)
+    common = {"within": False, "similarity": similarity, "split_gradient": False}
+    empty = len(x) == 0 or (y is not None and len(y) == 0)
+    if need_x:
+        part = RowGradient() if empty else row_gradient(
+            rows, softmax, rows if columns is None else columns, other, [], target, logit_scale,
+            exclude=_exclusion(y, excluded), cross_row=True, **common,
+        )  # fmt: skip
+        dx = _finish(part, x, similarity, logit_scale)
+    if need_y:
+        assert y is not None
+        assert columns is not None
+        part = RowGradient() if empty else row_gradient(
+            columns, other, rows, softmax, [], target, logit_scale,
+            exclude="nothing" if excluded is None else "row of column", cross_row=other is not None, **common,
+        )  # fmt: skip
+        dy = _finish(part, y, similarity, logit_scale)
+    return dx, dy

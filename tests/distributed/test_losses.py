@@ -1,0 +1,100 @@
+"""Losses over 2, 3 and 4 processes: the operator's on the whole batch, for every option; ring memory; DDP."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from cmx_fast.benchmarks.scaling import Rates, ring_step, table
+from distributed_cases import (
+    ROWS_MB,
+    count_traffic,
+    main,
+    measure_memory,
+    train_in_parallel,
+    train_on_everything,
+)
+
+from cmx_fast import distributed, ops
+
+pytestmark = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="torch.distributed without gloo"
+)
+
+LIMIT = {"float64": 1e-12, "float32": 1e-5}
+
+
+def spawn(main, world, folder):
+    """``main(rank, world, folder)`` in as many processes; what each saved."""
+    mp.spawn(main, (world, str(folder)), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_losses_and_gradients_are_the_whole_batchs(world, tmp_path):
+    for rank, found in enumerate(spawn(main, world, tmp_path)):
+        assert len(found) == 4
+        for (dtype, exchange), differences in found.items():
+            assert len(differences) > 40
+            wrong = {name: d for name, d in differences.items() if not d < LIMIT[dtype]}
+            assert not wrong, (rank, dtype, exchange)
+
+
+@pytest.mark.parametrize("exchange", ["ring", "gather"])
+def test_data_parallel_training_is_one_process_training(exchange, tmp_path):
+    whole = train_on_everything()
+    for found in spawn(train_in_parallel[exchange], 3, tmp_path):
+        assert found["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+        for name, weight in whole["weights"].items():
+            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rings_memory_does_not_grow_with_the_processes(tmp_path):
+    peaks = {}
+    for exchange in ("ring", "gather"):
+        for world in (3, 4):
+            folder = tmp_path / f"{exchange}{world}"
+            folder.mkdir()
+            peaks[exchange, world] = max(spawn(measure_memory[exchange], world, folder))
+    assert abs(peaks["ring", 4] - peaks["ring", 3]) < ROWS_MB, peaks
+    # The rows of two sides of one more process.
+    assert peaks["gather", 4] - peaks["gather", 3] > 1.5 * ROWS_MB, peaks
+
+
+def test_the_ring_sends_what_the_scaling_table_counts(tmp_path):
+    step = ring_step(3, 40, 24, element=4)
+    assert spawn(count_traffic, 3, tmp_path) == [(step.sent, step.messages)] * 3
+
+
+def test_the_scaling_table():
+    lines = table(32768, 512, Rates())
+    assert [int(line.split()[0]) for line in lines[4:]] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    # Compute grows with the batch, what a process holds does not.
+    columns = [line.split() for line in lines[4:]]
+    assert float(columns[-1][2]) == pytest.approx(128 * float(columns[0][2]), rel=0.01)
+    assert len({line[-2] for line in columns}) == 1
+
+
+def test_one_process_is_the_operator():
+    x, y = torch.randn(2, 6, 4)
+    labels = torch.tensor([0, 0, 1, 1, 2, 3])
+    assert distributed.info_nce(x, y, 3.0).equal(ops.info_nce(x, y, 3.0))
+    assert distributed.supcon(x, labels).equal(ops.supcon(x, labels))
+    for found, truth in zip(distributed.kmeans_step(x, y), ops.kmeans_step(x, y), strict=True):
+        assert found.equal(truth)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: distributed.info_nce(x, x, exchange="fast"), "exchange must be one of 'ring', 'gather'"),
+        (lambda x: distributed.supcon(x, torch.ones(6).long(), exchange=1), "exchange must be one of"),
+        (lambda x: distributed.info_nce(x[None], x[None]), r"query must have shape \(N, D\) in a process group"),
+        (lambda x: distributed.info_nce(x, x[:, :2]), "key has 2 features per row"),
+        (lambda x: distributed.supcon(x, torch.ones(6).long(), -1.0), "logit_scale must be positive"),
+    ],
+)  # fmt: skip
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(6, 4))

@@ -1,0 +1,313 @@
+"""What the processes of tests/distributed compute; each saves what it found as ``<rank>.pt``."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cmx_fast import distributed, ops
+from cmx_fast.losses import ClipLoss
+
+DIM, SCALE = 12, 5.0
+
+
+def sizes(world: int) -> list[int]:
+    """Rows of the processes: unequal, and the last has none where there are three."""
+    return [7, 3, 0, 5][:world] if world > 2 else [7, 3][:world]
+
+
+def info_nce_cases() -> Iterator[dict[str, Any]]:
+    base = {"bank": 0, "target": None}
+    for similarity, symmetric, within in itertools.product(("dot", "l2", "sql2"), (True, False), (False, True)):
+        yield base | {"similarity": similarity, "symmetric": symmetric, "within": within}
+    for in_batch, within, symmetric in itertools.product((True, False), (True, False), (True, False)):
+        yield base | {"bank": 2, "in_batch": in_batch, "within": within, "symmetric": symmetric}
+    for reduction in ("sum", "none", "mean"):
+        yield base | {"reduction": reduction, "normalize": True}
+    yield base | {"label_smoothing": 0.1, "within": True, "bank": 1}
+    yield base | {"label_smoothing": 0.2, "symmetric": False, "similarity": "l2"}
+    yield base | {"target": "permutation"}
+    yield base | {"target": "shared", "symmetric": False}
+    yield base | {"keys": 4, "symmetric": False}
+
+
+def supcon_cases() -> Iterator[dict[str, Any]]:
+    for reduction, ref, classes in itertools.product(
+        ("mean", "mean_nonzero", "sum", "none"), (False, True), (4, 40)
+    ):
+        yield {"reduction": reduction, "ref": ref, "classes": classes}
+    yield {"normalize": True, "ref": True, "classes": 3}
+    yield {"normalize": True, "ref": False, "classes": 3}
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.clone().requires_grad_() for tensor in tensors]
+
+
+def difference(found: Tensor, truth: Tensor, whole: float) -> float:
+    """Relative to the largest entry of the whole batch's."""
+    return float((found - truth).abs().max()) / max(whole, 1e-12) if found.numel() else 0.0
+
+
+class Compared:
+    """Runs one case both ways and keeps the worst differences."""
+
+    def __init__(self, dtype: torch.dtype, exchange: str):
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.dtype, self.exchange = dtype, exchange
+        self.found: dict[str, float] = {}
+
+    def cut(self, tensor: Tensor, counts: list[int]) -> Tensor:
+        return tensor.split(counts)[self.rank].clone()
+
+    def compare(self, name: str, losses: tuple[Tensor, Tensor], pairs: list[tuple], scales: tuple) -> None:
+        loss, whole_loss = losses
+        loss, whole_loss = loss.detach(), whole_loss.detach()
+        worst = difference(loss, whole_loss, float(whole_loss.abs().sum()) / max(1, whole_loss.numel()))
+        for mine, whole, counts in pairs:
+            truth = self.cut(whole.grad, counts)
+            worst = max(worst, difference(mine.grad, truth, float(whole.grad.abs().max())))
+        share, whole_share = scales
+        total = share.grad.clone()
+        dist.all_reduce(total)
+        worst = max(worst, difference(total, whole_share.grad, float(whole_share.grad.abs())))
+        self.found[name] = worst
+
+    def info_nce(self, options: dict[str, Any], averaged: bool) -> None:
+        name = f"info_nce {options} {averaged}"
+        options = dict(options)
+        generator = torch.Generator().manual_seed(1)
+        counts = sizes(self.world)
+        more = options.pop("keys", 0)
+        key_counts = [n + more for n in counts]
+
+        def draw(rows: int) -> Tensor:
+            return torch.randn(rows, DIM, generator=generator, dtype=torch.float64).to(self.dtype) / DIM**0.5
+
+        query, key = draw(sum(counts)), draw(sum(key_counts))
+        bank = [draw(9) for _ in range(options.pop("bank"))]
+        target, kind = None, options.pop("target")
+        if kind == "permutation":
+            target = [torch.randperm(n, generator=generator) for n in counts]
+        elif kind == "shared":
+            target = [torch.randint(n, (n,), generator=generator) if n else torch.empty(0).long() for n in counts]
+        starts = torch.tensor([0, *key_counts]).cumsum(0)
+        joined = None
+        if target is not None or more:
+            local = target or [torch.arange(n) for n in counts]
+            joined = torch.cat([t + s for t, s in zip(local, starts)])
+        whole = leaves(query, key, torch.tensor(SCALE, dtype=self.dtype))
+        truth = ops.info_nce(*whole, bank=bank, target=joined, **options)
+        mine = leaves(self.cut(query, counts), self.cut(key, key_counts), whole[2].detach())
+        found = distributed.info_nce(
+            *mine, bank=bank, target=None if target is None else target[self.rank], exchange=self.exchange,
+            averaged=averaged, **options,
+        )  # fmt: skip
+        pull = torch.linspace(1, 2, len(query), dtype=found.dtype)
+        if options.get("reduction") == "none":
+            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
+            found_out, found = found, (found * self.cut(pull, counts)).sum()
+        else:
+            truth_out, found_out = truth, found
+        truth.backward()
+        found.backward()
+        if averaged:
+            for leaf in mine:
+                leaf.grad /= self.world
+        pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], key_counts)]
+        self.compare(name, (found_out, truth_out), pairs, (mine[2], whole[2]))
+
+    def supcon(self, options: dict[str, Any], averaged: bool) -> None:
+        name = f"supcon {options} {averaged}"
+        options = dict(options)
+        generator = torch.Generator().manual_seed(2)
+        counts, classes, ref = sizes(self.world), options.pop("classes"), options.pop("ref")
+        ref_counts = [n + 2 for n in reversed(counts)]
+
+        def draw(rows: int) -> tuple[Tensor, Tensor]:
+            x = torch.randn(rows, DIM, generator=generator, dtype=torch.float64).to(self.dtype) / DIM**0.5
+            return x, torch.randint(classes, (rows,), generator=generator)
+
+        (x, labels), (r, ref_labels) = draw(sum(counts)), draw(sum(ref_counts))
+        labels[-1], labels[0] = 99, labels[1]
+        if classes == 40 and len(labels) > 2:
+            labels[-2] = labels[0]  # a pair across processes
+        whole = leaves(x, r, torch.tensor(SCALE, dtype=self.dtype))
+        mine = leaves(self.cut(x, counts), self.cut(r, ref_counts), whole[2].detach())
+        of_whole = {"ref_features": whole[1], "ref_labels": ref_labels} if ref else {}
+        of_mine = {"ref_features": mine[1], "ref_labels": self.cut(ref_labels, ref_counts)} if ref else {}
+        truth = ops.supcon(whole[0], labels, whole[2], **of_whole, **options)
+        found = distributed.supcon(
+            mine[0], self.cut(labels, counts), mine[2], **of_mine, exchange=self.exchange, averaged=averaged,
+            **options,
+        )  # fmt: skip
+        pull = torch.linspace(1, 2, len(x), dtype=found.dtype)
+        if options.get("reduction") == "none":
+            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
+            found_out, found = found, (found * self.cut(pull, counts)).sum()
+        else:
+            truth_out, found_out = truth, found
+        truth.backward()
+        found.backward()
+        if averaged:
+            for leaf in mine:
+                leaf.grad = None if leaf.grad is None else leaf.grad / self.world
+        pairs = [(mine[0], whole[0], counts)] + ([(mine[1], whole[1], ref_counts)] if ref else [])
+        self.compare(name, (found_out, truth_out), pairs, (mine[2], whole[2]))
+
+    def clip_loss(self) -> None:
+        generator = torch.Generator().manual_seed(self.rank)
+        image, text = torch.randn(2, 4 + self.rank, DIM, generator=generator, dtype=self.dtype)
+        for gathered in (True, False):
+            module = ClipLoss(
+                gather_with_grad=gathered, rank=self.rank, world_size=self.world, exchange=self.exchange
+            )
+            results = []
+            for loss in (
+                module,
+                lambda *x: distributed.info_nce(*x, exchange=self.exchange, averaged=gathered),  # noqa: B023
+            ):
+                mine = leaves(image, text)
+                out = loss(*mine, SCALE)
+                out.backward()
+                results.append([out.detach(), *(leaf.grad for leaf in mine)])
+            same = all(a.equal(b) for a, b in zip(*results))
+            self.found[f"ClipLoss gather_with_grad={gathered}"] = float(not same)
+
+    def kmeans(self, metric: str) -> None:
+        generator = torch.Generator().manual_seed(3)
+        counts = sizes(self.world)
+        x = torch.randn(sum(counts), DIM, generator=generator, dtype=torch.float64).to(self.dtype)
+        centroids = x[:3].clone()
+        truth = ops.kmeans_step(x, centroids, metric=metric)
+        found = distributed.kmeans_step(self.cut(x, counts), centroids, metric=metric)
+        exact = bool(found[0].equal(self.cut(truth[0], counts)) and found[2].equal(truth[2]))
+        sums = difference(found[1], truth[1], float(truth[1].abs().max()))
+        self.found[f"kmeans_step {metric}"] = max(
+            sums, difference(found[3], truth[3], float(truth[3])), float(not exact)
+        )
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder)
+    results = {}
+    for dtype, exchange in itertools.product((torch.float64, torch.float32), ("ring", "gather")):
+        compared = Compared(dtype, exchange)
+        for index, options in enumerate(info_nce_cases()):
+            compared.info_nce(options, averaged=index % 2 == 0)
+        for index, options in enumerate(supcon_cases()):
+            compared.supcon(options, averaged=index % 2 == 1)
+        for metric in ("l2", "cosine"):
+            compared.kmeans(metric)
+        compared.clip_loss()
+        results[str(dtype).removeprefix("torch."), exchange] = compared.found
+    torch.save(results, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def count_traffic(rank: int, world: int, folder: str) -> None:
+    """Bytes and messages that the process sends in a step of the ring, (40, 24) float32 queries and keys."""
+    join_group(rank, world, folder)
+    sent = []
+    exchange = dist.batch_isend_irecv
+
+    def counting(operations):
+        sent.extend(o.tensor.numel() * o.tensor.element_size() for o in operations if o.op is dist.isend)
+        return exchange(operations)
+
+    dist.batch_isend_irecv = counting
+    query, key = (torch.randn(40, 24, requires_grad=True) for _ in "qk")
+    distributed.info_nce(query, key).backward()
+    torch.save((sum(sent), len(sent)), Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def join_group(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+    torch.set_num_threads(1)
+
+
+def _model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.ModuleDict(
+        {"image": torch.nn.Linear(10, DIM), "text": torch.nn.Linear(8, DIM), "scale": _Scale()}
+    )
+
+
+class _Scale(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = torch.nn.Parameter(torch.tensor(1.0))
+
+
+class _Loss(torch.nn.Module):
+    """A model and its loss as one module, as DistributedDataParallel wants it; also a SupCon of the images."""
+
+    def __init__(self, exchange: str):
+        super().__init__()
+        self.parts, self.exchange = _model(), exchange
+
+    def forward(self, images: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
+        image, text = self.parts["image"](images), self.parts["text"](texts)
+        scale = self.parts["scale"].log.exp()
+        options = {"exchange": self.exchange, "normalize": True}
+        return distributed.info_nce(image, text, scale, **options) + distributed.supcon(
+            image, labels, scale, **options
+        )
+
+
+def _train(module: torch.nn.Module, parts: torch.nn.Module, cut) -> dict[str, Any]:
+    optimizer = torch.optim.SGD(module.parameters(), 0.5)
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for _ in range(6):
+        batch = torch.randn(12, 10, generator=generator), torch.randn(12, 8, generator=generator)
+        labels = torch.randint(4, (12,), generator=generator)
+        loss = module(*(cut(tensor) for tensor in (*batch, labels)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "weights": {name: w.detach().clone() for name, w in parts.named_parameters()}}
+
+
+def train_on_everything() -> dict[str, Any]:
+    module = _Loss("ring")
+    return _train(module, module.parts, lambda tensor: tensor)
+
+
+def _train_in_parallel(exchange: str, rank: int, world: int, folder: str) -> None:
+    join_group(rank, world, folder)
+    module = _Loss(exchange)
+    parallel = torch.nn.parallel.DistributedDataParallel(module)
+    found = _train(parallel, module.parts, lambda tensor: tensor.split([3, 5, 4])[rank])
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+#: Rows of one side of one process in measure_memory: wide, so that memory is rows and work is little.
+ROWS_MB = 16
+
+
+def _measure_memory(exchange: str, rank: int, world: int, folder: str) -> None:
+    """MB by which the process's peak grows in one loss and its backward pass."""
+    join_group(rank, world, folder)
+    query, key = (torch.randn(256, ROWS_MB * 1024).requires_grad_() for _ in "qk")
+    small = torch.randn(2, 64, requires_grad=True)
+    distributed.info_nce(small, small, exchange=exchange).backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    distributed.info_nce(query, key, 0.01, exchange=exchange).backward()
+    torch.save((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+train_in_parallel = {how: functools.partial(_train_in_parallel, how) for how in ("ring", "gather")}
+measure_memory = {how: functools.partial(_measure_memory, how) for how in ("ring", "gather")}
