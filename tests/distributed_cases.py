@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from cmx_fast import distributed, ops
 from cmx_fast.losses import ClipLoss
+from cmx_fast.train.cached_step import CachedContrastiveStep
 
 DIM, SCALE = 12, 5.0
 
@@ -289,6 +291,36 @@ def _train_in_parallel(exchange: str, rank: int, world: int, folder: str) -> Non
     module = _Loss(exchange)
     parallel = torch.nn.parallel.DistributedDataParallel(module)
     found = _train(parallel, module.parts, lambda tensor: tensor.split([3, 5, 4])[rank])
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def cached_in_parallel(rank: int, world: int, folder: str) -> None:
+    """Gradients of a cached step under DistributedDataParallel, and of one process's step on everything."""
+    join_group(rank, world, folder)
+    generator = torch.Generator().manual_seed(4)
+    image, text = torch.randn(21, 10, generator=generator), torch.randn(21, 8, generator=generator)
+    whole, parts = _model(), _model()
+    ops.info_nce(whole["image"](image), whole["text"](text), 3.0, normalize=True).backward()
+    exchanges = []
+
+    def counting(state, bucket):
+        exchanges.append(bucket.index())
+        return default_hooks.allreduce_hook(None, bucket)
+
+    encoders = [torch.nn.parallel.DistributedDataParallel(parts[name]) for name in ("image", "text")]
+    for encoder in encoders:
+        encoder.register_comm_hook(None, counting)
+    step = CachedContrastiveStep(
+        encoders, functools.partial(distributed.info_nce, logit_scale=3.0, normalize=True), 4
+    )
+    step(*(tensor.split([12, 9])[rank] for tensor in (image, text)))
+    names = ("image", "text")
+    found = {
+        "gradients": [p.grad for name in names for p in parts[name].parameters()],
+        "whole": [p.grad for name in names for p in whole[name].parameters()],
+        "exchanges": len(exchanges),
+    }
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 

@@ -50,8 +50,8 @@ def info_nce(
             number of processes. "gather": all rows at once, in fewer messages.
         averaged: whether gradients are averaged over the processes afterwards, as DistributedDataParallel and FSDP do.
             They are then multiplied by the number of processes here, so that the average is the gradient of the
-            returned loss. With False each process gets its rows' gradient of that loss, and what parameters collect is to be
-            summed.
+            returned loss. With False each process gets its rows' gradient of that loss, and what parameters collect
+            is to be summed.
         bank: this process's own; for the whole batch's loss it must be the same in all of them.
         target: (N,) int64, rows of this process's ``key``. The other options are the operator's.
 

@@ -1,0 +1,194 @@
+"""Gradient caching gives the gradients of the whole batch, whatever the encoders draw or keep."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from distributed_cases import cached_in_parallel
+from torch import nn
+
+from cmx_fast.losses import InfoNCELoss, SupConLoss
+from cmx_fast.train.cached_step import CachedContrastiveStep
+
+
+def encoder(*, dropout=0.0, norm=None):
+    layers = [nn.Linear(10, 32), nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 8)]
+    return nn.Sequential(*layers[:1], *([norm] if norm else []), *layers[1:])
+
+
+def gradients(*modules):
+    return [p.grad.clone() for module in modules for p in module.parameters()]
+
+
+def assert_same(found, truth, rtol=1e-5):
+    for f, right in zip(found, truth, strict=True):
+        assert (f - right).norm() <= rtol * right.norm()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 40, 100])
+def test_gradients_are_the_whole_batchs(chunk):
+    image, sound = encoder(), encoder()
+    loss, x, y = InfoNCELoss(normalize=True), torch.randn(40, 10), torch.randn(40, 10)
+    whole = loss(image(x), sound(y))
+    whole.backward()
+    truth = gradients(image, sound)
+    image.zero_grad(), sound.zero_grad()
+    found = CachedContrastiveStep([image, sound], loss, chunk)(x, y)
+    torch.testing.assert_close(found, whole.detach())
+    assert not found.requires_grad
+    assert_same(gradients(image, sound), truth)
+
+
+def test_gradients_are_added():
+    model, loss, x = encoder(), SupConLoss(), torch.randn(24, 10)
+    labels = torch.arange(24) % 5
+    step = CachedContrastiveStep(model, lambda f, labels: loss(nn.functional.normalize(f, dim=1), labels), 9)
+    step(x, labels=labels)
+    once = gradients(model)
+    step(x, labels=labels)
+    assert_same(gradients(model), [2 * g for g in once])
+
+
+def test_dropout_and_buffers_are_those_of_one_pass():
+    def build():
+        torch.manual_seed(3)
+        norm = nn.BatchNorm1d(32)
+        return nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Linear(10, 32)), norm, nn.ReLU(), nn.Dropout(0.4), nn.Linear(32, 8)
+        )  # fmt: skip
+
+    loss, x = InfoNCELoss(normalize=True), torch.randn(30, 10)
+    plain, cached = build(), build()
+    torch.manual_seed(7)
+    features = torch.cat([plain(part) for part in x.split(8)])
+    loss(features, features.roll(1, 0)).backward()
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    CachedContrastiveStep(cached, lambda f: loss(f, f.roll(1, 0)), 8)(x)
+    assert torch.rand(3).equal(drawn)
+    assert_same(gradients(cached), gradients(plain))
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(dict(cached.named_buffers())[name], buffer)
+
+
+def test_one_encoder_for_two_inputs_and_inputs_of_several_tensors():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = encoder()
+
+        def forward(self, batch):
+            return self.inner(batch["a"] * batch["b"])
+
+    model, loss = Pair(), InfoNCELoss()
+    batches = [{"a": torch.randn(20, 10), "b": torch.randn(20, 10)} for _ in range(2)]
+    loss(*(model(batch) for batch in batches)).backward()
+    truth = gradients(model)
+    model.zero_grad()
+    CachedContrastiveStep([model, model], loss, 6)(*batches)
+    assert_same(gradients(model), truth)
+
+
+def test_a_learned_temperature_gets_its_gradient_and_frozen_encoders_none():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x, y):
+            from cmx_fast.ops import info_nce
+
+            return info_nce(x, y, self.log.exp(), normalize=True)
+
+    loss, image, fixed = Learned(), encoder(dropout=0.3), encoder().requires_grad_(False)
+    x, y = torch.randn(12, 10), torch.randn(12, 10)
+    CachedContrastiveStep([image, fixed], loss, 5)(x, y)
+    assert loss.log.grad.abs() > 0
+    assert all(p.grad is None for p in fixed.parameters())
+    assert image[0].weight.grad.abs().sum() > 0
+
+
+def test_autocast_and_scaler():
+    model, loss, x = encoder(), InfoNCELoss(normalize=True), torch.randn(20, 10)
+    other = copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = torch.cat([model(part) for part in x.split(6)])
+        value = loss(features, features.detach().roll(1, 0))
+    value.backward()
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    step = CachedContrastiveStep(other, lambda f: loss(f, f.detach().roll(1, 0)), 6, scaler=scaler)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step(x)
+    torch.testing.assert_close(found, value.detach())
+    assert_same([g / 256 for g in gradients(other)], gradients(model), rtol=0.02)
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="torch.distributed without gloo")
+def test_data_parallel_gradients_are_the_whole_batchs(tmp_path):
+    mp.spawn(cached_in_parallel, (2, str(tmp_path)), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for rank in range(2):
+        assert_same(found[rank]["gradients"], found[rank]["whole"])
+        # One exchange per parameter bucket and encoder, however many chunks there are.
+        assert found[rank]["exchanges"] == 2
+
+
+MEMORY = """
+import resource, torch
+from torch import nn
+from cmx_fast.losses import InfoNCELoss
+from cmx_fast.ops import set_cache_budget
+from cmx_fast.train.cached_step import CachedContrastiveStep
+torch.manual_seed(0)
+set_cache_budget(0)  # similarities kept for speed would be most of either
+model = nn.Sequential(nn.Linear(16, 512), *(nn.Sequential(nn.ReLU(), nn.Linear(512, 512)) for _ in range(6)), nn.Linear(512, 32))
+loss, x = InfoNCELoss(normalize=True), torch.randn({rows}, 16)
+step = CachedContrastiveStep(model, lambda f: loss(f, f.roll(1, 0)), 64)
+step(x[:128])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if {cached}:
+    step(x)
+else:
+    f = model(x)
+    loss(f, f.roll(1, 0)).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_memory_is_a_chunks():
+    def peak(cached):
+        code = MEMORY.format(rows=8192, cached=cached)
+        return float(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        )
+
+    # Activations of the whole batch are 13 times 16 MB.
+    assert peak(True) < 0.5 * peak(False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: CachedContrastiveStep(encoder(), InfoNCELoss(), 0), "chunk must be at least 1, got 0"),
+        (lambda: step(torch.ones(3, 10)), "2 encoders take as many inputs, got 1"),
+        (lambda: step(torch.ones(3, 10), torch.ones(0, 10)), "input 1 must have the same number .* got 0"),
+        (lambda: step(torch.ones(3, 10), [torch.ones(3, 10), torch.ones(2, 10)]), "input 1 must have .* got 2, 3"),
+        (
+            lambda: CachedContrastiveStep([encoder()] * 2, lambda x, y: x.sum(), 2)(torch.ones(3, 10), torch.ones(3, 10)),
+            "the loss has no gradient by the features of input 1",
+        ),
+    ],
+)  # fmt: skip
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def step(*inputs):
+    return CachedContrastiveStep([encoder(), encoder()], InfoNCELoss(), 2)(*inputs)
