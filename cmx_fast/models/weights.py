@@ -1,37 +1,120 @@
-"""Checkpoints on disk: written whole or not at all, read without running what they hold."""
+"""Checkpoints on disk: written whole or not at all, known by their contents, read without running what they hold."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 #: Stored in every file; raised when the contents change meaning.
 FORMAT = 1
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values; a crash leaves the old file or the new one, never half of one."""
+    """Write tensors and plain values, with a digest of them.
+
+    A crash at any byte leaves the old file or the new one, never half of one: the new one is written beside it, reaches
+    the disk, and takes its place.
+
+    Raises:
+        OSError: the disk is full or the folder can't be written; the old file is untouched.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
-    torch.save({"format": FORMAT, **state}, partial)
-    os.replace(partial, file)
+    try:
+        with partial.open("wb") as stream:
+            torch.save({"format": FORMAT, "digest": digest(state), **state}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{file} could not be written, the one before is untouched: {error}") from error
+    sync_folder(file.parent)
 
 
 def load(file: Path) -> dict[str, Any]:
     """Read what :func:`save` wrote; only tensors and plain values are unpickled.
 
     Raises:
-        ValueError: not such a file, or one of another format.
+        ValueError: not such a file, one of another format, or one whose contents have changed since.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # a damaged file can make the reader raise anything
         raise ValueError(f"{file} is not a readable checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{file} has format {found!r}; this version reads format {FORMAT}")
+    expected = state.pop("digest", None)
+    if expected != digest({name: value for name, value in state.items() if name != "format"}):
+        raise ValueError(f"{file} is damaged: its contents are not those that were written")
     return state
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of tensors and plain values, whatever the file around them looks like."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+            if value.numel():
+                flat = value.detach().cpu().contiguous().reshape(-1)
+                found.update(flat.view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            found.update(f"dict {len(value)}".encode())
+            for key, item in value.items():
+                found.update(repr(key).encode())
+                add(item)
+        elif isinstance(value, list | tuple):
+            found.update(f"{'list' if isinstance(value, list) else 'tuple'} {len(value)}".encode())
+            for item in value:
+                add(item)
+        else:
+            found.update(repr(value).encode())
+
+    add(state)
+    return found.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """A file's new name is on the disk only when its folder is."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(file: Path, text: str) -> None:
+    """As :func:`save`, a text."""
+    partial = file.with_name(file.name + ".partial")
+    try:
+        with partial.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{file} could not be written, the one before is untouched: {error}") from error
+    sync_folder(file.parent)
+
+
+def read_json(file: Path) -> Any:
+    """Raises:
+    ValueError: no JSON.
+    """
+    try:
+        return json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not readable JSON: {error}") from error

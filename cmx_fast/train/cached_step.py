@@ -125,11 +125,12 @@ class CachedContrastiveStep:
 @contextmanager
 def _exchanging(module: nn.Module, wanted: bool) -> Iterator[None]:
     """Whether gradients are exchanged between processes in the backward pass within."""
-    if hasattr(module, "set_requires_gradient_sync"):  # FSDP2
-        module.set_requires_gradient_sync(wanted)
+    parallel: Any = module
+    if hasattr(parallel, "set_requires_gradient_sync"):  # FSDP2
+        parallel.set_requires_gradient_sync(wanted)
         yield
-    elif not wanted and hasattr(module, "no_sync"):  # DistributedDataParallel, FSDP
-        with module.no_sync():
+    elif not wanted and hasattr(parallel, "no_sync"):  # DistributedDataParallel, FSDP
+        with parallel.no_sync():
             yield
     else:
         yield

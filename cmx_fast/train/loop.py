@@ -87,7 +87,9 @@ def run_stage(
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
-        ValueError: the loss is not finite at the end of an interval.
+        ValueError: the loss of a batch is not finite; the batch is saved and named. On a GPU that shows a step later,
+            so that no step waits for it.
+        OSError: the disk is full; the checkpoint before stays.
     """
     finished = run.weights(stage.name)
     stage.module.to(fabric.device)
@@ -105,13 +107,14 @@ def run_stage(
         optimizer.load_state_dict(state["optimizer"])
         if stage.state is not None:
             stage.state.load_state_dict(state["state"])
-        restore_rng(state["rng"], fabric)
+        restore_rng(state["rng"], fabric, stage.seed * 1_000_003 + state["step"])
         start, sums, counted, spent = state["step"], state["sums"], state["counted"], state["seconds"]
     run.rewind(stage.name, start)
     turns: list[tuple[str, ...]] = [(name,) for name in stage.turns] or [()]
     interval = max(1, stage.steps // 20)
     began = time.monotonic() - spent
     stage.module.train()
+    watched = LossWatch(run, stage.name)
     batches = stage.batches(start)
     with stop_requested() as stop, progress(stage, start, fabric.is_global_zero) as shown:
         for step in range(start + 1, stage.steps + 1):
@@ -124,6 +127,7 @@ def run_stage(
                 optimizer.zero_grad()
                 fabric.backward(losses["loss"])
                 optimizer.step()
+                watched(step, losses["loss"], batch)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.detach()
             if stage.after_step is not None:
@@ -143,15 +147,12 @@ def run_stage(
                     }
                 )
                 shown(step, means)
-                if not math.isfinite(means["loss"]):
-                    raise ValueError(
-                        f"{stage.name}: the loss is {means['loss']} at step {step}; "
-                        "lower the learning rates or train with --precision fp32"
-                    )
             if stage.look is not None and (step % stage.look_every == 0 or step == stage.steps):
                 run.log({"stage": stage.name, "step": step, **stage.look()})
                 stage.module.train()
             stopping = any_rank(fabric, stop())
+            if stopping or step == stage.steps:
+                watched.settle()
             if stopping or (step % checkpoint_every == 0 and step < stage.steps):
                 run.save_checkpoint(
                     {
@@ -170,6 +171,47 @@ def run_stage(
                 raise Interrupted(f"stopped in {stage.name} after step {step} of {stage.steps}")
     run.finish(stage.name, stage.module.state_dict())
     fabric.barrier()
+
+
+class LossWatch:
+    """Stops a run at a loss that is not finite, and keeps the batch that gave it.
+
+    On a GPU a step's loss is read when the next one has been queued: the device never idles for it.
+    """
+
+    def __init__(self, run: RunFolder, stage: str):
+        self.run, self.stage = run, stage
+        self._last: tuple[int, Tensor, Batch, torch.cuda.Event | None] | None = None
+
+    def __call__(self, step: int, loss: Tensor, batch: Batch) -> None:
+        self.settle()
+        event = None
+        value = loss.detach().to("cpu", non_blocking=True)
+        if loss.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        self._last = step, value, batch, event
+        if event is None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Look at the last loss now.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        if self._last is None:
+            return
+        step, value, batch, event = self._last
+        self._last = None
+        if event is not None:
+            event.synchronize()
+        if not math.isfinite(float(value)):
+            file = self.run.save_bad_batch(self.stage, step, batch)
+            raise ValueError(
+                f"{self.stage}: the loss is {float(value)} at step {step}, its batch is in {file}; look at it, lower "
+                "the learning rates, or train with --precision fp32; --resume goes on from the checkpoint before"
+            )
 
 
 def gather(
@@ -211,7 +253,11 @@ def rng(fabric: Fabric) -> dict[str, Tensor]:
     return {name: value.reshape(fabric.world_size, -1).cpu() for name, value in gathered.items()}
 
 
-def restore_rng(states: dict[str, Tensor], fabric: Fabric) -> None:
+def restore_rng(states: dict[str, Tensor], fabric: Fabric, seed: int) -> None:
+    """The generators as they were; where the number of processes has changed, from ``seed`` and the process's rank."""
+    if len(states["cpu"]) != fabric.world_size:
+        torch.manual_seed(seed * fabric.world_size + fabric.global_rank)
+        return
     torch.set_rng_state(states["cpu"][fabric.global_rank])
     if "cuda" in states and fabric.device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"][fabric.global_rank], fabric.device)

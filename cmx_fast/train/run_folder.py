@@ -1,9 +1,10 @@
-"""A run on disk: resolved config, metrics, finished weights, and the checkpoint of the stage under way.
+"""A run on disk: resolved config, metrics, finished weights, and the checkpoints of the stage under way.
 
-config.json          everything that decides the numbers
-metrics.jsonl, .csv  one row per interval
-<stage>.pt           weights of a finished stage, e.g. seed0/csir.pt
-checkpoint.pt        the stage under way: weights, optimiser, random number generators, step
+config.json             everything that decides the numbers
+metrics.jsonl, .csv     one row per interval
+<stage>.pt              weights of a finished stage, e.g. seed0/csir.pt
+checkpoints/<stage>/    the stage under way, the last two: weights, optimiser, random number generators, step
+bad-batch-<step>.pt     the batch whose loss was not finite
 results.json, report.html
 """
 
@@ -12,20 +13,28 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
-from cmx_fast.models.weights import load, save
+import cmx_fast
+from cmx_fast.models.weights import load, read_json, save, write_text
+
+#: Checkpoints of a stage that are kept: should the newest turn out damaged, there is one before it.
+KEPT = 2
 
 
 class RunFolder:
-    """Opens ``path`` for a run with this config.
+    """Opens ``path`` for a run with this config, and keeps others out until the process ends or :meth:`close`.
 
-    Without ``resume`` the folder must not hold a run yet. With it, an earlier run's config must say the same
-    (and an empty folder simply starts one).
+    Without ``resume`` the folder must not hold a run yet. With it, an earlier run's config must say the same (and an
+    empty folder simply starts one), except for the number of processes: that is said, since batches and random numbers
+    then differ from here on.
 
     Raises:
-        ValueError: the folder holds a run and ``resume`` is off, or the run in it has another config.
+        ValueError: the folder holds a run and ``resume`` is off, the run in it has another config, its config is
+            damaged, or another process uses it.
     """
 
     def __init__(
@@ -33,72 +42,166 @@ class RunFolder:
     ):
         self.path, self.writer = Path(path), writer
         self.config = config = json.loads(json.dumps(config))  # as it will be read back
+        self._lock: Any = None
         existing = self.path / "config.json"
         if not writer:
+            self._rows: list[dict[str, Any]] = []
             return  # the writing process checks, and may be writing this very file
-        if existing.exists():
-            if not resume:
-                raise ValueError(
-                    f"{self.path} already holds a run; continue it with --resume, or choose another --out"
-                )
-            before = json.loads(existing.read_text())
-            changed = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
-            if changed:
-                raise ValueError(
-                    f"{self.path} was trained with other settings: "
-                    + "; ".join(f"{k} was {before.get(k)!r}, now {config.get(k)!r}" for k in changed)
-                )
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(existing, json.dumps(config, indent=2) + "\n")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._rows = self._read_rows()
+        if not existing.exists():
+            write_text(existing, json.dumps(config, indent=2) + "\n")
+            return
+        if not resume:
+            self.close()
+            raise ValueError(
+                f"{self.path} already holds a run; continue it with --resume, or choose another --out"
+            )
+        before = read_json(existing)
+        changed = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
+        if changed == ["processes"]:
+            self._say(
+                f"this run was started by {before['processes']} processes and goes on with {config['processes']}: "
+                "a step's batch has grown or shrunk with them, and random numbers differ from here on"
+            )
+            write_text(existing, json.dumps(config, indent=2) + "\n")
+        elif changed:
+            self.close()
+            raise ValueError(
+                f"{self.path} was trained with other settings: "
+                + "; ".join(f"{k} was {before.get(k)!r}, now {config.get(k)!r}" for k in changed)
+            )
+
+    def close(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics so far."""
-        file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return list(self._rows)
 
     def log(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
         if self.writer:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop the rows that an interrupted run wrote for this stage after the step it is resumed from."""
-        if self.writer:
-            kept = [row for row in self.rows() if row["stage"] != stage or row["step"] <= step]
-            write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self._rows = [row for row in self._rows if row["stage"] != stage or row["step"] <= step]
+        self._write_rows()
 
     def write_csv(self) -> None:
-        """metrics.csv from metrics.jsonl; a metric that a stage doesn't have is an empty cell."""
-        rows = self.rows()
-        columns = list(dict.fromkeys(name for row in rows for name in row))
+        """metrics.csv from the metrics; a metric that a stage doesn't have is an empty cell."""
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
         with (self.path / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(self._rows)
 
     def weights(self, stage: str) -> dict[str, Any] | None:
-        """The finished stage's state dict, or None while it isn't finished."""
+        """The finished stage's state dict, or None while it isn't finished; damaged weights are trained again."""
         file = self.path / f"{stage}.pt"
-        return load(file)["module"] if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            state = load(file)
+        except ValueError as error:
+            self._say(f"{error}; this stage is trained again")
+            return None
+        self._restore_rows(state["rows"])
+        return state["module"]
 
     def finish(self, stage: str, module: dict[str, Any]) -> None:
         if self.writer:
-            save(self.path / f"{stage}.pt", {"stage": stage, "module": module})
-            (self.path / "checkpoint.pt").unlink(missing_ok=True)
+            self._write_rows()
+            save(self.path / f"{stage}.pt", {"stage": stage, "module": module, "rows": self._rows})
+            for file in self._checkpoints(stage):
+                file.unlink()
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep the state of ``state["stage"]`` at ``state["step"]``, with what made it; drop all but the last two."""
         if self.writer:
-            save(self.path / "checkpoint.pt", state)
+            extra = {"rows": self._rows, "config": self.config, "version": cmx_fast.__version__}
+            save(self._folder(state["stage"]) / f"{state['step']:010d}.pt", {**state, **extra})
+            for file in self._checkpoints(state["stage"])[:-KEPT]:
+                file.unlink()
 
     def checkpoint(self, stage: str) -> dict[str, Any] | None:
-        """The state of an interrupted stage, or None where there is none of this stage."""
-        file = self.path / "checkpoint.pt"
-        state = load(file) if file.exists() else None
-        return state if state is not None and state["stage"] == stage else None
+        """The newest readable state of an interrupted stage, or None where there is none."""
+        for file in reversed(self._checkpoints(stage)):
+            try:
+                state = load(file)
+            except ValueError as error:
+                self._say(f"{error}; going back to the checkpoint before it, or to the stage's beginning")
+                continue
+            self._restore_rows(state["rows"])
+            return state
+        return None
 
+    def save_bad_batch(self, stage: str, step: int, batch: dict[str, Any]) -> Path:
+        """The batch whose loss was not finite, for a look at it."""
+        file = self.path / f"bad-batch-{step}.pt"
+        if self.writer:
+            save(file, {"stage": stage, "step": step, "batch": {k: v.cpu() for k, v in batch.items()}})
+        return file
 
-def write_atomically(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, file)
+    def _folder(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    def _checkpoints(self, stage: str) -> list[Path]:
+        return sorted(self._folder(stage).glob("*.pt"))
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl; a line that a crash cut short is left out, checkpoints have its row."""
+        file = self.path / "metrics.jsonl"
+        rows = []
+        for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+                rows.append(row)
+        return rows
+
+    def _restore_rows(self, stored: list[dict[str, Any]]) -> None:
+        """What was stored with weights is right, whatever has become of the file of metrics.
+
+        Stages come in order: rows of later ones are stored with their own weights, or belong to steps that are made
+        again.
+        """
+        if stored != self._rows:
+            self._rows = [dict(row) for row in stored]
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        if self.writer:
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self._rows))
+
+    def _take_lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # no POSIX system
+            return
+        file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"{self.path} is in use by {owner}; wait for it, stop it, or choose another --out"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._lock = file
+
+    def _say(self, text: str) -> None:
+        if self.writer:
+            print(text, file=sys.stderr, flush=True)

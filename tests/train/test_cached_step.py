@@ -59,9 +59,8 @@ def test_dropout_and_buffers_are_those_of_one_pass():
     def build():
         torch.manual_seed(3)
         norm = nn.BatchNorm1d(32)
-        return nn.Sequential(
-            nn.utils.parametrizations.spectral_norm(nn.Linear(10, 32)), norm, nn.ReLU(), nn.Dropout(0.4), nn.Linear(32, 8)
-        )  # fmt: skip
+        first = nn.utils.parametrizations.spectral_norm(nn.Linear(10, 32))
+        return nn.Sequential(first, norm, nn.ReLU(), nn.Dropout(0.4), nn.Linear(32, 8))
 
     loss, x = InfoNCELoss(normalize=True), torch.randn(30, 10)
     plain, cached = build(), build()
@@ -147,7 +146,8 @@ from cmx_fast.ops import set_cache_budget
 from cmx_fast.train.cached_step import CachedContrastiveStep
 torch.manual_seed(0)
 set_cache_budget(0)  # similarities kept for speed would be most of either
-model = nn.Sequential(nn.Linear(16, 512), *(nn.Sequential(nn.ReLU(), nn.Linear(512, 512)) for _ in range(6)), nn.Linear(512, 32))
+layers = [nn.Sequential(nn.ReLU(), nn.Linear(512, 512)) for _ in range(6)]
+model = nn.Sequential(nn.Linear(16, 512), *layers, nn.Linear(512, 32))
 loss, x = InfoNCELoss(normalize=True), torch.randn({rows}, 16)
 step = CachedContrastiveStep(model, lambda f: loss(f, f.roll(1, 0)), 64)
 step(x[:128])
@@ -180,7 +180,7 @@ def test_memory_is_a_chunks():
         (lambda: step(torch.ones(3, 10), torch.ones(0, 10)), "input 1 must have the same number .* got 0"),
         (lambda: step(torch.ones(3, 10), [torch.ones(3, 10), torch.ones(2, 10)]), "input 1 must have .* got 2, 3"),
         (
-            lambda: CachedContrastiveStep([encoder()] * 2, lambda x, y: x.sum(), 2)(torch.ones(3, 10), torch.ones(3, 10)),
+            lambda: CachedContrastiveStep([encoder()] * 2, lambda x, y: x.sum(), 2)(*torch.ones(2, 3, 10)),
             "the loss has no gradient by the features of input 1",
         ),
     ],

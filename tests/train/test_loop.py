@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from cmx_fast.models.weights import load
 from cmx_fast.train.loop import Interrupted, Stage, run_stage, warmup_and_cosine
 from cmx_fast.train.run_folder import RunFolder
 
@@ -53,7 +57,10 @@ def stage(steps=23, at=None, signum=signal.SIGINT, poison=None) -> Stage:
 def train(path, resume=False, **options) -> tuple[RunFolder, Noisy]:
     run = RunFolder(path, CONFIG, resume=resume)
     it = stage(**options)
-    run_stage(Fabric(accelerator="cpu", devices=1), run, it)
+    try:
+        run_stage(Fabric(accelerator="cpu", devices=1), run, it)
+    finally:
+        run.close()
     return run, it.module
 
 
@@ -73,7 +80,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, at, signum):
     assert [row["step"] for row in straight.rows()] == list(range(1, 24))
     for name, value in module.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
+    assert not list((tmp_path / "stopped" / "checkpoints").rglob("*.pt"))
 
 
 def test_rows_after_the_checkpoint_are_dropped(tmp_path):
@@ -82,6 +89,7 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
         train(tmp_path / "killed", at=7)
     run = RunFolder(tmp_path / "killed", CONFIG, resume=True)
     run.log({"stage": "seed0/noisy", "step": 8, "loss": 123.0})  # written before a power cut
+    run.close()
     resumed, _ = train(tmp_path / "killed", resume=True)
     assert timeless(resumed) == timeless(straight)
 
@@ -94,9 +102,139 @@ def test_a_finished_stage_is_loaded_not_trained(tmp_path):
     assert torch.equal(loaded.layers[0].weight, module.layers[0].weight)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(ValueError, match="loss is nan at step 3; lower the learning rates"):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
+    with pytest.raises(ValueError, match=r"loss is nan at step 3, its batch is in .*bad-batch-3.pt"):
         train(tmp_path, poison=3)
+    kept = load(tmp_path / "bad-batch-3.pt")
+    assert (kept["stage"], kept["step"]) == ("seed0/noisy", 3)
+    assert kept["batch"]["x"].isnan().all() and kept["batch"]["space"].eq(1).all()
+
+
+def checkpoints(path):
+    return sorted(path.rglob("checkpoints/**/*.pt"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file, size: os.truncate(file, size // 2),
+        lambda file, size: os.truncate(file, 0),
+        lambda file, size: file.write_bytes(b"\0" * size),
+        lambda file, size: file.write_bytes(file.read_bytes().replace(b"betas", b"betos")),
+        lambda file, size: file.unlink(),
+    ],
+)
+@pytest.mark.parametrize("newest_only", [True, False])
+def test_damaged_checkpoints_are_told_and_passed_over(tmp_path, capsys, damage, newest_only):
+    straight, _ = train(tmp_path / "straight")
+    path = tmp_path / "stopped"
+    for at in (7, 11):
+        with pytest.raises(Interrupted):
+            train(path, at=at, resume=True)
+    files = checkpoints(path)
+    assert [file.stem for file in files] == ["0000000007", "0000000011"]
+    for file in files[-1:] if newest_only else files:
+        damage(file, file.stat().st_size)
+    (path / "metrics.jsonl").write_text('{"stage": "seed0/noisy", "ste')
+    capsys.readouterr()
+    resumed, _ = train(path, resume=True)
+    assert timeless(resumed) == timeless(straight)
+    said = capsys.readouterr().err
+    assert ("going back to the checkpoint before it" in said) == any(file in said for file in map(str, files))
+
+
+def test_one_flipped_bit_in_weights_is_noticed(tmp_path, capsys):
+    straight, module = train(tmp_path)
+    file = tmp_path / "seed0/noisy.pt"
+    content = bytearray(file.read_bytes())
+    weight = module.layers[0].weight.detach().numpy().tobytes()
+    content[content.index(weight) + 5] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged: its contents|is not a readable checkpoint"):
+        load(file)
+    again, trained = train(tmp_path, resume=True)
+    assert "this stage is trained again" in capsys.readouterr().err
+    assert torch.equal(trained.layers[0].weight, module.layers[0].weight)
+    assert timeless(again) == timeless(straight)
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    file = tmp_path / "evil.pt"
+    torch.save({"format": 1, "module": Evil()}, file)
+    with pytest.raises(ValueError, match="is not a readable checkpoint"):
+        load(file)
+    assert not (tmp_path / "ran").exists()
+
+
+WRITE_A_LOT = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from cmx_fast.models.weights import load, save
+file = Path(sys.argv[1])
+save(file, {"step": 1, "x": torch.ones(1000)})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN if sys.argv[2] == "full" else signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    save(file, {"step": 2, "x": torch.ones(20000)})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1, 700, 8000, 60000])
+@pytest.mark.parametrize("how", ["full", "killed"])
+def test_the_last_file_survives_a_full_disk_and_a_kill_at_any_byte(tmp_path, how, limit):
+    file = tmp_path / "state.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE_A_LOT, file, how, str(limit)], capture_output=True, text=True
+    )
+    assert load(file)["step"] == 1
+    if how == "full":
+        assert "could not be written, the one before is untouched" in done.stdout
+        assert [found.name for found in tmp_path.iterdir()] == ["state.pt"]
+    else:
+        assert done.returncode == -signal.SIGXFSZ
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    run = RunFolder(tmp_path, CONFIG)
+    code = f"from cmx_fast.train.run_folder import RunFolder\nRunFolder({str(tmp_path)!r}, {CONFIG!r}, resume=True)"
+    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"is in use by process {os.getpid()} on" in second.stderr
+    run.close()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_another_number_of_processes_is_said(tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        train(tmp_path, at=7)
+    state = load(checkpoints(tmp_path)[0])
+    assert state["version"] and state["config"] == CONFIG
+    config = {**CONFIG, "processes": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = RunFolder(tmp_path, {**CONFIG, "processes": 1}, resume=True)
+    assert "started by 2 processes and goes on with 1" in capsys.readouterr().err
+    assert json.loads((tmp_path / "config.json").read_text())["processes"] == 1
+    # Two processes' generators don't fit one: it goes on from a seed, and says so above.
+    newest = run.checkpoint("seed0/noisy")
+    newest["rng"] = {"cpu": newest["rng"]["cpu"].repeat(2, 1)}
+    run.save_checkpoint({k: v for k, v in newest.items() if k not in ("format", "rows", "config", "version")})
+    run.close()
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    finished, _ = train(tmp_path, resume=True)
+    assert [row["step"] for row in finished.rows()] == list(range(1, 24))
+
+
+def test_a_damaged_config_is_an_error(tmp_path):
+    RunFolder(tmp_path, CONFIG).close()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not readable JSON"):
+        RunFolder(tmp_path, CONFIG, resume=True)
 
 
 def test_signals_are_given_back(tmp_path):
@@ -114,10 +252,10 @@ def test_schedule_warms_up_and_ends_at_zero():
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
-    RunFolder(tmp_path, CONFIG)
+    RunFolder(tmp_path, CONFIG).close()
     with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
         RunFolder(tmp_path, CONFIG)
-    RunFolder(tmp_path, CONFIG, resume=True)
+    RunFolder(tmp_path, CONFIG, resume=True).close()
     with pytest.raises(ValueError, match=r"other settings: seeds was \[0\], now \[0, 1\]"):
         RunFolder(tmp_path, {**CONFIG, "seeds": [0, 1]}, resume=True)
 

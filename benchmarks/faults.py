@@ -1,0 +1,274 @@
+"""What survives: ``python -m benchmarks.faults [--faults 500]`` breaks training runs at random and looks at the results.
+
+Runs of two short stages, through the same loop and run folder as every ``cmx train``, are killed at a random moment,
+told to stop, killed at a random byte of what they write, left without disk space; their checkpoints, finished weights
+and metrics are cut, flipped and deleted. After every fault the run is resumed. Counted are checkpoints lost (a resumed
+run that starts before the newest undamaged one) and differences between what it ends with and an undisturbed run:
+weights to the bit, every logged number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from cmx_fast.models.weights import load
+from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.run_folder import RunFolder
+
+STAGES, STEPS, CHECKPOINT_EVERY = ("first", "second"), 120, 20
+CONFIG = {"command": "faults", "steps": STEPS}
+#: Seconds after which a run that was told to stop must have.
+PATIENCE = 30.0
+
+
+class Model(nn.Module):
+    """Small, with everything that has state: batch norm, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.Dropout(0.3), nn.Linear(32, 8))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"out": self.layers(batch["x"])}
+
+    def losses(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": (outputs["out"] - batch["space"]).square().mean(), "size": outputs["out"].abs().mean()}
+
+
+def train(folder: Path, started: Callable[[str, int], None]) -> None:
+    """Train, or go on; ``started`` hears which stage begins at which step."""
+    run = RunFolder(folder, CONFIG, resume=True)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    for name in STAGES:
+        torch.manual_seed(0)
+        module = Model()
+
+        def batches(start: int, name: str = name) -> Iterator[dict[str, Tensor]]:
+            started(name, start)
+            generator = torch.Generator().manual_seed(len(name))
+            for step in range(STEPS):
+                x = torch.randn(16, 8, generator=generator)
+                if step >= start:
+                    # Augmentation draws from the global generator.
+                    yield {"x": x + 0.1 * torch.randn(16, 8), "space": x.roll(1, 1)}
+
+        groups = [{"params": list(module.parameters()), "lr": 0.01}]
+        run_stage(
+            fabric,
+            run,
+            Stage(name, module, groups, STEPS, batches, seed=1),
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
+
+
+class Child:
+    """A forked process that trains; what it said about its starts, and how it ended."""
+
+    def __init__(self, folder: Path, log: Path, limit: int | None = None, die_at_limit: bool = False):
+        self.reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.reader)
+            code = 1
+            try:
+                handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(handle, 2)
+                if limit is not None:
+                    signal.signal(signal.SIGXFSZ, signal.SIG_DFL if die_at_limit else signal.SIG_IGN)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                train(folder, lambda name, step: os.write(writer, f"{name} {step}\n".encode()) and None)
+                code = 0
+            except Interrupted:
+                code = 130
+            except BaseException as error:  # whatever it is, the parent reads it in the log
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(code)
+        os.close(writer)
+
+    def wait(self) -> tuple[int, list[tuple[str, int]]]:
+        """The exit code, negative for a signal, and the (stage, step) where stages began."""
+        _, status = os.waitpid(self.pid, 0)
+        with os.fdopen(self.reader) as pipe:
+            starts = [line.split() for line in pipe.read().splitlines()]
+        return os.waitstatus_to_exitcode(status), [(name, int(step)) for name, step in starts]
+
+
+def newest(folder: Path) -> dict[str, int]:
+    """Of every stage under way the step of its newest readable checkpoint, and STEPS where it is finished."""
+    found = {}
+    for name in STAGES:
+        files = [folder / f"{name}.pt", *sorted((folder / "checkpoints" / name).glob("*.pt"), reverse=True)]
+        for file in files:
+            try:
+                state = load(file)
+            except (ValueError, FileNotFoundError):
+                continue
+            found[name] = STEPS if file.parent == folder else state["step"]
+            break
+    return found
+
+
+def result(folder: Path) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """Finished weights and metrics, without the clock."""
+    rows = load(folder / f"{STAGES[-1]}.pt")["rows"]
+    written = RunFolder(folder, CONFIG, resume=True)
+    assert [*written.rows()] == rows, "metrics.jsonl is not what the weights' file says"
+    written.close()
+    weights = [value for name in STAGES for value in load(folder / f"{name}.pt")["module"].values()]
+    return weights, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    if kind == "metrics":
+        return [file for file in [folder / "metrics.jsonl"] if file.exists()]
+    if kind == "weights":
+        return [file for name in STAGES if (file := folder / f"{name}.pt").exists()]
+    return sorted(folder.glob("checkpoints/*/*.pt"), key=lambda file: (file.parent.name, file.name))[-1:]
+
+
+def damage(folder: Path, kind: str, how: str, rng: random.Random) -> bool:
+    """Cut, flip a bit of, overwrite or delete one of the run's files; False where there is none of that kind."""
+    files = _files(folder, kind)
+    if not files:
+        return False
+    file = rng.choice(files)
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        content = content[: rng.randrange(len(content) + 1)]
+    elif how == "flip" and content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    elif how == "overwrite":
+        begin = rng.randrange(len(content) + 1)
+        content[begin : begin + 512] = rng.randbytes(len(content[begin : begin + 512]))
+    if how == "delete":
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    return True
+
+
+PROCESS_FAULTS = ("killed", "told to stop", "killed at a byte", "no space left")
+FILE_FAULTS = [
+    (kind, how)
+    for kind in ("checkpoint", "weights", "metrics")
+    for how in ("cut", "flip", "overwrite", "delete")
+]
+
+
+class Campaign:
+    """Faults of random kinds, and what came of them."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.rng = folder, random.Random(seed)
+        self.log = folder / "stderr.txt"
+        self.faults: Counter[str] = Counter()
+        self.lost: list[str] = []
+        self.different: list[str] = []
+        began = time.monotonic()
+        code, _ = Child(folder / "undisturbed", self.log).wait()
+        if code:
+            raise RuntimeError(f"the undisturbed run failed; see {self.log}")
+        self.seconds = time.monotonic() - began
+        self.truth = result(folder / "undisturbed")
+        self.largest = max(file.stat().st_size for file in (folder / "undisturbed").glob("*.pt"))
+
+    def one_run(self, index: int, faults: int) -> None:
+        """A run with so many faults, then left to finish."""
+        run = self.folder / f"run{index}"
+        for _ in range(faults):
+            self.fault(run)
+        code, starts = self.resume(run)
+        what = f"run {index}: {', '.join(f'{name} from {step}' for name, step in starts)}"
+        if code:
+            self.different.append(f"{what}: ended with {code}")
+        else:
+            weights, rows = result(run)
+            same = all(a.equal(b) for a, b in zip(weights, self.truth[0], strict=True))
+            if not same or rows != self.truth[1]:
+                self.different.append(what)
+        shutil.rmtree(run)
+
+    def fault(self, run: Path) -> None:
+        rng = self.rng
+        if rng.random() < 0.4:
+            kind, how = rng.choice(FILE_FAULTS)
+            if damage(run, kind, how, rng):
+                self.faults[f"{kind}: {how}"] += 1
+                return
+        how = rng.choice(PROCESS_FAULTS)
+        before = newest(run)
+        if how in ("killed", "told to stop"):
+            child = Child(run, self.log)
+            time.sleep(rng.random() * self.seconds)
+            os.kill(child.pid, signal.SIGKILL if how == "killed" else signal.SIGTERM)
+            told = time.monotonic()
+            code, starts = child.wait()
+            expected = {0, -signal.SIGKILL} if how == "killed" else {0, 130, -signal.SIGTERM}
+            if time.monotonic() - told > PATIENCE:
+                self.lost.append(f"{how}: took {time.monotonic() - told:.0f} s")
+        else:
+            child = Child(run, self.log, rng.randrange(int(1.2 * self.largest)), how == "killed at a byte")
+            code, starts = child.wait()
+            expected = {0, -signal.SIGXFSZ} if how == "killed at a byte" else {0, 1}
+        self.faults[how] += 1
+        if code not in expected:
+            self.lost.append(f"{how}: ended with {code}")
+        self.compare(before, starts, how)
+
+    def resume(self, run: Path) -> tuple[int, list[tuple[str, int]]]:
+        before = newest(run)
+        code, starts = Child(run, self.log).wait()
+        self.compare(before, starts, "resumed")
+        return code, starts
+
+    def compare(self, before: dict[str, int], starts: list[tuple[str, int]], how: str) -> None:
+        for name, step in starts:
+            if step < before.get(name, 0):
+                self.lost.append(f"{how}: {name} went on from {step}, there was a checkpoint at {before[name]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Break training runs at random; count what is lost.")
+    parser.add_argument("--faults", type=int, default=500)
+    parser.add_argument("--faults-per-run", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # forked processes must find no threads that were not forked with them
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(Path(folder), arguments.seed)
+        runs = range(-(-arguments.faults // arguments.faults_per_run))
+        for index in track(runs, "runs", console=Console(file=sys.stderr)):
+            left = arguments.faults - index * arguments.faults_per_run
+            campaign.one_run(index, min(arguments.faults_per_run, left))
+    for kind, count in sorted(campaign.faults.items()):
+        print(f"{kind:24} {count:5}")
+    print(f"{'faults':24} {sum(campaign.faults.values()):5} in {len(runs)} runs, {time.monotonic() - began:.0f} s")
+    print(f"{'checkpoints lost':24} {len(campaign.lost):5}")
+    print(f"{'results that differ':24} {len(campaign.different):5}")
+    for line in [*campaign.lost, *campaign.different]:
+        print(line)
+    sys.exit(bool(campaign.lost or campaign.different))
+
+
+if __name__ == "__main__":
+    main()
