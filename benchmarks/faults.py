@@ -1,4 +1,4 @@
-"""What survives: ``python -m benchmarks.faults [--faults 500]`` breaks training runs at random and looks at the results.
+"""What survives: ``python -m benchmarks.faults [--faults 500]`` breaks training runs at random and looks at the result.
 
 Runs of two short stages, through the same loop and run folder as every ``cmx train``, are killed at a random moment,
 told to stop, killed at a random byte of what they write, left without disk space; their checkpoints, finished weights
@@ -50,7 +50,10 @@ class Model(nn.Module):
         return {"out": self.layers(batch["x"])}
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"loss": (outputs["out"] - batch["space"]).square().mean(), "size": outputs["out"].abs().mean()}
+        return {
+            "loss": (outputs["out"] - batch["space"]).square().mean(),
+            "size": outputs["out"].abs().mean(),
+        }
 
 
 def train(folder: Path, started: Callable[[str, int], None]) -> None:
@@ -94,7 +97,11 @@ class Child:
                 if limit is not None:
                     signal.signal(signal.SIGXFSZ, signal.SIG_DFL if die_at_limit else signal.SIG_IGN)
                     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-                train(folder, lambda name, step: os.write(writer, f"{name} {step}\n".encode()) and None)
+
+                def started(name: str, step: int) -> None:
+                    os.write(writer, f"{name} {step}\n".encode())
+
+                train(folder, started)
                 code = 0
             except Interrupted:
                 code = 130
@@ -243,7 +250,9 @@ class Campaign:
     def compare(self, before: dict[str, int], starts: list[tuple[str, int]], how: str) -> None:
         for name, step in starts:
             if step < before.get(name, 0):
-                self.lost.append(f"{how}: {name} went on from {step}, there was a checkpoint at {before[name]}")
+                self.lost.append(
+                    f"{how}: {name} went on from {step}, there was a checkpoint at {before[name]}"
+                )
 
 
 def main() -> None:
@@ -262,7 +271,9 @@ def main() -> None:
             campaign.one_run(index, min(arguments.faults_per_run, left))
     for kind, count in sorted(campaign.faults.items()):
         print(f"{kind:24} {count:5}")
-    print(f"{'faults':24} {sum(campaign.faults.values()):5} in {len(runs)} runs, {time.monotonic() - began:.0f} s")
+    print(
+        f"{'faults':24} {sum(campaign.faults.values()):5} in {len(runs)} runs, {time.monotonic() - began:.0f} s"
+    )
     print(f"{'checkpoints lost':24} {len(campaign.lost):5}")
     print(f"{'results that differ':24} {len(campaign.different):5}")
     for line in [*campaign.lost, *campaign.different]:

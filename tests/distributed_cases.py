@@ -28,7 +28,9 @@ def sizes(world: int) -> list[int]:
 
 def info_nce_cases() -> Iterator[dict[str, Any]]:
     base = {"bank": 0, "target": None}
-    for similarity, symmetric, within in itertools.product(("dot", "l2", "sql2"), (True, False), (False, True)):
+    for similarity, symmetric, within in itertools.product(
+        ("dot", "l2", "sql2"), (True, False), (False, True)
+    ):
         yield base | {"similarity": similarity, "symmetric": symmetric, "within": within}
     for in_batch, within, symmetric in itertools.product((True, False), (True, False), (True, False)):
         yield base | {"bank": 2, "in_batch": in_batch, "within": within, "symmetric": symmetric}
@@ -100,7 +102,9 @@ class Compared:
         if kind == "permutation":
             target = [torch.randperm(n, generator=generator) for n in counts]
         elif kind == "shared":
-            target = [torch.randint(n, (n,), generator=generator) if n else torch.empty(0).long() for n in counts]
+            target = [
+                torch.randint(n, (n,), generator=generator) if n else torch.empty(0).long() for n in counts
+            ]
         starts = torch.tensor([0, *key_counts]).cumsum(0)
         joined = None
         if target is not None or more:
@@ -337,7 +341,9 @@ def _measure_memory(exchange: str, rank: int, world: int, folder: str) -> None:
     distributed.info_nce(small, small, exchange=exchange).backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     distributed.info_nce(query, key, 0.01, exchange=exchange).backward()
-    torch.save((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, Path(folder, f"{rank}.pt"))
+    torch.save(
+        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, Path(folder, f"{rank}.pt")
+    )
     dist.destroy_process_group()
 
 

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from .clip_reader import ClipFormat, RandomClips, Source, UniformClips, WholeRecordings
 from .decode import BACKENDS, BrokenVideoError, Media, probe
+from .media_files import check_enough_left
 from .recordings import Recording, Recordings
+from .worker_loader import load_batches
 
 #: A recording has to be this many seconds longer than a clip: for 32 frames at 30 fps that is GDT's 1.1 s.
 MARGIN = 1 / 30
@@ -129,13 +131,12 @@ class Clips:
         return self._batches(UniformClips(self._source, clips), batches)
 
     def _batches(self, cut: Dataset[Any], batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
-        loader = DataLoader(
+        loader = load_batches(
             cut,
-            batch_sampler=(batch.tolist() for batch in batches),  # type: ignore[arg-type]
-            num_workers=self._processes(),
-            collate_fn=_as_it_is,  # batches come from __getitems__
+            (batch.tolist() for batch in batches),
+            workers=self._processes(),
+            collate=_as_it_is,  # batches come from __getitems__
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # or it would draw its seed from the stream that a resume restores
         )
         for batch in loader:
             self._leave_out(batch.pop("broken"))
@@ -172,6 +173,8 @@ class Clips:
             self._source.broken[index] = reason
             if self._source.paths[index] not in named:
                 self.skipped.append((self._source.paths[index], reason))
+        if broken:
+            check_enough_left(self.skipped, len(self._source.broken), len(self))
 
     def _reasons(self) -> str:
         named = [f"{path.name}: {reason}" for path, reason in self.skipped[:3]]

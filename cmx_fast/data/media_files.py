@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,19 @@ class BrokenFileError(ValueError):
         self,
     ) -> tuple[type[BrokenFileError], tuple[Path, str]]:  # so that a loader's worker can raise it
         return type(self), (self.path, self.reason)
+
+
+def check_enough_left(skipped: Sequence[tuple[Path, str]], broken: int, total: int) -> None:
+    """Bad files are left out and counted, but not most of a data set: then something else is wrong.
+
+    Raises:
+        ValueError: more than half can't be used; some are named.
+    """
+    if 2 * broken > total:
+        named = "; ".join(f"{path.name}: {reason}" for path, reason in skipped[:3])
+        raise ValueError(
+            f"{broken} of {total} recordings can't be used, more than half ({named}; ...); look at them first"
+        )
 
 
 def audio_problem(path: Path) -> str | None:

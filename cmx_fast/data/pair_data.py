@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+
+from .worker_loader import load_batches
 
 Batch = dict[str, Tensor]
 
@@ -71,14 +73,7 @@ class PairData:
         else:
             items = _Items(self.dataset, self.space, self.rt60, self.pair, wanted)
             workers = min(8, os.cpu_count() or 1)
-            # Its own generator: a loader draws its seed, and a resume has restored the global stream.
-            loader = DataLoader(
-                items,
-                batch_sampler=rows,
-                num_workers=workers,  # type: ignore[arg-type]
-                pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),
-            )
+            loader = load_batches(items, rows, workers=workers, pin_memory=self.device.type == "cuda")
         for batch in loader:
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
             if "wave" in batch:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+
+from .worker_loader import load_batches
 
 Loaded = tuple[Tensor, Tensor]
 
@@ -32,12 +34,11 @@ class Pictures:
         if self.kept is not None:
             loader = ((batch, self.kept[batch]) for batch in rows)
         else:
-            loader = DataLoader(
+            loader = load_batches(
                 _Images(self.dataset),
-                batch_sampler=(batch.tolist() for batch in rows),  # type: ignore[arg-type]
-                num_workers=min(8, os.cpu_count() or 1),
+                (batch.tolist() for batch in rows),
+                workers=min(8, os.cpu_count() or 1),
                 pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # or it would draw its seed from the stream that a resume restores
             )
         for index, images in loader:
             yield index, images.to(self.device, non_blocking=True).float() / 255

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..nn.power_spectrogram import lasting
 from .decode import read_frames, read_wave
-from .media_files import BrokenFileError, read_audio, read_picture
+from .media_files import BrokenFileError, check_enough_left, read_audio, read_picture
 from .scenes import Scenes
 from .selection import FPS, Selection, key
+from .worker_loader import load_batches
 
 
 class SceneData:
@@ -107,10 +108,15 @@ class SceneData:
         return torch.tensor([i for i in range(len(self)) if i not in self._broken], dtype=torch.int64)
 
     def leave_out(self, scene: int, error: BrokenFileError) -> None:
-        """Use this scene no more."""
+        """Use this scene no more.
+
+        Raises:
+            ValueError: more than half of the scenes are broken.
+        """
         if scene not in self._broken:
             self._broken.add(scene)
             self.skipped.append((error.path, error.reason))
+            check_enough_left(self.skipped, len(self._broken), len(self))
 
     def read_picture(self, picture: int) -> Tensor:
         """uint8 (3, size, size) of one picture.
@@ -168,12 +174,11 @@ class SceneData:
     def _read(
         self, batches: Iterable[Tensor], read: Callable[[int], Tensor], per_scene: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        loader: Iterable[list[tuple[int, Tensor | BrokenFileError]]] = DataLoader(
+        loader: Iterable[list[tuple[int, Tensor | BrokenFileError]]] = load_batches(
             _Items(read),
-            batch_sampler=(wanted for batch in batches if (wanted := self._unbroken(batch, per_scene))),  # type: ignore[arg-type]
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or it would draw its seed from the stream that a resume restores
+            (wanted for batch in batches if (wanted := self._unbroken(batch, per_scene))),
+            workers=self.workers,
+            collate=_as_it_is,
         )
         for items in loader:
             good = []

@@ -116,9 +116,7 @@ class _InfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, scale: Tensor, target: Tensor, s: _Settings
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, scale: Tensor, target: Tensor, s: _Settings) -> Tensor:
         blocks = _Blocks(query, key, scale, target, s)
         of_queries, of_keys = blocks.statistics()
         positive = _similarity(query, key, target, s.similarity)
@@ -192,7 +190,12 @@ class _Blocks:
     """The walk over all processes' rows that both passes share."""
 
     def __init__(self, query: Tensor, key: Tensor, scale: Tensor, target: Tensor, s: _Settings):
-        self.sides, self.scale, self.target, self.s = (query.detach(), key.detach()), scale.detach(), target, s
+        self.sides, self.scale, self.target, self.s = (
+            (query.detach(), key.detach()),
+            scale.detach(),
+            target,
+            s,
+        )
         self.options: dict[str, Any] = {"similarity": s.similarity, "impl": s.impl}
 
     def _owner(self) -> Tensor:
@@ -239,7 +242,9 @@ class _Blocks:
         Each process finds the whole gradient of its own rows, so no gradient travels.
         """
         s, sides = self.s, self.sides
-        found = [self.scale.new_zeros(x.shape) if wanted else None for x, wanted in zip(sides, needed, strict=True)]
+        found = [
+            self.scale.new_zeros(x.shape) if wanted else None for x, wanted in zip(sides, needed, strict=True)
+        ]
 
         def add(side: int, gradient: Tensor) -> None:
             mine = found[side]
@@ -260,7 +265,13 @@ class _Blocks:
             columns = [theirs[2 + side].T if 2 + side in theirs else None for side in (0, 1)]
             if s.in_batch and needed[0]:
                 dx, _ = block_gradients(
-                    sides[0], theirs[1], self.scale, softmaxes[0].T, columns[1], excluded=left_out, **self.options
+                    sides[0],
+                    theirs[1],
+                    self.scale,
+                    softmaxes[0].T,
+                    columns[1],
+                    excluded=left_out,
+                    **self.options,
                 )
                 add(0, dx)
             if s.in_batch and needed[1]:

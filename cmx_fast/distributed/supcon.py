@@ -132,7 +132,9 @@ class _SupCon(torch.autograd.Function):
     """The losses (M,) of this process's rows. An only positive stays out of the softmax, as in the operator."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, ref_features: Tensor | None, scale: Tensor, s: _Settings) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, ref_features: Tensor | None, scale: Tensor, s: _Settings
+    ) -> Tensor:
         itself = ref_features is None
         positives = _Positives(s, itself)
         x = features.detach()
@@ -141,9 +143,7 @@ class _SupCon(torch.autograd.Function):
         sums = x.new_zeros(len(positives.classes.values), x.shape[1], dtype=torch.float64)
         for rank, theirs in s.exchange.rounds({0: columns, 1: s.of_columns}, [[n[1]] * 2 for n in s.counts]):
             other = None if itself and rank == s.exchange.rank else theirs[0]
-            blocks.append(
-                block_statistics(x, other, scale, excluded=positives.excluded(rank), impl=s.impl)
-            )
+            blocks.append(block_statistics(x, other, scale, excluded=positives.excluded(rank), impl=s.impl))
             _add_to_classes(sums, positives.classes, theirs[1], theirs[0])
         lse, mean, _ = join(torch.stack(blocks)).double()
         toward, of_positives = scale.new_empty(x.shape), torch.empty_like(lse)
@@ -214,7 +214,6 @@ class _SupCon(torch.autograd.Function):
                 dref[rows] -= scale * pulled[of_column.of_row[rows]]
             dref = dref.to(ref_features.dtype)
         return dx, dref, dscale.to(scale.dtype), None
-
 
 
 def _add_to_classes(

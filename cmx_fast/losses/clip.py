@@ -65,7 +65,9 @@ class ClipLoss(nn.Module):
         if world_size == 1 and rank != 0:
             raise ValueError(f"ClipLoss with world_size=1 has rank 0, got rank={rank}")
         if world_size > 1 and local_loss and not gather_with_grad:
-            raise ValueError("local_loss=True needs gather_with_grad=True: without it gradients are incomplete")
+            raise ValueError(
+                "local_loss=True needs gather_with_grad=True: without it gradients are incomplete"
+            )
         if use_horovod:
             raise ValueError("use_horovod=True is not supported; use torch.distributed")
         self.local_loss = local_loss

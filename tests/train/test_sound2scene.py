@@ -28,6 +28,7 @@ from cmx_fast.evaluate import frame_classifier
 from cmx_fast.evaluate.generate import edit_picture, generate, invert_picture
 from cmx_fast.evaluate.sound2scene import ROWS, evaluate_sound2scene
 from cmx_fast.models.sound2scene_files import open_icgan, open_sound2scene
+from cmx_fast.models.weights import save
 from cmx_fast.train.icgan import train_icgan
 from cmx_fast.train.loop import Stage
 from cmx_fast.train.picture_batches import NeighbourBatches, ViewBatches
@@ -243,7 +244,7 @@ def test_editing_and_inversion(finished, media, capsys):
     edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
     assert size(media / "e.png")[0] > 2 * 64  # as it is, and edited
     edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, volume=10.0, steps=2)
-    torch.save({"format": 1}, latents)
+    save(latents, {})
     with pytest.raises(ValueError, match="holds no features and noise"):
         edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
     with pytest.raises(ValueError, match="nothing to edit"):
@@ -353,8 +354,8 @@ def test_batches_go_on_without_pictures_that_break(data, tmp_path):
     scenes = open_scenes("vggsound", broken, "train")
     held = SceneData(scenes, size=16, moments=1, seconds=1, workers=0)
     batches = NeighbourBatches(held, torch.randn(32, 6), None, 3, 2, 0, "cpu")
-    for entry in scenes.entries[:24]:
+    for entry in scenes.entries[:14]:
         entry.picture.write_bytes(b"")
     it = batches(0)
     sizes = [len(next(it)["picture"]) for _ in range(20)]
-    assert set(sizes) == {1, 2} and len(held.skipped) > 10
+    assert set(sizes) == {1, 2} and len(held.skipped) > 7
