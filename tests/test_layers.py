@@ -40,6 +40,7 @@ LAW = {
     },
     "info": {"ops"},
     "cli": set(),
+    "__main__": {"cli"},
 }
 MAX_LINES = 400
 

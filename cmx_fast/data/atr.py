@@ -155,7 +155,12 @@ class ATR(Dataset[dict[str, object]]):
                     image.load()
             except FileNotFoundError as error:
                 raise ValueError(f"{path} is missing, though {name} is in the list") from error
-            except (UnidentifiedImageError, OSError) as error:
+            except (
+                UnidentifiedImageError,
+                OSError,
+                SyntaxError,
+                ValueError,
+            ) as error:  # as Pillow's readers raise
                 raise ValueError(f"{path} can't be read as an image: {error}") from error
             if highest >= LABELS:
                 raise ValueError(f"{path} has label {highest}; ATR's go up to {LABELS - 1}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._extras import MissingExtraError
 from .decode_moments import BrokenVideoError, Media
+from .resampling import RATES, ratio, resample
 
 #: "auto" is PyAV: per core about as fast as TorchCodec on small pictures and faster on larger ones
 #: (benchmarks/decoding.py), without FFmpeg on the system, and right in AVI and MPEG-TS files with B-frames. There
@@ -92,8 +93,9 @@ def read_wave(
     first = round(start * sample_rate)
     native, rate, begin = decoder.samples(path, first / sample_rate, (first + count) / sample_rate, _REACH)
     # Whole periods of the resampling filter lie before what is wanted, so that any clip of a file is resampled alike.
-    common = math.gcd(rate, sample_rate)
-    source, target = rate // common, sample_rate // common
+    if rate not in RATES:
+        raise BrokenVideoError(path, f"says its sound has {rate} samples per second")
+    source, target = ratio(rate, sample_rate)
     margin = math.ceil(_REACH / source)
     period = first // target - margin
     stop = math.ceil((first + count) / target) + margin
@@ -103,10 +105,7 @@ def read_wave(
     if high <= low:
         raise BrokenVideoError(path, f"plays no sound from {start:g} to {start + seconds:g} s")
     wave[offset + low : offset + high] = native[:, low:high].mean(0)
-    if rate != sample_rate:
-        import torchaudio
-
-        wave = torchaudio.functional.resample(wave, rate, sample_rate)
+    wave = resample(wave, rate, sample_rate)
     skipped = first - period * target
     return wave[skipped : skipped + count].nan_to_num(0).clamp(-1, 1)
 

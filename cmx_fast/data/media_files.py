@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._extras import require
+from .resampling import RATES, resample
 
 
 class BrokenFileError(ValueError):
@@ -96,15 +97,14 @@ def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = Fa
     try:
         with soundfile.SoundFile(path) as stream:
             rate = stream.samplerate
+            if rate not in RATES:
+                raise BrokenFileError(path, f"says it has {rate} samples per second")
             frames = -(-max_samples * rate // sample_rate)
             samples = stream.read(frames, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise BrokenFileError(path, f"can't be decoded ({error})") from error
     wave = torch.from_numpy(np.ascontiguousarray(samples.mean(1) if mix else samples[:, 0]))
-    if rate != sample_rate:
-        import torchaudio
-
-        wave = torchaudio.functional.resample(wave, rate, sample_rate)
+    wave = resample(wave, rate, sample_rate)
     if not torch.isfinite(wave).all():
         raise BrokenFileError(path, "holds NaN or infinity")
     if not wave.any():

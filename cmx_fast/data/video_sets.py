@@ -33,6 +33,9 @@ def kinetics(root: Path | str, split: str) -> Recordings:
         return collect(listed, classes, folder, split)
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    missing = {"label", "youtube_id", "time_start", "time_end"} - set(rows[0] if rows else ())
+    if missing or any(None in row.values() for row in rows):
+        raise ValueError(f"{table} must have label, youtube_id, time_start and time_end in every row")
     listed = []
     for row in rows:
         name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"

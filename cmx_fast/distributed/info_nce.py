@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cmx_fast import ops
 from cmx_fast.distributed.exchange import Exchange, chunks, whole_batch
+from cmx_fast.ops import _checks
 from cmx_fast.ops.info_nce import check_arguments
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join
 
@@ -68,6 +69,9 @@ def info_nce(
     product of its queries with all keys, of its keys with all queries if symmetric, and twice both backward. One wait
     for the device (the lengths).
     """
+    _checks.check_flags(
+        in_batch=in_batch, within=within, symmetric=symmetric, normalize=normalize, averaged=averaged
+    )
     query, key, scale, bank = check_arguments(
         query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric
     )

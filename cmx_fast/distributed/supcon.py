@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmx_fast import ops
 from cmx_fast.distributed.exchange import Exchange, chunks, whole_batch
+from cmx_fast.ops import _checks
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join
 from cmx_fast.ops.supcon import check_arguments
 
@@ -49,6 +50,7 @@ def supcon(
     product of its rows with all rows, and twice that backward (with ``ref_features`` twice more). One wait for the
     device (the lengths).
     """
+    _checks.check_flags(normalize=normalize, averaged=averaged)
     features, ref_features, scale = check_arguments(
         features, labels, logit_scale, ref_features, ref_labels, reduction
     )

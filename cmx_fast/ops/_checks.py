@@ -74,6 +74,19 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
+def check_flags(**flags: object) -> None:
+    """Require True or False of each."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Require a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value!r}")
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether looking at the tensor's values is free: on the CPU and not while torch.compile traces."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

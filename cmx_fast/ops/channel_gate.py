@@ -55,6 +55,7 @@ def channel_gate(
         >>> channel_gate(x, torch.zeros(1, 2), torch.zeros(2, 1)).unique()
         tensor([0.5000])
     """
+    _checks.check_flags(maximum=maximum)
     _checks.check_floating("x", x, 3, "(B, C, *)")
     channels = x.shape[1]
     if 0 in x.shape[1:]:

@@ -57,6 +57,7 @@ def cluster_cross_entropy(
         torch.Size([2, 5, 5])
     """
     check_vectors(x, centroids)
+    _checks.check_flags(normalize=normalize)
     impl = choose("cluster_cross_entropy", impl, x.device.type, x.dtype, x.shape[1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     centroids = centroids.detach().to(wide)

@@ -84,6 +84,7 @@ def info_nce(
         >>> loss.shape, loss.dtype
         (torch.Size([]), torch.float32)
     """
+    _checks.check_flags(in_batch=in_batch, within=within, symmetric=symmetric, normalize=normalize)
     query, key, scale, bank = check_arguments(
         query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric
     )
@@ -144,8 +145,7 @@ def check_arguments(
         _checks.check_alike(f"bank[{index}]", rows, "query", query)
     _checks.check_choice("similarity", similarity, SIMILARITIES)
     _checks.check_choice("reduction", reduction, REDUCTIONS)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    _checks.check_fraction("label_smoothing", label_smoothing)
     scale = _checks.scale_tensor(logit_scale, query)
     _check_target(query, key, target, symmetric)
     return query, key, scale, bank

@@ -143,6 +143,7 @@ def _prepare(
     x: Tensor, centroids: Tensor, metric: str, normalize: bool, impl: str
 ) -> tuple[Tensor, Tensor, str]:
     check_vectors(x, centroids)
+    _checks.check_flags(normalize=normalize)
     _checks.check_choice("metric", metric, METRICS)
     impl = choose("kmeans", impl, x.device.type, x.dtype, x.shape[1])
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32

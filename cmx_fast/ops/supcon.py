@@ -64,6 +64,7 @@ def supcon(
         >>> x.grad.shape
         torch.Size([8, 64])
     """
+    _checks.check_flags(normalize=normalize)
     features, ref_features, scale = check_arguments(
         features, labels, logit_scale, ref_features, ref_labels, reduction
     )

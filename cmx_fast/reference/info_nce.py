@@ -23,7 +23,7 @@ def _without_diagonal(square: Tensor) -> Tensor:
     """(*, N, N) to (*, N, N - 1): each row without its own column."""
     n = square.shape[-1]
     others = ~torch.eye(n, dtype=torch.bool, device=square.device)
-    return square[..., others].unflatten(-1, (n, n - 1))
+    return square[..., others].unflatten(-1, (n, max(n - 1, 0)))
 
 
 def _direction(

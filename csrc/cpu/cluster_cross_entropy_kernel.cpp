@@ -133,7 +133,9 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Tensor& ce
     for (int64_t i = 0; i < n; ++i) {
       const double of_others = others[i].log_sum_exp();
       static_cast<T*>(log_sum_exp.data_ptr())[begin + i] = of_others;
-      static_cast<T*>(losses.data_ptr())[begin + i] = softplus(of_others - classifier.logit(rows.row(i), label[i]));
+      const double own = classifier.logit(rows.row(i), label[i]);
+      // 0 * own: an infinity, which the exponential swallows.
+      static_cast<T*>(losses.data_ptr())[begin + i] = softplus(of_others - own) + 0 * own;
     }
   });
   return {losses, log_sum_exp, labels};

@@ -47,6 +47,7 @@ Rows<T> make_rows(const Tensor& tensor, int64_t batch, bool normalize, bool squa
     const bool in_place = std::is_same_v<Element, T> && !normalize;
     if (!in_place) rows.storage.resize(rows.n * rows.d);
     rows.data = in_place ? reinterpret_cast<const T*>(elements) : rows.storage.data();
+    if (in_place) rows.kept = tensor;
     if (in_place && !squares) return;
     for_rows(rows.n, [&](int64_t i) {
       if (!in_place) {

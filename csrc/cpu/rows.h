@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace cmx {
@@ -23,6 +24,7 @@ struct Rows {
   std::vector<T> inverse_norm;  // 1 / max(|row|, 1e-12) where the rows were normalised, else empty
   T max_norm = 0;
   std::vector<T> storage;
+  std::optional<Tensor> kept;  // what data points into, which may be a contiguous copy that nobody else holds
 
   const T* row(int64_t i) const { return data + i * d; }
 };

@@ -125,3 +125,13 @@ def test_dcase2013(tmp_path):
     ]
     with pytest.raises(ValueError, match="there is no folder"):
         dcase2013(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    "rows", ["label,youtube_id,time_start\na,b,1\n", "label,youtube_id,time_start,time_end\na,b,1\n", ""]
+)
+def test_a_kinetics_list_without_its_columns_is_named(tmp_path, rows):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train.csv").write_text(rows)
+    with pytest.raises(ValueError, match=r"train.csv"):
+        kinetics(tmp_path, "train")

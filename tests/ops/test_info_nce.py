@@ -396,3 +396,13 @@ GOOD = {"query": torch.zeros(4, 3), "key": torch.zeros(4, 3)}
 def test_bad_arguments_are_named(change, error, words):
     with pytest.raises(error, match=words):
         info_nce(**(GOOD | change))
+
+
+def test_a_transposed_bank():
+    # MoCo's queue is (D, K). A copy in row order that lived too short was read after it was gone.
+    queue = torch.randn(300, 4000)
+    query, key = torch.randn(2, 64, 300)
+    options = {"in_batch": False, "symmetric": False}
+    for _ in range(3):
+        found = info_nce(query, key, 0.5, bank=queue.T, **options)
+        assert found.equal(info_nce(query, key, 0.5, bank=queue.T.contiguous(), **options))

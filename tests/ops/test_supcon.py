@@ -219,3 +219,15 @@ GOOD = {"features": torch.zeros(4, 3), "labels": torch.zeros(4, dtype=torch.int6
 def test_bad_arguments_are_named(change, error, words):
     with pytest.raises(error, match=words):
         supcon(**(GOOD | change))
+
+
+@pytest.mark.parametrize("with_ref", [False, True])
+def test_transposed_features(with_ref):
+    # A copy in row order that lived too short: what lay there by then was summed.
+    x, ref = torch.randn(300, 2000).T, torch.randn(300, 1500).T
+    labels, of_ref = torch.randint(9, (2000,)), torch.randint(9, (1500,))
+    options = {"ref_features": ref, "ref_labels": of_ref} if with_ref else {}
+    same = {"ref_features": ref.contiguous(), "ref_labels": of_ref} if with_ref else {}
+    for _ in range(3):
+        found = supcon(x, labels, 0.5, **options)
+        assert found.equal(supcon(x.contiguous(), labels, 0.5, **same))
