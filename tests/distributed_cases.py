@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import resource
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,12 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from cmx_fast import distributed, ops
-from cmx_fast.losses import ClipLoss
+from cmx_fast.distributed.exchange import Exchange
+from cmx_fast.losses import ClipLoss, MemoryBank
 from cmx_fast.train.cached_step import CachedContrastiveStep
+from cmx_fast.train.loop import Stage, run_stage
+from cmx_fast.train.options import new_fabric
+from cmx_fast.train.run_folder import RunFolder
 
 DIM, SCALE = 12, 5.0
 
@@ -329,23 +333,67 @@ def cached_in_parallel(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-#: Rows of one side of one process in measure_memory: wide, so that memory is rows and work is little.
-ROWS_MB = 16
+class _Queued(torch.nn.Module):
+    """An encoder whose keys go into a bank of negatives, as CMAC's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.bank = torch.nn.Linear(10, DIM), MemoryBank(24, DIM, persistent=True)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"query": self.layer(batch["x"]), "key": self.layer(batch["y"]).detach()}
+
+    def losses(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        bank = self.bank.without(batch["index"])
+        loss = ops.info_nce(
+            outputs["query"], outputs["key"], 2.0, bank=bank, in_batch=False, symmetric=False, normalize=True
+        )
+        self.bank.enqueue(torch.nn.functional.normalize(outputs["key"], dim=1), batch["index"])
+        return {"loss": loss}
 
 
-def _measure_memory(exchange: str, rank: int, world: int, folder: str) -> None:
-    """MB by which the process's peak grows in one loss and its backward pass."""
+def train_with_a_bank(rank: int, world: int, folder: str) -> None:
+    """A stage of the training runtime as torchrun starts it; weights, bank and metrics."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + int(Path(folder).stat().st_ino) % 4000),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    fabric = new_fabric("fp32")
+    config = {"command": "test", "processes": world}
+    run = RunFolder(Path(folder, "run"), config, writer=fabric.is_global_zero)
+    torch.manual_seed(1)
+    module = _Queued()
+
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(2)
+        for step in range(8):
+            whole = {name: torch.randn(8, 10, generator=generator) for name in "xy"}
+            whole["index"] = torch.randint(40, (8,), generator=generator)
+            if step >= start:
+                yield {name: value.tensor_split(world)[rank] for name, value in whole.items()}
+
+    groups = [{"params": list(module.parameters()), "lr": 0.05}]
+    run_stage(fabric, run, Stage("s", module, groups, 8, batches, seed=1, labels=("index",)))
+    found = {"state": module.state_dict(), "rows": run.rows()}
+    torch.save(found, Path(folder, f"{rank}.pt"))
+
+
+def held_rows(rank: int, world: int, folder: str) -> None:
+    """By exchange, of how many processes' rows memory is held at once over all rounds, and whether they were right."""
     join_group(rank, world, folder)
-    query, key = (torch.randn(256, ROWS_MB * 1024).requires_grad_() for _ in "qk")
-    small = torch.randn(2, 64, requires_grad=True)
-    distributed.info_nce(small, small, exchange=exchange).backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    distributed.info_nce(query, key, 0.01, exchange=exchange).backward()
-    torch.save(
-        (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, Path(folder, f"{rank}.pt")
-    )
+    found = {}
+    for how in ("ring", "gather"):
+        exchange = Exchange(None, how)
+        mine = torch.full((5 + rank, 3), float(rank))
+        memory, right = set(), []
+        for owner, theirs in exchange.rounds({0: mine}, exchange.counts(mine)):
+            right.append(theirs[0].shape == (5 + owner, 3) and bool((theirs[0] == owner).all()))
+            if owner != rank:
+                memory.add(theirs[0].data_ptr())
+        found[how] = len(memory), all(right), len(right)
+    torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
 train_in_parallel = {how: functools.partial(_train_in_parallel, how) for how in ("ring", "gather")}
-measure_memory = {how: functools.partial(_measure_memory, how) for how in ("ring", "gather")}

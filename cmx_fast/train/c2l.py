@@ -20,7 +20,7 @@ from cmx_fast.models.dff import DFF
 from cmx_fast.models.fpn import FPN, load_imagenet
 from cmx_fast.models.picie import PiCIE
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
-from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.options import PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.pseudo_labels import PseudoLabels, final_centroids
 from cmx_fast.train.run_folder import RunFolder
 
@@ -38,6 +38,7 @@ def train_c2l(
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    sync_bn: SyncBN = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
     ] = False,
@@ -57,7 +58,7 @@ def train_c2l(
     recipe = C2LRecipe.preset(preset, **changes(set))
     if imagenet is not None:
         load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
-    fabric = new_fabric(precision)
+    fabric = new_fabric(precision, sync_bn)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))
         if fabric.is_global_zero
@@ -83,6 +84,7 @@ def train_c2l(
             "imagenet": None if imagenet is None else str(imagenet),
             "precision": precision,
             "compile": compile,
+            "sync_bn": sync_bn,
             "skip_bad": skip_bad,
             "processes": fabric.world_size,
         },

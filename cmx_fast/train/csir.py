@@ -22,7 +22,7 @@ from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
 from cmx_fast.train.batches import class_balanced, training_batches
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.options import PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 
@@ -45,6 +45,7 @@ def train_csir(
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    sync_bn: SyncBN = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
     ] = False,
@@ -66,7 +67,7 @@ def train_csir(
         load_places365(
             image_encoder(recipe.image_encoder, recipe.attention), places365
         )  # fails before the data are read
-    fabric = new_fabric(precision)
+    fabric = new_fabric(precision, sync_bn)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))
         if fabric.is_global_zero
@@ -96,6 +97,7 @@ def train_csir(
             "places365": None if places365 is None else str(places365),
             "precision": precision,
             "compile": compile,
+            "sync_bn": sync_bn,
             "skip_bad": skip_bad,
             "processes": fabric.world_size,
         },

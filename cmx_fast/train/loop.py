@@ -97,6 +97,9 @@ def run_stage(
         stage.module.load_state_dict(finished)
         return
     torch.manual_seed(stage.seed * 1_000_003 + fabric.global_rank)
+    if run.config.get("sync_bn"):
+        # In place, but for a stage that is a batch norm itself; parameters and their names stay.
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(stage.module)
     optimizer = stage.optimizer(stage.groups, weight_decay=stage.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
     module, optimizer = fabric.setup(torch.compile(stage.module) if compile else stage.module, optimizer)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from lightning_fabric import Fabric
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -25,8 +26,17 @@ def changes(assignments: list[str]) -> dict[str, Any]:
     return result
 
 
-def new_fabric(precision: str) -> Fabric:
-    """One device, or under torchrun one per process."""
+SyncBN = Annotated[
+    bool, typer.Option("--sync-bn", help="Under torchrun: batch norms see the batch of all processes (GPUs).")
+]
+
+
+def new_fabric(precision: str, sync_bn: bool = False) -> Fabric:
+    """One device, or under torchrun one per process.
+
+    Raises:
+        ValueError: ``sync_bn`` in one process, or without a GPU.
+    """
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
     fabric = Fabric(
         accelerator="auto",
@@ -36,4 +46,9 @@ def new_fabric(precision: str) -> Fabric:
         precision=PRECISIONS[precision],
     )  # type: ignore[arg-type]
     fabric.launch()
+    if sync_bn and (fabric.world_size == 1 or fabric.device.type != "cuda"):
+        raise ValueError(
+            f"--sync-bn is for several processes on GPUs (torchrun); this is {fabric.world_size} on "
+            f"{fabric.device.type}, where batch norms see their own process's batch"
+        )
     return fabric

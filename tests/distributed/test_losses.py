@@ -8,12 +8,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from cmx_fast.benchmarks.scaling import Rates, ring_step, table
 from distributed_cases import (
-    ROWS_MB,
     count_traffic,
+    held_rows,
     main,
-    measure_memory,
     train_in_parallel,
     train_on_everything,
+    train_with_a_bank,
 )
 
 from cmx_fast import distributed, ops
@@ -50,16 +50,23 @@ def test_data_parallel_training_is_one_process_training(exchange, tmp_path):
             torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_rings_memory_does_not_grow_with_the_processes(tmp_path):
-    peaks = {}
-    for exchange in ("ring", "gather"):
-        for world in (3, 4):
-            folder = tmp_path / f"{exchange}{world}"
-            folder.mkdir()
-            peaks[exchange, world] = max(spawn(measure_memory[exchange], world, folder))
-    assert abs(peaks["ring", 4] - peaks["ring", 3]) < ROWS_MB, peaks
-    # The rows of two sides of one more process.
-    assert peaks["gather", 4] - peaks["gather", 3] > 1.5 * ROWS_MB, peaks
+def test_banks_are_the_same_in_all_processes_and_one_processs(tmp_path):
+    folders = [tmp_path / str(world) for world in (1, 2)]
+    for folder in folders:
+        folder.mkdir()
+    (whole,), parts = (spawn(train_with_a_bank, world, folder) for world, folder in zip((1, 2), folders))
+    for name, value in whole["state"].items():
+        assert parts[0]["state"][name].equal(parts[1]["state"][name]), name
+        torch.testing.assert_close(parts[0]["state"][name], value, rtol=1e-4, atol=1e-5)
+    for mine, right in zip(parts[0]["rows"], whole["rows"], strict=True):
+        assert mine["loss"] == pytest.approx(right["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_a_ring_holds_two_others_rows_however_many_there_are(world, tmp_path):
+    for found in spawn(held_rows, world, tmp_path):
+        assert found["ring"] == (min(2, world - 1), True, world)
+        assert found["gather"] == (world - 1, True, world)
 
 
 def test_the_ring_sends_what_the_scaling_table_counts(tmp_path):

@@ -19,7 +19,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     weights.save(file, {"step": 1})
 
     def crash(state, target):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", crash)

@@ -139,7 +139,8 @@ def test_data_parallel_gradients_are_the_whole_batchs(tmp_path):
 
 
 MEMORY = """
-import resource, torch
+import torch
+from cmx_fast.benchmarks.memory import extra_peak
 from torch import nn
 from cmx_fast.losses import InfoNCELoss
 from cmx_fast.ops import set_cache_budget
@@ -151,13 +152,10 @@ model = nn.Sequential(nn.Linear(16, 512), *layers, nn.Linear(512, 32))
 loss, x = InfoNCELoss(normalize=True), torch.randn({rows}, 16)
 step = CachedContrastiveStep(model, lambda f: loss(f, f.roll(1, 0)), 64)
 step(x[:128])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-if {cached}:
-    step(x)
-else:
+def whole():
     f = model(x)
     loss(f, f.roll(1, 0)).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(extra_peak((lambda: step(x)) if {cached} else whole) / 2**20)
 """
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from cmx_fast.models.weights import load
 from cmx_fast.train.loop import Interrupted, Stage, run_stage, warmup_and_cosine
+from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 CONFIG = {"recipe": {"alpha": 0.6}, "seeds": [0]}
@@ -235,6 +236,20 @@ def test_a_damaged_config_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not readable JSON"):
         RunFolder(tmp_path, CONFIG, resume=True)
+
+
+def test_synchronised_batch_norms(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"--sync-bn is for several processes on GPUs \(torchrun\); this is 1 on"
+    ):
+        new_fabric("fp32", sync_bn=True)
+    run = RunFolder(tmp_path, {**CONFIG, "sync_bn": True})
+    it = stage(steps=2)
+    names = list(it.module.state_dict())
+    run_stage(Fabric(accelerator="cpu", devices=1), run, it)  # one process: nothing to synchronise
+    assert isinstance(it.module.layers[1], nn.SyncBatchNorm) and list(it.module.state_dict()) == names
+    assert it.groups[0]["params"][2] is it.module.layers[1].weight
+    run.close()
 
 
 def test_signals_are_given_back(tmp_path):
