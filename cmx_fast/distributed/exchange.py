@@ -120,8 +120,18 @@ def whole_batch(local: Tensor, exchange: Exchange, averaged: bool) -> Tensor:
 
     ``averaged``: that gradient is multiplied by the number of processes, which averaging over them undoes.
     """
+    return _pulling(exchange.sum(local), local, exchange, averaged)
+
+
+def own_rows(losses: Tensor, exchange: Exchange, averaged: bool) -> Tensor:
+    """This process's losses, with the gradients of :func:`whole_batch`."""
+    return _pulling(losses.detach(), losses, exchange, averaged)
+
+
+def _pulling(value: Tensor, local: Tensor, exchange: Exchange, averaged: bool) -> Tensor:
+    """The value, whose gradient is that of ``local``, times the number of processes where it will be averaged."""
     pulled = local * exchange.size if averaged else local
-    return pulled + (exchange.sum(local) - pulled).detach()
+    return pulled + (value - pulled).detach()
 
 
 def chunks(x: Tensor) -> Iterator[slice]:

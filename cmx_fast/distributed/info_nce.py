@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast import ops
-from cmx_fast.distributed.exchange import Exchange, chunks, whole_batch
+from cmx_fast.distributed.exchange import Exchange, chunks, own_rows, whole_batch
 from cmx_fast.ops import _checks
 from cmx_fast.ops.info_nce import check_arguments
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join
@@ -95,7 +95,7 @@ def info_nce(
         target = torch.arange(len(query), device=query.device)
     losses = _InfoNCE.apply(query, key, scale, target, settings)
     if reduction == "none":
-        return losses * together.size + (losses * (1 - together.size)).detach() if averaged else losses
+        return own_rows(losses, together, averaged)
     return whole_batch(losses.sum() / (n if reduction == "mean" else 1), together, averaged)
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast import ops
-from cmx_fast.distributed.exchange import Exchange, chunks, whole_batch
+from cmx_fast.distributed.exchange import Exchange, chunks, own_rows, whole_batch
 from cmx_fast.ops import _checks
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join
 from cmx_fast.ops.supcon import check_arguments
@@ -70,7 +70,7 @@ def supcon(
     settings = _Settings(together, counts, labels, of_columns, impl)
     losses = _SupCon.apply(features, ref_features, scale, settings)
     if reduction == "none":
-        return losses * together.size + (losses * (1 - together.size)).detach() if averaged else losses
+        return own_rows(losses, together, averaged)
     divisor: float | Tensor = 1
     if reduction == "mean":
         divisor = sum(count[0] for count in counts)

@@ -25,5 +25,6 @@ void run_tasks(int64_t count, const Task& task) {
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 }  // namespace cmx

@@ -20,7 +20,6 @@
 namespace cmx {
 namespace {
 
-constexpr double kLog2E = 1.44269504088896340736;
 constexpr int64_t kTile = kTileRows * kTileCols;
 constexpr int64_t kTaskColumns = 96;  // columns of one task of the transposed products; divides kTileCols
 
@@ -29,9 +28,6 @@ Exponent<T> exponent(double scale) {
   const T khi = scale * kLog2E;
   return {khi, T(scale * kLog2E - double(khi))};
 }
-
-// Small problems take flatter tiles, so that every core has some; multiples of the matrix units' blocks of 32.
-int64_t rows_per_tile(int64_t n) { return n >= 8 * kTileRows ? kTileRows : n >= 2 * kTileRows ? 64 : 32; }
 
 // Runs one(batch) for every slice, side by side where there are enough of them, else each on all threads.
 template <class One>

@@ -14,8 +14,6 @@ constexpr int64_t kDepth = 32;  // bfloat16 numbers in a row of a tile
 constexpr int64_t kTileParts = kTile * kDepth;
 constexpr int64_t kBlock = 2 * kTile;  // rows and columns of the block that four accumulator tiles hold
 
-int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
-
 inline __m512 to_float(__m256bh parts) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)parts), 16));
 }

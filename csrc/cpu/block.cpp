@@ -13,14 +13,10 @@
 namespace cmx {
 namespace {
 
-constexpr double kLog2E = 1.44269504088896340736;
 constexpr int64_t kPadding = 64;           // spare entries after a row of a tile: kernels write whole vectors
 constexpr int64_t kPanelBytes = 32 << 20;  // derivatives kept between the two gradient products
 constexpr int64_t kTaskColumns = 96;       // columns of one task of the transposed product; divides kTileCols
 constexpr double kSafeExponent = 60;       // exp2 of sums within [-2 x 60, 0] neither overflows nor vanishes
-
-// Small problems take flatter tiles, so that every core has some.
-int64_t rows_per_tile(int64_t n) { return n >= 8 * kTileRows ? kTileRows : n >= 2 * kTileRows ? 64 : 32; }
 
 // The walk over a block that both passes share.
 template <class T>

@@ -56,8 +56,6 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-int64_t rounded_up(int64_t n, int64_t step) { return ceil_div(n, step) * step; }
-
 // The first of a plane's positions with this value; with NaN in it, the first NaN.
 template <class T>
 int64_t find(const Elements& x, int64_t plane, int64_t n, T value) {
@@ -85,9 +83,9 @@ struct Forward {
 
   void pack(const T* to_hidden, const T* to_gate) {
     const auto [_, c, p, h, k] = sizes;
-    hidden_weight.resize(rounded_up(h, products.panel) * c);
+    hidden_weight.resize(round_up(h, products.panel) * c);
     products.pack_columns(to_hidden, h, c, hidden_weight.data());
-    gate_weight.resize(rounded_up(c, products.panel) * h);
+    gate_weight.resize(round_up(c, products.panel) * h);
     products.pack_columns(to_gate, c, h, gate_weight.data());
   }
 
@@ -110,7 +108,7 @@ struct Forward {
   // Of `count` samples: gate = sigmoid(W2 sum_k relu(W1 pooled_k + b1) + pools b2).
   void decide(int64_t first, int64_t count) const {
     const auto [_, c, p, h, k] = sizes;
-    const int64_t wide = rounded_up(std::max(h, c), products.panel);
+    const int64_t wide = round_up(std::max(h, c), products.panel);
     Buffer<T> s(count * k * wide), together(count * h);
     products.scores(count * k, h, c, pooled + first * k * c, hidden_weight.data(), s.data(), wide);
     T* kept = hidden + first * k * h;
@@ -184,9 +182,9 @@ struct Backward {
 
   void pack(const T* to_hidden, const T* to_gate) {
     const auto [_, c, p, h, k] = sizes;
-    hidden_weight.resize(h * rounded_up(c, products.panel));
+    hidden_weight.resize(h * round_up(c, products.panel));
     products.pack_rows(to_hidden, h, c, h, hidden_weight.data());
-    gate_weight.resize(c * rounded_up(h, products.panel));
+    gate_weight.resize(c * round_up(h, products.panel));
     products.pack_rows(to_gate, c, h, c, gate_weight.data());
   }
 
@@ -264,15 +262,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(const Tensor& grad, cons
   return {dx, dresidual, dhidden, dlogits};
 }
 
-std::optional<Tensor> contiguous_or_none(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_gate_fwd(Tensor x, std::optional<Tensor> residual,
                                                                     Tensor hidden_weight, Tensor hidden_bias,
                                                                     Tensor gate_weight, Tensor gate_bias,
                                                                     bool maximum) {
-  return (is_double(x) ? run_forward<double> : run_forward<float>)(contiguous(x), contiguous_or_none(residual),
+  return (is_double(x) ? run_forward<double> : run_forward<float>)(contiguous(x), contiguous_if_any(residual),
                                                                    contiguous(hidden_weight), contiguous(hidden_bias),
                                                                    contiguous(gate_weight), contiguous(gate_bias),
                                                                    maximum);
@@ -282,7 +276,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_gate_bwd(Tensor grad_out, Ten
                                                             Tensor hidden_weight, Tensor gate_weight, Tensor hidden,
                                                             Tensor gate, Tensor peak) {
   return (is_double(x) ? run_backward<double> : run_backward<float>)(contiguous(grad_out), contiguous(x),
-                                                                     contiguous_or_none(out), contiguous(hidden_weight),
+                                                                     contiguous_if_any(out), contiguous(hidden_weight),
                                                                      contiguous(gate_weight), hidden, gate, peak);
 }
 

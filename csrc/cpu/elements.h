@@ -1,10 +1,13 @@
 // A tensor's elements by their own type.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
+
+#include <optional>
 
 namespace cmx {
 
@@ -29,6 +32,10 @@ void with_elements(torch::headeronly::ScalarType type, void* data, const F& f) {
 template <class F>
 void with_elements(const torch::stable::Tensor& tensor, const F& f) {
   with_elements(tensor.scalar_type(), tensor.data_ptr(), f);
+}
+
+inline std::optional<torch::stable::Tensor> contiguous_if_any(const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
 }  // namespace cmx

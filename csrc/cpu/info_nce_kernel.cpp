@@ -15,6 +15,7 @@
 #include "buffer.h"
 #include "common/checks.h"
 #include "common/parallel.h"
+#include "elements.h"
 
 namespace cmx {
 namespace {
@@ -248,10 +249,6 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
   });
   *static_cast<T*>(dscale.data_ptr()) = std::accumulate(scale_gradients.begin(), scale_gradients.end(), 0.0);
   return {dquery, dkey, dscale};
-}
-
-std::optional<Tensor> contiguous_if_any(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
 }
 
 Forward info_nce_fwd(Tensor query, Tensor key, Tensor logit_scale, std::vector<Tensor> bank,

@@ -8,6 +8,7 @@ namespace cmx {
 // Tile of similarities: every micro-kernel's row and column count divides these, so only matrix edges waste work.
 inline constexpr int64_t kTileRows = 96;
 inline constexpr int64_t kTileCols = 288;
+inline constexpr double kLog2E = 1.44269504088896340736;
 
 // Which entries of a tile count. Columns are relative to the tile; an entry counts when
 // lower[i] < column < cols and column != excluded[i]. Null arrays exclude nothing.

@@ -125,10 +125,6 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
   return {dx, dgate, dresidual};
 }
 
-std::optional<Tensor> contiguous_or_none(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(contiguous(*tensor)) : std::nullopt;
-}
-
 std::tuple<Tensor, Tensor> pool_channels_fwd(Tensor x) {
   return (is_double(x) ? pool<double> : pool<float>)(contiguous(x));
 }
@@ -138,13 +134,13 @@ Tensor pool_channels_bwd(Tensor grad_pooled, Tensor peak, Tensor x) {
 }
 
 Tensor position_gate_fwd(Tensor x, Tensor gates, std::optional<Tensor> residual) {
-  return (is_double(x) ? gate<double> : gate<float>)(contiguous(x), contiguous(gates), contiguous_or_none(residual));
+  return (is_double(x) ? gate<double> : gate<float>)(contiguous(x), contiguous(gates), contiguous_if_any(residual));
 }
 
 std::tuple<Tensor, Tensor, Tensor> position_gate_bwd(Tensor grad_out, Tensor x, Tensor gates,
                                                      std::optional<Tensor> out) {
   return (is_double(x) ? gate_backward<double> : gate_backward<float>)(contiguous(grad_out), contiguous(x),
-                                                                       contiguous(gates), contiguous_or_none(out));
+                                                                       contiguous(gates), contiguous_if_any(out));
 }
 
 }  // namespace

@@ -4,9 +4,13 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels.h"
 #include "rows.h"
 
 namespace cmx {
+
+// Small problems take flatter tiles, so that every core has some; multiples of the matrix units' blocks of 32.
+inline int64_t rows_per_tile(int64_t n) { return n >= 8 * kTileRows ? kTileRows : n >= 2 * kTileRows ? 64 : 32; }
 
 // Rows x (n, d) against columns y (m, d), a panel of rows at a time. The methods on tiles are called from many threads.
 template <class T>
