@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from cmx_fast import distributed, ops
 from cmx_fast.distributed.exchange import Exchange
-from cmx_fast.losses import ClipLoss, MemoryBank
+from cmx_fast.losses import ClipLoss
 from cmx_fast.train.cached_step import CachedContrastiveStep
-from cmx_fast.train.loop import Stage, run_stage
-from cmx_fast.train.options import new_fabric
-from cmx_fast.train.run_folder import RunFolder
 
 DIM, SCALE = 12, 5.0
 
@@ -331,52 +327,6 @@ def cached_in_parallel(rank: int, world: int, folder: str) -> None:
     }
     torch.save(found, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
-
-
-class _Queued(torch.nn.Module):
-    """An encoder whose keys go into a bank of negatives, as CMAC's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.bank = torch.nn.Linear(10, DIM), MemoryBank(24, DIM, persistent=True)
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"query": self.layer(batch["x"]), "key": self.layer(batch["y"]).detach()}
-
-    def losses(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        bank = self.bank.without(batch["index"])
-        loss = ops.info_nce(
-            outputs["query"], outputs["key"], 2.0, bank=bank, in_batch=False, symmetric=False, normalize=True
-        )
-        self.bank.enqueue(torch.nn.functional.normalize(outputs["key"], dim=1), batch["index"])
-        return {"loss": loss}
-
-
-def train_with_a_bank(rank: int, world: int, folder: str) -> None:
-    """A stage of the training runtime as torchrun starts it; weights, bank and metrics."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + int(Path(folder).stat().st_ino) % 4000),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    fabric = new_fabric("fp32")
-    config = {"command": "test", "processes": world}
-    run = RunFolder(Path(folder, "run"), config, writer=fabric.is_global_zero)
-    torch.manual_seed(1)
-    module = _Queued()
-
-    def batches(start: int) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(2)
-        for step in range(8):
-            whole = {name: torch.randn(8, 10, generator=generator) for name in "xy"}
-            whole["index"] = torch.randint(40, (8,), generator=generator)
-            if step >= start:
-                yield {name: value.tensor_split(world)[rank] for name, value in whole.items()}
-
-    groups = [{"params": list(module.parameters()), "lr": 0.05}]
-    run_stage(fabric, run, Stage("s", module, groups, 8, batches, seed=1, labels=("index",)))
-    found = {"state": module.state_dict(), "rows": run.rows()}
-    torch.save(found, Path(folder, f"{rank}.pt"))
 
 
 def held_rows(rank: int, world: int, folder: str) -> None:

@@ -22,7 +22,7 @@ LAW = {
     "distributed": {"ops"},
     "losses": {"distributed", "ops"},
     "cluster": {"ops"},
-    "models": {"cluster", "losses", "nn", "ops"},
+    "models": {"cluster", "distributed", "losses", "nn", "ops"},
     "data": {"nn"},
     "evaluate": {"cluster", "data", "models", "nn", "ops"},
     "train": {"cluster", "data", "distributed", "evaluate", "losses", "models", "nn", "ops"},

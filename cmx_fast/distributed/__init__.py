@@ -1,10 +1,12 @@
 """The contrastive losses and the k-means step over all rows of a process group.
 
-Same results as :mod:`cmx_fast.ops` on the concatenated batch, each process with its own part of it.
+Same results as :mod:`cmx_fast.ops` on the concatenated batch, each process with its own part of it. ``all_rows`` is for
+what every process must hold, such as a bank's new keys.
 """
 
+from cmx_fast.distributed.exchange import all_rows
 from cmx_fast.distributed.info_nce import info_nce
 from cmx_fast.distributed.kmeans import kmeans_step
 from cmx_fast.distributed.supcon import supcon
 
-__all__ = ["info_nce", "kmeans_step", "supcon"]
+__all__ = ["all_rows", "info_nce", "kmeans_step", "supcon"]

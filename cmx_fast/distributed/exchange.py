@@ -115,6 +115,16 @@ class Exchange:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
 
+def all_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The rows (N, ...) of all processes, in their order, without gradient; N may differ between them.
+
+    For what all must hold alike, such as a bank of keys.
+    """
+    exchange = Exchange(group, "gather")
+    everyone = dict(exchange.rounds({0: rows}, exchange.counts(rows)))
+    return torch.cat([everyone[rank][0] for rank in range(exchange.size)])
+
+
 def whole_batch(local: Tensor, exchange: Exchange, averaged: bool) -> Tensor:
     """The sum of the processes' numbers, whose gradient reaches this process's alone.
 

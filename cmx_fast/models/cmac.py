@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cmx_fast.distributed import all_rows, info_nce
 from cmx_fast.losses import MemoryBank
 from cmx_fast.models.audio_video import Conv3d, R2Plus1D, ResNet9
 from cmx_fast.models.cmac_recipe import CMACRecipe
 from cmx_fast.nn import LogFilterbank, SpecAugment
-from cmx_fast.ops import attention_consistency, info_nce, pyramid_correlation
+from cmx_fast.ops import attention_consistency, pyramid_correlation
 
 Batch = dict[str, Tensor]
 
@@ -182,13 +183,14 @@ class CMAC(nn.Module):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss and its parts: "across" as L_cl(v, a) + L_cl(a, v), "within" likewise, and the two L_ac."""
+        """Loss and its parts: "across" as L_cl(v, a) + L_cl(a, v), "within" likewise, and the two L_ac.
+
+        In a process group keys of all processes are negatives, in the batch and in the banks.
+        """
         banks: dict[str, Tensor] = {}
         if self.keys is not None:
-            banks = {
-                "video": self.video_bank.without(batch["index"]),
-                "audio": self.audio_bank.without(batch["index"]),
-            }
+            index = all_rows(batch["index"])
+            banks = {"video": self.video_bank.without(index), "audio": self.audio_bank.without(index)}
         losses: Batch = {}
         if "across" in self.terms:
             losses["across"] = self.across(outputs, banks)
@@ -205,7 +207,7 @@ class CMAC(nn.Module):
         if self.keys is not None and self.training:
             suffix = "" if "across" in self.terms else "2"
             for bank, name in ((self.video_bank, "video"), (self.audio_bank, "audio")):
-                bank.enqueue(outputs[f"{name} key{suffix}"], batch["index"])
+                bank.enqueue(all_rows(outputs[f"{name} key{suffix}"]), index)
         return {"loss": total, **losses}
 
     def across(self, outputs: Batch, banks: dict[str, Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from cmx_fast.models.dff import DFF
 from cmx_fast.models.fpn import FPN, load_imagenet
 from cmx_fast.models.picie import PiCIE
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
-from cmx_fast.train.options import PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.pseudo_labels import PseudoLabels, final_centroids
 from cmx_fast.train.run_folder import RunFolder
 
@@ -39,6 +39,7 @@ def train_c2l(
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
     sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
     ] = False,
@@ -58,7 +59,7 @@ def train_c2l(
     recipe = C2LRecipe.preset(preset, **changes(set))
     if imagenet is not None:
         load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
-    fabric = new_fabric(precision, sync_bn)
+    fabric = new_fabric(precision, sync_bn, fsdp)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))
         if fabric.is_global_zero
@@ -85,6 +86,7 @@ def train_c2l(
             "precision": precision,
             "compile": compile,
             "sync_bn": sync_bn,
+            "fsdp": fsdp,
             "skip_bad": skip_bad,
             "processes": fabric.world_size,
         },

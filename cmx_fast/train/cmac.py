@@ -22,7 +22,7 @@ from cmx_fast.models.cmac import CMAC
 from cmx_fast.models.cmac_recipe import CMACRecipe
 from cmx_fast.train.clip_batches import ClipBatches
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 #: Looks at the held-out recordings during training, for the curves; no weights are selected by them.
@@ -41,6 +41,7 @@ def train_cmac(
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
     sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
     ] = False,
@@ -62,7 +63,7 @@ def train_cmac(
     if dataset not in ("kinetics", "vggsound"):
         raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
     recipe = CMACRecipe.preset(preset, **changes(set))
-    fabric = new_fabric(precision, sync_bn)
+    fabric = new_fabric(precision, sync_bn, fsdp)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))
         if fabric.is_global_zero
@@ -89,6 +90,7 @@ def train_cmac(
             "precision": precision,
             "compile": compile,
             "sync_bn": sync_bn,
+            "fsdp": fsdp,
             "processes": fabric.world_size,
             "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
         },

@@ -22,7 +22,7 @@ from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
 from cmx_fast.train.batches import class_balanced, training_batches
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 
@@ -46,6 +46,7 @@ def train_csir(
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
     sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
     ] = False,
@@ -67,7 +68,7 @@ def train_csir(
         load_places365(
             image_encoder(recipe.image_encoder, recipe.attention), places365
         )  # fails before the data are read
-    fabric = new_fabric(precision, sync_bn)
+    fabric = new_fabric(precision, sync_bn, fsdp)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))
         if fabric.is_global_zero
@@ -98,6 +99,7 @@ def train_csir(
             "precision": precision,
             "compile": compile,
             "sync_bn": sync_bn,
+            "fsdp": fsdp,
             "skip_bad": skip_bad,
             "processes": fabric.world_size,
         },
@@ -142,7 +144,7 @@ class Training:
         speech.encoder.standardise(self.mel_mean, self.mel_std)
         speech.rt60_mean.copy_(self.train.rt60.mean())
         speech.rt60_std.copy_(self.train.rt60.std().clamp_min(1e-3))
-        self.stage(
+        speech = self.stage(
             "speech",
             seed,
             speech,
@@ -157,7 +159,7 @@ class Training:
             load_places365(image, self.places365)
         else:
             pretraining = ImagePretraining(recipe, self.spaces)
-            self.stage(
+            pretraining = self.stage(
                 "image",
                 seed,
                 pretraining,
@@ -171,7 +173,7 @@ class Training:
             torch.manual_seed(seed)
             model = MODELS[name](recipe, self.spaces, copy.deepcopy(image), copy.deepcopy(speech.encoder))
             if recipe.head_steps:
-                self.heads(f"{name}-heads", seed, model)
+                model = self.heads(f"{name}-heads", seed, model)
             self.stage(
                 name,
                 seed,
@@ -193,7 +195,7 @@ class Training:
         batch: int,
         wanted: tuple[str, ...],
         **more: Any,
-    ) -> None:
+    ) -> Any:
         batches = training_batches(
             self.train,
             self.recipe,
@@ -203,9 +205,9 @@ class Training:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
         )
-        self.run_stage(name, seed, module, groups, steps, batches, **more)
+        return self.run_stage(name, seed, module, groups, steps, batches, **more)
 
-    def heads(self, name: str, seed: int, model: CSIR | DSCMR) -> None:
+    def heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
         """The cross-modal stage before the encoders move: their features are computed once, so a step costs little."""
         for parameter in model.encoders():
             parameter.requires_grad_(False)
@@ -228,9 +230,10 @@ class Training:
                     "space": self.train.space[mine].to(image.device),
                 }
 
-        self.run_stage(name, seed, model, groups, self.recipe.head_steps, batches)
+        model = self.run_stage(name, seed, model, groups, self.recipe.head_steps, batches)
         for parameter in model.encoders():
             parameter.requires_grad_(True)
+        return model
 
     def run_stage(
         self,
@@ -241,7 +244,7 @@ class Training:
         steps: int,
         batches: Callable[[int], Iterator[Batch]],
         **more: Any,
-    ) -> None:
+    ) -> Any:
         stage = Stage(
             f"seed{seed}/{name}",
             module,
@@ -253,7 +256,7 @@ class Training:
             look_every=max(1, steps // max(1, self.recipe.evaluations)),
             **more,
         )
-        run_stage(self.fabric, self.run, stage, compile=self.compile)
+        return run_stage(self.fabric, self.run, stage, compile=self.compile)
 
     def look(self, model: CSIR | DSCMR) -> dict[str, float]:
         """R@1 on the held-out pairs, for the curves; on the first process only."""

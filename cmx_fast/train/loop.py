@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import sys
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from cmx_fast.train import sharding
 from cmx_fast.train.run_folder import RunFolder
 
 Batch = dict[str, Tensor]
@@ -42,7 +44,7 @@ class Stage:
         name: unique within the run; names the weights' file ("seed0/csir").
         module: an ``nn.Module`` whose forward maps a batch to outputs; its ``losses(outputs, batch)`` gives 0-d
             tensors, of which "loss" is minimised and the others are logged.
-        groups: parameter groups, each with its peak "lr".
+        groups: parameter groups, each with its peak "lr"; their parameters are the module's.
         batches: the batches from this step on, on the device; the same ones whenever it is asked.
         seed: seeds dropout and augmentation, whatever ran before.
         optimizer: makes the optimiser of the groups, with ``weight_decay``.
@@ -78,12 +80,15 @@ class Interrupted(Exception):
 
 def run_stage(
     fabric: Fabric, run: RunFolder, stage: Stage, *, compile: bool = False, checkpoint_every: int = 500
-) -> None:
-    """Train ``stage.module`` in place, or load its weights where the run has finished this stage before.
+) -> Any:
+    """Train ``stage.module``, or load its weights where the run has finished this stage before.
 
     A stage that was interrupted continues from its checkpoint: weights, optimiser, random number generators
     and the interval's running means are restored and the batches fast-forwarded, so every later number is the
     same.
+
+    Returns:
+        The trained module: ``stage.module`` itself, or under FSDP, which leaves that in pieces, a whole one.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
@@ -95,19 +100,24 @@ def run_stage(
     stage.module.to(fabric.device)
     if finished is not None:
         stage.module.load_state_dict(finished)
-        return
+        return stage.module
     torch.manual_seed(stage.seed * 1_000_003 + fabric.global_rank)
     if run.config.get("sync_bn"):
         # In place, but for a stage that is a batch norm itself; parameters and their names stay.
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(stage.module)
-    optimizer = stage.optimizer(stage.groups, weight_decay=stage.weight_decay)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    module, optimizer = fabric.setup(torch.compile(stage.module) if compile else stage.module, optimizer)
-    start, sums, counted, spent = 0, dict[str, float](), 0, 0.0
     state = run.checkpoint(stage.name)
     if state is not None:
         stage.module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+    names = sharding.names_of(stage.module, stage.groups)
+    sharded = sharding.is_wanted(fabric)
+    trained = copy.deepcopy(stage.module).cpu() if sharded else stage.module
+    module = fabric.setup_module(torch.compile(stage.module) if compile else stage.module)
+    groups = sharding.parameter_groups(stage.module, stage.groups, names)
+    optimizer = fabric.setup_optimizers(stage.optimizer(groups, weight_decay=stage.weight_decay))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    start, sums, counted, spent = 0, dict[str, float](), 0, 0.0
+    if state is not None:
+        sharding.load_optimizer(stage.module, optimizer, state["optimizer"])
         if stage.state is not None:
             stage.state.load_state_dict(state["state"])
         restore_rng(state["rng"], fabric, stage.seed * 1_000_003 + state["step"])
@@ -123,6 +133,7 @@ def run_stage(
         for step in range(start + 1, stage.steps + 1):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * stage.schedule(step - 1, stage.steps)
+            sharding.unshard(stage.module)  # as forward would: some batches are labelled with the module
             batch = next(batches)
             for turn in turns:
                 outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
@@ -151,7 +162,8 @@ def run_stage(
                 )
                 shown(step, means)
             if stage.look is not None and (step % stage.look_every == 0 or step == stage.steps):
-                run.log({"stage": stage.name, "step": step, **stage.look()})
+                with sharding.whole(stage.module):
+                    run.log({"stage": stage.name, "step": step, **stage.look()})
                 stage.module.train()
             stopping = any_rank(fabric, stop())
             if stopping or step == stage.steps:
@@ -161,8 +173,8 @@ def run_stage(
                     {
                         "stage": stage.name,
                         "step": step,
-                        "module": stage.module.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "module": sharding.module_state(stage.module),
+                        "optimizer": sharding.optimizer_state(stage.module, optimizer),
                         "state": None if stage.state is None else stage.state.state_dict(),
                         "rng": rng(fabric),
                         "counted": counted,
@@ -172,8 +184,12 @@ def run_stage(
                 )
             if stopping:
                 raise Interrupted(f"stopped in {stage.name} after step {step} of {stage.steps}")
-    run.finish(stage.name, stage.module.state_dict())
+    if sharded:
+        trained.load_state_dict(sharding.module_state(stage.module, everywhere=True))
+        trained.to(fabric.device)
+    run.finish(stage.name, trained.state_dict())
     fabric.barrier()
+    return trained
 
 
 class LossWatch:
@@ -261,9 +277,10 @@ def restore_rng(states: dict[str, Tensor], fabric: Fabric, seed: int) -> None:
     if len(states["cpu"]) != fabric.world_size:
         torch.manual_seed(seed * fabric.world_size + fabric.global_rank)
         return
-    torch.set_rng_state(states["cpu"][fabric.global_rank])
+    # Copies: of a row that is not the first, torch 2.11 reads the wrong memory.
+    torch.set_rng_state(states["cpu"][fabric.global_rank].clone())
     if "cuda" in states and fabric.device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"][fabric.global_rank], fabric.device)
+        torch.cuda.set_rng_state(states["cuda"][fabric.global_rank].clone(), fabric.device)
 
 
 @contextmanager

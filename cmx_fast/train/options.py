@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from lightning_fabric import Fabric
 
+from cmx_fast.train import sharding
+
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -31,18 +33,27 @@ SyncBN = Annotated[
 ]
 
 
-def new_fabric(precision: str, sync_bn: bool = False) -> Fabric:
-    """One device, or under torchrun one per process.
+FSDP = Annotated[
+    bool,
+    typer.Option("--fsdp", help="Under torchrun: split weights, gradients and optimiser over the processes."),
+]
+
+
+def new_fabric(precision: str, sync_bn: bool = False, fsdp: bool = False) -> Fabric:
+    """One device, or under torchrun one per process, whose replicas are kept alike by DDP or are in pieces by FSDP.
 
     Raises:
-        ValueError: ``sync_bn`` in one process, or without a GPU.
+        ValueError: ``fsdp`` or ``sync_bn`` in one process; ``sync_bn`` without a GPU.
     """
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    if fsdp and world == 1:
+        raise ValueError("--fsdp is for several processes (torchrun); this is one")
+    strategy = sharding.strategy(world) if fsdp else "ddp" if world > 1 else "auto"
     fabric = Fabric(
         accelerator="auto",
         devices=local,
         num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
+        strategy=strategy,
         precision=PRECISIONS[precision],
     )  # type: ignore[arg-type]
     fabric.launch()

@@ -21,7 +21,7 @@ from cmx_fast.models.sound2scene import Alignment, alignment_loss
 from cmx_fast.models.sound2scene_files import new_sound_encoder, open_icgan
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
-from cmx_fast.train.options import PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.sound_batches import SoundBatches
 
@@ -47,6 +47,7 @@ def train_sound2scene(
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder.")] = False,
     sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
     ] = False,
@@ -62,7 +63,7 @@ def train_sound2scene(
     if dataset == "pictures":
         raise ValueError("dataset = pictures has no sound")
     recipe = Sound2SceneRecipe.preset(preset, **changes(set))
-    fabric = new_fabric(precision, sync_bn)
+    fabric = new_fabric(precision, sync_bn, fsdp)
     encoder, _ = open_icgan(icgan, picture_encoder)
     moments = None if selection is None else read_selection(selection)
     train, test = (
@@ -91,6 +92,7 @@ def train_sound2scene(
             "precision": precision,
             "compile": compile,
             "sync_bn": sync_bn,
+            "fsdp": fsdp,
             "processes": fabric.world_size,
             "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
         },

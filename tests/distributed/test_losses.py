@@ -13,7 +13,6 @@ from distributed_cases import (
     main,
     train_in_parallel,
     train_on_everything,
-    train_with_a_bank,
 )
 
 from cmx_fast import distributed, ops
@@ -48,18 +47,6 @@ def test_data_parallel_training_is_one_process_training(exchange, tmp_path):
         assert found["losses"] == pytest.approx(whole["losses"], rel=1e-5)
         for name, weight in whole["weights"].items():
             torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
-
-
-def test_banks_are_the_same_in_all_processes_and_one_processs(tmp_path):
-    folders = [tmp_path / str(world) for world in (1, 2)]
-    for folder in folders:
-        folder.mkdir()
-    (whole,), parts = (spawn(train_with_a_bank, world, folder) for world, folder in zip((1, 2), folders))
-    for name, value in whole["state"].items():
-        assert parts[0]["state"][name].equal(parts[1]["state"][name]), name
-        torch.testing.assert_close(parts[0]["state"][name], value, rtol=1e-4, atol=1e-5)
-    for mine, right in zip(parts[0]["rows"], whole["rows"], strict=True):
-        assert mine["loss"] == pytest.approx(right["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])

@@ -1,0 +1,92 @@
+"""A stage of the training runtime in several processes; each saves what it found as ``<rank>.pt``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cmx_fast import distributed, ops
+from cmx_fast.losses import MemoryBank
+from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.options import new_fabric
+from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.sharding import is_sharded
+
+DIM = 12
+
+
+class _Queued(torch.nn.Module):
+    """An encoder whose keys go into a bank of negatives, as CMAC's; its heads share a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.bank = torch.nn.Linear(10, DIM), MemoryBank(24, DIM, persistent=True)
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(DIM, DIM)] * 2)
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"query": self.heads[0](self.layer(batch["x"])), "key": self.heads[1](batch["y"]).detach()}
+
+    def losses(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        index = distributed.all_rows(batch["index"])
+        bank = self.bank.without(index)
+        loss = ops.info_nce(
+            outputs["query"], outputs["key"], 2.0, bank=bank, in_batch=False, symmetric=False, normalize=True
+        )
+        keys = torch.nn.functional.normalize(outputs["key"], dim=1)
+        self.bank.enqueue(distributed.all_rows(keys), index)
+        return {"loss": loss * self.scale[0]}
+
+
+def train_with_a_bank(how: str, rank: int, world: int, folder: str) -> None:
+    """A stage of the training runtime as torchrun starts it, stopped once by SIGTERM; weights, bank and metrics."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + int(Path(folder).stat().st_ino) % 4000),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    fabric = new_fabric("fp32", fsdp=how == "fsdp")
+    config = {"command": "test", "processes": world}
+
+    def batches(start: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(2)
+        for step in range(8):
+            whole = {
+                "x": torch.randn(8, 10, generator=generator),
+                "y": torch.randn(8, DIM, generator=generator),
+            }
+            whole["index"] = torch.randint(40, (8,), generator=generator)
+            if step >= start:
+                if step == 4 and start == 0 and rank == world - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield {name: value.tensor_split(world)[rank] for name, value in whole.items()}
+
+    interruptions = 0
+    while True:
+        torch.manual_seed(1 + rank)  # the first process's weights count
+        module = _Queued()
+        groups = [{"params": list(module.parameters()), "lr": 0.05}]
+        run = RunFolder(Path(folder, "run"), config, resume=bool(interruptions), writer=fabric.is_global_zero)
+        try:
+            trained = run_stage(fabric, run, Stage("s", module, groups, 8, batches, seed=1, labels=None))
+            break
+        except Interrupted:
+            interruptions += 1
+            run.close()
+            fabric.barrier()  # the others must not look before the checkpoint is written
+    # Rows from before the interruption are the first process's in all of them.
+    losses = [float(fabric.all_reduce(torch.tensor(row["loss"]))) for row in run.rows()[5:]]
+    found = {
+        "state": trained.state_dict(),
+        "losses": losses,
+        "interruptions": interruptions,
+        "sharded": is_sharded(module),
+    }
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    # Gloo's threads can abort an interpreter on its way out: they let go of tensors then (torch 2.11).
+    os._exit(0)
