@@ -155,6 +155,23 @@ def _cluster_loss(
     return (_tensor(rng, sizes, "N D", dtype), _tensor(rng, sizes, "K D", dtype)), options
 
 
+def _band_spectrogram(
+    rng: random.Random, sizes: dict[str, int], dtype: torch.dtype
+) -> tuple[tuple, dict[str, Any]]:
+    n_fft = rng.choice([2, 16, 30, 64, 256])
+    sizes |= {
+        "S": rng.choice([0, 1, 40, 700]),
+        "L": rng.choice([1, n_fft // 2 + 1, n_fft]),
+        "F": n_fft // 2 + 1,
+    }
+    kinds = _options(
+        rng, ends=("cut", "zeros", "reflected"), preemphasis=(0.0, 0.97), remove_mean=BOTH,
+        logarithm=("none", "decibels", "natural"), floor=(0.0, 1e-6),
+    )  # fmt: skip
+    arguments = tuple(_tensor(rng, sizes, shape, dtype) for shape in ("B S", "L", "K F"))
+    return arguments, {"n_fft": n_fft, "hop": rng.choice([1, 7, 100]), **kinds}
+
+
 MAKERS: dict[str, Callable[..., tuple[tuple, dict[str, Any]]]] = {
     "info_nce": _info_nce,
     "supcon": _supcon,
@@ -167,6 +184,7 @@ MAKERS: dict[str, Callable[..., tuple[tuple, dict[str, Any]]]] = {
     "position_gate": _position_gate,
     "sparse_code": _sparse_code,
     "cluster_cross_entropy": _cluster_loss,
+    "band_spectrogram": _band_spectrogram,
 }
 
 

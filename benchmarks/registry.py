@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from . import attending, clustering, contrastive, correlation, gating, problems, sparse, timing
+from . import attending, clustering, contrastive, correlation, gating, hearing, problems, sparse, timing
 from .problems import Problem
 from .provider import OURS, Provider
 
@@ -21,6 +21,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = (
     | correlation.PROVIDERS
     | attending.PROVIDERS
     | gating.PROVIDERS
+    | hearing.PROVIDERS
 )
 Measure = Literal["time", "memory", "error"]
 
@@ -80,7 +81,7 @@ class Case:
         """The case in words."""
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
-            what = self.task if self.operator == "gates" else self.operator
+            what = self.task if self.operator in ("gates", "spectra") else self.operator
             return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
@@ -130,6 +131,8 @@ class Case:
             made = attending.problem(self.task, self.n, self.d, self.value, self.batch)
         elif self.task in gating.PROVIDERS:
             made = gating.problem(self.task, self.n, self.d, self.size)
+        elif self.task in hearing.PROVIDERS:
+            made = hearing.problem(self.task, self.n, *self.size)
         elif self.size:
             made = correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
@@ -273,6 +276,13 @@ CASES: tuple[Case, ...] = (
         "gates/channel-attention", "gates", "channel attention", 8, 512, size=(64, 64),
         providers=tuple(PROVIDERS["channel attention"]),
     ),
+    *(
+        Case(
+            f"spectra/{task}", "spectra", task, 32, 1, size=(samples,), measures=("time", "memory", "error"),
+            providers=tuple(PROVIDERS[task]), goals=(Goal("speedup", 3, 6, next(iter(PROVIDERS[task]))),),
+        )
+        for task, samples in (("log-mel", 6 * 22050), ("filterbank", 24000), ("power spectrogram", 160_000))
+    ),
     Case(
         "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
         providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
@@ -320,6 +330,13 @@ DEVICE_CASES: tuple[Case, ...] = (
             dtype=torch.bfloat16, providers=(FORMULA, COMPILED, OURS),
         )
         for task in ("correlation", "consistency")
+    ),
+    *(
+        Case(
+            f"spectra/device-{task}", "spectra", task, 256, 1, size=(samples,),
+            providers=(*((hearing.TORCHAUDIO,) if task == "log-mel" else ()), hearing.EAGER, OURS),
+        )
+        for task, samples in (("log-mel", 6 * 22050), ("filterbank", 24000), ("power spectrogram", 160_000))
     ),
     *(
         Case(

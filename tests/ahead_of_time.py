@@ -135,7 +135,26 @@ def _gates(x: torch.Tensor) -> None:
         position_gate_bwd(x, x, pooled[:, 0], None if residual is None else out)
 
 
+def _band_spectrogram(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.band_spectrogram import band_spectrogram_fwd
+
+    wave, levels = torch.zeros(2, 24000), torch.zeros(257)
+    for n_fft, length, reflected, preemphasis, logarithm in (
+        (2048, 2048, True, 0.0, 1),
+        (1024, 480, False, 0.97, 2),
+        (512, 512, False, 0.0, 0),
+    ):
+        window, bands = torch.zeros(length), torch.zeros(257, n_fft // 2 + 1)
+        reach = torch.zeros(257, 2, dtype=torch.int32)
+        standardised = (levels, levels) if logarithm == 1 else (None, None)
+        band_spectrogram_fwd(
+            wave, window, bands, reach, *standardised, 99, n_fft, 160, reflected, preemphasis, logarithm == 0,
+            logarithm, 1e-10,
+        )  # fmt: skip
+
+
 OTHERS = {
+    "band_spectrogram": _band_spectrogram,
     "gates": _gates,
     "attention 64 512": _attention(64, 512),
     "attention 256 512": _attention(256, 512),

@@ -147,7 +147,7 @@ def sound_features(
     """
     soundfile = require("soundfile", "media")
     rate = model.recipe.sample_rate
-    device = model.filterbank.triangles.device
+    device = model.filterbank.bands.device
     rows, labels, skipped = [], [], list(recordings.skipped)
     for entry in track(recordings.entries, "sounds", transient=True):
         if entry.path in known:

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmx_fast.ops import band_reach, band_spectrogram
+
 FULL_SCALE = 32768.0  # what 1.0 is in 16-bit audio
-_FLOOR = float(np.finfo(float).eps)  # python_speech_features' stand-in for a band without any energy
+EMPTY = float(np.finfo(float).eps)  # python_speech_features' stand-in for a band without any energy
 
 
 class LogFilterbank(nn.Module):
@@ -32,7 +33,9 @@ class LogFilterbank(nn.Module):
         ValueError: a number outside its range, a window longer than ``nfft``, or a wave of another shape or dtype.
     """
 
-    triangles: Tensor
+    scale: Tensor
+    bands: Tensor
+    reach: Tensor
 
     def __init__(
         self,
@@ -51,7 +54,12 @@ class LogFilterbank(nn.Module):
         if self.window > nfft:
             raise ValueError(f"nfft must hold the window's {self.window} samples, got {nfft}")
         self.nfft, self.preemph = nfft, preemph
-        self.register_buffer("triangles", mel_triangles(sample_rate, nfft, filters), persistent=False)
+        # No window but the way from [-1, 1] to 16-bit units.
+        self.register_buffer("scale", torch.full((self.window,), FULL_SCALE), persistent=False)
+        self.register_buffer(
+            "bands", mel_triangles(sample_rate, nfft, filters).T.contiguous() / nfft, persistent=False
+        )
+        self.register_buffer("reach", band_reach(self.bands), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
         if wave.ndim != 2 or not wave.is_floating_point() or wave.shape[1] == 0:
@@ -59,14 +67,18 @@ class LogFilterbank(nn.Module):
                 f"wave must be float (B, samples), got {wave.dtype} of shape {tuple(wave.shape)}"
             )
         with torch.autocast(wave.device.type, enabled=False):
-            wave = wave.float() * FULL_SCALE
-            wave = torch.cat([wave[:, :1], wave[:, 1:] - self.preemph * wave[:, :-1]], 1)
-            steps = math.ceil(max(0, wave.shape[1] - self.window) / self.step)
-            wave = F.pad(wave, (0, steps * self.step + self.window - wave.shape[1]))
-            spectrum = torch.fft.rfft(wave.unfold(1, self.window, self.step), self.nfft)
-            power = (spectrum.real.square() + spectrum.imag.square()) / self.nfft
-            energy = power @ self.triangles
-            return torch.where(energy == 0, _FLOOR, energy).log().transpose(1, 2)
+            return band_spectrogram(
+                wave.float(),
+                self.scale,
+                self.bands,
+                reach=self.reach,
+                n_fft=self.nfft,
+                hop=self.step,
+                ends="zeros",
+                preemphasis=self.preemph,
+                logarithm="natural",
+                floor=EMPTY,
+            )
 
 
 def mel_triangles(sample_rate: int, nfft: int, filters: int) -> Tensor:

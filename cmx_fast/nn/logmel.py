@@ -8,6 +8,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from cmx_fast.ops import band_reach, band_spectrogram
+
 _FLOOR = 1e-10
 
 
@@ -25,6 +27,9 @@ class LogMel(nn.Module):
 
     mean: Tensor
     std: Tensor
+    window: Tensor
+    bands: Tensor
+    reach: Tensor
 
     def __init__(
         self, sample_rate: int = 22050, n_fft: int = 2048, hop: int = 441, n_mels: int = 128
@@ -33,15 +38,24 @@ class LogMel(nn.Module):
         for name, value in (("sample_rate", sample_rate), ("n_fft", n_fft), ("hop", hop), ("n_mels", n_mels)):
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
-        self.n_fft = n_fft
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=sample_rate, n_fft=n_fft, hop_length=hop, n_mels=n_mels, power=2.0
+        self.n_fft, self.hop = n_fft, hop
+        triangles = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate
         )
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("bands", triangles.T.contiguous(), persistent=False)
+        self.register_buffer("reach", band_reach(self.bands), persistent=False)
         self.register_buffer("mean", torch.zeros(n_mels))
         self.register_buffer("std", torch.ones(n_mels))
 
     def decibels(self, wave: Tensor) -> Tensor:
         """The spectrogram before standardisation."""
+        return self._level(wave, None, None)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self._level(wave, self.mean, self.std)
+
+    def _level(self, wave: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
         if wave.ndim not in (1, 2) or not wave.is_floating_point():
             raise ValueError(
                 f"wave must be float (B, samples), got {wave.dtype} of shape {tuple(wave.shape)}"
@@ -51,10 +65,20 @@ class LogMel(nn.Module):
                 f"wave has {wave.shape[-1]} samples; centred frames of {self.n_fft} need over {self.n_fft // 2}"
             )
         with torch.autocast(wave.device.type, enabled=False):
-            return 10 * torch.log10(self.mel(wave.float()).clamp_min(_FLOOR))
-
-    def forward(self, wave: Tensor) -> Tensor:
-        return (self.decibels(wave) - self.mean[:, None]) / self.std[:, None]
+            level = band_spectrogram(
+                wave.float().reshape(-1, wave.shape[-1]),
+                self.window,
+                self.bands,
+                reach=self.reach,
+                n_fft=self.n_fft,
+                hop=self.hop,
+                ends="reflected",
+                logarithm="decibels",
+                floor=_FLOOR,
+                mean=mean,
+                std=std,
+            )
+        return level[0] if wave.ndim == 1 else level
 
     @torch.no_grad()
     def fit(self, waves: Iterable[Tensor]) -> LogMel:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-_FRAMES_AT_ONCE = 1024  # frames on their way through window, FFT and square: two megabytes stay in the cache
+from cmx_fast.ops import band_reach, band_spectrogram
+
 LOG_FLOOR = 1e-7  # [R] below it silence looks alike, which is what makes loudness matter
 
 
@@ -27,7 +28,8 @@ class PowerSpectrogram(nn.Module):
     """
 
     window: Tensor
-    scale: Tensor
+    bands: Tensor
+    reach: Tensor
 
     def __init__(self, sample_rate: float = 16000, nperseg: int = 512, noverlap: int = 353) -> None:
         super().__init__()
@@ -47,7 +49,8 @@ class PowerSpectrogram(nn.Module):
         if nperseg % 2 == 0:
             scale[-1] /= 2
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("bands", scale.diag(), persistent=False)
+        self.register_buffer("reach", band_reach(self.bands), persistent=False)
 
     @torch.no_grad()
     def forward(self, wave: Tensor) -> Tensor:
@@ -56,24 +59,15 @@ class PowerSpectrogram(nn.Module):
                 f"wave must be float (B, samples) with at least {self.nperseg} samples, got {wave.dtype} of shape "
                 f"{tuple(wave.shape)}; pad or repeat shorter ones"
             )
-        wave = wave if wave.dtype == torch.float64 else wave.float()
-        frames = wave.unfold(1, self.nperseg, self.step)
-        window, scale = self.window.to(wave.dtype), self.scale.to(wave.dtype)[:, None]
-        power = wave.new_empty(len(wave), self.nperseg // 2 + 1, frames.shape[1])
-        # Working memory that every part uses again: fresh pages cost more than the transforms.
-        centred = wave.new_empty(min(_FRAMES_AT_ONCE, frames.shape[1]), self.nperseg)
-        spectrum = torch.empty(len(centred), len(scale), dtype=wave.dtype.to_complex(), device=wave.device)
-        square = wave.new_empty(len(centred), len(scale))
-        for clip, out in zip(frames, power, strict=True):
-            for part, of_part in zip(
-                clip.split(_FRAMES_AT_ONCE), out.split(_FRAMES_AT_ONCE, dim=1), strict=True
-            ):
-                x, y, z = (buffer[: len(part)] for buffer in (centred, spectrum, square))
-                torch.sub(part, part.mean(1, keepdim=True), out=x).mul_(window)
-                torch.fft.rfft(x, out=y)
-                torch.mul(y.real, y.real, out=z).addcmul_(y.imag, y.imag)
-                torch.mul(z.T, scale, out=of_part)
-        return power
+        return band_spectrogram(
+            wave,
+            self.window,
+            self.bands,
+            reach=self.reach,
+            n_fft=self.nperseg,
+            hop=self.step,
+            remove_mean=True,
+        )
 
 
 def tukey(length: int, share: float = 0.25) -> Tensor:

@@ -3,6 +3,7 @@
 from cmx_fast.ops._cache import cache_budget, set_cache_budget
 from cmx_fast.ops._implementations import implementations
 from cmx_fast.ops.attention import attention
+from cmx_fast.ops.band_spectrogram import band_reach, band_spectrogram
 from cmx_fast.ops.channel_gate import channel_gate
 from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
@@ -17,6 +18,8 @@ from cmx_fast.ops.supcon import supcon
 __all__ = [
     "attention",
     "attention_consistency",
+    "band_reach",
+    "band_spectrogram",
     "block_gradients",
     "block_statistics",
     "cache_budget",

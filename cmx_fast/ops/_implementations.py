@@ -22,6 +22,7 @@ OPERATORS = (
     "channel_gate",
     "position_gate",
     "softmax_block",
+    "band_spectrogram",
 )
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
 # features (of the sparse code: atoms, of the correlation: channels).

@@ -1,6 +1,7 @@
 """Every operator in plain PyTorch, with the public signature less ``impl``: oracle, baseline and fallback."""
 
 from cmx_fast.reference.attention import attention
+from cmx_fast.reference.band_spectrogram import band_spectrogram
 from cmx_fast.reference.channel_gate import channel_gate
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
@@ -15,6 +16,7 @@ from cmx_fast.reference.supcon import supcon
 __all__ = [
     "attention",
     "attention_consistency",
+    "band_spectrogram",
     "block_gradients",
     "block_statistics",
     "channel_gate",

@@ -5,6 +5,7 @@
 #include "planes.h"
 #include "search.h"
 #include "softmax_tiles.h"
+#include "spectra.h"
 
 namespace cmx {
 
@@ -51,6 +52,14 @@ const GateKernels<T>& best_gate_kernels() {
   if (instruction_set() >= InstructionSet::kAvx2) return avx2::gate_kernels<T>();
 #endif
   return baseline::gate_kernels<T>();
+}
+
+const SpectrumKernels& best_spectrum_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::spectrum_kernels();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::spectrum_kernels();
+#endif
+  return baseline::spectrum_kernels();
 }
 
 template const Kernels<float>& best_kernels<float>();

@@ -7,5 +7,6 @@
 #include "plane_kernels.h"
 #include "search_kernels.h"
 #include "softmax_kernels.h"
+#include "spectrum_kernels.h"
 #include "vector_kernels.h"
 #endif
