@@ -172,6 +172,14 @@ def _band_spectrogram(
     return arguments, {"n_fft": n_fft, "hop": rng.choice([1, 7, 100]), **kinds}
 
 
+def _warp_and_mask(
+    rng: random.Random, sizes: dict[str, int], dtype: torch.dtype
+) -> tuple[tuple, dict[str, Any]]:
+    x = _tensor(rng, sizes, "B F T", dtype)
+    hidden = (torch.rand(sizes.get("B", 2), sizes.get(of, 3)) < 0.3 for of in "FT")
+    return (x, 4 * _tensor(rng, sizes, "B T", dtype), *hidden), {}
+
+
 MAKERS: dict[str, Callable[..., tuple[tuple, dict[str, Any]]]] = {
     "info_nce": _info_nce,
     "supcon": _supcon,
@@ -185,6 +193,7 @@ MAKERS: dict[str, Callable[..., tuple[tuple, dict[str, Any]]]] = {
     "sparse_code": _sparse_code,
     "cluster_cross_entropy": _cluster_loss,
     "band_spectrogram": _band_spectrogram,
+    "warp_and_mask": _warp_and_mask,
 }
 
 

@@ -153,7 +153,15 @@ def _band_spectrogram(x: torch.Tensor) -> None:
         )  # fmt: skip
 
 
+def _warp_and_mask(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.warp_and_mask import warp_and_mask_fwd
+
+    hidden = torch.zeros(2, 257, dtype=torch.bool), torch.zeros(2, 99, dtype=torch.bool)
+    warp_and_mask_fwd(torch.zeros(2, 257, 99, dtype=x.dtype), torch.zeros(2, 99), *hidden)
+
+
 OTHERS = {
+    "warp_and_mask": _warp_and_mask,
     "band_spectrogram": _band_spectrogram,
     "gates": _gates,
     "attention 64 512": _attention(64, 512),
@@ -209,7 +217,7 @@ def _describe(value, path, constants, attributes):
     if isinstance(value, torch.Tensor):
         attributes[path] = aligned
         kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        kinds |= {torch.int64: "i64", torch.int32: "i32", torch.float64: "fp64"}
+        kinds |= {torch.int64: "i64", torch.int32: "i32", torch.float64: "fp64", torch.uint8: "u8"}
         return "*" + kinds[value.dtype]
     if isinstance(value, float):
         return "fp32"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cmx_fast.ops import warp_and_mask
+
 
 class SpecAugment(nn.Module):
     """Masks and warps spectrograms ``(B, bands, frames)`` while training; in ``eval`` they pass as they are.
@@ -61,14 +63,19 @@ class SpecAugment(nn.Module):
         masks = self.freq_masks + self.time_masks
         drawn = torch.rand(count, 2 + 2 * masks, generator=generator)
         by_device = drawn.to(spectrogram.device, non_blocking=True)
+        time = torch.arange(frames, device=spectrogram.device, dtype=torch.float32)
+        position = time.expand(count, -1)
         if 0 < 2 * self.warp < frames:
-            spectrogram = warp_time(spectrogram, by_device[:, 0], by_device[:, 1], self.warp)
-        freq, time = by_device[:, 2:].unflatten(1, (masks, 2)).split([self.freq_masks, self.time_masks], 1)
-        hidden = (
-            stripes(freq, bands, self.freq_width)[:, :, None]
-            | stripes(time, frames, self.time_width)[:, None]
+            position = warped(time, by_device[:, 0], by_device[:, 1], self.warp)
+        freq, duration = (
+            by_device[:, 2:].unflatten(1, (masks, 2)).split([self.freq_masks, self.time_masks], 1)
         )
-        return spectrogram.masked_fill(hidden, 0)
+        return warp_and_mask(
+            spectrogram,
+            position,
+            stripes(freq, bands, self.freq_width),
+            stripes(duration, frames, self.time_width),
+        )
 
 
 def stripes(drawn: Tensor, length: int, width: int) -> Tensor:
@@ -79,16 +86,14 @@ def stripes(drawn: Tensor, length: int, width: int) -> Tensor:
     return ((cells >= starts) & (cells < starts + widths)).any(1)
 
 
-def warp_time(spectrogram: Tensor, where: Tensor, how_far: Tensor, reach: int) -> Tensor:
-    """Move one frame of each sample by up to ``reach`` and stretch the rest linearly; (B,) numbers in [0, 1)."""
-    last = spectrogram.shape[2] - 1
+def warped(time: Tensor, where: Tensor, how_far: Tensor, reach: int) -> Tensor:
+    """Which frame (B, T) is seen at each ``time`` (T,) where one of each sample moves by up to ``reach`` frames.
+
+    What lies before and behind it is stretched linearly; ``where`` and ``how_far`` are (B,) numbers in [0, 1).
+    """
+    last = len(time) - 1
     source = (reach + where * (last - 2 * reach))[:, None]
     target = source + (2 * how_far - 1)[:, None] * reach
-    time = torch.arange(last + 1, device=spectrogram.device, dtype=torch.float32)
     before = time * source / target.clamp_min(1e-6)
     behind = last - (last - time) * (last - source) / (last - target).clamp_min(1e-6)
-    position = torch.where(time < target, before, behind).clamp(0, last)
-    left = position.floor().clamp_max(last - 1)
-    share = (position - left).to(spectrogram.dtype)[:, None]
-    rows = left.long()[:, None].expand(-1, spectrogram.shape[1], -1)
-    return torch.lerp(spectrogram.gather(2, rows), spectrogram.gather(2, rows + 1), share)
+    return torch.where(time < target, before, behind).clamp(0, last)

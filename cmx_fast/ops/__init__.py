@@ -14,6 +14,7 @@ from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_corr
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics
 from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
+from cmx_fast.ops.warp_and_mask import warp_and_mask
 
 __all__ = [
     "attention",
@@ -36,4 +37,5 @@ __all__ = [
     "set_cache_budget",
     "sparse_code",
     "supcon",
+    "warp_and_mask",
 ]

@@ -23,6 +23,7 @@ OPERATORS = (
     "position_gate",
     "softmax_block",
     "band_spectrogram",
+    "warp_and_mask",
 )
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many
 # features (of the sparse code: atoms, of the correlation: channels).

@@ -12,6 +12,7 @@ from cmx_fast.reference.pyramid_correlation import attention_consistency, pyrami
 from cmx_fast.reference.softmax_block import block_gradients, block_statistics
 from cmx_fast.reference.sparse_code import sparse_code, spectral_norm_squared
 from cmx_fast.reference.supcon import supcon
+from cmx_fast.reference.warp_and_mask import warp_and_mask
 
 __all__ = [
     "attention",
@@ -33,4 +34,5 @@ __all__ = [
     "sparse_code",
     "spectral_norm_squared",
     "supcon",
+    "warp_and_mask",
 ]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cmx_fast.nn import SpecAugment
-from cmx_fast.nn.spec_augment import warp_time
+from cmx_fast.nn.spec_augment import warped
+from cmx_fast.ops import warp_and_mask
 
 SPECTROGRAM = (400, 20, 30)
 
@@ -47,11 +48,13 @@ def test_time_is_warped_between_fixed_ends():
 def test_the_moved_frame_arrives_where_it_was_sent():
     peak = torch.zeros(1, 1, 21)
     peak[0, 0, 10] = 1
-    warped = warp_time(
-        peak, torch.tensor([0.5]), torch.tensor([0.7]), 5
+    position = warped(
+        torch.arange(21.0), torch.tensor([0.5]), torch.tensor([0.7]), 5
     )  # from 10 to 10 + (2 * 0.7 - 1) * 5 = 12
-    assert warped.argmax() == 12
-    torch.testing.assert_close(warped[0, 0, 12], torch.tensor(1.0))
+    shown = torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 21, dtype=torch.bool)
+    moved = warp_and_mask(peak, position, *shown)
+    assert moved.argmax() == 12
+    torch.testing.assert_close(moved[0, 0, 12], torch.tensor(1.0))
 
 
 def test_generator_decides():

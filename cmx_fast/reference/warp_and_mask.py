@@ -1,0 +1,19 @@
+"""Spectrograms with their time warped and parts of them masked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def warp_and_mask(x: Tensor, position: Tensor, hidden_bands: Tensor, hidden_frames: Tensor) -> Tensor:
+    """As :func:`cmx_fast.ops.warp_and_mask`."""
+    last = x.shape[2] - 1
+    position = position.nan_to_num(0).clamp(0, last)
+    left = position.floor()
+    rows = left.long()[:, None].expand(-1, x.shape[1], -1)
+    wide = x.to(position.dtype)
+    a, b = wide.gather(2, rows), wide.gather(2, (rows + 1).clamp_max(last))
+    share = (position - left)[:, None]
+    warped = torch.where(share == 0, a, a + share * (b - a)).to(x.dtype)
+    return warped.masked_fill(hidden_bands[:, :, None] | hidden_frames[:, None], 0)
