@@ -81,7 +81,7 @@ class Case:
         """The case in words."""
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
-            what = self.task if self.operator in ("gates", "spectra") else self.operator
+            what = self.task if self.operator in ("gates", "band_spectrogram") else self.operator
             return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
@@ -278,7 +278,7 @@ CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"spectra/{task}", "spectra", task, 32, 1, size=(samples,), measures=("time", "memory", "error"),
+            f"band_spectrogram/{task}", "band_spectrogram", task, 32, 1, size=(samples,),
             providers=tuple(PROVIDERS[task]), goals=(Goal("speedup", 3, 6, next(iter(PROVIDERS[task]))),),
         )
         for task, samples in (("log-mel", 6 * 22050), ("filterbank", 24000), ("power spectrogram", 160_000))
@@ -333,7 +333,7 @@ DEVICE_CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"spectra/device-{task}", "spectra", task, 256, 1, size=(samples,),
+            f"band_spectrogram/device-{task}", "band_spectrogram", task, 256, 1, size=(samples,),
             providers=(*((hearing.TORCHAUDIO,) if task == "log-mel" else ()), hearing.EAGER, OURS),
         )
         for task, samples in (("log-mel", 6 * 22050), ("filterbank", 24000), ("power spectrogram", 160_000))
