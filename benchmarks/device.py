@@ -83,7 +83,7 @@ def main() -> int:
         return 2
     install_if_missing()
     # After the installation: these import cmx_fast.
-    from . import gate, machine, report
+    from . import gate, machine, report, roofline
     from .measure import measure
     from .registry import DEVICE_CASES, select
 
@@ -120,6 +120,7 @@ def main() -> int:
             torch.cuda.empty_cache()
             continue
         print(f"\n{report.table(record)}", flush=True)
+        print(roofline.beside(case, torch.cuda.get_device_name()), flush=True)
         report.save(arguments.out, about, {case.name: record})
     path = arguments.out / f"{about['name']}.json"
     if path.exists() and importlib.util.find_spec("matplotlib"):

@@ -1,0 +1,194 @@
+"""What the GPU kernels must compute and move, and how long a chip needs for it: ``python -m benchmarks.roofline``.
+
+Nothing is measured here. The products of the matrix kernels are counted in tests/benchmarks/test_roofline.py, under
+Triton's interpreter; bytes are those that have to pass through memory at least once per kernel that needs them; the
+chips' rates are their makers' for dense products, times what large products and copies reached on an H200.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from .registry import DEVICE_CASES, Case
+
+#: Shares of the data sheet's rates that a large bfloat16 product and a large copy reached on an H200 (790 of 989
+#: TFLOP/s, 4.3 of 4.8 TB/s); assumed for the others.
+PRODUCT_SHARE, COPY_SHARE = 0.80, 0.90
+#: Seconds that a launch costs a chip that has nothing else to do; ours, an assumption.
+LAUNCH = 4e-6
+#: Iterations of the sparse codes that are measured.
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Dense products per second in bfloat16 and in float32 outside of the matrix units, and bytes per second."""
+
+    name: str
+    bfloat16: float
+    float32: float
+    memory: float
+
+
+CHIPS = (
+    Chip("A100", 312e12, 19.5e12, 2.04e12),
+    Chip("H100", 989e12, 67e12, 3.35e12),
+    Chip("H200", 989e12, 67e12, 4.8e12),
+    Chip("B200", 2250e12, 75e12, 8.0e12),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of products, bytes moved, Triton launches: forward and, for losses, backward."""
+
+    products: float
+    bytes: float
+    launches: int
+
+    def seconds(self, chip: Chip, dtype: torch.dtype = torch.bfloat16) -> float:
+        """The longer of computing and moving, and the launches."""
+        rate = chip.float32 if dtype == torch.float32 else chip.bfloat16
+        busy = max(self.products / (PRODUCT_SHARE * rate), self.bytes / (COPY_SHARE * chip.memory))
+        return busy + self.launches * LAUNCH
+
+    def bound(self, chip: Chip, dtype: torch.dtype = torch.bfloat16) -> str:
+        """What the time is spent on."""
+        rate = chip.float32 if dtype == torch.float32 else chip.bfloat16
+        times = {
+            "products": self.products / (PRODUCT_SHARE * rate),
+            "memory": self.bytes / (COPY_SHARE * chip.memory),
+            "launches": self.launches * LAUNCH,
+        }
+        return max(times, key=lambda name: times[name])
+
+
+def info_nce(n: int, m: int, d: int, element: int, *, symmetric: bool = True, bank: int = 0) -> Cost:
+    """Forward a product for the rows' softmax and one for the columns'; backward each again and one for a gradient.
+
+    A bank takes a product forward; backward the same and one for the queries.
+    """
+    directions = 2 if symmetric else 1
+    pairs = 2.0 * n * m * d
+    products = (directions + 4) * pairs + 3 * 2.0 * n * bank * d
+    rows = (n + m) * d * element
+    # Every pass reads both sides (from the cache where they fit); gradients are added up in float32.
+    return Cost(products, (directions + 3) * rows + 2 * (n + m) * d * 4 + 2 * bank * d * element, 8)
+
+
+def supcon(n: int, d: int, element: int) -> Cost:
+    """A product forward; backward the same and one for the gradient: rows and columns are one."""
+    return Cost(3 * 2.0 * n * n * d, 3 * n * d * element + 2 * n * d * 4, 8)
+
+
+def kmeans_step(n: int, d: int, k: int, element: int) -> Cost:
+    """A product to assign, and for few clusters one to sum; points are read once, for many clusters once more."""
+    few = k <= 128
+    return Cost(
+        (2 if few else 1) * 2.0 * n * k * d, (1 if few else 2) * n * d * element + 8 * n, 2 if few else 4
+    )
+
+
+def cluster_cross_entropy(n: int, d: int, k: int, element: int) -> Cost:
+    """A product forward, two backward."""
+    return Cost(3 * 2.0 * n * k * d, 2 * n * d * element + n * d * element, 4)
+
+
+def attention(batch: int, n: int, m: int, d: int, e: int, element: int) -> Cost:
+    """Forward scores and values; backward scores four times, what the values pull three times, and three gradients.
+
+    That is for heads as wide as one program holds; wider gradients are made in parts, each with its own scores.
+    """
+    pairs = 2.0 * batch * n * m
+    rows = batch * (n * d + m * d + (n + m) * e) * element
+    return Cost(pairs * ((d + e) + (6 * d + 4 * e)), 5 * rows, 5)
+
+
+def sparse_code(n: int, c: int, atoms: int, steps: int) -> Cost:
+    """Two products a step, of which the dictionary's stays on the chip; backward twice that; in float32."""
+    forward = 2.0 * n * c * atoms * (2 * steps - 2)
+    return Cost(3 * forward, 4 * n * (c + atoms) * 4, 2)
+
+
+def pyramid_correlation(features: int, element: int) -> Cost:
+    """Forward features are read once; backward once more, and their gradient written."""
+    return Cost(0.0, 3 * features * element, 6)
+
+
+def gate(features: int, element: int) -> Cost:
+    """A pooling read; the product with the residual; backward the gradient, features and output read, two written."""
+    return Cost(0.0, (1 + 3 + 5) * features * element, 6)
+
+
+def band_spectrogram(batch: int, frames: int, n_fft: int, bands: int, samples: int) -> Cost:
+    """Frames and their spectra are written and read; five operations per point and level for the transform."""
+    transform = 2.5 * n_fft * math.log2(n_fft)
+    moved = 4 * (samples + frames * (2 * n_fft + 2 * (n_fft + 2) + bands))
+    return Cost(batch * frames * transform, float(batch * moved), 2)
+
+
+def cost(case: Case) -> Cost | None:
+    """Of what a case of the GPU suite computes; None where its time is not a kernel's of ours."""
+    element = case.dtype.itemsize
+    n, d = case.n, case.d
+    maps = n * d * math.prod(case.size)
+    if case.task == "clip":
+        return info_nce(n, n, d, element)
+    if case.task == "bank":
+        return Cost(3 * 2.0 * n * case.bank * d, 2 * case.bank * d * element + 4 * n * d * element, 8)
+    if case.task == "supcon":
+        return supcon(n, d, element)
+    if case.task == "step":
+        return kmeans_step(n, d, case.clusters, element)
+    if case.task == "pixels":
+        return cluster_cross_entropy(n, d, case.clusters, element)
+    if case.task == "codes":
+        return sparse_code(n, d, case.clusters, STEPS)
+    if case.task in ("correlation", "consistency"):
+        return pyramid_correlation(maps, element)
+    if case.task == "squeeze-excite":
+        return gate(maps, element)
+    if case.task == "attention":
+        return attention(case.batch, n, n, d, case.value, element)
+    front_ends = {
+        "log-mel": (441, 2048, 128),
+        "filterbank": (240, 1024, 257),
+        "power spectrogram": (159, 512, 257),
+    }
+    if case.task in front_ends:
+        hop, n_fft, bands = front_ends[case.task]
+        return band_spectrogram(n, case.size[0] // hop, n_fft, bands, case.size[0])
+    return None
+
+
+def beside(case: Case, device: str) -> str:
+    """A line for what was measured: the least time on this device, if it is one of CHIPS."""
+    found = cost(case)
+    chip = next((chip for chip in CHIPS if chip.name in device), None)
+    if found is None or chip is None:
+        return "no limit is known"
+    least, why = 1e3 * found.seconds(chip, case.dtype), found.bound(chip, case.dtype)
+    return f"limit of {chip.name}: {least:.3g} ms ({why}; {found.products:.3g} operations, {found.bytes:.3g} bytes)"
+
+
+def table() -> Table:
+    """The GPU suite's cases at every chip's limits, in milliseconds, and what bounds an H200."""
+    result = Table("case", *(chip.name for chip in CHIPS), "bound by", title="Least milliseconds of a step")
+    for column in result.columns[1:-1]:
+        column.justify = "right"
+    for case in DEVICE_CASES:
+        found = cost(case)
+        if found is not None:
+            times = (f"{1e3 * found.seconds(chip, case.dtype):.3g}" for chip in CHIPS)
+            h200 = next(chip for chip in CHIPS if chip.name == "H200")
+            result.add_row(case.title, *times, found.bound(h200, case.dtype))
+    return result
+
+
+if __name__ == "__main__":
+    Console(width=110, highlight=False).print(table())

@@ -1,0 +1,112 @@
+"""The cost model against products counted in the kernels, and against itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cmx_fast.benchmarks import roofline
+
+pytest.importorskip("triton")
+import triton.runtime.interpreter
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="products are counted under Triton's interpreter"),
+]
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """Floating-point operations of the tiles' products; sizes below fill their tiles."""
+    builder = triton.runtime.interpreter.InterpreterBuilder
+    dot, counted = builder.create_dot, []
+
+    def counting(self, a, b, *rest):
+        counted.append(2.0 * a.data.shape[-2] * a.data.shape[-1] * b.data.shape[-1])
+        return dot(self, a, b, *rest)
+
+    monkeypatch.setattr(builder, "create_dot", counting)
+    return counted
+
+
+def rows(*shape):
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+@pytest.mark.parametrize("d", [64, 128])
+def test_info_nce(products, d):
+    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+
+    x, y, scale = rows(1, 192, d), rows(1, 192, d), torch.ones(())
+    for symmetric in (True, False):
+        products.clear()
+        options = True, False, "dot", symmetric, True, 0.0
+        _, *saved = info_nce_fwd(x, y, scale, [], None, *options, False)
+        info_nce_bwd(torch.ones(1, 192), x, y, scale, [], None, *options, *saved, True, True)
+        assert sum(products) == roofline.info_nce(192, 192, d, 4, symmetric=symmetric).products
+
+
+def test_supcon(products):
+    from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+
+    x, labels, scale = rows(192, 64), torch.arange(192) % 7, torch.ones(())
+    _, *saved = supcon_fwd(x, labels, scale, None, None, True, False)
+    supcon_bwd(torch.ones(192), x, labels, scale, None, None, True, *saved, True, False)
+    assert sum(products) == roofline.supcon(192, 64, 4).products
+
+
+def test_cluster_cross_entropy(products):
+    from cmx_fast.kernels.cluster_cross_entropy import cluster_cross_entropy_bwd, cluster_cross_entropy_fwd
+
+    x, centroids = rows(1, 512, 64), rows(32, 64)
+    losses, lse, labels = cluster_cross_entropy_fwd(x, centroids, None, True)
+    cluster_cross_entropy_bwd(losses, x, centroids, labels, lse, True)
+    assert sum(products) == roofline.cluster_cross_entropy(512, 64, 32, 4).products
+
+
+@pytest.mark.parametrize(("d", "e"), [(32, 32), (64, 64)])
+def test_attention(products, d, e):
+    from cmx_fast.kernels.attention import attention_bwd, attention_fwd
+
+    query, key, value = (torch.randn(1, 128, width) for width in (d, d, e))
+    out, lse = attention_fwd(query, key, value, 1.0)
+    attention_bwd(out, query, key, value, lse, 1.0, True, True, True)
+    assert sum(products) == roofline.attention(1, 128, 128, d, e, 4).products
+
+
+@pytest.mark.parametrize("steps", [3, 10])
+def test_sparse_code(products, steps):
+    from cmx_fast.kernels.sparse_code import sparse_code_bwd, sparse_code_fwd
+
+    x, dictionary, size = rows(1, 128, 16), rows(16, 32), torch.full((), 0.01)
+    codes = sparse_code_fwd(x, dictionary, size, 0.1, steps)
+    sparse_code_bwd(codes, x, dictionary, size, 0.1, steps)
+    assert sum(products) == roofline.sparse_code(128, 16, 32, steps).products
+
+
+def test_kmeans_of_many_clusters(products):
+    from cmx_fast.kernels.kmeans import kmeans_step
+
+    kmeans_step(rows(1, 512, 64), rows(1024, 64), torch.ones(1, 512), "l2", True)
+    assert sum(products) == roofline.kmeans_step(512, 64, 1024, 4).products
+
+
+def test_twice_the_rows_are_four_times_the_products_and_a_faster_chip_is_faster():
+    small, large = roofline.info_nce(4096, 4096, 256, 2), roofline.info_nce(8192, 8192, 256, 2)
+    assert large.products == 4 * small.products
+    times = [large.seconds(chip) for chip in roofline.CHIPS]
+    assert times == sorted(times, reverse=True)
+    assert roofline.info_nce(64, 64, 64, 2).bound(roofline.CHIPS[0]) == "launches"
+
+
+def test_every_case_of_the_suite_has_a_limit_or_none_of_our_kernels():
+    without = {case.task for case in roofline.DEVICE_CASES if roofline.cost(case) is None}
+    assert without == {"CBAM", "channel attention", "two banks"}
+    assert roofline.table().row_count > 20
+
+
+def test_the_line_beside_a_measurement():
+    case = next(case for case in roofline.DEVICE_CASES if case.name == "info_nce/device-32768x512")
+    line = roofline.beside(case, "NVIDIA H200")
+    assert line.startswith("limit of H200: 8.37 ms (products; 6.6e+12 operations")
+    assert roofline.beside(case, "another chip") == "no limit is known"
