@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from . import attending, clustering, contrastive, correlation, gating, problems, sparse, timing
+from . import attending, clustering, contrastive, correlation, framing, gating, problems, sparse, timing
 from .problems import Problem
 from .provider import OURS, Provider
 
@@ -21,6 +21,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = (
     | correlation.PROVIDERS
     | attending.PROVIDERS
     | gating.PROVIDERS
+    | framing.PROVIDERS
 )
 Measure = Literal["time", "memory", "error"]
 
@@ -66,7 +67,7 @@ class Case:
     d: int
     bank: int = 0
     clusters: int = 0  # or the atoms of a dictionary
-    size: tuple[int, ...] = ()  # of maps with d channels, n of them: (T, H, W), or (H, W)
+    size: tuple[int, ...] = ()  # of maps with d channels, or of clips, n of them: (T, H, W), or (H, W)
     value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
     batch: int = 1  # of those
     dtype: torch.dtype = torch.float32
@@ -80,7 +81,7 @@ class Case:
         """The case in words."""
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
-            what = self.task if self.operator == "gates" else self.operator
+            what = self.task if self.operator in ("gates", "prepare_frames") else self.operator
             return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
@@ -95,15 +96,21 @@ class Case:
     @property
     def unit_name(self) -> str:
         """What 1 U is."""
+        if self.operator == "prepare_frames":
+            return "a copy of the result"
         return "a copy of the features" if self.size else "a product"
 
     def unit(self, device: str = "cpu") -> timing.Step:
-        """1 U: one copy of the maps, or one (n, d) x (d, m) product, in float32 on a CPU."""
+        """1 U: one copy of the maps, of frames' views, or one (n, d) x (d, m) product, in float32 on a CPU."""
         dtype = self.dtype if device == "cuda" else torch.float32
         if self.value:
             width = self.d if self.task == "encoding" else self.d + self.value
             columns = self.value if self.task == "encoding" else self.n
             return timing.product_unit(self.batch * self.n, columns, width, device, dtype)
+        if self.operator == "prepare_frames":
+            view = framing.view_of(self.size)
+            elements = correlation.elements(self.n, self.d, (self.size[0], view, view))
+            return timing.copy_unit(elements, device, dtype)
         if self.size:
             return timing.copy_unit(correlation.elements(self.n, self.d, self.size), device, dtype)
         return timing.product_unit(self.n, self.bank or self.clusters or self.n, self.d, device, dtype)
@@ -130,6 +137,8 @@ class Case:
             made = attending.problem(self.task, self.n, self.d, self.value, self.batch)
         elif self.task in gating.PROVIDERS:
             made = gating.problem(self.task, self.n, self.d, self.size)
+        elif self.task in framing.PROVIDERS:
+            made = framing.problem(self.task, self.n, self.size)
         elif self.size:
             made = correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
@@ -153,6 +162,7 @@ CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "lightly's formula",
     "SupContrast's formula",
 )
+TORCHVISION = "torchvision v2"
 COMPILED, FORMULA = "torch.compile of it", "eager formula"
 SMALL = (128, 256, 512, 1024)
 ERROR_ROWS = 2048
@@ -273,6 +283,14 @@ CASES: tuple[Case, ...] = (
         "gates/channel-attention", "gates", "channel attention", 8, 512, size=(64, 64),
         providers=tuple(PROVIDERS["channel attention"]),
     ),
+    *(
+        Case(
+            f"frames/{what}{suffix}", "prepare_frames", task, n, 3, size=size,
+            providers=tuple(PROVIDERS[task]), goals=(Goal("speedup", 3, 6, TORCHVISION),),
+        )
+        for what, n, size in (("clips", 8, (32, 160, 213)), ("pictures", 32, (1, 256, 341)))
+        for suffix, task in (("", "frames"), ("-recoloured", "frames, recoloured"))
+    ),
     Case(
         "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
         providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
@@ -345,14 +363,18 @@ OPERATORS: tuple[str, ...] = tuple(dict.fromkeys(case.operator for case in CASES
 
 
 def select(prefixes: Sequence[str] = (), cases: Sequence[Case] = CASES) -> list[Case]:
-    """The cases whose names begin with one of these; all without any.
+    """The cases of these operators, or whose names begin with one of these; all without any.
 
     Raises:
         ValueError: a prefix that no case has.
     """
+
+    def named(case: Case, prefix: str) -> bool:
+        return case.operator == prefix or case.name.startswith(prefix)
+
     for prefix in prefixes:
-        if not any(case.name.startswith(prefix) for case in cases):
+        if not any(named(case, prefix) for case in cases):
             raise ValueError(
                 f"no benchmark is called {prefix!r}; there are {', '.join(case.name for case in cases)}"
             )
-    return [case for case in cases if not prefixes or case.name.startswith(tuple(prefixes))]
+    return [case for case in cases if not prefixes or any(named(case, prefix) for prefix in prefixes)]

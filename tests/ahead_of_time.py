@@ -135,7 +135,23 @@ def _gates(x: torch.Tensor) -> None:
         position_gate_bwd(x, x, pooled[:, 0], None if residual is None else out)
 
 
+def _frames(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.prepare_frames import prepare_frames
+
+    frames = torch.zeros(8, 32, 3, 160, 213, dtype=torch.uint8)
+    of_clips = (
+        torch.ones(8, 4),
+        torch.ones(8, 2, dtype=torch.int32),
+        torch.ones(8, dtype=torch.bool),
+        torch.ones(8, 3),
+    )
+    colours = [0.45] * 3, [0.225] * 3
+    prepare_frames(frames, *of_clips, [128, 128], *colours, x.dtype, False)
+    prepare_frames(frames[:, :1], of_clips[0], None, None, None, [128, 128], *colours, x.dtype, True)
+
+
 OTHERS = {
+    "frames": _frames,
     "gates": _gates,
     "attention 64 512": _attention(64, 512),
     "attention 256 512": _attention(256, 512),
@@ -190,7 +206,7 @@ def _describe(value, path, constants, attributes):
     if isinstance(value, torch.Tensor):
         attributes[path] = aligned
         kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        kinds |= {torch.int64: "i64", torch.int32: "i32", torch.float64: "fp64"}
+        kinds |= {torch.int64: "i64", torch.int32: "i32", torch.float64: "fp64", torch.uint8: "u8"}
         return "*" + kinds[value.dtype]
     if isinstance(value, float):
         return "fp32"

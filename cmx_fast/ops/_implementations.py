@@ -21,6 +21,7 @@ OPERATORS = (
     "pyramid_correlation",
     "channel_gate",
     "position_gate",
+    "prepare_frames",
     "softmax_block",
 )
 # Triton programs hold a row block in registers chunk by chunk; the launchers are written and compiled up to this many

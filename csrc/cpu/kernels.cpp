@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include "frames.h"
 #include "gates.h"
 #include "instruction_set.h"
 #include "planes.h"
@@ -51,6 +52,14 @@ const GateKernels<T>& best_gate_kernels() {
   if (instruction_set() >= InstructionSet::kAvx2) return avx2::gate_kernels<T>();
 #endif
   return baseline::gate_kernels<T>();
+}
+
+const FrameKernels& best_frame_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::frame_kernels();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::frame_kernels();
+#endif
+  return baseline::frame_kernels();
 }
 
 template const Kernels<float>& best_kernels<float>();

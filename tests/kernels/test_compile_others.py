@@ -1,4 +1,4 @@
-"""Kernels of attention, gates, clusters, sparse codes and correlation, compiled for three chips: they fit."""
+"""Kernels of attention, gates, frames, clusters, sparse codes and correlation, compiled for three chips: they fit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ KERNELS = {
     "attention 64 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
     "attention 256 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
     "attention 24 96": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
+    "frames": {"grey_kernel", "view_kernel"},
     "gates": {"pool_kernel", "apply_kernel", "slope_kernel", "gradient_kernel", "spread_kernel"},
     "kmeans": {"prepare_kernel", "step_kernel"},
     "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
@@ -47,6 +48,8 @@ CASES = [
         ("float32", 512, "correlation 9x4"),
         ("bfloat16", 256, "gates"),
         ("float32", 256, "gates"),
+        ("bfloat16", 3, "frames"),
+        ("float32", 3, "frames"),
         ("bfloat16", 128, "attention 64 512"),
         ("float32", 128, "attention 64 512"),
         ("bfloat16", 128, "attention 256 512"),
