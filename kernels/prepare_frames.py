@@ -159,10 +159,9 @@ def view_kernel(
         gain = tl.load(factors_ptr + 3 * b) / 255
         contrast, saturation = tl.load(factors_ptr + 3 * b + 1), tl.load(factors_ptr + 3 * b + 2)
         mean = tl.sum(tl.load(grey_ptr + frame * PARTS + tl.arange(0, PARTS)), 0) / (H * W)
-        pull = (1 - contrast) * mean
-        red = unit(contrast * unit(red * gain) + pull)
-        green = unit(contrast * unit(green * gain) + pull)
-        blue = unit(contrast * unit(blue * gain) + pull)
+        red = unit(mean + contrast * (unit(red * gain) - mean))
+        green = unit(mean + contrast * (unit(green * gain) - mean))
+        blue = unit(mean + contrast * (unit(blue * gain) - mean))
         grey = luma(red, green, blue)
         red = unit(grey + saturation * (red - grey))
         green = unit(grey + saturation * (green - grey))

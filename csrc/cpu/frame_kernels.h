@@ -112,7 +112,7 @@ void recolour(const float* rows, int64_t stride, const Colours& colours, const f
   for (int64_t i = 0; i < n; i += kLanes<float>) {
     Vec<float> v[3], grey = {};
     for (int c = 0; c < 3; ++c) {
-      v[c] = unit(load(rows + c * stride + i) * colours.contrast + colours.pull);
+      v[c] = unit(colours.grey + (load(rows + c * stride + i) - colours.grey) * colours.contrast);
       grey += v[c] * kLuma[c];
     }
     for (int c = 0; c < 3; ++c) {

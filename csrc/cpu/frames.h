@@ -19,9 +19,9 @@ struct Columns {
   int32_t *begin, *picks;
 };
 
-// Of a frame: c * v + pull is the contrast, pull being (1 - c) times the mean grey.
+// Of a frame; grey is the mean that its contrast is about.
 struct Colours {
-  float contrast, pull, saturation;
+  float contrast, grey, saturation;
 };
 
 struct FrameKernels {

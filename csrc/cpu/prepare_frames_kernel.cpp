@@ -185,8 +185,7 @@ void prepare(const Frames& frames, const uint8_t* frame, const Clip& clip, const
     const float share = get(y);
     grey += kernels.brighten(upper, lower, share, factors[0] / 255, n, view.data() + 3 * y * stride, stride);
   }
-  const float contrast = factors[1];
-  const Colours colours{contrast, static_cast<float>((1.0 - contrast) * grey / (height * n)), factors[2]};
+  const Colours colours{factors[1], static_cast<float>(grey / (height * n)), factors[2]};
   for (int64_t y = 0; y < height; ++y)
     out.row(y, [&](float* const to[3]) {
       kernels.recolour(view.data() + 3 * y * stride, stride, colours, centre, scale, n, to);
