@@ -9,7 +9,18 @@ from typing import Literal
 
 import torch
 
-from . import attending, clustering, contrastive, correlation, gating, hearing, problems, sparse, timing
+from . import (
+    attending,
+    clustering,
+    contrastive,
+    correlation,
+    framing,
+    gating,
+    hearing,
+    problems,
+    sparse,
+    timing,
+)  # fmt: skip
 from .problems import Problem
 from .provider import OURS, Provider
 
@@ -22,6 +33,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = (
     | attending.PROVIDERS
     | gating.PROVIDERS
     | hearing.PROVIDERS
+    | framing.PROVIDERS
 )
 Measure = Literal["time", "memory", "error"]
 
@@ -67,7 +79,7 @@ class Case:
     d: int
     bank: int = 0
     clusters: int = 0  # or the atoms of a dictionary
-    size: tuple[int, ...] = ()  # of maps with d channels, n of them: (T, H, W), or (H, W)
+    size: tuple[int, ...] = ()  # of maps with d channels, or of clips, n of them: (T, H, W), or (H, W)
     value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
     batch: int = 1  # of those
     dtype: torch.dtype = torch.float32
@@ -81,7 +93,8 @@ class Case:
         """The case in words."""
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
-            what = self.task if self.operator in ("gates", "band_spectrogram") else self.operator
+            by_task = ("gates", "prepare_frames", "band_spectrogram")
+            what = self.task if self.operator in by_task else self.operator
             return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
@@ -96,15 +109,21 @@ class Case:
     @property
     def unit_name(self) -> str:
         """What 1 U is."""
+        if self.operator == "prepare_frames":
+            return "a copy of the result"
         return "a copy of the features" if self.size else "a product"
 
     def unit(self, device: str = "cpu") -> timing.Step:
-        """1 U: one copy of the maps, or one (n, d) x (d, m) product, in float32 on a CPU."""
+        """1 U: one copy of the maps, of frames' views, or one (n, d) x (d, m) product, in float32 on a CPU."""
         dtype = self.dtype if device == "cuda" else torch.float32
         if self.value:
             width = self.d if self.task == "encoding" else self.d + self.value
             columns = self.value if self.task == "encoding" else self.n
             return timing.product_unit(self.batch * self.n, columns, width, device, dtype)
+        if self.operator == "prepare_frames":
+            view = framing.view_of(self.size)
+            elements = correlation.elements(self.n, self.d, (self.size[0], view, view))
+            return timing.copy_unit(elements, device, dtype)
         if self.size:
             return timing.copy_unit(correlation.elements(self.n, self.d, self.size), device, dtype)
         return timing.product_unit(self.n, self.bank or self.clusters or self.n, self.d, device, dtype)
@@ -133,6 +152,8 @@ class Case:
             made = gating.problem(self.task, self.n, self.d, self.size)
         elif self.task in hearing.PROVIDERS:
             made = hearing.problem(self.task, self.n, *self.size)
+        elif self.task in framing.PROVIDERS:
+            made = framing.problem(self.task, self.n, self.size)
         elif self.size:
             made = correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
@@ -156,6 +177,7 @@ CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
     "lightly's formula",
     "SupContrast's formula",
 )
+TORCHVISION = "torchvision v2"
 COMPILED, FORMULA = "torch.compile of it", "eager formula"
 SMALL = (128, 256, 512, 1024)
 ERROR_ROWS = 2048
@@ -283,6 +305,14 @@ CASES: tuple[Case, ...] = (
         )
         for task, samples in (("log-mel", 6 * 22050), ("filterbank", 24000), ("power spectrogram", 160_000))
     ),
+    *(
+        Case(
+            f"frames/{what}{suffix}", "prepare_frames", task, n, 3, size=size,
+            providers=tuple(PROVIDERS[task]), goals=(Goal("speedup", 3, 6, TORCHVISION),),
+        )
+        for what, n, size in (("clips", 8, (32, 160, 213)), ("pictures", 32, (1, 256, 341)))
+        for suffix, task in (("", "frames"), ("-recoloured", "frames, recoloured"))
+    ),
     Case(
         "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
         providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
@@ -362,14 +392,18 @@ OPERATORS: tuple[str, ...] = tuple(dict.fromkeys(case.operator for case in CASES
 
 
 def select(prefixes: Sequence[str] = (), cases: Sequence[Case] = CASES) -> list[Case]:
-    """The cases whose names begin with one of these; all without any.
+    """The cases of these operators, or whose names begin with one of these; all without any.
 
     Raises:
         ValueError: a prefix that no case has.
     """
+
+    def named(case: Case, prefix: str) -> bool:
+        return case.operator == prefix or case.name.startswith(prefix)
+
     for prefix in prefixes:
-        if not any(case.name.startswith(prefix) for case in cases):
+        if not any(named(case, prefix) for case in cases):
             raise ValueError(
                 f"no benchmark is called {prefix!r}; there are {', '.join(case.name for case in cases)}"
             )
-    return [case for case in cases if not prefixes or case.name.startswith(tuple(prefixes))]
+    return [case for case in cases if not prefixes or any(named(case, prefix) for prefix in prefixes)]

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from . import framing
 from .registry import DEVICE_CASES, Case
 
 #: Shares of the data sheet's rates that a large bfloat16 product and a large copy reached on an H200 (790 of 989
@@ -125,6 +126,11 @@ def gate(features: int, element: int) -> Cost:
     return Cost(0.0, (1 + 3 + 5) * features * element, 6)
 
 
+def prepare_frames(frames: int, views: int, element: int) -> Cost:
+    """Bytes of the frames are read once, those of their windows at least; views are written once."""
+    return Cost(0.0, frames + views * element, 1)
+
+
 def band_spectrogram(batch: int, frames: int, n_fft: int, bands: int, samples: int) -> Cost:
     """Frames and their spectra are written and read; five operations per point and level for the transform."""
     transform = 2.5 * n_fft * math.log2(n_fft)
@@ -153,6 +159,8 @@ def cost(case: Case) -> Cost | None:
         return pyramid_correlation(maps, element)
     if case.task == "squeeze-excite":
         return gate(maps, element)
+    if case.task in framing.PROVIDERS:
+        return prepare_frames(maps, n * d * case.size[0] * framing.view_of(case.size) ** 2, element)
     if case.task == "attention":
         return attention(case.batch, n, n, d, case.value, element)
     front_ends = {

@@ -161,9 +161,25 @@ def _warp_and_mask(x: torch.Tensor) -> None:
     warp_and_mask_fwd(torch.zeros(2, 257, 99, dtype=x.dtype), torch.zeros(2, 99), *hidden)
 
 
+def _frames(x: torch.Tensor) -> None:
+    from cmx_fast.kernels.prepare_frames import prepare_frames
+
+    frames = torch.zeros(8, 32, 3, 160, 213, dtype=torch.uint8)
+    of_clips = (
+        torch.ones(8, 4),
+        torch.ones(8, 2, dtype=torch.int32),
+        torch.ones(8, dtype=torch.bool),
+        torch.ones(8, 3),
+    )
+    colours = [0.45] * 3, [0.225] * 3
+    prepare_frames(frames, *of_clips, [128, 128], *colours, x.dtype, False)
+    prepare_frames(frames[:, :1], of_clips[0], None, None, None, [128, 128], *colours, x.dtype, True)
+
+
 OTHERS = {
     "warp_and_mask": _warp_and_mask,
     "band_spectrogram": _band_spectrogram,
+    "frames": _frames,
     "gates": _gates,
     "attention 64 512": _attention(64, 512),
     "attention 256 512": _attention(256, 512),

@@ -23,7 +23,7 @@ LAW = {
     "losses": {"distributed", "ops"},
     "cluster": {"ops"},
     "models": {"cluster", "distributed", "losses", "nn", "ops"},
-    "data": {"nn"},
+    "data": {"nn", "ops", "reference"},
     "evaluate": {"cluster", "data", "models", "nn", "ops"},
     "train": {"cluster", "data", "distributed", "evaluate", "losses", "models", "nn", "ops"},
     "benchmarks": {

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cmx_fast.ops import prepare_frames
+
 from .clip_reader import AUGMENTED, random_stream
-from .views import blend, grey
 
 #: Pixel values in [0, 1] to about [-2, 2] (GDT's code).
 MEAN, STD = 0.45, 0.225
-#: Clips turned to floating point at a time: their frames as stored take four times the bytes of uint8.
-_AT_ONCE = 8
 
 
 class CentreCrop:
@@ -25,10 +23,13 @@ class CentreCrop:
     Attributes:
         left, top, side: (B,) float32, each clip's window in pixels of its frames.
         mirrored: (B,) bool.
+        factors: (B, 3), brightness, contrast and saturation, or None: colours as they are.
 
     Raises:
         ValueError: ``sizes`` of another shape, or frames that are smaller than ``sizes`` says or not uint8.
     """
+
+    factors: Tensor | None = None
 
     def __init__(self, sizes: Tensor, *, crop: int = 128):
         if sizes.ndim != 2 or sizes.shape[1] != 2:
@@ -58,18 +59,16 @@ class CentreCrop:
                 f"frames of shape {tuple(frames.shape)} can't hold {len(self.sizes)} clips of these sizes: "
                 f"{self.sizes.int().tolist()}"
             )
-        views = [
-            F.grid_sample(part.flatten(1, 2).float(), grid, align_corners=False)
-            for part, grid in zip(
-                frames.split(_AT_ONCE), self._grid(*frames.shape[3:]).split(_AT_ONCE), strict=True
-            )
-        ]
-        pictures = torch.cat(views).unflatten(1, (-1, 3)) / 255
-        return ((self.recolour(pictures) - MEAN) / STD).transpose(1, 2).contiguous()
-
-    def recolour(self, pictures: Tensor) -> Tensor:
-        """(B, T, 3, S, S) in [0, 1] as it is."""
-        return pictures
+        return prepare_frames(
+            frames,
+            torch.stack([self.left, self.top, self.side, self.side], 1),
+            size=self.crop,
+            sizes=self.sizes.int(),
+            mirrored=self.mirrored,
+            factors=self.factors,
+            mean=MEAN,
+            std=STD,
+        )
 
     def places(self, points: Tensor) -> Tensor:
         """Where points (B, P, 2) of the frames lie in the views; outside [0, 1]: cut off.
@@ -79,17 +78,6 @@ class CentreCrop:
         inside = points * self.sizes.flip(1)[:, None] - torch.stack([self.left, self.top], 1)[:, None]
         x, y = (inside / self.side[:, None, None]).unbind(2)
         return torch.stack([torch.where(self.mirrored[:, None], 1 - x, x), y], 2)
-
-    def _grid(self, height: int, width: int) -> Tensor:
-        """The views' pixel centres (B, S, S, 2) in frames of this size, as grid_sample takes them."""
-        steps = (torch.arange(self.crop, device=self.side.device) + 0.5) / self.crop
-        across = torch.where(self.mirrored[:, None], 1 - steps, steps)
-        high, wide = self.sizes.split(1, 1)
-        # Not beyond the last pixel centres: what lies there may be the empty part of a frame.
-        x = (self.left[:, None] + self.side[:, None] * across).clamp_min(0.5).minimum(wide - 0.5)
-        y = (self.top[:, None] + self.side[:, None] * steps).clamp_min(0.5).minimum(high - 0.5)
-        x, y = 2 * x / width - 1, 2 * y / height - 1
-        return torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)
 
 
 class ClipViews(CentreCrop):
@@ -122,7 +110,6 @@ class ClipViews(CentreCrop):
             raise ValueError(f"smallest_crop must be in (0, 1], got {smallest_crop}")
         if not 0 <= jitter <= 1:
             raise ValueError(f"jitter must be in [0, 1], got {jitter}")
-        self.jitter = jitter
         rows = [
             torch.rand(7, generator=random_stream(seed, epoch, clip, AUGMENTED)) for clip in index.tolist()
         ]
@@ -131,15 +118,5 @@ class ClipViews(CentreCrop):
         self.side = self.side / (1 + drawn[:, 0] * (1 / smallest_crop - 1))
         self.left, self.top = drawn[:, 1] * (width - self.side), drawn[:, 2] * (height - self.side)
         self.mirrored = drawn[:, 3] < 0.5
-        self.factors = 1 + jitter * (2 * drawn[:, 4:] - 1)
-
-    def recolour(self, pictures: Tensor) -> Tensor:
-        """(B, T, 3, S, S) in [0, 1] to the same."""
-        if self.jitter == 0:
-            return pictures
-        brightness, contrast, saturation = self.factors.repeat_interleave(pictures.shape[1], 0)[
-            :, :, None, None, None
-        ].unbind(1)
-        flat = (pictures.flatten(0, 1) * brightness).clamp(0, 1)
-        flat = blend(flat, grey(flat).mean((2, 3), keepdim=True), contrast)
-        return blend(flat, grey(flat), saturation).view_as(pictures)
+        if jitter:
+            self.factors = 1 + jitter * (2 * drawn[:, 4:] - 1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.nn import warp
+from cmx_fast.reference import blend, grey
 
 #: Random numbers per picture: the crop's scale and place and the mirror, then those of each view's colours.
 GEOMETRIC, PHOTOMETRIC = 4, 10
@@ -16,7 +17,6 @@ GEOMETRIC, PHOTOMETRIC = 4, 10
 CHANGED, BLURRED = 0.8, 0.5
 #: The blur's least and greatest deviation in pixels of a picture of 320 (PiCIE's code has U[0.1, 2] in mind).
 BLUR = (0.1, 2.0)
-LUMA = (0.299, 0.587, 0.114)
 
 
 class Views:
@@ -90,16 +90,6 @@ class Views:
         images = turn_hue(images, turn)
         low, high = (sigma * size / 320 for sigma in BLUR)
         return blur(images, torch.where(drawn[:, 9] < BLURRED, low + (high - low) * drawn[:, 4], 0.0), high)
-
-
-def grey(images: Tensor) -> Tensor:
-    """Luma, (B, 3, H, W) to (B, 1, H, W)."""
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
-
-
-def blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """share * images + (1 - share) * other, in [0, 1]."""
-    return torch.lerp(other.expand_as(images), images, share).clamp(0, 1)
 
 
 def turn_hue(images: Tensor, turn: Tensor) -> Tensor:

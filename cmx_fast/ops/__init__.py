@@ -10,6 +10,7 @@ from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.linear_assignment import linear_assignment
 from cmx_fast.ops.position_gate import pool_channels, position_gate
+from cmx_fast.ops.prepare_frames import prepare_frames
 from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_correlation
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics
 from cmx_fast.ops.sparse_code import sparse_code
@@ -33,6 +34,7 @@ __all__ = [
     "linear_assignment",
     "pool_channels",
     "position_gate",
+    "prepare_frames",
     "pyramid_correlation",
     "set_cache_budget",
     "sparse_code",

@@ -21,6 +21,7 @@ OPERATORS = (
     "pyramid_correlation",
     "channel_gate",
     "position_gate",
+    "prepare_frames",
     "softmax_block",
     "band_spectrogram",
     "warp_and_mask",

@@ -8,6 +8,7 @@ from cmx_fast.reference.info_nce import info_nce, reduce_loss
 from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
 from cmx_fast.reference.linear_assignment import linear_assignment
 from cmx_fast.reference.position_gate import pool_channels, position_gate
+from cmx_fast.reference.prepare_frames import blend, grey, prepare_frames
 from cmx_fast.reference.pyramid_correlation import attention_consistency, pyramid_correlation
 from cmx_fast.reference.softmax_block import block_gradients, block_statistics
 from cmx_fast.reference.sparse_code import sparse_code, spectral_norm_squared
@@ -18,17 +19,20 @@ __all__ = [
     "attention",
     "attention_consistency",
     "band_spectrogram",
+    "blend",
     "block_gradients",
     "block_statistics",
     "channel_gate",
     "cluster_cross_entropy",
     "feature_rows",
+    "grey",
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
     "linear_assignment",
     "pool_channels",
     "position_gate",
+    "prepare_frames",
     "pyramid_correlation",
     "reduce_loss",
     "sparse_code",

@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include "frames.h"
 #include "gates.h"
 #include "instruction_set.h"
 #include "planes.h"
@@ -60,6 +61,14 @@ const SpectrumKernels& best_spectrum_kernels() {
   if (instruction_set() >= InstructionSet::kAvx2) return avx2::spectrum_kernels();
 #endif
   return baseline::spectrum_kernels();
+}
+
+const FrameKernels& best_frame_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::frame_kernels();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::frame_kernels();
+#endif
+  return baseline::frame_kernels();
 }
 
 template const Kernels<float>& best_kernels<float>();

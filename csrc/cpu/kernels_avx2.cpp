@@ -3,6 +3,7 @@
 #pragma GCC target("avx2,fma")
 #define CMX_VECTOR_BYTES 32
 #define CMX_NAMESPACE avx2
+#include "frame_kernels.h"
 #include "gate_kernels.h"
 #include "plane_kernels.h"
 #include "search_kernels.h"

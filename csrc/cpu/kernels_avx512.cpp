@@ -4,6 +4,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define CMX_VECTOR_BYTES 64
 #define CMX_NAMESPACE avx512
+#include "frame_kernels.h"
 #include "gate_kernels.h"
 #include "plane_kernels.h"
 #include "search_kernels.h"

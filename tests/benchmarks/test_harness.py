@@ -92,6 +92,7 @@ def test_records_survive_the_file_and_later_measurements(tmp_path):
 
 def test_unknown_names_are_listed():
     assert select(["supcon"])
+    assert select(["frames"]) == select(["prepare_frames"])
     with pytest.raises(ValueError, match="no benchmark is called 'supkon'; there are info_nce/symmetric"):
         select(["supkon"])
     # The encoding layer has no kernel of its own.

@@ -1,4 +1,4 @@
-"""Kernels of attention, gates, clusters, sparse codes and correlation, compiled for three chips: they fit."""
+"""Kernels of attention, gates, frames, clusters, sparse codes and correlation, compiled for three chips: they fit."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ KERNELS = {
     "attention 64 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
     "attention 256 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
     "attention 24 96": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
+    "frames": {"grey_kernel", "view_kernel"},
     "gates": {"pool_kernel", "apply_kernel", "slope_kernel", "gradient_kernel", "spread_kernel"},
     "band_spectrogram": {"frame_kernel", "band_kernel"},
     "warp_and_mask": {"warp_kernel"},
@@ -51,6 +52,8 @@ CASES = [
         ("bfloat16", 128, "warp_and_mask"),
         ("bfloat16", 256, "gates"),
         ("float32", 256, "gates"),
+        ("bfloat16", 3, "frames"),
+        ("float32", 3, "frames"),
         ("bfloat16", 128, "attention 64 512"),
         ("float32", 128, "attention 64 512"),
         ("bfloat16", 128, "attention 256 512"),

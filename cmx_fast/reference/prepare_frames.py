@@ -1,0 +1,89 @@
+"""Frames to a network's input in plain PyTorch: every step a pass over the views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+#: Clips turned to floating point at a time: their frames as stored take four times the bytes of uint8.
+_AT_ONCE = 8
+
+
+def prepare_frames(
+    frames: Tensor,
+    windows: Tensor,
+    *,
+    size: int | tuple[int, int],
+    sizes: Tensor | None = None,
+    mirrored: Tensor | None = None,
+    factors: Tensor | None = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Tensor:
+    """The same function as :func:`cmx_fast.ops.prepare_frames`."""
+    wide = torch.promote_types(dtype, torch.float32)
+    grid = _grid(frames, windows.to(wide), size, sizes, mirrored)
+    views = [
+        F.grid_sample(part.flatten(1, 2).to(wide), places, align_corners=False)
+        for part, places in zip(frames.split(_AT_ONCE), grid.split(_AT_ONCE), strict=True)
+    ]
+    pictures = torch.cat(views).unflatten(1, frames.shape[1:3]) / 255
+    if factors is not None:
+        pictures = _recolour(pictures, factors.to(wide))
+    middle, scale = (
+        torch.as_tensor(value, dtype=wide, device=frames.device).expand(3)[:, None, None]
+        for value in (mean, std)
+    )
+    result = ((pictures - middle) / scale).to(dtype).transpose(1, 2)
+    return result.contiguous(
+        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format
+    )
+
+
+def grey(images: Tensor) -> Tensor:
+    """Luma, (B, 3, H, W) to (B, 1, H, W)."""
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+
+
+def blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """share * images + (1 - share) * other, in [0, 1]."""
+    return torch.lerp(other.expand_as(images), images, share).clamp(0, 1)
+
+
+def _recolour(pictures: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and saturation of clips (B, T, 3, H, W) in [0, 1]."""
+    flat = pictures.flatten(0, 1)
+    of_frames = factors.repeat_interleave(pictures.shape[1], 0)[:, :, None, None, None]
+    brightness, contrast, saturation = of_frames.unbind(1)
+    flat = (flat * brightness).clamp(0, 1)
+    flat = blend(flat, grey(flat).mean((2, 3), keepdim=True), contrast)
+    return blend(flat, grey(flat), saturation).view_as(pictures)
+
+
+def _grid(
+    frames: Tensor,
+    windows: Tensor,
+    size: int | tuple[int, int],
+    sizes: Tensor | None,
+    mirrored: Tensor | None,
+) -> Tensor:
+    """The views' pixel centres (B, H, W, 2) in the frames, as grid_sample takes them."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height, width = frames.shape[3:]
+    left, top, wide, high = windows[:, :, None].unbind(1)
+    down, across = ((torch.arange(n, device=windows.device) + 0.5).to(windows) / n for n in (rows, columns))
+    if mirrored is not None:
+        across = torch.where(mirrored[:, None], 1 - across, across)
+    ends = windows.new_tensor([[height, width]]) if sizes is None else sizes.to(windows)
+    low, right = ends.split(1, 1)
+    # Not beyond the last pixel centres: what lies there may be the empty part of a frame.
+    x = (left + wide * across).clamp_min(0.5).minimum(right - 0.5)
+    y = (top + high * down).clamp_min(0.5).minimum(low - 0.5)
+    x, y = 2 * x / width - 1, 2 * y / height - 1
+    return torch.stack(torch.broadcast_tensors(x[:, None], y[:, :, None]), 3)

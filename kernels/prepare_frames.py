@@ -1,0 +1,213 @@
+"""Frames to a network's input on the GPU: a program owns some pixels of one view, all three channels of them.
+
+Where contrast changes, a kernel before it reads the same pixels for the views' mean greys; the second read finds the
+frames in the cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.arguments import contiguous, on_own_device
+from torch import Tensor
+
+__all__ = ["prepare_frames"]
+
+COLS = 512  # pixels of a view at a time
+PART = 8 * COLS  # pixels of a sum of greys
+
+
+@triton.jit
+def place(start, length, along, end):
+    """The pixel before a position, how far the next one is, and the share of the way to it."""
+    # A NaN is 0 and not an address.
+    x = tl.minimum(tl.maximum(start + length * along - 0.5, 0.0), end - 1.0)
+    first = tl.minimum(x.to(tl.int32), tl.maximum(end - 2, 0))
+    return first.to(tl.int64), (end > 1).to(tl.int64), x - first.to(tl.float32)
+
+
+@triton.jit
+def sample(at, step_x, step_y, share_x, share_y, inside):
+    """Bilinear, of one channel, in 0 to 255."""
+    a = tl.load(at, mask=inside, other=0).to(tl.float32)
+    b = tl.load(at + step_x, mask=inside, other=0).to(tl.float32)
+    c = tl.load(at + step_y, mask=inside, other=0).to(tl.float32)
+    d = tl.load(at + step_x + step_y, mask=inside, other=0).to(tl.float32)
+    upper = a + share_x * (b - a)
+    return upper + share_y * (c + share_x * (d - c) - upper)
+
+
+@triton.jit
+def pixels_of(
+    frames_ptr,  # uint8, the frame's first
+    windows_ptr,  # (B, 4)
+    sizes_ptr,  # (B, 2) or None
+    mirrored_ptr,  # (B,) or None
+    b,
+    p,  # (COLS,) of the view, row by row
+    h,
+    w,
+    H,
+    W,
+    of_channel,
+    of_row,
+    of_column,
+):
+    """Red, green and blue (COLS,) in 0 to 255."""
+    inside = p < H * W
+    high, wide = h, w
+    if sizes_ptr is not None:
+        high = tl.minimum(tl.maximum(tl.load(sizes_ptr + 2 * b), 1), h)
+        wide = tl.minimum(tl.maximum(tl.load(sizes_ptr + 2 * b + 1), 1), w)
+    across = ((p % W).to(tl.float32) + 0.5) / W
+    if mirrored_ptr is not None:
+        across = tl.where(tl.load(mirrored_ptr + b) != 0, 1 - across, across)
+    down = ((p // W).to(tl.float32) + 0.5) / H
+    window = windows_ptr + 4 * b
+    x, step_x, share_x = place(tl.load(window), tl.load(window + 2), across, wide)
+    y, step_y, share_y = place(tl.load(window + 1), tl.load(window + 3), down, high)
+    at = frames_ptr + y * of_row + x * of_column
+    step_x, step_y = step_x * of_column, step_y * of_row
+    red = sample(at, step_x, step_y, share_x, share_y, inside)
+    green = sample(at + of_channel, step_x, step_y, share_x, share_y, inside)
+    blue = sample(at + 2 * of_channel, step_x, step_y, share_x, share_y, inside)
+    return red, green, blue
+
+
+@triton.jit
+def unit(v):
+    """Into [0, 1]; a NaN stays."""
+    return tl.where(v < 0, 0.0, tl.where(v > 1, 1.0, v))
+
+
+@triton.jit
+def luma(red, green, blue):
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+@triton.jit
+def grey_kernel(
+    frames_ptr,
+    windows_ptr,
+    sizes_ptr,
+    mirrored_ptr,
+    factors_ptr,  # (B, 3)
+    grey_ptr,  # (B * T, parts), sums
+    T,
+    h,
+    w,
+    H,
+    W,
+    of_clip,
+    of_frame,
+    of_channel,
+    of_row,
+    of_column,
+    COLS: tl.constexpr,
+    PART: tl.constexpr,
+):
+    frame = tl.program_id(0).to(tl.int64)
+    b, t = frame // T, frame % T
+    gain = tl.load(factors_ptr + 3 * b) / 255
+    total = tl.zeros((COLS,), tl.float32)
+    for p0 in range(0, PART, COLS):
+        p = tl.program_id(1) * PART + p0 + tl.arange(0, COLS)
+        red, green, blue = pixels_of(
+            frames_ptr + b * of_clip + t * of_frame, windows_ptr, sizes_ptr, mirrored_ptr, b, p, h, w, H, W,
+            of_channel, of_row, of_column,
+        )  # fmt: skip
+        total += tl.where(p < H * W, luma(unit(red * gain), unit(green * gain), unit(blue * gain)), 0.0)
+    tl.store(grey_ptr + frame * tl.num_programs(1) + tl.program_id(1), tl.sum(total, 0))
+
+
+@triton.jit
+def view_kernel(
+    frames_ptr,
+    windows_ptr,
+    sizes_ptr,
+    mirrored_ptr,
+    factors_ptr,  # (B, 3) or None
+    grey_ptr,  # (B * T, PARTS), with factors
+    out_ptr,  # (B, 3, T, H, W), with LAST (B, T, H, W, 3)
+    T,
+    h,
+    w,
+    H,
+    W,
+    of_clip,
+    of_frame,
+    of_channel,
+    of_row,
+    of_column,
+    mean_red,
+    mean_green,
+    mean_blue,
+    scale_red,
+    scale_green,
+    scale_blue,
+    COLS: tl.constexpr,
+    PARTS: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    frame = tl.program_id(0).to(tl.int64)
+    b, t = frame // T, frame % T
+    p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    red, green, blue = pixels_of(
+        frames_ptr + b * of_clip + t * of_frame, windows_ptr, sizes_ptr, mirrored_ptr, b, p, h, w, H, W, of_channel,
+        of_row, of_column,
+    )  # fmt: skip
+    if factors_ptr is not None:
+        gain = tl.load(factors_ptr + 3 * b) / 255
+        contrast, saturation = tl.load(factors_ptr + 3 * b + 1), tl.load(factors_ptr + 3 * b + 2)
+        mean = tl.sum(tl.load(grey_ptr + frame * PARTS + tl.arange(0, PARTS)), 0) / (H * W)
+        red = unit(mean + contrast * (unit(red * gain) - mean))
+        green = unit(mean + contrast * (unit(green * gain) - mean))
+        blue = unit(mean + contrast * (unit(blue * gain) - mean))
+        grey = luma(red, green, blue)
+        red = unit(grey + saturation * (red - grey))
+        green = unit(grey + saturation * (green - grey))
+        blue = unit(grey + saturation * (blue - grey))
+    P = H * W
+    inside = p < P
+    if LAST:
+        to, apart = out_ptr + (frame * P + p) * 3, 1
+    else:
+        to, apart = out_ptr + (b * 3 * T + t) * P + p, T.to(tl.int64) * P
+    tl.store(to, (red - mean_red) * scale_red, mask=inside)
+    tl.store(to + apart, (green - mean_green) * scale_green, mask=inside)
+    tl.store(to + 2 * apart, (blue - mean_blue) * scale_blue, mask=inside)
+
+
+@on_own_device
+def prepare_frames(
+    frames: Tensor,
+    windows: Tensor,
+    sizes: Tensor | None,
+    mirrored: Tensor | None,
+    factors: Tensor | None,
+    size: list[int],
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """(B, 3, T, H, W) of ``dtype``, with ``channels_last`` (B, T, H, W, 3)."""
+    windows, sizes, mirrored, factors = contiguous(windows, sizes, mirrored, factors)
+    mirrored = None if mirrored is None else mirrored.view(torch.uint8)
+    clips, count, _, *source = frames.shape
+    shape = (clips, count, *size, 3) if channels_last else (clips, 3, count, *size)
+    out = frames.new_empty(shape, dtype=dtype)
+    if not out.numel():
+        return out
+    pixels = size[0] * size[1]
+    parts = triton.next_power_of_2(triton.cdiv(pixels, PART))
+    of_clips = (frames, windows, sizes, mirrored, factors)
+    layout = (count, *source, *size, *frames.stride())
+    grey = None
+    if factors is not None:
+        grey = factors.new_empty(clips * count, parts)
+        grey_kernel[clips * count, parts](*of_clips, grey, *layout, COLS=COLS, PART=PART)
+    white = 255 if factors is None else 1  # of what the last step gets
+    colours = (*(white * value for value in mean), *(1 / (white * value) for value in std))
+    grid = (clips * count, triton.cdiv(pixels, COLS))
+    view_kernel[grid](*of_clips, grey, out, *layout, *colours, COLS=COLS, PARTS=parts, LAST=channels_last)
+    return out
