@@ -210,13 +210,13 @@ def _cpu_of(do: Callable[[Any], Any], things: list[Any]) -> float:
 
 
 def speeds(title: str, found: dict[str, Speed], what: str) -> Table:
-    """Times: how much faster the first is than each."""
-    result = Table("", f"{what}/s", f"CPU ms/{what[:-1]}", "times the first", title=title, width=WIDTH)
+    """A line per contender, and how much faster than it the first is."""
+    result = Table("", f"{what}/s", f"CPU ms/{what[:-1]}", "first is faster", title=title, width=WIDTH)
     for column in result.columns[1:]:
         column.justify = "right"
     first = next(iter(found.values())).rate
     for name, speed in found.items():
-        result.add_row(name, f"{speed.rate:.1f}", f"{speed.cpu:.1f}", f"{speed.rate / first:.2f}")
+        result.add_row(name, f"{speed.rate:.1f}", f"{speed.cpu:.1f}", f"{first / speed.rate:.2f}x")
     return result
 
 

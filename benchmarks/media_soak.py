@@ -61,8 +61,9 @@ def bad_folder(folder: Path, seed: int) -> list[Path]:
             case 2:
                 content.clear()
             case 3:  # shows only on decoding
-                begin = content.index(b"mdat") + 8
-                content[begin:] = draw.randbytes(len(content) - begin)
+                begin = content.index(b"mdat") + 4
+                size = int.from_bytes(content[begin - 8 : begin - 4], "big") - 8
+                content[begin : begin + size] = draw.randbytes(size)
         copy.write_bytes(content)
         bad.append(copy)
     return good + bad

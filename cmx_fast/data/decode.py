@@ -46,9 +46,9 @@ def read_frames(
 
     The shorter side is resized to ``short_side`` (bilinear, anti-aliased), the aspect ratio kept. ``times`` are
     seconds on the file's clock (:class:`Media`), in any order; moments up to 0.1 s outside the track get its first
-    or last frame. Every backend gives the same frames; their pixels differ by the rounding of the colour
-    conversion and the resizing. Decodes from the key frame before the first moment to the last moment; DALI on
-    the GPU if there is one.
+    or last frame. Every backend gives the same frames. PyAV's and TorchCodec's pixels of H.264 are the same where
+    nothing is resized; else they differ at coloured edges, since PyAV resizes luma and chroma and TorchCodec RGB.
+    Decodes from the key frame before the first moment to the last moment; DALI on the GPU if there is one.
 
     Raises:
         BrokenVideoError: what can't be opened or decoded, shows no frame then, or is 16 times as long as high (or
