@@ -2,5 +2,5 @@
 
 ``cmx bench`` measures and writes ``benchmarks/results/<machine>.json`` with a table and a plot; ``pytest benchmarks/``
 runs small cases under pytest-benchmark; ``python -m benchmarks.device`` is the suite for a GPU;
-``python -m benchmarks.decoding DIR`` compares what decodes video.
+``cmx bench data DIR`` loads your own media files beside plain loops.
 """

@@ -6,9 +6,10 @@ import importlib
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cmx_fast._extras import MissingExtraError
 
@@ -24,6 +25,7 @@ GROUPS = {
     "simulate": "Write small data sets in the layouts of the real ones.",
     "train": "Train a system; the run folder holds checkpoints, metrics and report.html.",
     "evaluate": "Evaluate a trained run.",
+    "bench": "Time the operators (cmx bench [NAMES]) or loading your own files (cmx bench data DIR).",
 }
 COMMANDS = {
     ("info",): ("cmx_fast.info:main", "What is installed, what was built, which implementation runs where."),
@@ -95,8 +97,24 @@ COMMANDS = {
         "cmx_fast.evaluate.generate:invert_picture",
         "The features and noise that a generator makes a picture of.",
     ),
-    ("bench",): ("cmx_fast.benchmarks.__main__:bench", "Time the operators against what people use today."),
+    ("bench", "operators"): (
+        "cmx_fast.benchmarks.__main__:bench",
+        "Time the operators against what people use today; the word may be left out.",
+    ),
+    ("bench", "data"): (
+        "cmx_fast.benchmarks.media:bench_data",
+        "Time loading your own videos, sounds and pictures against plain loops.",
+    ),
 }
+
+
+class _BenchGroup(TyperGroup):
+    """``cmx bench`` with names of operators, or none, means ``cmx bench operators``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:1] != ["--help"] and (not args or args[0] not in self.commands):
+            args = ["operators", *args]
+        return super().parse_args(ctx, args)
 
 
 def _forward(target: str) -> Callable[[typer.Context], None]:
@@ -114,7 +132,7 @@ def _forward(target: str) -> Callable[[typer.Context], None]:
 def _register() -> None:
     groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
     for name, group in groups.items():
-        app.add_typer(group, name=name)
+        app.add_typer(group, name=name, cls=_BenchGroup if name == "bench" else None)
     for path, (target, text) in COMMANDS.items():
         parent = groups[path[0]] if len(path) == 2 else app
         parent.command(

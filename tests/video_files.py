@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -47,19 +48,22 @@ def write_video(
     audio: str | None = "aac",
     audio_seconds: float | None = None,
     chunk: int = 1024,
+    pixels: str = "yuv420p",
+    rate: int = RATE,
+    layout: str = "stereo",
 ) -> Path:
-    """Frames 0, 1, ... at ``fps`` or at ``times``, a key frame every 30, beside ``tone`` as stereo in packets of
-    ``chunk`` samples."""
+    """Frames 0, 1, ... at ``fps`` or at ``times``, a key frame every 30, beside ``tone`` in packets of ``chunk``
+    samples, the same in every channel."""
     import av
 
     width, height = size
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         video = container.add_stream(codec, rate=fps, options=options or {})
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        video.width, video.height, video.pix_fmt = width, height, pixels
         video.codec_context.gop_size = 30
         if times is not None:
             video.codec_context.time_base = Fraction(1, 1000)
-        sound = container.add_stream(audio, rate=RATE, layout="stereo") if audio else None
+        sound = container.add_stream(audio, rate=rate, layout=layout) if audio else None
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(number, width, height), format="rgb24")
             frame.time_base = Fraction(1, fps if times is None else 1000)
@@ -67,18 +71,44 @@ def write_video(
             container.mux(video.encode(frame))
         container.mux(video.encode())
         if sound is not None:
-            wave = tone(frames / fps if audio_seconds is None else audio_seconds)
+            wave = tone(frames / fps if audio_seconds is None else audio_seconds, rate)
             for start in range(0, len(wave), chunk):
-                both = np.repeat(wave[None, start : start + chunk], 2, 0)
+                both = np.repeat(wave[None, start : start + chunk], sound.codec_context.channels, 0)
                 if audio != "aac":
                     both = (both * 32767).astype(np.int16).T.reshape(1, -1)
                 samples = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(both), format="fltp" if audio == "aac" else "s16", layout="stereo"
+                    np.ascontiguousarray(both), format="fltp" if audio == "aac" else "s16", layout=layout
                 )
-                samples.rate, samples.pts, samples.time_base = RATE, start, Fraction(1, RATE)
+                samples.rate, samples.pts, samples.time_base = rate, start, Fraction(1, rate)
                 container.mux(sound.encode(samples))
             container.mux(sound.encode())
     return path
+
+
+def turned(content: bytes) -> bytes:
+    """An MP4 whose video, its first track, says to be shown turned by a quarter."""
+    matrix = content.index(b"tkhd") + 44
+    quarter = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    return content[:matrix] + quarter + content[matrix + 36 :]
+
+
+def with_cover(content: bytes, picture: bytes) -> bytes:
+    """An MP4 with a JPEG as its cover, which comes before the video stream."""
+
+    def box(kind: bytes, inside: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(inside)) + kind + inside
+
+    data = box(b"data", struct.pack(">II", 13, 0) + picture)
+    handler = box(b"hdlr", bytes(8) + b"mdirappl" + bytes(9))
+    udta = box(b"udta", box(b"meta", bytes(4) + handler + box(b"ilst", box(b"covr", data))))
+    moov = content.index(b"moov") - 4
+    (size,) = struct.unpack_from(">I", content, moov)
+    children = content[moov + 8 : moov + size]
+    header = struct.unpack_from(">I", children)[0]  # mvhd
+    # Media data lies before or behind: chunk offsets count from the start of the file, so what grows goes behind it.
+    free = box(b"free", bytes(size - 8))
+    grown = box(b"moov", children[:header] + udta + children[header:])
+    return content[:moov] + free + content[moov + size :] + grown
 
 
 def write_broken(folder: Path) -> dict[str, Path]:

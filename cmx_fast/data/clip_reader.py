@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from .decode import BrokenVideoError, Media, read_frames, read_wave
 
@@ -238,10 +238,15 @@ def _stacked(rows: Sequence[tuple[int, Any, Cut]], broken: dict[int, str]) -> di
         return {"broken": broken}
     sizes = torch.tensor([cut[0].shape[-2:] for *_, cut in rows])
     height, width = sizes.amax(0).tolist()
-    frames = [F.pad(cut[0], (0, width - cut[0].shape[-1], 0, height - cut[0].shape[-2])) for *_, cut in rows]
+    frames = [
+        cut[0]
+        if cut[0].shape[-2:] == (height, width)  # F.pad would copy it
+        else F.pad(cut[0], (0, width - cut[0].shape[-1], 0, height - cut[0].shape[-2]))
+        for *_, cut in rows
+    ]
     return {
-        "frames": torch.stack(frames),
-        "wave": torch.stack([cut[1] for *_, cut in rows]),
+        "frames": default_collate(frames),  # in a worker stacks in shared memory: handed over without a copy
+        "wave": default_collate([cut[1] for *_, cut in rows]),
         "index": torch.tensor([index for index, *_ in rows]),
         "start": torch.tensor([start for _, start, _ in rows], dtype=torch.float64),
         "size": sizes,

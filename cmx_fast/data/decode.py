@@ -16,9 +16,9 @@ from .._extras import MissingExtraError
 from .decode_moments import BrokenVideoError, Media
 from .resampling import RATES, ratio, resample
 
-#: "auto" is PyAV: per core about as fast as TorchCodec on small pictures and faster on larger ones
-#: (benchmarks/decoding.py), without FFmpeg on the system, and right in AVI and MPEG-TS files with B-frames. There
-#: TorchCodec 0.13 takes other frames or none, and a damaged MPEG-TS file can crash the process.
+#: "auto" is PyAV: per core faster than TorchCodec (``cmx bench data``), without FFmpeg on the system, and right in AVI
+#: and MPEG-TS files with B-frames. There TorchCodec 0.13 takes other frames or none, and a damaged MPEG-TS file can
+#: crash the process; files whose cover picture comes before the video it can't decode.
 BACKENDS = ("torchcodec", "pyav", "dali", "auto")
 #: Samples decoded beyond either end of what is resampled: more than torchaudio's filter reaches.
 _REACH = 256
@@ -46,12 +46,13 @@ def read_frames(
 
     The shorter side is resized to ``short_side`` (bilinear, anti-aliased), the aspect ratio kept. ``times`` are
     seconds on the file's clock (:class:`Media`), in any order; moments up to 0.1 s outside the track get its first
-    or last frame. Every backend gives the same frames; their pixels differ by the rounding of the colour
-    conversion and the resizing. Decodes from the key frame before the first moment to the last moment; DALI on
-    the GPU if there is one.
+    or last frame. Every backend gives the same frames. PyAV's and TorchCodec's pixels of H.264 are the same where
+    nothing is resized; else they differ at coloured edges, since PyAV resizes luma and chroma and TorchCodec RGB.
+    Decodes from the key frame before the first moment to the last moment; DALI on the GPU if there is one.
 
     Raises:
-        BrokenVideoError: what can't be opened or decoded, or shows no frame then.
+        BrokenVideoError: what can't be opened or decoded, shows no frame then, or is 16 times as long as high (or
+            the other way round).
         MissingExtraError: the backend is not installed.
         ValueError: another backend, no moments, or a ``short_side`` below 1.
     """
@@ -121,7 +122,7 @@ def unavailable(backend: str) -> str | None:
 
 def _missing(path: Path) -> str | None:
     if not path.is_file():
-        return "missing"
+        return "is not a file" if path.exists() else "missing"
     return None if path.stat().st_size else "is empty"
 
 

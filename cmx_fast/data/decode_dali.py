@@ -41,11 +41,12 @@ def batch(
     for place, (path, moments) in enumerate(requests):
         try:
             begins, end, size = presented(path)
+            target = resized(path, *size, short_side)
             wanted, order = shown(begins, end, moments, path).unique(return_inverse=True)
         except BrokenVideoError as error:
             found[place] = error
         else:
-            inputs[place] = (path, wanted.to(torch.int32).numpy(), order, resized(*size, short_side))
+            inputs[place] = (path, wanted.to(torch.int32).numpy(), order, target)
     try:
         decoded = _run(list(inputs.values()), threads) if inputs else []
     except RuntimeError as error:

@@ -14,6 +14,8 @@ from .media_files import BrokenFileError
 #: A frame that begins this much after a moment, in seconds, is taken as shown then: Matroska rounds to milliseconds,
 #: and k / 30 in floating point is not pts 512 k.
 EPSILON = 6e-4
+#: How many times the shorter side the longer may be: a batch is as wide as its widest clip.
+LONGEST_SIDE = 16
 #: How far outside what a track plays a moment may lie and still get the frame at that end, in seconds.
 SLACK = 0.1
 
@@ -44,8 +46,16 @@ class Media:
     seconds: float
 
 
-def resized(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at ``short_side``."""
+def resized(path: Path, width: int, height: int, short_side: int) -> tuple[int, int]:
+    """(width, height) with the shorter side at ``short_side``.
+
+    Raises:
+        BrokenVideoError: no pixels, or the longer side is more than :data:`LONGEST_SIDE` times the shorter.
+    """
+    if min(width, height) < 1 or max(width, height) > LONGEST_SIDE * min(width, height):
+        raise BrokenVideoError(
+            path, f"has frames of {width}x{height} pixels, longer than {LONGEST_SIDE} times the shorter side"
+        )
     scale = short_side / min(width, height)
     return max(short_side, round(width * scale)), max(short_side, round(height * scale))
 

@@ -41,7 +41,7 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
         stream.codec_context.thread_count = 1  # the loader's workers are the threads
         for further in FURTHER_BACK:
             if found := _decode(path, container, stream, moments, further):
-                return _pictures(found, short_side)
+                return _pictures(path, found, short_side)
     raise BrokenVideoError(path, f"frames from {min(moments):g} to {max(moments):g} s can't be decoded")
 
 
@@ -129,8 +129,9 @@ def _measure(path: Path, container: Any, audio: bool) -> Media:
             raise BrokenVideoError(path, f"truncated: {there:.1f} of {claimed:.1f} s are there")
         spans.append((float((stream.start_time or 0) * tick), there))
     begin, end = max(span[0] for span in spans), min(span[1] for span in spans)
-    if video.width < 1 or video.height < 1 or not 0 < end - begin < LONGEST:
-        raise BrokenVideoError(path, f"plays {end - begin:g} s of {video.width}x{video.height} pixels")
+    if not 0 < end - begin < LONGEST:
+        raise BrokenVideoError(path, f"plays {end - begin:g} s")
+    resized(path, video.width, video.height, 1)
     lengths = [last - first for first, last in spans]
     fps = float(video.average_rate or video.guessed_rate or 0)
     return Media(lengths[0], lengths[1] if audio else 0.0, fps, video.width, video.height, begin, end - begin)
@@ -214,16 +215,22 @@ def _seconds(stamps: list[int], stream: Any) -> Tensor:
     return torch.tensor(stamps, dtype=torch.float64) * float(stream.time_base)
 
 
-def _pictures(found: list[Any], short_side: int) -> Tensor:
+def _pictures(path: Path, found: list[Any], short_side: int) -> Tensor:
     """Decoded frames as uint8 (T, 3, h, w)."""
-    width, height = resized(found[0].width, found[0].height, short_side)
+    width, height = resized(path, found[0].width, found[0].height, short_side)
     converter = av.video.reformatter.VideoReformatter()
-    unique = {
-        id(frame): np.rot90(
-            converter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR").to_ndarray(),
-            frame.rotation // 90,
-        )
-        for frame in found
-    }
-    stacked = torch.from_numpy(np.stack([unique[id(frame)] for frame in found]))
-    return stacked.permute(0, 3, 1, 2).contiguous()
+    pictures = np.empty((len(found), 3, height, width), np.uint8)
+    places: dict[int, int] = {}
+    for place, frame in enumerate(found):
+        earlier = places.setdefault(id(frame), place)
+        if earlier < place:
+            pictures[place] = pictures[earlier]
+            continue
+        # To planes: no bytes to interleave and part again, and colours at full width. The loader's workers are the
+        # threads here, too.
+        planar = converter.reformat(frame, width, height, "gbrp", interpolation="BILINEAR", threads=1)
+        for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
+            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            pictures[place, channel] = rows[:height, :width]
+    turned = np.rot90(pictures, found[0].rotation // 90, (2, 3))
+    return torch.from_numpy(np.ascontiguousarray(turned))

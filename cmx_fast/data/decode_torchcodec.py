@@ -31,7 +31,7 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
     try:
         # Twice, since the size that a decoder resizes to has to be known when it is made; this one reads no packets.
         about = decoders.VideoDecoder(str(path), seek_mode="approximate").metadata
-        width, height = resized(about.width, about.height, short_side)
+        width, height = resized(path, about.width, about.height, short_side)
         decoder = decoders.VideoDecoder(
             str(path), seek_mode="exact", transforms=[transforms.Resize((height, width))]
         )

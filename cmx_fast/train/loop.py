@@ -129,12 +129,13 @@ def run_stage(
     stage.module.train()
     watched = LossWatch(run, stage.name)
     batches = stage.batches(start)
+    pace = Pace(fabric.world_size)
     with stop_requested() as stop, progress(stage, start, fabric.is_global_zero) as shown:
         for step in range(start + 1, stage.steps + 1):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * stage.schedule(step - 1, stage.steps)
             sharding.unshard(stage.module)  # as forward would: some batches are labelled with the module
-            batch = next(batches)
+            batch = pace.next(batches)
             for turn in turns:
                 outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
                 losses = stage.module.losses(*outputs, *turn)
@@ -147,7 +148,7 @@ def run_stage(
             if stage.after_step is not None:
                 stage.after_step()
             counted += 1
-            shown(step, None)
+            shown(step, None, pace)
             if step % interval == 0 or step == stage.steps:
                 means = {name: float(value) / counted for name, value in sums.items()}
                 sums, counted = {}, 0
@@ -160,7 +161,8 @@ def run_stage(
                         "seconds": round(time.monotonic() - began, 2),
                     }
                 )
-                shown(step, means)
+                shown(step, means, pace)
+                pace.restart()
             if stage.look is not None and (step % stage.look_every == 0 or step == stage.steps):
                 with sharding.whole(stage.module):
                     run.log({"stage": stage.name, "step": step, **stage.look()})
@@ -190,6 +192,32 @@ def run_stage(
     run.finish(stage.name, trained.state_dict())
     fabric.barrier()
     return trained
+
+
+class Pace:
+    """Samples per second of all processes, and which share of the time this one's steps waited for batches.
+
+    For the eye only: metrics are the same in an interrupted and a straight run.
+    """
+
+    def __init__(self, processes: int):
+        self.processes = processes
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self._waited, self._samples = time.monotonic(), 0.0, 0
+
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch, counted."""
+        began = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - began
+        self._samples += len(next(iter(batch.values()))) * self.processes
+        return batch
+
+    def __str__(self) -> str:
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        return f"{self._samples / seconds:.4g}/s  wait {100 * self._waited / seconds:.0f} %"
 
 
 class LossWatch:
@@ -307,36 +335,38 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 @contextmanager
 def progress(
     stage: Stage, start: int, enabled: bool
-) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
-    """Shows a step, with the interval's means where there are any: a bar on a terminal, elsewhere a line."""
+) -> Iterator[Callable[[int, dict[str, float] | None, Pace], None]]:
+    """Shows a step, the pace and the interval's means where there are any: a bar on a terminal, elsewhere a line."""
     console = Console(file=sys.stderr)
 
     def text(means: dict[str, float]) -> str:
         return "  ".join(f"{name} {value:.3f}" for name, value in means.items())
 
     if not enabled:
-        yield lambda step, means: None
+        yield lambda step, means, pace: None
     elif console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             TextColumn("{task.fields[means]}"),
         )
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task(stage.name, total=stage.steps, completed=start, means="")
+            task = bar.add_task(stage.name, total=stage.steps, completed=start, means="", pace="")
 
-            def advance(step: int, means: dict[str, float] | None) -> None:
-                bar.update(task, completed=step)
+            def advance(step: int, means: dict[str, float] | None, pace: Pace) -> None:
+                bar.update(task, completed=step, pace=str(pace))
                 if means is not None:
                     bar.update(task, means=text(means))
 
             yield advance
     else:
 
-        def line(step: int, means: dict[str, float] | None) -> None:
+        def line(step: int, means: dict[str, float] | None, pace: Pace) -> None:
             if means is not None:
-                print(f"{stage.name}  step {step}/{stage.steps}  {text(means)}", file=sys.stderr, flush=True)
+                said = f"{stage.name}  step {step}/{stage.steps}  {text(means)}  {pace}"
+                print(said, file=sys.stderr, flush=True)
 
         yield line

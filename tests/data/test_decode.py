@@ -59,6 +59,36 @@ def test_every_backend_gives_the_frame_shown(files, name, backend):
         assert (frames.float() - reference.float()).abs().mean() < 3
 
 
+@pytest.mark.parametrize(
+    ("short_side", "least", "largest"),
+    # As stored: the same bits by PyAV and TorchCodec. Resized: PyAV resizes luma and chroma, TorchCodec the RGB that it
+    # has made of them, which shows at coloured edges.
+    [(144, 100.0, 0), (72, 36.0, 48)],
+)
+def test_backends_give_the_same_pixels_of_h264(tmp_path, short_side, least, largest):
+    needs("torchcodec")
+    path = write_video(tmp_path / "a.mp4", 60, size=(192, 144), options={"bf": "2"})
+    times = [0.2 + k / 12 for k in range(16)]
+    ours, theirs = (
+        read_frames(path, times, short_side=short_side, backend=backend).double()
+        for backend in ("pyav", "torchcodec")
+    )
+    error = (ours - theirs).square().mean().clamp_min(1e-6)
+    assert 10 * torch.log10(255**2 / error) > least
+    assert (ours - theirs).abs().max() <= largest
+
+
+@pytest.mark.parametrize("rate", [RATE, 24000])
+@pytest.mark.parametrize("name", ["b_frames.mp4", "intra.avi", "all_sound_first.mkv"])
+def test_backends_give_the_same_sound(files, name, rate):
+    needs("torchcodec")
+    for start in (0.0, 0.777, 1.9):
+        ours, theirs = (
+            read_wave(files[name], start, 1.0, rate, backend=backend) for backend in ("pyav", "torchcodec")
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("backend", ["pyav", "torchcodec", "dali"])
 def test_frames_of_uneven_length_in_any_order(tmp_path, backend):
     needs(backend)

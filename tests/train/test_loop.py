@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from cmx_fast.models.weights import load
-from cmx_fast.train.loop import Interrupted, Stage, run_stage, warmup_and_cosine
+from cmx_fast.train import loop
+from cmx_fast.train.loop import Interrupted, Pace, Stage, run_stage, warmup_and_cosine
 from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
@@ -250,6 +252,33 @@ def test_synchronised_batch_norms(tmp_path):
     assert isinstance(it.module.layers[1], nn.SyncBatchNorm) and list(it.module.state_dict()) == names
     assert it.groups[0]["params"][2] is it.module.layers[1].weight
     run.close()
+
+
+def test_pace_is_shown_and_not_logged(tmp_path, capsys):
+    run, _ = train(tmp_path / "run")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 23
+    for line in said:
+        assert re.search(r"loss \d+\.\d{3}  size .*  [\d.e+]+/s  wait \d+ %$", line)
+    assert set(run.rows()[0]) == {"stage", "step", "loss", "size", "lr", "seconds"}
+
+
+def test_pace_counts_samples_and_waiting(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def slow():
+        for _ in range(4):
+            now[0] += 0.5
+            yield {"x": torch.zeros(5, 2), "space": torch.zeros(5)}
+
+    pace, batches = Pace(processes=3), slow()
+    for _ in range(4):
+        pace.next(batches)
+        now[0] += 1.5
+    assert str(pace) == "7.5/s  wait 25 %"
+    pace.restart()
+    assert str(pace) == "0/s  wait 0 %"
 
 
 def test_signals_are_given_back(tmp_path):

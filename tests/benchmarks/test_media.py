@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("av", reason="needs the media extra")
+pytest.importorskip("soundfile", reason="needs the media extra")
+
+import soundfile
+from cmx_fast.benchmarks import media, media_loops
+from typer.testing import CliRunner
+from video_files import tone, write_broken, write_video
+
+from cmx_fast import cli
+from cmx_fast.data.decode import unavailable
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["bench", "data", *map(str, arguments)], prog_name="cmx")
+
+
+def test_every_contender_has_a_line_within_the_width(tmp_path):
+    write_video(tmp_path / "a.mp4", 60)
+    write_video(tmp_path / "b.mp4", 60, size=(48, 64))
+    write_broken(tmp_path)["damaged"].unlink()
+    soundfile.write(tmp_path / "a.wav", tone(1.0), 16000)
+    (tmp_path / "not.wav").write_text("no sound")
+    Image.fromarray(np.arange(300 * 280 * 3, dtype=np.uint8).reshape(300, 280, 3)).save(tmp_path / "a.jpg")
+    found = run(tmp_path, "--clips", 12, "--workers", 1)
+    assert found.exit_code == 0, found.output
+    for name, title in media.BACKENDS.items():
+        if name != "dali":
+            assert (f"ours, {title}" in found.output) == (unavailable(name) is None)
+            assert (f"{title} loop" in found.output) == (unavailable(name) is None)
+    assert "waiting" in found.output and "torchaudio loop" in found.output
+    assert "Pillow, torchvision loop" in found.output and "1 sounds left out" in found.output
+    assert "truncated.mp4 left out: truncated" in found.output
+    assert max(len(line) for line in found.output.splitlines()) <= media.WIDTH
+
+
+@pytest.mark.parametrize("backend", ["pyav", "torchcodec"])
+def test_the_loops_give_what_our_loader_gives(tmp_path, backend):
+    if reason := unavailable(backend):
+        pytest.skip(reason)
+    paths = [
+        write_video(tmp_path / "a.mp4", 75, size=(256, 192)),
+        write_video(tmp_path / "b.mp4", 75, size=(192, 256)),
+    ]
+    videos = media.Videos(paths, 4, seed=1, workers=0)
+    clips = videos.loaders[backend]
+    ((batch, _),) = videos._batches(clips)
+    views = videos._views(batch)(batch["frames"])
+    for row, window in enumerate(videos.windows):
+        picture, wave = getattr(media_loops, f"by_{backend}")(window)
+        assert picture.shape == views[row].shape and wave.shape == batch["wave"][row].shape
+        assert (picture - views[row]).abs().mean() < 0.1
+        assert (wave - batch["wave"][row]).abs().mean() < 0.01
+
+
+def test_loops_of_plain_files_give_what_ours_give(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(2.0), 16000)
+    ours, theirs = (
+        read(tmp_path / "a.wav") for read in (media_loops.ours_of_sound, media_loops.by_torchaudio)
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    gradient = np.linspace(0, 255, 400 * 360 * 3).reshape(400, 360, 3).astype(np.uint8)
+    Image.fromarray(gradient).save(tmp_path / "a.jpg", quality=95)
+    ours, theirs = (
+        read(tmp_path / "a.jpg") for read in (media_loops.ours_of_pictures, media_loops.by_torchvision)
+    )
+    assert ours.shape == theirs.shape and (ours - theirs).abs().mean() < 0.1
+
+
+def test_a_folder_without_media_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    found = run(tmp_path)
+    assert found.exit_code == 1 and "holds no files that end in" in str(found.exception)
+
+
+@pytest.mark.parametrize("arguments", [[], ["kmeans", "--quick"], ["--quick"]])
+def test_operators_is_what_bench_means_by_itself(arguments, monkeypatch):
+    called = []
+
+    def imported(name):
+        called.append(name)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(cli.importlib, "import_module", imported)
+    CliRunner().invoke(cli.app, ["bench", *arguments])
+    assert called == ["cmx_fast.benchmarks.__main__"]
