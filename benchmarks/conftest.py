@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from . import gate, machine, timing
+from .case import Case
 from .measure import UNIT, result_error
-from .registry import CASES, Case
+from .registry import CASES
 
 THREADS = 2
 ROWS = 512

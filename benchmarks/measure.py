@@ -14,9 +14,10 @@ import torch
 from cmx_fast.ops import implementations
 
 from . import memory, timing
+from .case import Case, Goal
 from .peers.packages import MissingPeerError
 from .provider import Provider
-from .registry import ERROR_ROWS, OPERATORS, Case, Goal
+from .registry import ERROR_ROWS, OPERATORS
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = "U"

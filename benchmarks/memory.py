@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from .registry import CASES, Case
+from .case import Case
+from .registry import CASES
 
 MB = 10**6
 

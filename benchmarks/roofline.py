@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import framing
-from .registry import DEVICE_CASES, Case
+from .case import Case
+from .registry import DEVICE_CASES
 
 #: Shares of the data sheet's rates that a large bfloat16 product and a large copy reached on an H200 (790 of 989
 #: TFLOP/s, 4.3 of 4.8 TB/s); assumed for the others.

@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 from cmx_fast.benchmarks import gate, machine, memory, report, timing
+from cmx_fast.benchmarks.case import PROVIDERS, Goal
 from cmx_fast.benchmarks.measure import measure, result_error
 from cmx_fast.benchmarks.provider import OURS, Provider
-from cmx_fast.benchmarks.registry import CASES, DEVICE_CASES, PROVIDERS, Goal, select
+from cmx_fast.benchmarks.registry import CASES, DEVICE_CASES, select
 
 SMALL = {case.name: case.resized(64) for case in CASES}
 

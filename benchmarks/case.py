@@ -1,0 +1,167 @@
+"""A case: one computation at one size, its inputs, its yardstick, and what is asked of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from . import (
+    attending,
+    clustering,
+    contrastive,
+    correlation,
+    framing,
+    gating,
+    hearing,
+    problems,
+    sparse,
+    timing,
+)  # fmt: skip
+from .problems import Problem
+from .provider import OURS, Provider
+
+# By what is computed, a case's task.
+PROVIDERS: dict[str, dict[str, Provider]] = (
+    contrastive.PROVIDERS
+    | clustering.PROVIDERS
+    | sparse.PROVIDERS
+    | correlation.PROVIDERS
+    | attending.PROVIDERS
+    | gating.PROVIDERS
+    | hearing.PROVIDERS
+    | framing.PROVIDERS
+)
+Measure = Literal["time", "memory", "error"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure to reach: ``least`` must hold, ``reach`` is the aim.
+
+    kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "peak_mb", "memory_share" (of
+    the peak of ``against``), "working_share" (the same without the gradients, which both return), or "error" (times
+    the error of ``against``); less is better in all others.
+    """
+
+    kind: Literal["speedup", "units", "peak_mb", "memory_share", "working_share", "error"]
+    least: float
+    reach: float
+    against: str = ""
+    of: str = OURS
+
+    def met(self, measured: float) -> bool:
+        return measured >= self.least if self.kind == "speedup" else measured <= self.least
+
+    def describe(self) -> str:
+        bound = f"{self.least:g} (reach {self.reach:g})"
+        return {
+            "speedup": f"at least {bound} times faster than {self.against}",
+            "units": f"at most {bound} U",
+            "peak_mb": f"at most {bound} MB at the peak",
+            "memory_share": f"at most {bound} of the peak memory of {self.against}",
+            "working_share": f"at most {bound} of the peak memory of {self.against}, gradients apart",
+            "error": f"at most {bound} times the error of {self.against}",
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One computation at one size; forward and, for losses, backward."""
+
+    name: str
+    operator: str
+    task: str  # a key of PROVIDERS
+    n: int
+    d: int
+    bank: int = 0
+    clusters: int = 0  # or the atoms of a dictionary
+    size: tuple[int, ...] = ()  # of maps with d channels, or of clips, n of them: (T, H, W), or (H, W)
+    value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
+    batch: int = 1  # of those
+    dtype: torch.dtype = torch.float32
+    loss_value: float | None = None  # the pairs are as alike as this loss takes
+    measures: tuple[Measure, ...] = ("time", "memory", "error")
+    providers: tuple[str, ...] = ()
+    goals: tuple[Goal, ...] = field(default=())
+
+    @property
+    def title(self) -> str:
+        """The case in words."""
+        if self.size:
+            shape = ", ".join(map(str, (self.n, self.d, *self.size)))
+            by_task = ("gates", "prepare_frames", "band_spectrogram")
+            what = self.task if self.operator in by_task else self.operator
+            return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
+        if self.value:
+            shape = f"{self.batch} x {self.n}, D={self.d}"
+            last = f"K={self.value}" if self.task == "encoding" else f"E={self.value}"
+            return f"{self.operator} {shape}, {last}, {str(self.dtype).removeprefix('torch.')}"
+        rows = f"M={self.n}" if self.task == "supcon" else f"N={self.n}"
+        bank = f", bank {self.bank} x {self.d}" if self.bank else f", D={self.d}"
+        bank += f", K={self.clusters}" if self.clusters else ""
+        at = f", at loss {self.loss_value:g}" if self.loss_value else ""
+        return f"{self.operator} {rows}{bank}, {str(self.dtype).removeprefix('torch.')}{at}"
+
+    @property
+    def unit_name(self) -> str:
+        """What 1 U is."""
+        if self.operator == "prepare_frames":
+            return "a copy of the result"
+        return "a copy of the features" if self.size else "a product"
+
+    def unit(self, device: str = "cpu") -> timing.Step:
+        """1 U: one copy of the maps, of frames' views, or one (n, d) x (d, m) product, in float32 on a CPU."""
+        dtype = self.dtype if device == "cuda" else torch.float32
+        if self.value:
+            width = self.d if self.task == "encoding" else self.d + self.value
+            columns = self.value if self.task == "encoding" else self.n
+            return timing.product_unit(self.batch * self.n, columns, width, device, dtype)
+        if self.operator == "prepare_frames":
+            view = framing.view_of(self.size)
+            elements = correlation.elements(self.n, self.d, (self.size[0], view, view))
+            return timing.copy_unit(elements, device, dtype)
+        if self.size:
+            return timing.copy_unit(correlation.elements(self.n, self.d, self.size), device, dtype)
+        return timing.product_unit(self.n, self.bank or self.clusters or self.n, self.d, device, dtype)
+
+    def contenders(self) -> dict[str, Provider]:
+        return {name: PROVIDERS[self.task][name] for name in self.providers}
+
+    @property
+    def rows(self) -> int:
+        """Vectors of d features."""
+        return self.n * math.prod(self.size)
+
+    def resized(self, n: int) -> Case:
+        """At most n rows: a smaller sibling, without goals: they hold for the sizes that they name."""
+        if self.size:
+            return replace(self, n=min(self.n, max(1, n // math.prod(self.size))), goals=())
+        n = min(n, self.n)
+        clusters = min(self.clusters, n // 4)
+        return replace(self, n=n, bank=self.bank * n // self.n, clusters=clusters, goals=())
+
+    def problem(self, provider: Provider, device: str = "cpu") -> Problem:
+        """The inputs as this provider takes them."""
+        if self.value:
+            made = attending.problem(self.task, self.n, self.d, self.value, self.batch)
+        elif self.task in gating.PROVIDERS:
+            made = gating.problem(self.task, self.n, self.d, self.size)
+        elif self.task in hearing.PROVIDERS:
+            made = hearing.problem(self.task, self.n, *self.size)
+        elif self.task in framing.PROVIDERS:
+            made = framing.problem(self.task, self.n, self.size)
+        elif self.size:
+            made = correlation.problem(self.task, self.n, self.d, self.size)
+        elif self.bank:
+            made = problems.bank_problem(self.n, self.d, self.bank)
+        elif self.task == "codes":
+            made = sparse.problem(self.n, self.d, self.clusters)
+        elif self.clusters:
+            made = clustering.problem(self.task, self.n, self.d, self.clusters)
+        else:
+            make = {"clip": problems.clip_problem, "supcon": problems.supcon_problem}[self.task]
+            made = make(self.n, self.d, self.loss_value)
+        return made.to(self.dtype, device).to(provider.dtype or self.dtype)
