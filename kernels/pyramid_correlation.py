@@ -29,7 +29,8 @@ def place(PROGRAM, N_TILES, T, H, W, SIDE: tl.constexpr, TILE: tl.constexpr, INN
     right = (inner & 1) + ((inner >> 2) & 1) * 2
     y = (window // across * SIDE)[:, None] + down[None, :]
     x = (window % across * SIDE)[:, None] + right[None, :]
-    return frame // T, frame % T, y, x
+    # What is multiplied by sizes of the tensors.
+    return (frame // T).to(tl.int64), (frame % T).to(tl.int64), y, x
 
 
 @triton.jit
@@ -65,12 +66,7 @@ def products_kernel(
     SIDE: tl.constexpr = 2 ** (LEVELS - 1)
     b, t, y, x = place(tl.program_id(0), N_TILES, T, H, W, SIDE, TILE, INNER)
     inside = (y < H) & (x < W)
-    where = (
-        b.to(tl.int64) * stride_b
-        + t.to(tl.int64) * stride_t
-        + y.to(tl.int64) * stride_h
-        + x.to(tl.int64) * stride_w
-    )
+    where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
     product = tl.zeros((TILE, INNER), tl.float32)
     square0 = tl.zeros((TILE, INNER), tl.float32)
     square1 = tl.zeros((TILE, INNER // 4 if LEVELS > 1 else 1), tl.float32)
@@ -96,9 +92,9 @@ def products_kernel(
                     square2 += tl.sum(sums * sums, axis=2)
     sample = tl.program_id(1) * B + b
     position = (t * H + y) * W + x
-    tl.store(product_ptr + sample.to(tl.int64) * (T * H * W) + position, product, mask=inside)
+    tl.store(product_ptr + sample * (T * H * W) + position, product, mask=inside)
     if square_ptr is not None:
-        out = square_ptr + sample.to(tl.int64) * CELLS
+        out = square_ptr + sample * CELLS
         tl.store(out + position, square0, mask=inside)
         if LEVELS > 1:
             # A window's first position, every fourth in Z-order, stands for it.
@@ -108,7 +104,7 @@ def products_kernel(
             h1, w1 = tl.cdiv(H, 2), tl.cdiv(W, 2)
             y1 = tl.min(y1, axis=1)[:, None] + ((corner >> 1) & 1)[None, :]
             x1 = tl.min(x1, axis=1)[:, None] + (corner & 1)[None, :]
-            tl.store(out + T * H * W + (t * h1 + y1) * w1 + x1, square1, mask=(y1 < h1) & (x1 < w1))
+            tl.store(out + (T * H * W + (t * h1 + y1) * w1 + x1), square1, mask=(y1 < h1) & (x1 < w1))
             if LEVELS > 2:
                 h2, w2 = tl.cdiv(H, 4), tl.cdiv(W, 4)
                 y2 = (tl.min(y, axis=1) // 4)[:, None]
@@ -151,18 +147,13 @@ def gradient_kernel(
     inside = (y < H) & (x < W)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
-    where = (
-        b.to(tl.int64) * stride_b
-        + t.to(tl.int64) * stride_t
-        + y.to(tl.int64) * stride_h
-        + x.to(tl.int64) * stride_w
-    )
+    where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
     values = tl.load(
         x_ptr + where[:, :, None] + c.to(tl.int64)[None, None, :] * stride_c,
         mask=inside[:, :, None] & (c < C)[None, None, :],
         other=0.0,
     ).to(tl.float32)
-    cells = b.to(tl.int64) * CELLS
+    cells = b * CELLS
     along = tl.zeros((TILE, INNER), tl.float32)
     gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
     sums = values
@@ -179,12 +170,7 @@ def gradient_kernel(
         offset += T * h * w
         h, w = tl.cdiv(h, 2), tl.cdiv(w, 2)
     gradient += along[:, :, None] * kernel[None, None, :]
-    out = (
-        b.to(tl.int64) * out_stride_b
-        + t.to(tl.int64) * out_stride_t
-        + y.to(tl.int64) * out_stride_h
-        + x.to(tl.int64) * out_stride_w
-    )
+    out = b * out_stride_b + t * out_stride_t + y.to(tl.int64) * out_stride_h + x.to(tl.int64) * out_stride_w
     tl.store(
         dx_ptr + out[:, :, None] + c.to(tl.int64)[None, None, :] * out_stride_c,
         gradient.to(dx_ptr.dtype.element_ty),

@@ -53,7 +53,7 @@ def filter_inverse(filter_ptr, b, C, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, C, BLOCK):
         c = start + tl.arange(0, BLOCK)
-        value = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+        value = tl.load(filter_ptr + b.to(tl.int64) * C + c, mask=c < C, other=0.0)
         total += value * value
     return inverse_length(tl.sum(total, axis=0))
 
@@ -89,7 +89,7 @@ def windows_kernel(
             count += there.to(tl.float32)
             for split in range(SPLITS):
                 row = (split * B + b).to(tl.int64) * (T * H * W)
-                total += tl.load(product_ptr + row + (t * H + y) * W + x, mask=there, other=0.0)
+                total += tl.load(product_ptr + (row + (t * H + y) * W + x), mask=there, other=0.0)
     count = tl.maximum(count, 1.0)
     value = total / count
     cell = b.to(tl.int64) * CELLS + offset + q
@@ -97,7 +97,7 @@ def windows_kernel(
         square = tl.zeros((BLOCK,), tl.float32)
         for split in range(SPLITS):
             row = (split * B + b).to(tl.int64) * CELLS
-            square += tl.load(square_ptr + row + offset + q, mask=valid, other=0.0)
+            square += tl.load(square_ptr + (row + offset + q), mask=valid, other=0.0)
         inverse = inverse_length(square / (count * count))
         value = value * inverse * filter_inverse(filter_ptr, b, C, BLOCK)
         tl.store(inverse_ptr + cell, inverse, mask=valid)
@@ -116,11 +116,11 @@ def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
         top, left = row.to(tl.int32), column.to(tl.int32)
         bottom, right = tl.minimum(top + 1, h - 1), tl.minimum(left + 1, w - 1)
         down, across = row - top, column - left
-        base = value_ptr + cells + offset + t * h * w
-        upper = tl.load(base + top * w + left, mask=valid, other=0.0) * (1 - across)
-        upper += tl.load(base + top * w + right, mask=valid, other=0.0) * across
-        lower = tl.load(base + bottom * w + left, mask=valid, other=0.0) * (1 - across)
-        lower += tl.load(base + bottom * w + right, mask=valid, other=0.0) * across
+        base = cells + offset + t * h * w
+        upper = tl.load(value_ptr + (base + top * w + left), mask=valid, other=0.0) * (1 - across)
+        upper += tl.load(value_ptr + (base + top * w + right), mask=valid, other=0.0) * across
+        lower = tl.load(value_ptr + (base + bottom * w + left), mask=valid, other=0.0) * (1 - across)
+        lower += tl.load(value_ptr + (base + bottom * w + right), mask=valid, other=0.0) * across
         total += upper * (1 - down) + lower * down
     return total / LEVELS
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from narrow_offsets import narrow_offsets
 
 
 class Compiled(NamedTuple):
@@ -26,6 +27,7 @@ class Compiled(NamedTuple):
     tensor_memory: int
     matrix_instructions: bool
     dots: bool
+    narrow_offsets: tuple[str, ...]
 
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
@@ -270,6 +272,7 @@ def _compile(chip: int, kernel, values: dict, options: dict) -> Compiled:
         getattr(compiled.metadata, "tmem_size", 0) or 0,
         any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")),
         "tt.dot" in compiled.asm["ttir"],
+        tuple(narrow_offsets(compiled.asm["ttir"])),
     )
 
 

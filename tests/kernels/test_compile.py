@@ -57,6 +57,7 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
     }
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
+        assert not kernel.narrow_offsets, kernel
         assert kernel.shared <= SHARED_BYTES[chip], kernel
         assert kernel.tensor_memory <= TENSOR_MEMORY_COLUMNS, kernel
         assert kernel.dots == (kernel.kernel in ("scan_kernel", "gradient_kernel")), kernel

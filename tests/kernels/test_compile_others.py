@@ -80,6 +80,7 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
     assert {kernel.kernel for kernel in kernels} == KERNELS[call]
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
+        assert not kernel.narrow_offsets, kernel
         assert kernel.shared <= SHARED_BYTES[chip], kernel
         assert kernel.registers <= 255, kernel
         if kernel.dots and dtype != "float32" and call not in IN_FLOAT32:
