@@ -19,13 +19,16 @@ WAITS = {
 }  # fmt: skip
 
 
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+
+
 class NoWaiting(TorchDispatchMode):
     """Fails at an operation for which a GPU would have to finish all that was queued before."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         assert function not in WAITS, f"{function} waits for the device"
-        if function is aten.index.Tensor:
+        if function in INDEXED:
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             assert not masks, "indexing with a mask waits for the device"
         return function(*args, **kwargs)
