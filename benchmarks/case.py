@@ -19,7 +19,7 @@ from . import (
     problems,
     sparse,
     timing,
-)  # fmt: skip
+)
 from .problems import Problem
 from .provider import OURS, Provider
 
@@ -78,7 +78,7 @@ class Case:
     d: int
     bank: int = 0
     clusters: int = 0  # or the atoms of a dictionary
-    size: tuple[int, ...] = ()  # of maps with d channels, or of clips, n of them: (T, H, W), or (H, W)
+    size: tuple[int, ...] = ()  # (T, H, W) or (H, W) of n maps with d channels, or clips; (samples,) of waves
     value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
     batch: int = 1  # of those
     dtype: torch.dtype = torch.float32

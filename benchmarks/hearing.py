@@ -29,6 +29,12 @@ def problem(task: str, n: int, samples: int, seed: int = 0) -> Problem:
 
 
 LOG_MEL, FILTERBANK, POWER = LogMel(), LogFilterbank(), PowerSpectrogram()
+#: Of each front end n_fft, hop and bands.
+SHAPES = {
+    "log-mel": (LOG_MEL.n_fft, LOG_MEL.hop, len(LOG_MEL.bands)),
+    "filterbank": (FILTERBANK.nfft, FILTERBANK.step, len(FILTERBANK.bands)),
+    "power spectrogram": (POWER.nperseg, POWER.step, len(POWER.bands)),
+}
 
 
 @functools.cache

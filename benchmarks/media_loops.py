@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from cmx_fast._extras import require
 from cmx_fast.data.clip_views import MEAN, STD
 from cmx_fast.data.media_files import read_audio, read_picture
+from cmx_fast.models.fpn import IMAGENET_MEAN, IMAGENET_STD
 
 FRAMES, FPS, SECONDS, SAMPLE_RATE, CROP = 32, 30, 1.0, 24000, 128
 
@@ -109,7 +110,7 @@ def _filled(wave: Tensor) -> Tensor:
 
 # Plain files: sound (samples,) of the first channel, and pictures (3, SIDE, SIDE) with ImageNet's statistics.
 SAMPLES, SIDE, SHORTER = 6 * SAMPLE_RATE, 224, 256
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+IMAGENET = list(IMAGENET_MEAN), list(IMAGENET_STD)
 
 
 def by_torchaudio(path: Path) -> Tensor:

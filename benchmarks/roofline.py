@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import framing
+from . import framing, hearing
 from .case import Case
 from .registry import DEVICE_CASES
 
@@ -164,13 +164,8 @@ def cost(case: Case) -> Cost | None:
         return prepare_frames(maps, n * d * case.size[0] * framing.view_of(case.size) ** 2, element)
     if case.task == "attention":
         return attention(case.batch, n, n, d, case.value, element)
-    front_ends = {
-        "log-mel": (441, 2048, 128),
-        "filterbank": (240, 1024, 257),
-        "power spectrogram": (159, 512, 257),
-    }
-    if case.task in front_ends:
-        hop, n_fft, bands = front_ends[case.task]
+    if case.task in hearing.SHAPES:
+        n_fft, hop, bands = hearing.SHAPES[case.task]
         return band_spectrogram(n, case.size[0] // hop, n_fft, bands, case.size[0])
     return None
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from cmx_fast import distributed, ops
 from cmx_fast.losses import MemoryBank
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
-from cmx_fast.train.sharding import is_sharded
 
 DIM = 12
 
@@ -85,7 +85,7 @@ def train_with_a_bank(how: str, rank: int, world: int, folder: str) -> None:
         "state": trained.state_dict(),
         "losses": losses,
         "interruptions": interruptions,
-        "sharded": is_sharded(module),
+        "sharded": isinstance(module, FSDPModule),
     }
     torch.save(found, Path(folder, f"{rank}.pt"))
     # Gloo's threads can abort an interpreter on its way out: they let go of tensors then (torch 2.11).

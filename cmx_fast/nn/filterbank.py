@@ -66,19 +66,18 @@ class LogFilterbank(nn.Module):
             raise ValueError(
                 f"wave must be float (B, samples), got {wave.dtype} of shape {tuple(wave.shape)}"
             )
-        with torch.autocast(wave.device.type, enabled=False):
-            return band_spectrogram(
-                wave.float(),
-                self.scale,
-                self.bands,
-                reach=self.reach,
-                n_fft=self.nfft,
-                hop=self.step,
-                ends="zeros",
-                preemphasis=self.preemph,
-                logarithm="natural",
-                floor=EMPTY,
-            )
+        return band_spectrogram(
+            wave.float(),
+            self.scale,
+            self.bands,
+            reach=self.reach,
+            n_fft=self.nfft,
+            hop=self.step,
+            ends="zeros",
+            preemphasis=self.preemph,
+            logarithm="natural",
+            floor=EMPTY,
+        )
 
 
 def mel_triangles(sample_rate: int, nfft: int, filters: int) -> Tensor:

@@ -64,20 +64,19 @@ class LogMel(nn.Module):
             raise ValueError(
                 f"wave has {wave.shape[-1]} samples; centred frames of {self.n_fft} need over {self.n_fft // 2}"
             )
-        with torch.autocast(wave.device.type, enabled=False):
-            level = band_spectrogram(
-                wave.float().reshape(-1, wave.shape[-1]),
-                self.window,
-                self.bands,
-                reach=self.reach,
-                n_fft=self.n_fft,
-                hop=self.hop,
-                ends="reflected",
-                logarithm="decibels",
-                floor=_FLOOR,
-                mean=mean,
-                std=std,
-            )
+        level = band_spectrogram(
+            wave.float().reshape(-1, wave.shape[-1]),
+            self.window,
+            self.bands,
+            reach=self.reach,
+            n_fft=self.n_fft,
+            hop=self.hop,
+            ends="reflected",
+            logarithm="decibels",
+            floor=_FLOOR,
+            mean=mean,
+            std=std,
+        )
         return level[0] if wave.ndim == 1 else level
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ def band_spectrogram(
     Log-mels, filterbanks and power spectral densities are this with their own window, bands and logarithm.
 
     Args:
-        wave: (B, samples), float32 or float64; bfloat16 and float16 are computed in float32.
+        wave: (B, samples), float32 or float64; bfloat16 and float16 are computed in float32, also under autocast.
         window: (length,) float32 or float64, at most ``n_fft`` long; shorter frames are followed by zeros.
         bands: (K, n_fft // 2 + 1), what each band takes of each frequency.
         n_fft, hop: samples.
@@ -83,10 +83,11 @@ def band_spectrogram(
     if len(wave) == 0 or len(bands) == 0:
         return wave.new_empty(len(wave), len(bands), frames)
     if impl == "reference":
-        return reference.band_spectrogram(
-            wave, window, bands, n_fft=n_fft, hop=hop, ends=ends, preemphasis=preemphasis, remove_mean=remove_mean,
-            logarithm=logarithm, floor=floor, mean=mean, std=std,
-        )  # fmt: skip
+        with torch.autocast(wave.device.type, enabled=False):  # too few bits for power
+            return reference.band_spectrogram(
+                wave, window, bands, n_fft=n_fft, hop=hop, ends=ends, preemphasis=preemphasis,
+                remove_mean=remove_mean, logarithm=logarithm, floor=floor, mean=mean, std=std,
+            )  # fmt: skip
     if not _suits(wave, n_fft):
         raise ValueError(
             f"impl={impl!r} takes float32 waves without gradient and an n_fft that is a power of two from {SMALLEST} "

@@ -44,10 +44,6 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     return module
 
 
-def is_sharded(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule)
-
-
 @torch.no_grad()
 def unshard(module: nn.Module) -> None:
     """Bring the parameters together in every process, and give all the first one's batch norm statistics.

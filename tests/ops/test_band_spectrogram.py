@@ -261,3 +261,12 @@ GOOD = {
 def test_refuses(change, error, message):
     with pytest.raises(error, match=message):
         ops.band_spectrogram(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize("n_fft", [64, 100])
+def test_full_precision_under_autocast(n_fft):
+    """By the kernel, and by the reference, whose product autocast would take."""
+    wave, bands = torch.randn(2, 700), triangles(8, n_fft // 2 + 1)
+    expected = band_spectrogram(wave, torch.ones(n_fft), bands, n_fft=n_fft, hop=32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert band_spectrogram(wave, torch.ones(n_fft), bands, n_fft=n_fft, hop=32).equal(expected)
