@@ -59,10 +59,11 @@ def cpu_seconds() -> float:
 
 
 def compare(contenders: dict[str, Pass], rounds: int = ROUNDS) -> dict[str, Speed]:
-    """All in turn, medians over the rounds."""
+    """All in turn, medians over the rounds; DALI after the others, since its pools make workers slower to start."""
     found: dict[str, list[Speed]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
+    last = [name for name in contenders if "DALI" in name]
+    for names in ([name for name in contenders if name not in last], last):
+        for name, run in rounds * [(name, contenders[name]) for name in names]:
             gc.collect()  # workers of the pass before end here, not in this one's time
             used, began = cpu_seconds(), time.perf_counter()
             count, waited = 0, 0.0
@@ -107,6 +108,16 @@ def through_workers(read: Callable[[Path], Tensor], paths: list[Path], workers: 
         rows = [part.tolist() for part in torch.arange(len(paths)).split(BATCH)]
         for batch, waited in timed(load_batches(_Files(read, paths), rows, workers=workers)):
             yield len(batch), waited
+
+    return run
+
+
+def together(read: Callable[[list[Path]], Tensor], paths: list[Path]) -> Pass:
+    """Our way with DALI: a batch at a time, in this process."""
+
+    def run() -> Iterator[tuple[int, float]]:
+        for place in range(0, len(paths), BATCH):
+            yield len(read(paths[place : place + BATCH])), 0.0
 
     return run
 
@@ -270,12 +281,20 @@ def bench_data(
         raise ValueError(f"{folder} holds no files that end in {', '.join(VIDEOS + SOUNDS + PICTURES)}")
     if kinds["videos"]:
         _bench_videos(console, kinds["videos"], clips, seed, workers)
-    for kind, problem, ours, peer, title in (
-        ("sounds", audio_problem, loops.ours_of_sound, loops.by_torchaudio, "torchaudio loop"),
+    for kind, problem, ours, dali, peer, title in (
+        (
+            "sounds",
+            audio_problem,
+            loops.ours_of_sound,
+            loops.ours_of_sounds_by_dali,
+            loops.by_torchaudio,
+            "torchaudio loop",
+        ),
         (
             "pictures",
             picture_problem,
             loops.ours_of_pictures,
+            loops.ours_of_pictures_by_dali,
             loops.by_torchvision,
             "Pillow, torchvision loop",
         ),
@@ -283,7 +302,10 @@ def bench_data(
         good = usable(kinds[kind][:clips], problem, ours)
         if good:
             chosen = [good[place % len(good)] for place in range(clips)]
-            found = compare({"ours": through_workers(ours, chosen, workers), title: plain(peer, chosen)})
+            contenders = {"ours": through_workers(ours, chosen, workers), title: plain(peer, chosen)}
+            if not unavailable("dali"):
+                contenders["ours, DALI"] = together(dali, chosen)
+            found = compare(contenders)
             console.print(speeds(f"{clips} {kind} of {len(good)} files", found, kind))
         if len(good) < len(kinds[kind][:clips]):
             console.print(f"{len(kinds[kind][:clips]) - len(good)} {kind} left out: they can't be read")

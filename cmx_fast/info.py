@@ -20,7 +20,7 @@ from cmx_fast import ops
 WIDTH = 100
 # name shown, module, distributions that carry it, extra that brings it
 OPTIONAL = (
-    ("DALI", "nvidia.dali", ("nvidia-dali-cuda130",), "cuda"),
+    ("DALI", "nvidia.dali", ("nvidia-dali-cuda130",), "dali"),
     ("TorchCodec", "torchcodec", ("torchcodec",), "media"),
     ("PyAV", "av", ("av",), "media"),
     ("faiss", "faiss", ("faiss-gpu", "faiss-cpu"), "cpu or cuda"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .clip_reader import ClipFormat, RandomClips, Source, UniformClips, WholeRecordings
-from .decode import BACKENDS, BrokenVideoError, Media, probe
+from .decode import BrokenVideoError, Media, check_backend, probe
 from .media_files import check_enough_left
 from .recordings import Recording, Recordings
 from .worker_loader import load_batches
@@ -50,6 +50,7 @@ class Clips:
 
     Raises:
         ValueError: a number outside its range, an unknown backend, or no usable recording.
+        MissingExtraError: the backend is not installed.
     """
 
     def __init__(
@@ -76,8 +77,7 @@ class Clips:
         ):
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend={backend!r}; expected one of {', '.join(BACKENDS)}")
+        check_backend(backend)
         self.device = torch.device(device)
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         samples = round(seconds * sample_rate) if audio else 0

@@ -20,6 +20,8 @@ from .resampling import RATES, ratio, resample
 #: and MPEG-TS files with B-frames. There TorchCodec 0.13 takes other frames or none, and a damaged MPEG-TS file can
 #: crash the process; files whose cover picture comes before the video it can't decode.
 BACKENDS = ("torchcodec", "pyav", "dali", "auto")
+#: Of data sets of picture and sound files: Pillow and libsndfile in loader workers, or DALI.
+FILE_BACKENDS = ("auto", "dali")
 #: Samples decoded beyond either end of what is resampled: more than torchaudio's filter reaches.
 _REACH = 256
 
@@ -109,6 +111,17 @@ def read_wave(
     wave = resample(wave, rate, sample_rate)
     skipped = first - period * target
     return wave[skipped : skipped + count].nan_to_num(0).clamp(-1, 1)
+
+
+def check_backend(backend: str, choices: Sequence[str] = BACKENDS) -> None:
+    """
+    Raises:
+        ValueError: none of ``choices``.
+        MissingExtraError: not installed.
+    """
+    if backend not in choices:
+        raise ValueError(f"backend={backend!r}; expected one of {', '.join(choices)}")
+    _backend(backend)
 
 
 def unavailable(backend: str) -> str | None:

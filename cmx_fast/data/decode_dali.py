@@ -6,7 +6,6 @@ reads all colours as BT.601 and does not turn a picture that the file says to tu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extras import require
+from .dali_pipelines import ENCODED, Graph, RefusedError, dali, decode, fn
 from .decode_moments import BrokenVideoError, resized, shown
 from .decode_pyav import presented
-
-dali = require("nvidia.dali", "cuda")
-fn = require("nvidia.dali.fn", "cuda")
 
 
 def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
@@ -37,66 +33,42 @@ def batch(
     """What :func:`frames` gives for each path and its moments, decoded together by ``threads`` threads and left on
     the GPU; the error where a file breaks."""
     found: list[Any] = [None] * len(requests)
-    inputs = {}
+    samples, orders = {}, []
     for place, (path, moments) in enumerate(requests):
         try:
             begins, end, size = presented(path)
-            target = resized(path, *size, short_side)
+            height_and_width = resized(path, *size, short_side)[::-1]
             wanted, order = shown(begins, end, moments, path).unique(return_inverse=True)
+            content = np.fromfile(path, np.uint8)
+        except OSError as error:
+            found[place] = BrokenVideoError(path, f"can't be read ({error.strerror})")
         except BrokenVideoError as error:
             found[place] = error
         else:
-            inputs[place] = (path, wanted.to(torch.int32).numpy(), order, target)
-    try:
-        decoded = _run(list(inputs.values()), threads) if inputs else []
-    except RuntimeError as error:
-        if len(requests) > 1:  # DALI does not say which one it was
-            return [batch([request], short_side, threads)[0] for request in requests]
-        reason = next((line for line in str(error).splitlines() if "rror" in line or "ailed" in line), "?")
-        return [BrokenVideoError(requests[0][0], f"DALI can't decode it ({reason.strip()})")]
-    for place, pictures in zip(inputs, decoded, strict=True):
-        found[place] = pictures
+            samples[place] = {
+                "encoded": content,
+                "frames": wanted.to(torch.int32).numpy(),
+                "size": np.array(height_and_width, np.float32),
+            }
+            orders.append(order)
+
+    def take(number: int, pictures: Tensor) -> Tensor:
+        return pictures.permute(0, 3, 1, 2)[orders[number].to(pictures.device)].contiguous()
+
+    for place, pictures in zip(samples, decode(_GRAPH, list(samples.values()), take, threads), strict=True):
+        refused = isinstance(pictures, RefusedError)
+        found[place] = (
+            BrokenVideoError(requests[place][0], f"DALI can't decode it ({pictures})")
+            if refused
+            else pictures
+        )
     return found
 
 
-def _run(inputs: list[tuple[Path, np.ndarray, Tensor, tuple[int, int]]], threads: int) -> list[Tensor]:
-    gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
-    pipeline = _pipeline(len(inputs), threads, gpu)
-    pipeline.feed_input("encoded", [np.fromfile(path, np.uint8) for path, *_ in inputs])
-    pipeline.feed_input("frames", [wanted for _, wanted, *_ in inputs])
-    pipeline.feed_input("size", [np.array(size[::-1], np.float32) for *_, size in inputs])
-    try:
-        (pictures,) = pipeline.run()
-    except RuntimeError:
-        _pipeline.cache_clear()  # a pipeline that failed once is of no further use
-        raise
-    if gpu is not None:
-        torch.cuda.synchronize(gpu)
-    views = [torch.from_dlpack(pictures[place]) for place in range(len(inputs))]  # copied before the next run
-    return [
-        view.permute(0, 3, 1, 2)[order.to(view.device)].contiguous()
-        for view, (_, _, order, _) in zip(views, inputs, strict=True)
-    ]
+def _frames(sources: dict[str, Any], gpu: bool) -> list[Any]:
+    """Encoded files, frame numbers and (height, width) to resized frames (T, h, w, 3)."""
+    video = fn.decoders.video(sources["encoded"], frames=sources["frames"], device="mixed" if gpu else "cpu")
+    return [fn.resize(video, size=sources["size"], interp_type=dali.types.INTERP_LINEAR, antialias=True)]
 
 
-@functools.lru_cache(4)
-def _pipeline(count: int, threads: int, gpu: int | None) -> Any:
-    """Encoded files, frame numbers and (height, width) to resized frames, ``count`` files at a time."""
-    pipeline = dali.Pipeline(
-        batch_size=count,
-        num_threads=threads,
-        device_id=gpu,
-        prefetch_queue_depth=1,
-        exec_async=False,
-        exec_pipelined=False,
-    )
-    with pipeline:
-        encoded = fn.external_source(name="encoded", dtype=dali.types.UINT8, ndim=1)
-        numbers = fn.external_source(name="frames", dtype=dali.types.INT32, ndim=1)
-        size = fn.external_source(name="size", dtype=dali.types.FLOAT, ndim=1)
-        video = fn.decoders.video(encoded, frames=numbers, device="cpu" if gpu is None else "mixed")
-        pipeline.set_outputs(
-            fn.resize(video, size=size, interp_type=dali.types.INTERP_LINEAR, antialias=True)
-        )
-    pipeline.build()
-    return pipeline
+_GRAPH = Graph((ENCODED, ("frames", dali.types.INT32, 1), ("size", dali.types.FLOAT, 1)), _frames)

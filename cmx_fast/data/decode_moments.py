@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .media_files import BrokenFileError
+from .media_files import LONGEST_SIDE, BrokenFileError
 
 #: A frame that begins this much after a moment, in seconds, is taken as shown then: Matroska rounds to milliseconds,
 #: and k / 30 in floating point is not pts 512 k.
 EPSILON = 6e-4
-#: How many times the shorter side the longer may be: a batch is as wide as its widest clip.
-LONGEST_SIDE = 16
 #: How far outside what a track plays a moment may lie and still get the frame at that end, in seconds.
 SLACK = 0.1
 

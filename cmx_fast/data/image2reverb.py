@@ -11,9 +11,11 @@ Reads the published layout and the one that ``cmx simulate rooms`` writes, which
 from __future__ import annotations
 
 import csv
+import importlib
 import warnings
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,25 +270,57 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         return item
 
     def load_image(self, pair_index: int) -> Tensor:
-        """The normalised picture of a pair, float32 (3, S, S)."""
+        """The normalised picture of a pair, float32 (3, S, S); on the GPU where DALI decoded it there."""
         pixels = self._decoded(
             self._pictures,
             [self.pairs[i].image for i in self._stand_ins(pair_index)],
             lambda path: read_picture(path, self.image_size),
         )
-        return pixels.to(torch.float32).div_(255).sub_(_MEAN).div_(_STD)
+        mean, std = _MEAN.to(pixels.device), _STD.to(pixels.device)
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def load_wave(self, utterance_index: int) -> Tensor:
         """Reverberant speech, float32 (samples,), peak 1; utterance u is sentence u % n of pair u // n."""
-        utterance_index = range(len(self))[utterance_index]
-        number, order = divmod(utterance_index, self.sentences_per_air)
-        chosen = self._sentences[number][order]
+        return peak_normalise(reverberate(*self.load_sounds(utterance_index), self.samples))
+
+    def load_sounds(self, utterance_index: int) -> tuple[Tensor, Tensor]:
+        """What :meth:`load_wave` convolves: the dry speech and the AIR, float32 (at most samples,) each."""
+        number, chosen = self._spoken(utterance_index)
         others = [self.speech_files[chosen - i] for i in range(len(self.speech_files))]
-        dry = self._decoded(self._dry, others, self._read_sound)
-        air = self._decoded(
-            self._airs, [self.pairs[i].air for i in self._stand_ins(number)], self._read_sound
+        airs = [self.pairs[i].air for i in self._stand_ins(number)]
+        return (
+            self._decoded(self._dry, others, self._read_sound),
+            self._decoded(self._airs, airs, self._read_sound),
         )
-        return peak_normalise(reverberate(dry, air, self.samples))
+
+    def decode_ahead(self, pairs: Iterable[int], utterances: Iterable[int], threads: int = 1) -> None:
+        """Decode by DALI, together, the pictures of these pairs and the sounds of these utterances.
+
+        They are then in the caches. What DALI can't decode is read, and named, when it is asked for.
+        """
+        dali = importlib.import_module("cmx_fast.data.decode_dali_files")
+        spoken = [self._spoken(utterance) for utterance in utterances]
+
+        def pictures(paths: list[Path]) -> Any:
+            return dali.read_pictures(paths, self.image_size, threads=threads)
+
+        def sounds(paths: list[Path]) -> Any:
+            return dali.read_sounds(paths, self.sample_rate, self.samples, threads=threads)
+
+        for cache, paths, read in (
+            (self._pictures, [self.pairs[pair].image for pair in pairs], pictures),
+            (self._airs, [self.pairs[pair].air for pair, _ in spoken], sounds),
+            (self._dry, [self.speech_files[sentence] for _, sentence in spoken], sounds),
+        ):
+            missing = [path for path in dict.fromkeys(paths) if cache.get(path) is None]
+            for path, found in zip(missing, read(missing), strict=True):
+                if not isinstance(found, BrokenFileError):
+                    cache.put(path, found)
+
+    def _spoken(self, utterance_index: int) -> tuple[int, int]:
+        """The pair and the sentence of an utterance."""
+        pair, order = divmod(range(len(self))[utterance_index], self.sentences_per_air)
+        return pair, self._sentences[pair][order]
 
     def _read_sound(self, path: Path) -> Tensor:
         return read_audio(path, self.sample_rate, self.samples)

@@ -13,6 +13,9 @@ from torch import Tensor
 from .._extras import require
 from .resampling import RATES, resample
 
+#: How many times the shorter side of a picture the longer may be: resized, it would fill the memory.
+LONGEST_SIDE = 16
+
 
 class BrokenFileError(ValueError):
     """A data file that can't be used; the message names the file and what to do."""
@@ -74,7 +77,7 @@ def picture_problem(path: Path) -> str | None:
             kind = image.format
     except UnidentifiedImageError:
         return "not a picture"
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"not a readable picture ({error})"
     end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind or "")
     if end:
@@ -103,8 +106,17 @@ def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = Fa
             samples = stream.read(frames, dtype="float32", always_2d=True)
     except (OSError, soundfile.LibsndfileError) as error:
         raise BrokenFileError(path, f"can't be decoded ({error})") from error
-    wave = torch.from_numpy(np.ascontiguousarray(samples.mean(1) if mix else samples[:, 0]))
-    wave = resample(wave, rate, sample_rate)
+    return sounding(path, torch.from_numpy(samples), rate, sample_rate, max_samples, mix=mix)
+
+
+def sounding(
+    path: Path, samples: Tensor, rate: int, sample_rate: int, max_samples: int, *, mix: bool = False
+) -> Tensor:
+    """Decoded ``(samples, channels)`` at ``rate`` as :func:`read_audio` gives them; ``path`` is for its errors."""
+    if rate not in RATES:
+        raise BrokenFileError(path, f"says it has {rate} samples per second")
+    samples = samples[: -(-max_samples * rate // sample_rate)]
+    wave = resample((samples.mean(1) if mix else samples[:, 0]).contiguous(), rate, sample_rate)
     if not torch.isfinite(wave).all():
         raise BrokenFileError(path, "holds NaN or infinity")
     if not wave.any():
@@ -119,17 +131,35 @@ def read_picture(path: Path, size: int, *, shorter: int | None = None) -> Tensor
     """
     from PIL import Image
 
-    shorter = round(size * 256 / 224) if shorter is None else shorter
     try:
         with Image.open(path) as opened:
-            opened.draft("RGB", (shorter, shorter))
+            target = fitted(path, *opened.size, size, shorter)
+            opened.draft("RGB", (min(target), min(target)))
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except BrokenFileError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BrokenFileError(path, f"can't be decoded ({error})") from error
-    scale = shorter / min(image.size)
-    wide, high = (max(size, round(side * scale)) for side in image.size)
-    if (wide, high) != image.size:
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
-    left, top = (wide - size) // 2, (high - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if target != image.size:
+        image = image.resize(target, Image.Resampling.BILINEAR)
+    return centred(torch.from_numpy(np.array(image)).permute(2, 0, 1), size).contiguous()
+
+
+def fitted(path: Path, width: int, height: int, size: int, shorter: int | None = None) -> tuple[int, int]:
+    """The width and height that :func:`read_picture` resizes to before it crops.
+
+    Raises:
+        BrokenFileError: the longer side is more than :data:`LONGEST_SIDE` times the shorter.
+    """
+    if max(width, height) > LONGEST_SIDE * min(width, height):
+        raise BrokenFileError(
+            path, f"has {width}x{height} pixels, longer than {LONGEST_SIDE} times the shorter side"
+        )
+    scale = (round(size * 256 / 224) if shorter is None else shorter) / min(width, height)
+    return max(size, round(width * scale)), max(size, round(height * scale))
+
+
+def centred(picture: Tensor, size: int) -> Tensor:
+    """The middle ``(..., size, size)`` of ``(..., h, w)``."""
+    top, left = ((side - size) // 2 for side in picture.shape[-2:])
+    return picture[..., top : top + size, left : left + size]

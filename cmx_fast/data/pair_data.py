@@ -10,14 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, default_collate
 
+from .decode import FILE_BACKENDS, check_backend
+from .reverberation import peak_normalise, reverberate
 from .worker_loader import load_batches
 
 Batch = dict[str, Tensor]
 
 #: Utterances, evenly spaced over the training set, behind the per-band mean and standard deviation.
 STATISTICS_FROM = 1000
+#: Loader workers, or DALI's threads.
+CORES = min(8, os.cpu_count() or 1)
 
 
 class PairData:
@@ -25,8 +30,9 @@ class PairData:
 
     ``dataset`` is a :class:`cmx_fast.data.image2reverb.Image2Reverb` (or anything with its attributes):
     utterance u belongs to pair u // sentences_per_air. With ``cache`` every picture and log-mel is computed
-    once and kept (float16 log-mels: 77 kB per 6 s); else workers read files and the log-mel is computed on
-    the device.
+    once and kept (float16 log-mels: 77 kB per 6 s); else workers read files, and rooms are convolved with speech and
+    log-mels computed on the device. With ``backend="dali"`` DALI decodes each batch's files together, in this process
+    (JPEG on the GPU, if there is one).
 
     Attributes:
         space: (utterances,) int64; rt60: (utterances,) float32 seconds; pair: (utterances,) int64.
@@ -39,10 +45,13 @@ class PairData:
         *,
         range_db: float = 80.0,
         cache: bool = False,
+        backend: str = "auto",
         device: torch.device | str = "cpu",
     ):
         self.dataset, self.range_db, self.device = dataset, range_db, torch.device(device)
         self.logmel = logmel.to(self.device)
+        check_backend(backend, FILE_BACKENDS)
+        self.backend = backend
         per_pair = len(dataset) // len(dataset.pairs)
         index = {space: i for i, space in enumerate(dataset.spaces)}
         self.pair = torch.arange(len(dataset.pairs)).repeat_interleave(per_pair)
@@ -51,7 +60,7 @@ class PairData:
         self.images: Tensor | None = None
         self.logmels: Tensor | None = None
         if cache:
-            self.images = torch.stack([dataset.load_image(i) for i in range(len(dataset.pairs))])
+            self.images = torch.stack([dataset.load_image(i) for i in range(len(dataset.pairs))]).cpu()
             self.logmels = torch.cat([batch["logmel"].half().cpu() for batch in self.in_order(("logmel",))])
 
     def __len__(self) -> int:
@@ -71,14 +80,20 @@ class PairData:
         if self.logmels is not None:
             loader = (self._from_memory(torch.tensor(batch), wanted) for batch in rows)
         else:
-            items = _Items(self.dataset, self.space, self.rt60, self.pair, wanted)
-            workers = min(8, os.cpu_count() or 1)
-            loader = load_batches(items, rows, workers=workers, pin_memory=self.device.type == "cuda")
+            together = self.backend == "dali"
+            loader = load_batches(
+                _Items(self.dataset, self.space, self.rt60, self.pair, wanted, together),
+                rows,
+                workers=0 if together else CORES,
+                collate=_padded,
+                pin_memory=self.device.type == "cuda" and not together,
+            )
         for batch in loader:
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            if "wave" in batch:
+            if "dry" in batch:
                 with torch.no_grad():
-                    level = self.logmel(batch.pop("wave"))
+                    waves = reverberate(batch.pop("dry"), batch.pop("air"), self.dataset.samples)
+                    level = self.logmel(peak_normalise(waves))
                     batch["logmel"] = level.maximum(level.amax((1, 2), keepdim=True) - self.range_db)
             yield batch
 
@@ -106,16 +121,39 @@ class PairData:
 class _Items(Dataset[Batch]):
     """Only the wanted modalities of an utterance: no picture is decoded for the speech encoder alone."""
 
-    def __init__(self, dataset: Any, space: Tensor, rt60: Tensor, pair: Tensor, wanted: tuple[str, ...]):
+    def __init__(
+        self,
+        dataset: Any,
+        space: Tensor,
+        rt60: Tensor,
+        pair: Tensor,
+        wanted: tuple[str, ...],
+        together: bool,
+    ):
         self.dataset, self.space, self.rt60, self.pair, self.wanted = dataset, space, rt60, pair, wanted
+        self.together = together
 
     def __len__(self) -> int:
         return len(self.space)
 
+    def __getitems__(self, utterances: list[int]) -> list[Batch]:
+        if self.together:
+            pairs = self.pair[utterances].tolist() if "image" in self.wanted else []
+            heard = utterances if "logmel" in self.wanted else []
+            self.dataset.decode_ahead(pairs, heard, CORES)
+        return [self[utterance] for utterance in utterances]
+
     def __getitem__(self, utterance: int) -> Batch:
         item = {"space": self.space[utterance], "rt60": self.rt60[utterance]}
         if "logmel" in self.wanted:
-            item["wave"] = self.dataset.load_wave(utterance)
+            item["dry"], item["air"] = self.dataset.load_sounds(utterance)
         if "image" in self.wanted:
             item["image"] = self.dataset.load_image(int(self.pair[utterance]))
         return item
+
+
+def _padded(items: list[Batch]) -> Batch:
+    """A batch. Sounds become as long as the longest by silence, which no convolution minds."""
+    sounds = [name for name in ("dry", "air") if name in items[0]]
+    padded = {name: pad_sequence([item.pop(name) for item in items], batch_first=True) for name in sounds}
+    return default_collate(items) | padded

@@ -10,19 +10,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .decode import FILE_BACKENDS, check_backend
 from .worker_loader import load_batches
 
+#: Loader workers, or DALI's threads.
+CORES = min(8, os.cpu_count() or 1)
 Loaded = tuple[Tensor, Tensor]
 
 
 class Pictures:
     """``dataset`` is a :class:`cmx_fast.data.atr.ATR`, or anything with ``__len__`` and ``load_image(i)``.
 
-    With ``cache`` every picture is decoded once and kept, in bytes; else workers read files.
+    With ``cache`` every picture is decoded once and kept, in bytes; else workers read files. With ``backend="dali"``
+    DALI decodes each batch together, in this process, on the GPU if there is one (``load_images`` of the dataset).
     """
 
-    def __init__(self, dataset: Any, *, cache: bool = False, device: torch.device | str = "cpu"):
-        self.dataset, self.device = dataset, torch.device(device)
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        cache: bool = False,
+        backend: str = "auto",
+        device: torch.device | str = "cpu",
+    ):
+        check_backend(backend, FILE_BACKENDS)
+        self.dataset, self.backend, self.device = dataset, backend, torch.device(device)
         self.kept = torch.stack([dataset.load_image(i) for i in range(len(dataset))]) if cache else None
 
     def __len__(self) -> int:
@@ -34,11 +46,12 @@ class Pictures:
         if self.kept is not None:
             loader = ((batch, self.kept[batch]) for batch in rows)
         else:
+            together = self.backend == "dali"
             loader = load_batches(
-                _Images(self.dataset),
+                _Images(self.dataset, together),
                 (batch.tolist() for batch in rows),
-                workers=min(8, os.cpu_count() or 1),
-                pin_memory=self.device.type == "cuda",
+                workers=0 if together else CORES,
+                pin_memory=self.device.type == "cuda" and not together,
             )
         for index, images in loader:
             yield index, images.to(self.device, non_blocking=True).float() / 255
@@ -51,8 +64,13 @@ class Pictures:
 class _Images(Dataset[tuple[int, Tensor]]):
     """Pictures with their index, without their masks."""
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    def __init__(self, dataset: Any, together: bool):
+        self.dataset, self.together = dataset, together
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Tensor]]:
+        if self.together:
+            return list(zip(indices, self.dataset.load_images(indices, CORES), strict=True))
+        return [self[index] for index in indices]
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         return index, self.dataset.load_image(index)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -11,11 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..nn.power_spectrogram import lasting
-from .decode import read_frames, read_wave
-from .media_files import BrokenFileError, check_enough_left, read_audio, read_picture
+from .decode import check_backend, read_frames, read_wave
+from .media_files import BrokenFileError, centred, check_enough_left, read_audio, read_picture
 from .scenes import Scenes
 from .selection import FPS, Selection, key
 from .worker_loader import load_batches
+
+Found = Tensor | BrokenFileError
+#: Several at once: pictures or scenes by number to what each holds.
+Read = Callable[[list[int]], list[Found]]
 
 
 class SceneData:
@@ -30,6 +36,8 @@ class SceneData:
         size: pixels of the square pictures, the largest centred ones.
         heard: of the sound (the paper's ablation: 1 and 5 s); None: as much as ``seconds``.
         selection: see :mod:`cmx_fast.data.selection`.
+        backend: see :func:`cmx_fast.data.decode.read_frames`. "dali" decodes a batch's files together, in this process,
+            pictures on the GPU if there is one; the sound of videos is PyAV's.
         cache: keep in memory what has been read: 3 size² bytes per picture, 32 kB per second of sound.
         workers: processes that read, by default as many as there are cores but at most 8; 0: this process.
 
@@ -38,7 +46,8 @@ class SceneData:
         skipped: (file, reason) of what can't be used, the adapter's among them.
 
     Raises:
-        ValueError: a number out of range, or several moments of a scene whose picture is a file.
+        ValueError: a number out of range, an unknown backend, or several moments of a scene whose picture is a file.
+        MissingExtraError: the backend is not installed.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class SceneData:
         heard: float | None = None,
         sample_rate: int = 16000,
         selection: Selection | None = None,
+        backend: str = "auto",
         cache: bool = False,
         workers: int | None = None,
     ):
@@ -68,6 +78,8 @@ class SceneData:
         self.size, self.moments = size, moments
         self.seconds, self.heard, self.sample_rate = seconds, heard or seconds, sample_rate
         self.selection = selection or {}
+        check_backend(backend)
+        self.backend = backend
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self._broken: set[int] = set()
         self.cache = cache
@@ -91,16 +103,16 @@ class SceneData:
     def pictures(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of ``batches``, picture numbers (B,) int64: those that can be read, and uint8 (B, 3, S, S)."""
         if not self.cache:
-            return self._read(batches, self.read_picture, self.moments)
-        kept = self._everything("picture", self.read_pictures)
+            return self._read(batches, self._pictures_of, self.moments)
+        kept = self._everything("picture", self._pictures_of_scenes)
         return self._remembered(batches, lambda p: kept[p // self.moments][p % self.moments], self.moments)
 
     def sounds(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of ``batches``, scene numbers (B,) int64: those that can be read, and float32 (B, samples)."""
         if self.cache:
-            waves = self._remembered(batches, self._everything("sound", self.read_sound).__getitem__, 1)
+            waves = self._remembered(batches, self._everything("sound", self._sounds_of).__getitem__, 1)
         else:
-            waves = self._read(batches, self.read_sound, 1)
+            waves = self._read(batches, self._sounds_of, 1)
         return ((index, wave.float() / 32767) for index, wave in waves)
 
     def usable(self) -> Tensor:
@@ -132,9 +144,9 @@ class SceneData:
         entry = self.entries[scene]
         if entry.media is None:
             return read_picture(entry.picture, self.size, shorter=self.size)[None]
-        frames = read_frames(entry.picture, self.times(scene)[moments], short_side=self.size)
-        top, left = ((side - self.size) // 2 for side in frames.shape[2:])
-        return frames[:, :, top : top + self.size, left : left + self.size].contiguous()
+        times = self.times(scene)[moments]
+        frames = read_frames(entry.picture, times, short_side=self.size, backend=self.backend)
+        return centred(frames, self.size).contiguous()
 
     def read_sound(self, scene: int) -> Tensor:
         """int16 (samples,) of one scene.
@@ -149,16 +161,73 @@ class SceneData:
             wave = read_audio(entry.sound, rate, round(self.heard * rate), mix=True)
         else:
             heard = min(self.heard, entry.media.seconds)
-            wave = read_wave(entry.sound, entry.media.start, heard, rate)
+            by = "auto" if self.backend == "dali" else self.backend
+            wave = read_wave(entry.sound, entry.media.start, heard, rate, backend=by)
             if not wave.any():
                 raise BrokenFileError(entry.sound, "is silent")
-        return (lasting(wave, self.seconds, rate) * 32767).round().short()
+        return self._lasting(wave)
 
-    def _everything(self, what: str, read: Callable[[int], Tensor]) -> dict[int, Tensor]:
+    def _lasting(self, wave: Tensor) -> Tensor:
+        return (lasting(wave, self.seconds, self.sample_rate) * 32767).round().short()
+
+    def _pictures_of(self, pictures: list[int]) -> list[Found]:
+        wanted = [(p // self.moments, slice(p % self.moments, p % self.moments + 1)) for p in pictures]
+        found = self._decoded(wanted)
+        return [value if isinstance(value, BrokenFileError) else value[0] for value in found]
+
+    def _pictures_of_scenes(self, scenes: list[int]) -> list[Found]:
+        return self._decoded([(scene, slice(None)) for scene in scenes])
+
+    def _decoded(self, wanted: list[tuple[int, slice]]) -> list[Found]:
+        """Of each scene the pictures at these moments, (moments, 3, size, size)."""
+        if self.backend != "dali":
+            return [_otherwise(self.read_pictures, scene, moments) for scene, moments in wanted]
+        found: dict[int, Found] = {}
+        videos = {row: w for row, w in enumerate(wanted) if self.entries[w[0]].media is not None}
+        requests = [(self.entries[s].picture, self.times(s)[moments]) for s, moments in videos.values()]
+        frames = _dali("decode_dali").batch(requests, self.size, self.workers or 1)
+        for row, value in zip(videos, frames, strict=True):
+            broken = isinstance(value, BrokenFileError)
+            found[row] = value if broken else centred(value, self.size).contiguous()
+        files = {row: self.entries[s].picture for row, (s, _) in enumerate(wanted) if row not in videos}
+        pictures = _dali("decode_dali_files").read_pictures(
+            list(files.values()), self.size, shorter=self.size, threads=self.workers or 1
+        )
+        for row, value in zip(files, pictures, strict=True):
+            found[row] = value if isinstance(value, BrokenFileError) else value[None]
+        return [found[row] for row in range(len(wanted))]
+
+    def _sounds_of(self, scenes: list[int]) -> list[Found]:
+        if self.backend != "dali":
+            return [_otherwise(self.read_sound, scene) for scene in scenes]
+        paths = {
+            scene: entry.sound
+            for scene in scenes
+            if (entry := self.entries[scene]).media is None and entry.sound is not None
+        }
+        waves = _dali("decode_dali_files").read_sounds(
+            list(paths.values()),
+            self.sample_rate,
+            round(self.heard * self.sample_rate),
+            mix=True,
+            threads=self.workers or 1,
+        )
+        files = dict(zip(paths, waves, strict=True))
+        with ThreadPoolExecutor(self.workers or 1) as pool:
+            videos = {s: pool.submit(_otherwise, self.read_sound, s) for s in scenes if s not in files}
+            found = files | {scene: wave.result() for scene, wave in videos.items()}
+        return [
+            self._lasting(found[scene])
+            if scene in files and isinstance(found[scene], Tensor)
+            else found[scene]
+            for scene in scenes
+        ]
+
+    def _everything(self, what: str, read: Read) -> dict[int, Tensor]:
         """What ``read`` gives of every scene, read once."""
         if what not in self._kept:
             self._kept[what] = {
-                int(scene): value
+                int(scene): value.cpu()
                 for scenes, values in self._read(torch.arange(len(self)).split(16), read, 1)
                 for scene, value in zip(scenes, values, strict=True)
             }
@@ -171,13 +240,11 @@ class SceneData:
             if wanted := self._unbroken(batch, per_scene):
                 yield torch.tensor(wanted), torch.stack([look_up(i) for i in wanted])
 
-    def _read(
-        self, batches: Iterable[Tensor], read: Callable[[int], Tensor], per_scene: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, batches: Iterable[Tensor], read: Read, per_scene: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader: Iterable[list[tuple[int, Tensor | BrokenFileError]]] = load_batches(
             _Items(read),
             (wanted for batch in batches if (wanted := self._unbroken(batch, per_scene))),
-            workers=self.workers,
+            workers=0 if self.backend == "dali" else self.workers,
             collate=_as_it_is,
         )
         for items in loader:
@@ -195,16 +262,24 @@ class SceneData:
 
 
 class _Items(Dataset[Any]):
-    """What ``read`` gives of a number, or why it can't be read."""
+    """What ``read`` gives of numbers, or why each can't be read."""
 
-    def __init__(self, read: Callable[[int], Tensor]):
+    def __init__(self, read: Read):
         self.read = read
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | BrokenFileError]:
-        try:
-            return index, self.read(index)
-        except BrokenFileError as error:
-            return index, error
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Found]]:
+        return list(zip(indices, self.read(indices), strict=True))
+
+
+def _otherwise(read: Callable[..., Tensor], *arguments: Any) -> Found:
+    try:
+        return read(*arguments)
+    except BrokenFileError as error:
+        return error
+
+
+def _dali(module: str) -> Any:
+    return importlib.import_module(f"cmx_fast.data.{module}")
 
 
 def _as_it_is(batch: Any) -> Any:

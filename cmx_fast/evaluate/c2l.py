@@ -142,7 +142,7 @@ def open_split(
 ) -> Pictures:
     """One split in ATR's layout as the recipe wants it."""
     dataset = ATR(root, split, size=recipe.size, skip_bad=skip_bad)
-    return Pictures(dataset, cache=recipe.cache, device=device)
+    return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device)
 
 
 def evaluate_c2l(

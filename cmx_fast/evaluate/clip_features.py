@@ -115,6 +115,7 @@ def open_clips(
         sample_rate=recipe.sample_rate,
         short_side=recipe.short_side,
         audio=audio,
+        backend=recipe.backend,
         cache=recipe.cache,
         device=device,
     )

@@ -175,7 +175,14 @@ def open_split(
         skip_bad=skip_bad,
     )
     logmel = LogMel(recipe.sample_rate, recipe.n_fft, recipe.hop, recipe.n_mels)
-    return PairData(dataset, logmel, range_db=recipe.range_db, cache=recipe.cache, device=device)
+    return PairData(
+        dataset,
+        logmel,
+        range_db=recipe.range_db,
+        cache=recipe.cache,
+        backend=recipe.backend,
+        device=device,
+    )
 
 
 def evaluate_csir(

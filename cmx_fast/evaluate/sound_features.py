@@ -27,6 +27,7 @@ def open_data(
         seconds=recipe.seconds,
         heard=recipe.heard or None,
         selection=selection,
+        backend=recipe.backend,
         cache=recipe.cache,
     )
 

@@ -44,6 +44,7 @@ class C2LRecipe(Presets):
     # Data
     size: int = 320  # [P] pixels; a multiple of 32
     cache: bool = False  # [O] keep every picture of the data set in memory, as bytes
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one
 
     # Views, drawn anew in every epoch
     jitter: float = 0.3  # [R] brightness, contrast and saturation change by up to this share

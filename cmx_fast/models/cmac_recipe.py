@@ -54,6 +54,7 @@ class CMACRecipe(Presets):
     seconds: float = 1.0  # [P] of sound
     sample_rate: int = 24000  # [R]
     cache: bool = False  # [O] decode every recording once and keep it in memory, as bytes
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
     jitter: float = (
         0.4  # [R] brightness, contrast and saturation change by up to this share; the ablations: 0
     )

@@ -46,6 +46,7 @@ class ICGANRecipe(Presets):
     resolution: int = 128  # [P] 64 or 128
     moments: int = 1  # [O] frames of each video
     cache: bool = False  # [O] keep all pictures in memory
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
     neighbours: int = 50  # [R]
     flip: bool = (
         True  # [R] mirror half of the pictures, and in half of the draws take a mirrored picture's features

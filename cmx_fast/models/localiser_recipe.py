@@ -27,6 +27,7 @@ class LocaliserRecipe(Presets):
     seconds: float = 10.0  # [R] of sound
     moments: int = 1  # [R] the middle frame of each video; more: one of them at random [O]
     cache: bool = False  # [O] keep all pictures and sounds in memory
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
 
     width: int = 64  # [R] channels of the first stage of both ResNet-18
     positive: float = 0.65  # [R] where a cosine counts as the sounding object ...

@@ -58,6 +58,7 @@ class Recipe(Presets):
     n_mels: int = 128  # [P]
     range_db: float = 80.0  # [O] what lies further below an utterance's loudest mel is cut off there
     cache: bool = False  # [O] keep every image and log-mel of the data set in memory
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one
 
     # Networks
     image_encoder: str = (

@@ -30,6 +30,7 @@ class Sound2SceneRecipe(Presets):
     seconds: float = 10.0  # [P] of sound that the encoder takes; shorter sound is repeated
     heard: float = 0.0  # [O] of a recording, the ablation's 1 and 5 s; 0: as much as seconds
     cache: bool = False  # [O] keep all pictures and sounds in memory
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
 
     # Sound encoder: ResNet-18
     width: int = 64  # [R] channels of the first stage

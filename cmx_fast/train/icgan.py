@@ -91,7 +91,9 @@ class Training:
     def __init__(self, fabric: Fabric, run: RunFolder, recipe: ICGANRecipe, scenes: Scenes, compile: bool):
         self.fabric, self.run, self.recipe, self.compile = fabric, run, recipe, compile
         self.open = functools.cache(
-            lambda size: SceneData(scenes, size=size, moments=recipe.moments, cache=recipe.cache)
+            lambda size: SceneData(
+                scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
+            )
         )
 
     def encoder(self, weights: Path | None) -> PictureEncoder:

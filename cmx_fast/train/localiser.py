@@ -57,6 +57,7 @@ def train_localiser(
             size=recipe.size,
             moments=recipe.moments,
             seconds=recipe.seconds,
+            backend=recipe.backend,
             cache=recipe.cache,
         )
         for split in ("train", "test")

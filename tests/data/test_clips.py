@@ -171,7 +171,7 @@ def test_refuses(three, tmp_path):
 
 
 def test_dali_decodes_batches(three):
-    pytest.importorskip("nvidia.dali", reason="needs the cuda extra")
+    pytest.importorskip("nvidia.dali", reason="needs the dali extra")
     recordings = listed(*(entry.path for entry in three.entries[:2]))
     batches = [torch.tensor([0, 1]), torch.tensor([1])]
     expected = drawn(Clips(recordings, **OPTIONS), batches)
@@ -181,7 +181,7 @@ def test_dali_decodes_batches(three):
 
 
 def test_dali_names_the_file_that_breaks(three, tmp_path):
-    pytest.importorskip("nvidia.dali", reason="needs the cuda extra")
+    pytest.importorskip("nvidia.dali", reason="needs the dali extra")
     damaged = write_broken(tmp_path)["damaged"]
     clips = Clips(listed(damaged, *(e.path for e in three.entries[:2])), backend="dali", **OPTIONS)
     (batch,) = drawn(clips, [torch.tensor([0, 1])])

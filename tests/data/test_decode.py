@@ -247,8 +247,9 @@ def test_refuses(files):
 
 def test_a_backend_that_is_not_there_is_named(files, monkeypatch):
     monkeypatch.delitem(sys.modules, "cmx_fast.data.decode_dali", raising=False)
+    monkeypatch.delitem(sys.modules, "cmx_fast.data.dali_pipelines", raising=False)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     decode._backend.cache_clear()
-    assert "cmx-fast[cuda]" in decode.unavailable("dali")
-    with pytest.raises(MissingExtraError, match=r"cmx-fast\[cuda\]"):
+    assert "cmx-fast[dali]" in decode.unavailable("dali")
+    with pytest.raises(MissingExtraError, match=r"cmx-fast\[dali\]"):
         read_frames(files["b_frames.mp4"], [0.0], short_side=48, backend="dali")

@@ -39,7 +39,7 @@ ODD = {
 #: What a backend can't read and says so: TorchCodec finds no beginning behind a cover; DALI on a CPU knows few codecs.
 BEYOND = {
     ("torchcodec", "cover.mp4"),
-    *(("dali", name) for name in ODD if name.endswith(".mkv") or name == "deep.mp4"),
+    *(("dali", name) for name in ("tiny.mkv", "odd_width_420.mkv")),
 }
 
 
@@ -92,7 +92,7 @@ def test_all_backends_give_the_same_clip_or_a_named_error(files, name):
     pictures, waves = {}, {}
     for backend in BACKENDS:
         if (backend, name) in BEYOND:
-            with pytest.raises(BrokenVideoError, match="can't be decoded"):
+            with pytest.raises(BrokenVideoError, match="can't (be decoded|decode it)"):
                 read_frames(path, [0.5, 0.9], short_side=48, backend=backend)
         else:
             pictures[backend] = read_frames(path, [0.5, 0.9], short_side=48, backend=backend)

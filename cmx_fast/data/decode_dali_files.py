@@ -1,0 +1,111 @@
+"""Batches of picture and sound files by DALI: JPEG by nvJPEG where there is a GPU, sounds on the CPU.
+
+What DALI refuses (MP3, a progressive CMYK, a damaged file) goes to Pillow or libsndfile, which read it or say what is
+wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .dali_pipelines import ENCODED, Graph, RefusedError, dali, decode, fn
+from .media_files import BrokenFileError, centred, fitted, read_audio, read_picture, sounding
+
+#: Where decoding fails: the error that names the file.
+Read = Tensor | BrokenFileError
+
+
+def read_pictures(
+    paths: Sequence[Path], size: int, *, shorter: int | None = None, threads: int = 1
+) -> list[Read]:
+    """What :func:`cmx_fast.data.media_files.read_picture` gives of each, decoded together and left on the GPU.
+
+    The pixels are within one level of its where nothing is resized; JPEG files that Pillow reads at a half or a
+    quarter of their size are read whole here.
+    """
+    found = stretched(paths, lambda path, width, height: fitted(path, width, height, size, shorter), threads)
+    result: list[Read] = []
+    for path, picture in zip(paths, found, strict=True):
+        try:
+            whole = read_picture(path, size, shorter=shorter) if picture is None else picture
+            result.append(centred(whole, size).contiguous())
+        except BrokenFileError as error:
+            result.append(error)
+    return result
+
+
+def stretched(
+    paths: Sequence[Path], target: Callable[[Path, int, int], tuple[int, int]], threads: int = 1
+) -> list[Tensor | None]:
+    """Each file's RGB uint8 (3, h, w), resized to what ``target`` makes of its width and height; None where DALI
+    refuses."""
+    samples: dict[int, dict[str, np.ndarray]] = {}
+    for place, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                width, height = target(path, *image.size)
+            content = np.fromfile(path, np.uint8)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue
+        samples[place] = {"encoded": content, "size": np.array([height, width], np.float32)}
+    pictures = decode(
+        _PICTURES, list(samples.values()), lambda _, picture: picture.permute(2, 0, 1).contiguous(), threads
+    )
+    return _in_place(len(paths), samples, pictures)
+
+
+def read_sounds(
+    paths: Sequence[Path], sample_rate: int, max_samples: int, *, mix: bool = False, threads: int = 1
+) -> list[Read]:
+    """What :func:`cmx_fast.data.media_files.read_audio` gives of each: the same samples."""
+    samples = {}
+    for place, path in enumerate(paths):
+        try:
+            content = np.fromfile(path, np.uint8)
+        except OSError:
+            continue
+        if len(content):
+            samples[place] = {"encoded": content}
+    sounds = decode(
+        _SOUNDS, list(samples.values()), lambda _, wave, rate: (wave.clone(), round(rate.item())), threads
+    )
+    result: list[Read] = []
+    for path, sound in zip(paths, _in_place(len(paths), samples, sounds), strict=True):
+        try:
+            if sound is None:
+                result.append(read_audio(path, sample_rate, max_samples, mix=mix))
+            else:
+                wave, rate = sound
+                result.append(sounding(path, wave, rate, sample_rate, max_samples, mix=mix))
+        except BrokenFileError as error:
+            result.append(error)
+    return result
+
+
+def _in_place(count: int, places: Any, decoded: list[Any]) -> list[Any]:
+    found = [None] * count
+    for place, what in zip(places, decoded, strict=True):
+        if not isinstance(what, RefusedError):
+            found[place] = what
+    return found
+
+
+def _picture(sources: dict[str, Any], gpu: bool) -> list[Any]:
+    picture = fn.decoders.image(
+        sources["encoded"], device="mixed" if gpu else "cpu", output_type=dali.types.RGB
+    )
+    return [fn.resize(picture, size=sources["size"], interp_type=dali.types.INTERP_LINEAR, antialias=True)]
+
+
+def _sound(sources: dict[str, Any], gpu: bool) -> list[Any]:
+    return list(fn.decoders.audio(sources["encoded"], dtype=dali.types.FLOAT, downmix=False))
+
+
+_PICTURES = Graph((ENCODED, ("size", dali.types.FLOAT, 1)), _picture)
+_SOUNDS = Graph((ENCODED,), _sound)
