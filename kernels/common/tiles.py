@@ -46,7 +46,7 @@ SCAN_TILES: TileTable = {
         (256, Tile(128, 64, 256, 0, 8, 2)),
         (MAX_WIDTH, Tile(128, 64, 64, 0, 8, 4)),
     ],
-    ("sm80", torch.float32): [(MAX_WIDTH, Tile(32, 64, 16, 0, 4, 2))],
+    ("sm80", torch.float32): [(MAX_WIDTH, Tile(64, 64, 16, 0, 8, 2))],
 }
 GRADIENT_TILES: TileTable = {
     ("sm80", torch.bfloat16): [
@@ -58,7 +58,7 @@ GRADIENT_TILES: TileTable = {
         (64, Tile(128, 64, 64, 64, 8, 3)),
         (128, Tile(128, 64, 128, 128, 8, 3)),
         (256, Tile(128, 32, 256, 256, 8, 2)),
-        (MAX_WIDTH, Tile(128, 64, 32, 128, 8, 3)),
+        (MAX_WIDTH, Tile(128, 32, 64, 128, 8, 3)),
     ],
     # float16 multiplies its gradient in TF32, which takes more registers.
     ("sm90", torch.float16): [
