@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import hashlib
 import importlib.metadata
 import math
@@ -15,12 +16,13 @@ from cmx_fast.ops import implementations
 
 from . import memory, timing
 from .case import Case, Goal
-from .peers.packages import MissingPeerError
-from .provider import Provider
+from .provider import OURS, Provider
 from .registry import ERROR_ROWS, OPERATORS
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = "U"
+#: Rows at which a peer has to agree with its own formula, and how far: what tells a wrong result from rounding.
+PEER_ROWS, PEER_TOLERANCE = 512, 0.05
 
 
 def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
@@ -67,11 +69,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "providers": rows,
     }
     for name, provider in case.contenders().items():
-        if provider.package is not None:
-            try:
-                rows[name]["version"] = importlib.metadata.version(provider.package)
-            except importlib.metadata.PackageNotFoundError:
-                rows[name]["skipped"] = f"{provider.package} is not installed"
+        rows[name] |= _admitted(case, name, provider, device)
     timings = _time(case, rows, seconds, device) if "time" in case.measures else {}
     if UNIT in timings:
         record |= {"unit": case.unit_name, "unit_ms": 1e3 * timings[UNIT].median}
@@ -79,7 +77,8 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         if "skipped" in rows[name]:
             continue
         if "error" in case.measures:
-            rows[name]["error"] = result_error(case.resized(ERROR_ROWS), provider, device)
+            error = result_error(case.resized(ERROR_ROWS), provider, device)
+            rows[name] |= {"error": error} if math.isfinite(error) else {"error": None, "finite": False}
         if "memory" in case.measures:
             try:
                 rows[name]["peak_mb"] = _peak(case, name, device) / memory.MB
@@ -93,6 +92,36 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
     return record
 
 
+def _admitted(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
+    """Version of another's package; "skipped", with the reason, where it is missing, fails or computes another result.
+
+    Where errors are all that is asked, a large one is an answer.
+    """
+    if name.startswith(OURS) and not (provider.captured and device == "cpu"):
+        return {}
+    found: dict[str, Any] = {}
+    try:
+        if provider.package is not None:
+            found["version"] = importlib.metadata.version(provider.package)
+        if provider.captured and device == "cpu":
+            raise RuntimeError("a CUDA graph needs a CUDA device")
+        if provider.package is not None:
+            error = result_error(case.resized(PEER_ROWS), provider, device)
+            if "time" in case.measures and not error <= PEER_TOLERANCE:
+                raise RuntimeError(f"its result is {error:.1g} from float64's, relative")
+    except importlib.metadata.PackageNotFoundError:
+        found["skipped"] = f"{provider.package} is not installed"
+    except Exception as error:  # whatever others' code raises
+        found["skipped"] = reason(error)
+    return found
+
+
+def reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}" if said[0] else type(error).__name__
+
+
 def _time(
     case: Case, rows: dict[str, dict[str, Any]], seconds: float, device: str
 ) -> dict[str, timing.Timing]:
@@ -101,9 +130,15 @@ def _time(
         if "skipped" in rows[name]:
             continue
         try:
-            steps[name] = provider.step(case.problem(provider, device))
-        except MissingPeerError as error:
-            rows[name]["skipped"] = str(error)
+            step = provider.step(case.problem(provider, device))
+            if device == "cuda":
+                step()  # where memory ends, or a peer's kernel does not compile at this size
+            steps[name] = step
+        except Exception as error:
+            if name == OURS:
+                raise
+            rows[name]["skipped"] = reason(error)
+            _release(device)
     clock = timing.cuda_clock if device == "cuda" else timing.wall_clock
     timings = timing.interleaved(steps, seconds=seconds, clock=clock)
     for name, result in timings.items():
@@ -114,7 +149,22 @@ def _time(
                 "spread": result.spread,
                 "rounds": len(result.samples),
             }
+    for name, provider in case.contenders().items():
+        if name in timings and not provider.captured:
+            problem = case.problem(provider, device)
+            if problem.leaves:
+                forward, backward = timing.halves(
+                    *provider.halves(problem), device=device, seconds=seconds / 4 / len(steps)
+                )
+                rows[name] |= {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
     return timings
+
+
+def _release(device: str) -> None:
+    """Give back what a failed step held, so that the next contender finds the memory."""
+    if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _peak(case: Case, name: str, device: str) -> int:

@@ -146,12 +146,14 @@ def cost(case: Case) -> Cost | None:
     maps = n * d * math.prod(case.size)
     if case.task == "clip":
         return info_nce(n, n, d, element)
+    if case.task == "two views":
+        return supcon(2 * n, d, element)
     if case.task == "bank":
         return Cost(3 * 2.0 * n * case.bank * d, 2 * case.bank * d * element + 4 * n * d * element, 8)
     if case.task == "supcon":
         return supcon(n, d, element)
-    if case.task == "step":
-        return kmeans_step(n, d, case.clusters, element)
+    if case.task in ("step", "step of maps"):
+        return kmeans_step(case.rows, d, case.clusters, element)
     if case.task == "pixels":
         return cluster_cross_entropy(n, d, case.clusters, element)
     if case.task == "codes":

@@ -106,7 +106,7 @@ def test_every_case_of_the_suite_has_a_limit_or_none_of_our_kernels():
 
 
 def test_the_line_beside_a_measurement():
-    case = next(case for case in roofline.DEVICE_CASES if case.name == "info_nce/device-32768x512")
+    case = next(case for case in roofline.DEVICE_CASES if case.name == "floors/info_nce-32768x512")
     line = roofline.beside(case, "NVIDIA H200")
     assert line.startswith("limit of H200: 8.37 ms (products; 6.6e+12 operations")
     assert roofline.beside(case, "another chip") == "no limit is known"
