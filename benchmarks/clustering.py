@@ -46,7 +46,7 @@ def _our_step(p: Problem) -> Loss:
 
 def _rows(p: Problem) -> Tensor:
     """The maps' pixels, next to each other."""
-    return p["x"].movedim(1, -1).reshape(-1, p["x"].shape[1])
+    return p["x"].movedim(1, -1).reshape(-1, p["x"].shape[1]).contiguous()
 
 
 def _of_rows(iteration: Callable[[Tensor, Tensor], Loss]) -> Callable[[Problem], Loss]:
