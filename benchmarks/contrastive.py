@@ -66,7 +66,7 @@ def _memeff(p: Problem) -> Loss:
 
 
 def _siglip_formula(p: Problem) -> Tensor:
-    return formulas.siglip(*_clip(p), bias=kernels.SIGLIP_BIAS)
+    return formulas.siglip(p["query"], p["key"], p["logit_scale"], kernels.SIGLIP_BIAS)
 
 
 def _ntxent(p: Problem) -> tuple:

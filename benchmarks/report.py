@@ -51,7 +51,8 @@ def table(record: Record) -> str:
         cells = "".join(f"{_number(row.get(key), pattern):>{width}}" for _, key, pattern, width in columns)
         if not row.get("finite", True):
             cells += " not finite"
-        lines.append(f"  {label:30.30}{row.get('skipped', cells)}"[:WIDTH])
+        said = f" {row['skipped']}" if "skipped" in row else cells
+        lines.append(f"  {label:30.30}{said}"[:WIDTH])
     for goal in record["goals"]:
         verdict = "reached" if goal["met"] else "NOT REACHED"
         who = "" if goal["of"] == OURS else f"{goal['of']}: "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from cmx_fast.benchmarks import roofline
+from cmx_fast.benchmarks import ceilings, roofline
 
 pytest.importorskip("triton")
 import triton.runtime.interpreter
@@ -110,3 +112,27 @@ def test_the_line_beside_a_measurement():
     line = roofline.beside(case, "NVIDIA H200")
     assert line.startswith("limit of H200: 8.37 ms (products; 6.6e+12 operations")
     assert roofline.beside(case, "another chip") == "no limit is known"
+
+
+def test_this_machine_s_own_rates_are_a_chip(monkeypatch):
+    monkeypatch.setattr(ceilings, "SIDE", {"cpu": 128})
+    monkeypatch.setattr(ceilings, "COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(ceilings, "CPU_CACHE", 2**18)
+    here = ceilings.measured("cpu")
+    assert min(here.bfloat16, here.float32, here.memory) > 1e6
+    assert ceilings.describe(here).count("TFLOP/s") == 1
+    case = next(case for case in roofline.DEVICE_CASES if case.name == "floors/info_nce-32768x512")
+    fast = dataclasses.replace(here, bfloat16=1e15, memory=1e13)
+    assert roofline.beside(case, "another chip", fast, 20.0).startswith(
+        "at the rates of this run: 6.63 ms, 33%"
+    )
+    assert "8.37 ms" in roofline.beside(case, "NVIDIA H200", fast)
+
+
+def test_inputs_of_the_ceilings_rotate_past_the_cache(monkeypatch):
+    monkeypatch.setattr(ceilings, "CPU_CACHE", 1000)
+    made = []
+    rotating = ceilings._rotating(lambda: made.append(torch.zeros(100)) or (made[-1],), "cpu")
+    drawn = [next(rotating)[0] for _ in range(2 * len(made))]
+    assert 400 * len(made) >= ceilings.TIMES_CACHE * 1000
+    assert all(one is other for one, other in zip(drawn, made * 2))
