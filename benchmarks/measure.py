@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import gc
 import hashlib
 import importlib.metadata
 import math
@@ -138,7 +137,8 @@ def _time(
             if name == OURS:
                 raise
             rows[name]["skipped"] = reason(error)
-            _release(device)
+        if name not in steps:
+            memory.release(device)  # after the block: within, the error holds the step's tensors
     clock = timing.cuda_clock if device == "cuda" else timing.wall_clock
     timings = timing.interleaved(steps, seconds=seconds, clock=clock)
     for name, result in timings.items():
@@ -158,13 +158,6 @@ def _time(
                 )
                 rows[name] |= {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
     return timings
-
-
-def _release(device: str) -> None:
-    """Give back what a failed step held, so that the next contender finds the memory."""
-    if device == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def _peak(case: Case, name: str, device: str) -> int:

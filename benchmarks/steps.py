@@ -145,8 +145,7 @@ def measure(
             trainers[contender] = trainer
         except torch.OutOfMemoryError:
             rows[contender] = {"skipped": "its step does not fit into memory"}
-            gc.collect()
-            torch.cuda.empty_cache()
+        memory.release(device.type)  # after the block: within, the error holds the step's tensors
     record = {"title": title, "losses": losses, "contenders": rows}
     if len(losses) == 2:
         apart = abs(losses[OURS] - losses[FORMULAS]) / max(abs(losses[FORMULAS]), 1e-6)
@@ -193,7 +192,8 @@ def table(record: dict[str, Any]) -> str:
             for part in PARTS
         )
         peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-        lines.append(f"  {contender:10}{row['ms']:8.4g}{peak:>9}{shares}")
+        milliseconds = f"{row['ms']:.0f}" if row["ms"] >= 1000 else f"{row['ms']:.3g}"
+        lines.append(f"  {contender:10}{milliseconds:>8}{peak:>9}{shares}")
     rows = [row for row in record["contenders"].values() if "ms" in row]
     if len(rows) == 2:
         lines.append(f"  {'':10}{rows[0]['ms'] / rows[1]['ms']:.2f} times as fast as with formulas")

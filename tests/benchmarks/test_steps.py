@@ -105,7 +105,6 @@ def test_a_step_that_does_not_fit_is_named(fabric, monkeypatch):
         return step(self)
 
     monkeypatch.setattr(steps.Trainer, "step", fits_once)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     record = measured(fabric)
     assert "does not fit" in record["contenders"][steps.FORMULAS]["skipped"]
     assert record["contenders"][OURS]["ms"] > 0
