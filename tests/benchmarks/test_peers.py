@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -294,7 +293,7 @@ def test_wheels_are_installed_from_a_folder_alone(tmp_path, monkeypatch):
 
 
 def test_every_wheel_is_pinned():
-    text = (Path(device.ROOT) / "benchmarks/peers/wheels.txt").read_text()
+    text = (device.ROOT / "benchmarks/peers/wheels.txt").read_text()
     pins = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z_-]+==[\d.]+", pin) for pin in pins)
     carried = {pin.split("==")[0] for pin in pins}
