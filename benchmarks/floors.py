@@ -62,12 +62,12 @@ def _step_of_maps(clusters: int, least: float, reach: float) -> Case:
 
 FLOORS: tuple[Case, ...] = (
     Case(
-        "floors/info_nce-65536x768", "info_nce", "clip", 65536, 768, dtype=torch.bfloat16,
+        "floors/info_nce-65536x768", "info_nce", "clip", 65536, 768, dtype=torch.bfloat16, measures=("time", "memory"),
         providers=(CLIP, COMPILED, *FUSED, "siglip-kernel (sigmoids)", OURS),
         goals=(_within(44.5, 33.4), *(_faster(OURS, name) for name in (COMPILED, *FUSED))),
     ),
     Case(
-        "floors/info_nce-32768x512", "info_nce", "clip", 32768, 512, dtype=torch.bfloat16,
+        "floors/info_nce-32768x512", "info_nce", "clip", 32768, 512, dtype=torch.bfloat16, measures=("time", "memory"),
         providers=(CLIP, COMPILED, "open_clip ClipLoss", *FUSED, "siglip-kernel (sigmoids)", OURS),
         goals=(_within(7.4, 5.57), *(_faster(OURS, name) for name in (COMPILED, *FUSED))),
     ),

@@ -6,16 +6,19 @@ import datetime
 import hashlib
 import importlib.metadata
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cmx_fast.ops import implementations
 
 from . import memory, timing
 from .case import Case, Goal
-from .provider import OURS, Provider
+from .provider import OURS, Loss, Provider
 from .registry import ERROR_ROWS, OPERATORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,20 +72,20 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
     }
     for name, provider in case.contenders().items():
         rows[name] |= _admitted(case, name, provider, device)
-    timings = _time(case, rows, seconds, device) if "time" in case.measures else {}
+    bound: dict[str, Bound] = {}
+    if "time" in case.measures or ("memory" in case.measures and device == "cuda"):
+        bound = _bound(case, rows, device)
+    timings = _time(case, bound, rows, seconds, device) if "time" in case.measures else {}
     if UNIT in timings:
         record |= {"unit": case.unit_name, "unit_ms": 1e3 * timings[UNIT].median}
     for name, provider in case.contenders().items():
-        if "skipped" in rows[name]:
-            continue
-        if "error" in case.measures:
-            error = result_error(case.resized(ERROR_ROWS), provider, device)
-            rows[name] |= {"error": error} if math.isfinite(error) else {"error": None, "finite": False}
-        if "memory" in case.measures:
+        if "memory" in case.measures and "skipped" not in rows[name]:
             try:
-                rows[name]["peak_mb"] = _peak(case, name, device) / memory.MB
+                rows[name]["peak_mb"] = _peak(case, name, bound, device) / memory.MB
             except memory.MemoryMeterError as error:
                 rows[name]["peak_mb"], rows[name]["peak_missing"] = None, str(error)
+        if "error" in case.measures and "skipped" not in rows[name]:
+            rows[name] |= _error(case, name, provider, device)
     if "memory" in case.measures:
         problem = case.problem(next(iter(case.contenders().values())), device)
         leaves = (problem[name] for name in problem.leaves)
@@ -121,52 +124,76 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {said[0]}" if said[0] else type(error).__name__
 
 
-def _time(
-    case: Case, rows: dict[str, dict[str, Any]], seconds: float, device: str
-) -> dict[str, timing.Timing]:
-    steps = {UNIT: case.unit(device)}
+def _error(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
+    """The error at ERROR_ROWS, or that it is not finite, or why another's code has none."""
+    try:
+        error = result_error(case.resized(ERROR_ROWS), provider, device)
+    except Exception as failure:
+        if name == OURS:
+            raise
+        return {"skipped": reason(failure)}
+    return {"error": error} if math.isfinite(error) else {"error": None, "finite": False}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A contender with the case's inputs: bound once, since compiling it again takes longer than measuring it."""
+
+    forward: Loss
+    backward: Callable[[Tensor], None]
+    step: Loss
+    leaves: tuple[str, ...]
+
+
+def _bound(case: Case, rows: dict[str, dict[str, Any]], device: str) -> dict[str, Bound]:
+    """Those that are there; on a GPU each has run once, which shows where memory ends or a peer's kernel fails."""
+    found: dict[str, Bound] = {}
     for name, provider in case.contenders().items():
         if "skipped" in rows[name]:
             continue
         try:
-            step = provider.step(case.problem(provider, device))
+            problem = case.problem(provider, device)
+            forward, backward = provider.halves(problem)
+            step = provider.joined(forward, backward)
             if device == "cuda":
-                step()  # where memory ends, or a peer's kernel does not compile at this size
-            steps[name] = step
+                step()
+            found[name] = Bound(forward, backward, step, problem.leaves)
         except Exception as error:
             if name == OURS:
                 raise
             rows[name]["skipped"] = reason(error)
-        if name not in steps:
+        if name not in found:
             memory.release(device)  # after the block: within, the error holds the step's tensors
+    return found
+
+
+def _time(
+    case: Case, bound: dict[str, Bound], rows: dict[str, dict[str, Any]], seconds: float, device: str
+) -> dict[str, timing.Timing]:
+    """Whole steps in turn, then each contender's forward and backward apart."""
     clock = timing.cuda_clock if device == "cuda" else timing.wall_clock
+    steps = {UNIT: case.unit(device), **{name: contender.step for name, contender in bound.items()}}
     timings = timing.interleaved(steps, seconds=seconds, clock=clock)
-    for name, result in timings.items():
-        if name != UNIT:
-            rows[name] |= {
-                "ms": 1e3 * result.median,
-                "units": timing.ratio(result, timings[UNIT]),
-                "spread": result.spread,
-                "rounds": len(result.samples),
-            }
-    for name, provider in case.contenders().items():
-        if name in timings and not provider.captured:
-            problem = case.problem(provider, device)
-            if problem.leaves:
-                forward, backward = timing.halves(
-                    *provider.halves(problem), device=device, seconds=seconds / 4 / len(steps)
-                )
-                rows[name] |= {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
+    for name, contender in bound.items():
+        result, provider = timings[name], case.contenders()[name]
+        rows[name] |= {
+            "ms": 1e3 * result.median,
+            "units": timing.ratio(result, timings[UNIT]),
+            "spread": result.spread,
+            "rounds": len(result.samples),
+        }
+        if contender.leaves and not provider.captured:
+            forward, backward = timing.halves(
+                contender.forward, contender.backward, device=device, seconds=seconds / 4 / len(steps)
+            )
+            rows[name] |= {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
     return timings
 
 
-def _peak(case: Case, name: str, device: str) -> int:
+def _peak(case: Case, name: str, bound: dict[str, Bound], device: str) -> int:
     if device == "cpu":
         return memory.in_fresh_process(case, name, torch.get_num_threads())
-    provider = case.contenders()[name]
-    step = provider.step(case.problem(provider, device))
-    step()  # compiles
-    return memory.cuda_extra_peak(step)
+    return memory.cuda_extra_peak(bound[name].step)
 
 
 def _judge(

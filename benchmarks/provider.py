@@ -47,7 +47,10 @@ class Provider:
 
     def step(self, problem: Problem) -> Loss:
         """Forward and, where the problem has leaves, backward with fresh gradients."""
-        forward, backward = self.halves(problem)
+        return self.joined(*self.halves(problem))
+
+    def joined(self, forward: Loss, backward: Callable[[Tensor], None]) -> Loss:
+        """The step of both halves; as a graph, if this is one."""
 
         def step() -> Tensor:
             loss = forward()
