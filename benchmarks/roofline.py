@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from cmx_fast.kernels import info_nce_chunks
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +24,8 @@ from .registry import DEVICE_CASES
 PRODUCT_SHARE, COPY_SHARE = 0.80, 0.90
 #: Seconds that a launch costs a chip that has nothing else to do; ours, an assumption.
 LAUNCH = 4e-6
+#: Features that a gradient program holds, by the bytes of one, on the newer chips.
+WIDEST_FUSED = {2: 256, 4: 128}
 #: Iterations of the sparse codes that are measured.
 STEPS = 10
 
@@ -78,14 +81,19 @@ class Cost:
 def info_nce(n: int, m: int, d: int, element: int, *, symmetric: bool = True, bank: int = 0) -> Cost:
     """Forward a product for the rows' softmax and one for the columns'; backward each again and one for a gradient.
 
-    A bank takes a product forward; backward the same and one for the queries.
+    Wide rows: backward one product again, whose result is written a chunk at a time, and one for each gradient. A bank
+    takes a product forward; backward the same and one for the queries.
     """
     directions = 2 if symmetric else 1
     pairs = 2.0 * n * m * d
-    products = (directions + 4) * pairs + 3 * 2.0 * n * bank * d
     rows = (n + m) * d * element
     # Every pass reads both sides (from the cache where they fit); gradients are added up in float32.
-    return Cost(products, (directions + 3) * rows + 2 * (n + m) * d * 4 + 2 * bank * d * element, 8)
+    moved = (directions + 3) * rows + 2 * (n + m) * d * 4 + 2 * bank * d * element
+    if d <= WIDEST_FUSED[element] or n * m * d < info_nce_chunks.FEWEST_MULTIPLICATIONS:
+        return Cost((directions + 4) * pairs + 3 * 2.0 * n * bank * d, moved, 4 if symmetric else 5)
+    chunks = math.ceil(n * m * element / info_nce_chunks.CHUNK_BYTES)
+    products = (directions + 3) * pairs + 3 * 2.0 * n * bank * d
+    return Cost(products, moved + 3 * n * m * element, 3 + 3 * chunks)
 
 
 def supcon(n: int, d: int, element: int) -> Cost:
@@ -154,7 +162,7 @@ def cost(case: Case) -> Cost | None:
     if case.task == "two views":
         return supcon(2 * n, d, element)
     if case.task == "bank":
-        return Cost(3 * 2.0 * n * case.bank * d, 2 * case.bank * d * element + 4 * n * d * element, 8)
+        return Cost(3 * 2.0 * n * case.bank * d, 2 * case.bank * d * element + 4 * n * d * element, 4)
     if case.task == "supcon":
         return supcon(n, d, element)
     if case.task in ("step", "step of maps"):

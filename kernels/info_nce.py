@@ -1,7 +1,7 @@
 """InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
 
 Forward: norms (only to normalise, for distances or to check a permutation), a scan of the logits for the queries and,
-if symmetric, one for the keys, then the losses. Two to four launches.
+if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets.
 """
 
 from collections.abc import Sequence
@@ -58,6 +58,12 @@ def prepare_kernel(
 
 
 @triton.jit
+def if_usable(x, valid, scale):
+    """NaN for a query without a positive, and for all with a scale that is not positive."""
+    return tl.where(scale > 0, tl.where(valid, x, float("nan")), float("nan"))
+
+
+@triton.jit
 def loss_kernel(
     query_ptr,
     key_ptr,
@@ -69,8 +75,8 @@ def loss_kernel(
     col_part_ptr,  # of the keys
     col_slots,
     loss_ptr,  # (B, N)
-    row_stats_ptr,  # (B, 3, N)
-    col_stats_ptr,  # (B, 3, M)
+    row_stats_ptr,  # (B, 3, N): log-sum-exp; mean similarity less the positive's; weight of the softmax's gradient for
+    col_stats_ptr,  # (B, 3, M)  a loss that counts once, or with label smoothing the sum of the similarities
     n_queries,  # B * N
     n_keys,  # B * M
     N,
@@ -109,8 +115,10 @@ def loss_kernel(
     lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
     stats = row_stats_ptr + batch * 3 * N + position
     tl.store(stats, lse, mask=inside)
-    tl.store(stats + N, mean, mask=inside)
-    tl.store(stats + 2 * N, plain, mask=inside)
+    tl.store(stats + N, mean - u, mask=inside)
+    share = 0.5 if SYMMETRIC else 1.0  # of the loss that this direction is
+    third = plain if SMOOTH else share * if_usable(tl.sigmoid(lse - z), valid, scale)
+    tl.store(stats + 2 * N, third, mask=inside)
     # 0 * x: infinities that the exponential swallowed.
     loss = softplus(lse - z) + 0 * mean + 0 * u
     if SMOOTH:
@@ -124,14 +132,14 @@ def loss_kernel(
         lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
         stats = col_stats_ptr + batch * 3 * M + t
         tl.store(stats, lse, mask=found)
-        tl.store(stats + M, mean, mask=found)
-        tl.store(stats + 2 * M, plain, mask=found)
+        tl.store(stats + M, mean - u, mask=found)
+        third = plain if SMOOTH else share * if_usable(tl.sigmoid(lse - z), valid, scale)
+        tl.store(stats + 2 * M, third, mask=found)
         col_loss = softplus(lse - z) + 0 * mean
         if SMOOTH:
             col_loss += smoothing * (z - scale * (plain + u) / col_candidates)
         loss = (loss + col_loss) / 2
-    loss = tl.where(valid, loss, float("nan"))
-    tl.store(loss_ptr + i, tl.where(scale > 0, loss, float("nan")), mask=inside)
+    tl.store(loss_ptr + i, if_usable(loss, valid, scale), mask=inside)
 
 
 @on_own_device
@@ -161,7 +169,7 @@ def info_nce_fwd(
     Returns:
         loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), all float32, and an empty tensor.
 
-    Memory: 3 floats per row and column split (at most 32). Cost: one N x M x D product per direction. At most four
+    Memory: 3 floats per row and column split (at most 32). Cost: one N x M x D product per direction. Two to four
     launches, no synchronisation, no atomics.
     """
     check_dtype(query)
@@ -188,25 +196,16 @@ def info_nce_fwd(
     options = {"within": within, "similarity": similarity, "smooth": label_smoothing > 0}
     row_part = col_part = Partials()
     if in_batch or banks or within:
-        row_part = scan(
-            queries,
-            keys if in_batch else None,
-            banks,
-            target,
-            logit_scale,
-            exclude="column of row",
-            **options,
-        )
-        if symmetric:
-            col_part = scan(
-                keys,
-                queries if in_batch else None,
-                banks,
-                target,
-                logit_scale,
-                exclude="row of column",
-                **options,
-            )
+        together = symmetric and target is None
+        row_part, col_part = scan(
+            queries, keys if in_batch else None, banks, target, logit_scale,
+            exclude="column of row", back=keys if together else None, **options,
+        )  # fmt: skip
+        if symmetric and not together:
+            col_part, _ = scan(
+                keys, queries if in_batch else None, banks, target, logit_scale,
+                exclude="row of column", **options,
+            )  # fmt: skip
     loss_kernel[(triton.cdiv(batch * n, BLOCK),)](
         query,
         key,

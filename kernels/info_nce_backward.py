@@ -1,4 +1,9 @@
-"""Backward pass of InfoNCE: softmax weights, the two matrix kernels, and what is O(N D). At most four launches."""
+"""Backward pass of InfoNCE: softmax weights, the matrix kernel, and what is O(N D).
+
+Two launches for similarities that are plain inner products, with equal indices as positives and without smoothing:
+there the forward pass has left weights that lack the incoming gradient alone. Else three, and four where the matrix
+kernels of queries and keys differ.
+"""
 
 from collections.abc import Sequence
 
@@ -7,10 +12,10 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
-from cmx_fast.kernels.common.logits import LOG2E
 from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
+    Rows,
     allocate_rows,
     finish_tile,
     measure_rows,
@@ -18,6 +23,7 @@ from cmx_fast.kernels.common.norms import (
     norm_programs,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
+from cmx_fast.kernels.info_nce_chunks import gradients_by_chunks, worth_chunks
 from cmx_fast.kernels.info_nce_finish import finish_kernel
 from torch import Tensor
 
@@ -33,12 +39,8 @@ def weights_kernel(
     scale_ptr,
     row_stats_ptr,  # (B, 3, N)
     col_stats_ptr,  # (B, 3, M)
-    row_lse_ptr,  # out, (B, N): base 2
-    row_weight_ptr,
-    row_share_ptr,
-    col_lse_ptr,  # out, (B, M)
-    col_weight_ptr,
-    col_share_ptr,
+    row_softmax_ptr,  # out, (B, 3, N): log-sum-exp, weight, share of the smoothing
+    col_softmax_ptr,  # out, (B, 3, M)
     positive_ptr,  # out, (B, N): factor of the positive's vector in the gradient
     dscale_part_ptr,  # out, one per program
     matrices,
@@ -80,29 +82,33 @@ def weights_kernel(
         if SYMMETRIC:
             g *= 0.5
 
-        stats = row_stats_ptr + batch * 3 * N + position
+        where = batch * 3 * N + position
+        stats = row_stats_ptr + where
+        softmax = row_softmax_ptr + where
         lse = tl.load(stats, mask=inside, other=0.0)
         weight = g * tl.sigmoid(lse - scale * u)
-        tl.store(row_lse_ptr + i, lse * LOG2E, mask=inside)
-        tl.store(row_weight_ptr + i, weight, mask=inside)
+        tl.store(softmax, lse, mask=inside)
+        tl.store(softmax + N, weight, mask=inside)
         positive = -weight
-        dscale = weight * (tl.load(stats + N, mask=inside, other=0.0) - u)
+        dscale = weight * tl.load(stats + N, mask=inside, other=0.0)
         if SMOOTH:
             share = g * (smoothing / row_candidates)
-            tl.store(row_share_ptr + i, share, mask=inside)
+            tl.store(softmax + 2 * N, share, mask=inside)
             positive += g * smoothing - share
             dscale += g * smoothing * u - share * (tl.load(stats + 2 * N, mask=inside, other=0.0) + u)
         if SYMMETRIC:
-            stats = col_stats_ptr + batch * 3 * M + t
+            where = batch * 3 * M + t
+            stats = col_stats_ptr + where
+            softmax = col_softmax_ptr + where
             lse = tl.load(stats, mask=found, other=0.0)
             weight = g * tl.sigmoid(lse - scale * u)
-            tl.store(col_lse_ptr + t_flat, lse * LOG2E, mask=found)
-            tl.store(col_weight_ptr + t_flat, weight, mask=found)
+            tl.store(softmax, lse, mask=found)
+            tl.store(softmax + M, weight, mask=found)
             positive -= weight
-            dscale += weight * (tl.load(stats + M, mask=found, other=0.0) - u)
+            dscale += weight * tl.load(stats + M, mask=found, other=0.0)
             if SMOOTH:
                 share = g * (smoothing / col_candidates)
-                tl.store(col_share_ptr + t_flat, share, mask=found)
+                tl.store(softmax + 2 * M, share, mask=found)
                 positive += g * smoothing - share
                 dscale += g * smoothing * u - share * (tl.load(stats + 2 * M, mask=found, other=0.0) + u)
         positive *= scale
@@ -148,7 +154,8 @@ def info_nce_bwd(
         dquery and dkey in the inputs' dtype, each (0,) when not needed, and the 0-d float32 dscale.
 
     Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle.
-    Cost: two N x M x D products per needed side (for D beyond one output chunk, one more per further chunk).
+    Cost: two N x M x D products per needed side. Features wider than a program's output go through
+    :mod:`cmx_fast.kernels.info_nce_chunks`: one product, and one per needed side.
     """
     check_dtype(query)
     grad_loss, query, key, target, row_stats, col_stats = contiguous(
@@ -164,58 +171,27 @@ def info_nce_bwd(
     smooth, distance = label_smoothing > 0, similarity != "dot"
     queries, keys = allocate_rows(query, normalize, distance), allocate_rows(key, normalize, distance)
     banks = [allocate_rows(rows, False, distance) for rows in bank]
-
-    def new_softmax(count: int) -> Softmax:
-        lse, weight, share = logit_scale.new_empty(3, batch, count).unbind()
-        return Softmax(lse, weight, share if smooth else None)
-
-    row_softmax = new_softmax(n)
-    col_softmax = new_softmax(m) if symmetric else None
-    positive = logit_scale.new_empty(batch, n)
-    weight_programs = triton.cdiv(batch * n, BLOCK)
-    dscale_part = logit_scale.new_empty(weight_programs)
     measured = norm_arguments([queries, keys, *banks])
-    weights_kernel[(weight_programs + norm_programs(measured[-1]),)](
-        grad_loss,
-        query,
-        key,
-        target,
-        logit_scale,
-        row_stats,
-        col_stats,
-        *row_softmax,
-        *(col_softmax or (None, None, None)),
-        positive,
-        dscale_part,
-        *measured,
-        batch * n,
-        n,
-        m,
-        width,
-        float(label_smoothing),
-        *candidate_counts(n, m, bank, in_batch, within),
-        SIMILARITY=similarity,
-        SYMMETRIC=symmetric,
-        NORMALIZE=normalize,
-        SMOOTH=smooth,
-        N_MATRICES=len(measured[-1]),
-        ROWS=ROWS_PER_PROGRAM,
-        DEPTH=DEPTH,
-        BLOCK=BLOCK,
-    )
-
-    query_part = key_part = RowGradient()
-    if need_query:
-        query_part = row_gradient(
-            queries, row_softmax, keys, col_softmax if in_batch else None, banks, target, logit_scale,
-            exclude="column of row", cross_row=in_batch, within=within, similarity=similarity, split_gradient=False,
+    positive, dscale_part, grad = None, None, None
+    if target is None and not smooth and not measured[-1]:
+        row_softmax = Softmax(row_stats[:, 0], row_stats[:, 2])
+        col_softmax = Softmax(col_stats[:, 0], col_stats[:, 2]) if symmetric else None
+        grad = grad_loss
+    else:
+        row_softmax, col_softmax, positive, dscale_part = _weights(
+            grad_loss, query, key, target, logit_scale, row_stats, col_stats, measured, similarity, symmetric,
+            normalize, label_smoothing, candidate_counts(n, m, bank, in_batch, within),
         )  # fmt: skip
-    if need_key:
-        query_softmax = row_softmax if in_batch else None
-        key_part = row_gradient(
-            keys, col_softmax, queries, query_softmax, banks if symmetric else [], target, logit_scale,
-            exclude="row of column", cross_row=symmetric and in_batch, within=within and symmetric,
-            similarity=similarity, split_gradient=False,
+
+    if worth_chunks(query, m, similarity):
+        query_part, key_part = gradients_by_chunks(
+            queries, row_softmax, keys, col_softmax, banks, target, logit_scale, grad,
+            in_batch=in_batch, within=within, need_query=need_query, need_key=need_key,
+        )  # fmt: skip
+    else:
+        query_part, key_part = _fused_gradients(
+            queries, row_softmax, keys, col_softmax, banks, target, logit_scale, grad, similarity=similarity,
+            in_batch=in_batch, within=within, need_query=need_query, need_key=need_key,
         )  # fmt: skip
 
     rows_per_program, padded = finish_tile(width)
@@ -226,13 +202,17 @@ def info_nce_bwd(
         key,
         target,
         positive,
+        grad,
+        row_stats,
+        col_stats if symmetric else None,
+        logit_scale,
         *query_part,
         *key_part,
         dquery if need_query else None,
         dkey if need_key else None,
         dscale_part,
         dscale,
-        weight_programs,
+        0 if dscale_part is None else len(dscale_part),
         batch,
         n,
         m,
@@ -244,3 +224,95 @@ def info_nce_bwd(
         SEARCH=1024,
     )
     return dquery, dkey, dscale
+
+
+def _weights(
+    grad_loss: Tensor,
+    query: Tensor,
+    key: Tensor,
+    target: Tensor | None,
+    logit_scale: Tensor,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    measured: tuple,
+    similarity: str,
+    symmetric: bool,
+    normalize: bool,
+    label_smoothing: float,
+    candidates: tuple[float, float],
+) -> tuple[Softmax, Softmax | None, Tensor, Tensor]:
+    """Both directions' softmax gradients, factors of the positives, and parts of dscale; measures rows. One launch."""
+    (batch, n, width), m = query.shape, key.shape[1]
+    row_softmax, col_softmax = torch.empty_like(row_stats), torch.empty_like(col_stats)
+    positive = logit_scale.new_empty(batch, n)
+    programs = triton.cdiv(batch * n, BLOCK)
+    dscale_part = logit_scale.new_empty(programs)
+    weights_kernel[(programs + norm_programs(measured[-1]),)](
+        grad_loss,
+        query,
+        key,
+        target,
+        logit_scale,
+        row_stats,
+        col_stats,
+        row_softmax,
+        col_softmax,
+        positive,
+        dscale_part,
+        *measured,
+        batch * n,
+        n,
+        m,
+        width,
+        float(label_smoothing),
+        *candidates,
+        SIMILARITY=similarity,
+        SYMMETRIC=symmetric,
+        NORMALIZE=normalize,
+        SMOOTH=label_smoothing > 0,
+        N_MATRICES=len(measured[-1]),
+        ROWS=ROWS_PER_PROGRAM,
+        DEPTH=DEPTH,
+        BLOCK=BLOCK,
+    )
+
+    def of(softmax: Tensor) -> Softmax:
+        lse, weight, share = softmax.unbind(1)
+        return Softmax(lse, weight, share if label_smoothing > 0 else None)
+
+    return of(row_softmax), of(col_softmax) if symmetric else None, positive, dscale_part
+
+
+def _fused_gradients(
+    queries: Rows,
+    row_softmax: Softmax,
+    keys: Rows,
+    col_softmax: Softmax | None,
+    banks: Sequence[Rows],
+    target: Tensor | None,
+    logit_scale: Tensor,
+    grad: Tensor | None,
+    *,
+    similarity: str,
+    in_batch: bool,
+    within: bool,
+    need_query: bool,
+    need_key: bool,
+) -> tuple[RowGradient, RowGradient]:
+    """By a matrix kernel that keeps no logit; in one launch where both sides have softmaxes and equal indices."""
+    query_part = key_part = RowGradient()
+    symmetric = col_softmax is not None
+    together = symmetric and target is None and need_query and need_key
+    if need_query:
+        query_part, key_part = row_gradient(
+            queries, row_softmax, keys if in_batch else None, col_softmax, banks, target, logit_scale,
+            exclude="column of row", cross_row=in_batch, within=within, similarity=similarity,
+            split_gradient=False, grad=grad, back=keys if together else None,
+        )  # fmt: skip
+    if need_key and not together:
+        key_part, _ = row_gradient(
+            keys, col_softmax, queries if in_batch else None, row_softmax, banks if symmetric else [], target,
+            logit_scale, exclude="row of column", cross_row=symmetric and in_batch, within=within and symmetric,
+            similarity=similarity, split_gradient=False, grad=grad,
+        )  # fmt: skip
+    return query_part, key_part

@@ -26,12 +26,37 @@ def add_positive(gradient, x, y, factor, SIMILARITY: tl.constexpr):
 
 
 @triton.jit
+def positive_factor(positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale, batch, index, N, inside):
+    """Factors of the positives of queries ``index`` of a sample; from the forward pass where nothing has made them."""
+    if positive_ptr is not None:
+        factor = tl.load(positive_ptr + batch * N + index, mask=inside, other=0.0)
+    else:
+        weight = tl.load(row_stats_ptr + (batch * 3 + 2) * N + index, mask=inside, other=0.0)
+        if col_stats_ptr is not None:
+            weight += tl.load(col_stats_ptr + (batch * 3 + 2) * N + index, mask=inside, other=0.0)
+        factor = -scale * weight * tl.load(grad_ptr + batch * N + index, mask=inside, other=0.0)
+    return factor
+
+
+@triton.jit
+def scale_gradient(grad_ptr, stats_ptr, index, N, inside):
+    """What queries ``index`` of all samples add to dscale by one direction."""
+    stats = stats_ptr + index // N * 3 * N + index % N
+    pull = tl.load(stats + N, mask=inside, other=0.0) * tl.load(stats + 2 * N, mask=inside, other=0.0)
+    return pull * tl.load(grad_ptr + index, mask=inside, other=0.0)
+
+
+@triton.jit
 def finish_rows(
     pid,
     x_ptr,  # (B, n, D): the rows whose gradient is finished
     y_ptr,  # (B, m, D): the other side of the positives
     target_ptr,  # (B, N) int64 or None
-    positive_ptr,  # (B, N)
+    positive_ptr,  # (B, N); None: from the next four
+    grad_ptr,
+    row_stats_ptr,
+    col_stats_ptr,
+    scale,
     part_ptr,  # (slots, B, n, D): from the matrix kernel
     sum_ptr,
     slots,
@@ -73,10 +98,14 @@ def finish_rows(
     if QUERY or target_ptr is None:
         if QUERY:
             partner = tl.load(target_ptr + flat, mask=inside, other=-1) if target_ptr is not None else rows
-            factor = tl.load(positive_ptr + flat, mask=inside, other=0.0)
+            factor = positive_factor(
+                positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale, batch, rows, n, inside
+            )
         else:
             partner = rows
-            factor = tl.load(positive_ptr + batch * m + rows, mask=rows < m, other=0.0)
+            factor = positive_factor(
+                positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale, batch, rows, m, rows < m
+            )
         found = inside & (partner >= 0) & (partner < m)
         y_mask = found[:, None] & (d < D)[None, :]
         y = tl.load(y_ptr + partner.to(tl.int64)[:, None] * D + d[None, :], mask=y_mask, other=0.0).to(
@@ -112,6 +141,10 @@ def finish_kernel(
     key_ptr,
     target_ptr,
     positive_ptr,
+    grad_ptr,  # (B, N) or None where positive_ptr is given
+    row_stats_ptr,  # (B, 3, N), as info_nce_fwd leaves them
+    col_stats_ptr,  # (B, 3, M) or None
+    scale_ptr,
     query_part_ptr,
     query_sum_ptr,
     query_slots,
@@ -134,23 +167,34 @@ def finish_kernel(
     SEARCH: tl.constexpr,
 ):
     pid = tl.program_id(0)
+    scale = tl.load(scale_ptr)
     if pid == 0:
         total = tl.zeros((SEARCH,), tl.float32)
-        for first in range(0, n_dscale_parts, SEARCH):
-            index = first + tl.arange(0, SEARCH)
-            total += tl.load(dscale_part_ptr + index, mask=index < n_dscale_parts, other=0.0)
+        if dscale_part_ptr is not None:
+            for first in range(0, n_dscale_parts, SEARCH):
+                index = first + tl.arange(0, SEARCH)
+                total += tl.load(dscale_part_ptr + index, mask=index < n_dscale_parts, other=0.0)
+        else:
+            n_queries = tl.cast(n_batch, tl.int64) * N
+            for first in range(0, n_queries, SEARCH):
+                index = first + tl.arange(0, SEARCH)
+                total += scale_gradient(grad_ptr, row_stats_ptr, index, N, index < n_queries)
+                if col_stats_ptr is not None:
+                    total += scale_gradient(grad_ptr, col_stats_ptr, index, N, index < n_queries)
         tl.store(dscale_ptr, tl.sum(total))
     query_programs = 0
     if dquery_ptr is not None:
         query_programs += n_batch * tl.cdiv(N, ROWS)
         if pid < query_programs:
             finish_rows(
-                pid, query_ptr, key_ptr, target_ptr, positive_ptr, query_part_ptr, query_sum_ptr, query_slots,
-                dquery_ptr, n_batch, N, M, D, True, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
+                pid, query_ptr, key_ptr, target_ptr, positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale,
+                query_part_ptr, query_sum_ptr, query_slots, dquery_ptr, n_batch, N, M, D,
+                True, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
             )  # fmt: skip
     if dkey_ptr is not None:  # noqa: SIM102 - the first condition is one of compilation
         if pid >= query_programs:
             finish_rows(
-                pid - query_programs, key_ptr, query_ptr, target_ptr, positive_ptr, key_part_ptr, key_sum_ptr,
-                key_slots, dkey_ptr, n_batch, M, N, D, False, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
+                pid - query_programs, key_ptr, query_ptr, target_ptr, positive_ptr, grad_ptr, row_stats_ptr,
+                col_stats_ptr, scale, key_part_ptr, key_sum_ptr, key_slots, dkey_ptr, n_batch, M, N, D,
+                False, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
             )  # fmt: skip

@@ -27,7 +27,7 @@ def _exclusion(y: Tensor | None, excluded: Tensor | None) -> str:
 
 def _softmax(softmax: Tensor) -> Softmax:
     lse, weight, share = softmax[:, None].contiguous()
-    return Softmax(lse * LOG2E, weight, share)
+    return Softmax(lse, weight, share)
 
 
 def _finish(part: RowGradient, x: Tensor, similarity: str, like: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def softmax_block_fwd(
         statistics[0] = float("-inf")
         return statistics
     rows = _rows(x, similarity)
-    parts = scan(
+    parts, _ = scan(
         rows, rows if y is None else _rows(y, similarity), [], None if excluded is None else excluded[None],
         logit_scale, exclude=_exclusion(y, excluded), within=False, similarity=similarity, smooth=True,
     )  # fmt: skip
@@ -90,7 +90,7 @@ def softmax_block_bwd(
     common = {"within": False, "similarity": similarity, "split_gradient": False}
     empty = len(x) == 0 or (y is not None and len(y) == 0)
     if need_x:
-        part = RowGradient() if empty else row_gradient(
+        part, _ = (RowGradient(), None) if empty else row_gradient(
             rows, softmax, rows if columns is None else columns, other, [], target, logit_scale,
             exclude=_exclusion(y, excluded), cross_row=True, **common,
         )  # fmt: skip
@@ -98,7 +98,7 @@ def softmax_block_bwd(
     if need_y:
         assert y is not None
         assert columns is not None
-        part = RowGradient() if empty else row_gradient(
+        part, _ = (RowGradient(), None) if empty else row_gradient(
             columns, other, rows, softmax, [], target, logit_scale,
             exclude="nothing" if excluded is None else "row of column", cross_row=other is not None, **common,
         )  # fmt: skip

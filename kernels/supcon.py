@@ -161,7 +161,7 @@ def supcon_fwd(
         )  # fmt: skip
     counts = logit_scale.new_empty(r)
     sums = class_sums(columns.data.view(r, width), columns.inverse_norm, None, order, counts)
-    part = scan(
+    part, _ = scan(
         rows, None, [] if square else [columns], None, logit_scale,
         exclude="nothing", within=square, similarity="dot", smooth=False,
     )  # fmt: skip

@@ -23,7 +23,6 @@ from cmx_fast.kernels.common.classes import (
     sort_labels,
 )
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
-from cmx_fast.kernels.common.logits import LOG2E
 from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
@@ -90,7 +89,7 @@ def weights_kernel(
         g = tl.where(count > 0, g, 0.0)
         g = tl.where(scale > 0, g, float("nan"))
         share = g / tl.maximum(count, 1.0)
-        tl.store(lse_ptr + i, tl.load(stats_ptr + i, mask=inside, other=0.0) * LOG2E, mask=inside)
+        tl.store(lse_ptr + i, tl.load(stats_ptr + i, mask=inside, other=0.0), mask=inside)
         tl.store(weight_ptr + i, g, mask=inside)
         tl.store(positive_ptr + i, scale * share, mask=inside)
         dscale = g * tl.load(stats_ptr + M + i, mask=inside, other=0.0) - share * positive
@@ -283,13 +282,13 @@ def supcon_bwd(
     softmax = Softmax(lse[None], weight[None])
     part = ref_part = RowGradient()
     if need_features:
-        part = row_gradient(
+        part, _ = row_gradient(
             rows, softmax, None, None, columns, None, logit_scale,
             exclude="nothing", cross_row=False, within=square, similarity="dot", split_gradient=True,
         )  # fmt: skip
     if need_ref:
         references = columns[0]._replace(data=ref_features[None])
-        ref_part = row_gradient(
+        ref_part, _ = row_gradient(
             references, None, rows, softmax, [], None, logit_scale,
             exclude="nothing", cross_row=False, within=False, similarity="dot", split_gradient=True,
         )  # fmt: skip

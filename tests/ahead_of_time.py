@@ -31,15 +31,15 @@ class Compiled(NamedTuple):
 
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
-    """The kernels of one forward and backward pass of a ``call``: "clip", "everything", "target", "supcon", or a key of
-    OTHERS."""
+    """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "target",
+    "supcon", or a key of OTHERS."""
     import triton
-    from cmx_fast.kernels import attention, position_gate
+    from cmx_fast.kernels import attention, info_nce_chunks, position_gate
     from cmx_fast.kernels.common import gradient, scan, tiles
     from triton.runtime.jit import JITFunction
 
     assert not triton.knobs.runtime.interpret
-    for module in (attention, gradient, scan):
+    for module in (attention, gradient, info_nce_chunks, scan):
         # As architecture() has it: chips that are not in the tables take the oldest entries.
         module.architecture = lambda device: f"sm{chip if chip in (90, 100) else 80}"
     tiles.multiprocessors = position_gate.multiprocessors = lambda device: 132
@@ -212,8 +212,11 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         supcon_bwd(torch.ones(n), x[0], labels, scale, None, None, True, *saved, True, False)
         return
     target = None
-    if call == "clip":
-        bank, options = [], (True, False, "dot", True, True, 0.0)
+    if call in ("clip", "unit"):
+        bank, options = [], (True, False, "dot", True, call == "clip", 0.0)
+    elif call == "wide":
+        bank = [torch.zeros(4096, width, dtype=dtype)]
+        options = (True, True, "dot", True, True, 0.1)
     elif call == "target":
         # Sizes of 1 are constants to the compiler.
         x, y, target = x[:, :1], y[:, :1], torch.zeros(1, 1, dtype=torch.int64)

@@ -21,7 +21,7 @@ PASS_ON = {
 def narrow_offsets(ttir: str) -> list[str]:
     """The 32-bit products that reach an address, as the compiler writes them."""
     made: dict[str, tuple[str, list[str], str, str]] = {}
-    addresses = []
+    narrow: set[str] = set()
     for line in ttir.splitlines():
         found = ASSIGNMENT.match(line)
         if not found:
@@ -29,8 +29,9 @@ def narrow_offsets(ttir: str) -> list[str]:
         name, operation, operands, types = found.groups()
         made[name] = operation, NAMES.findall(operands), types, line.strip()
         if operation == "tt.addptr" and re.search(r"(, |x)i32>?", types):
-            addresses.append(made[name][1][1])
-    return sorted({product for offset in addresses for product in _products(offset, made)})
+            # At once: a later region may use a name again.
+            narrow.update(_products(made[name][1][1], made))
+    return sorted(narrow)
 
 
 def _products(name: str, made: dict[str, tuple[str, list[str], str, str]]) -> list[str]:

@@ -17,7 +17,14 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector, similarity
+from cmx_fast.kernels.common.logits import (
+    LOG2E,
+    chunked_products,
+    exchanged,
+    load_tile,
+    load_vector,
+    similarity,
+)
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
@@ -32,9 +39,12 @@ from torch import Tensor
 
 
 class Softmax(NamedTuple):
-    """One softmax per row: base-2 log-sum-exp, weight of its gradient, label-smoothing share or None; each (B, n)."""
+    """One softmax per row: log-sum-exp, weight of its gradient, label-smoothing share or None.
 
-    log2_sum_exp: Tensor
+    Each is (B, n), and they have one stride between samples.
+    """
+
+    log_sum_exp: Tensor
     weight: Tensor
     share: Tensor | None = None
 
@@ -83,6 +93,7 @@ def _gradient_segment(
     c_lse_ptr,
     c_weight_ptr,
     c_share_ptr,
+    c_grad_ptr,
     n_c,
     tile_lo,
     tile_hi,
@@ -138,8 +149,11 @@ def _gradient_segment(
             if SMOOTH:
                 h -= row_share[:, None]
         if COL:
-            c_lse = load_vector(c_lse_ptr, col0, n_c, float("inf"), COLS)
-            h += load_vector(c_weight_ptr, col0, n_c, 0.0, COLS)[None, :] * tl.exp2(z2 - c_lse[None, :])
+            c_lse = load_vector(c_lse_ptr, col0, n_c, float("inf"), COLS) * LOG2E
+            c_weight = load_vector(c_weight_ptr, col0, n_c, 0.0, COLS)
+            if c_grad_ptr is not None:
+                c_weight *= load_vector(c_grad_ptr, col0, n_c, 0.0, COLS)
+            h += c_weight[None, :] * tl.exp2(z2 - c_lse[None, :])
             if SMOOTH:
                 h -= load_vector(c_share_ptr, col0, n_c, 0.0, COLS)[None, :]
         if SIMILARITY == "l2":
@@ -166,7 +180,7 @@ def gradient_kernel(
     a_ptr,  # (B, n_a, D): the rows whose gradient this is
     a_inv_ptr,  # (B, n_a) inverse norms or None
     a_sq_ptr,  # (B, n_a) squared norms or None
-    a_lse_ptr,  # (B, n_a) base-2 log-sum-exp of the rows' own softmax
+    a_lse_ptr,  # (B, n_a) log-sum-exp of the rows' own softmax
     a_weight_ptr,
     a_share_ptr,
     b_ptr,  # (B, n_b, D): the cross columns, and the same of them
@@ -181,8 +195,12 @@ def gradient_kernel(
     bank_sqs,
     target_ptr,  # (B, n_a) or, for EXCLUDE "row of column", (B, n_b); None: equal indices
     scale_ptr,
+    grad_ptr,  # (B, n): what the weights of rows and of columns are still to be multiplied by; or None
     out_ptr,  # (n_splits, B, n_a, D)
     sum_ptr,  # (n_splits, B, n_a) or None
+    back_out_ptr,  # the same of the cross rows, of which there are n_a, too; or None
+    back_sum_ptr,
+    stats_stride,  # between samples, of what is (B, n_a) or (B, n_b) of a softmax
     n_batch,
     n_a,
     n_b,
@@ -207,6 +225,24 @@ def gradient_kernel(
 ):
     pid = tl.program_id(0)
     n_blocks = tl.cdiv(n_a, ROWS)
+    if back_out_ptr is not None:
+        programs = n_blocks * n_chunks * n_splits * n_batch
+        back = pid >= programs
+        pid = pid % programs
+        a_ptr, b_ptr = exchanged(back, a_ptr, b_ptr)
+        if a_inv_ptr is not None:
+            a_inv_ptr, b_inv_ptr = exchanged(back, a_inv_ptr, b_inv_ptr)
+        if a_sq_ptr is not None:
+            a_sq_ptr, b_sq_ptr = exchanged(back, a_sq_ptr, b_sq_ptr)
+        if a_lse_ptr is not None:
+            a_lse_ptr, b_lse_ptr = exchanged(back, a_lse_ptr, b_lse_ptr)
+        if a_weight_ptr is not None:
+            a_weight_ptr, b_weight_ptr = exchanged(back, a_weight_ptr, b_weight_ptr)
+        if a_share_ptr is not None:
+            a_share_ptr, b_share_ptr = exchanged(back, a_share_ptr, b_share_ptr)
+        out_ptr = tl.where(back, back_out_ptr, out_ptr)
+        if sum_ptr is not None:
+            sum_ptr = tl.where(back, back_sum_ptr, sum_ptr)
     row0 = pid % n_blocks * ROWS
     pid = pid // n_blocks
     out0 = pid % n_chunks * OUT
@@ -220,6 +256,7 @@ def gradient_kernel(
     a_ptr += batch * n_a * D
     a_batch = batch * n_a
     b_batch = batch * n_b
+    statistics = batch * stats_stride
 
     n_tiles = 0
     if CROSS:
@@ -239,10 +276,12 @@ def gradient_kernel(
     row_weight = None
     row_share = None
     if a_lse_ptr is not None:
-        row_lse = tl.load(a_lse_ptr + a_batch + rows, mask=inside, other=float("inf"))
-        row_weight = tl.load(a_weight_ptr + a_batch + rows, mask=inside, other=0.0)
+        row_lse = tl.load(a_lse_ptr + statistics + rows, mask=inside, other=float("inf")) * LOG2E
+        row_weight = tl.load(a_weight_ptr + statistics + rows, mask=inside, other=0.0)
+        if grad_ptr is not None:
+            row_weight *= tl.load(grad_ptr + a_batch + rows, mask=inside, other=0.0)
         if SMOOTH:
-            row_share = tl.load(a_share_ptr + a_batch + rows, mask=inside, other=0.0)
+            row_share = tl.load(a_share_ptr + statistics + rows, mask=inside, other=0.0)
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     acc = tl.zeros((ROWS, OUT), tl.float32)
     h_sum = tl.zeros((ROWS,), tl.float32)
@@ -260,9 +299,10 @@ def gradient_kernel(
             acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
             b_ptr + b_batch * D, None if b_inv_ptr is None else b_inv_ptr + b_batch,
             None if b_sq_ptr is None else b_sq_ptr + b_batch,
-            None if b_lse_ptr is None else b_lse_ptr + b_batch,
-            None if b_weight_ptr is None else b_weight_ptr + b_batch,
-            None if b_share_ptr is None else b_share_ptr + b_batch, n_b,
+            None if b_lse_ptr is None else b_lse_ptr + statistics,
+            None if b_weight_ptr is None else b_weight_ptr + statistics,
+            None if b_share_ptr is None else b_share_ptr + statistics,
+            None if grad_ptr is None else grad_ptr + b_batch, n_b,
             tile_lo, tl.minimum(tile_hi, size), excluded, excluding_ptr, scale2, out0, D, CROSS_ROW, CROSS_COL, EXCLUDE,
             SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT, UPCAST,
         )  # fmt: skip
@@ -271,7 +311,7 @@ def gradient_kernel(
         size = tl.cdiv(bank_sizes[i], COLS)
         acc, h_sum = _gradient_segment(
             acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
-            banks[i], bank_invs[i], bank_sqs[i], None, None, None, bank_sizes[i],
+            banks[i], bank_invs[i], bank_sqs[i], None, None, None, None, bank_sizes[i],
             tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, out0, D,
             True, False, "nothing", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION,
             PRODUCT, UPCAST,
@@ -281,8 +321,9 @@ def gradient_kernel(
         acc, h_sum = _gradient_segment(
             acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
             a_ptr, None if a_inv_ptr is None else a_inv_ptr + a_batch,
-            None if a_sq_ptr is None else a_sq_ptr + a_batch, a_lse_ptr + a_batch, a_weight_ptr + a_batch,
-            None if a_share_ptr is None else a_share_ptr + a_batch, n_a,
+            None if a_sq_ptr is None else a_sq_ptr + a_batch, a_lse_ptr + statistics, a_weight_ptr + statistics,
+            None if a_share_ptr is None else a_share_ptr + statistics,
+            None if grad_ptr is None else grad_ptr + a_batch, n_a,
             tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, out0, D, True, True,
             "column of row", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT,
             UPCAST,
@@ -318,8 +359,10 @@ def row_gradient(
     within: bool,
     similarity: str,
     split_gradient: bool,
-) -> RowGradient:
-    """Gradient of ``rows`` from all their logits with ``cross``, ``banks`` and (within) each other.
+    grad: Tensor | None = None,
+    back: Rows | None = None,
+) -> tuple[RowGradient, RowGradient]:
+    """Gradient of ``rows`` from all their logits with ``cross``, ``banks`` and (within) each other; and of ``back``.
 
     Args:
         softmax: of the rows over their candidates; needed for banks, within and ``cross_row``.
@@ -328,10 +371,13 @@ def row_gradient(
             (B, m)), each the equal index for target None, "column of row and itself" (the equal index besides), or
             "nothing".
         split_gradient: multiply bfloat16 features by G as a sum of two bfloat16 terms.
+        grad: (B, n) factors that all weights lack.
+        back: as many rows with ``cross_softmax``; the gradient of theirs is wanted as well. Their cross rows are
+            ``rows``, if these have one (which are then ``back``). For target None.
 
     One launch; nothing where there are no logits.
     """
-    cross_col = cross_softmax is not None
+    cross_col = cross_softmax is not None and cross is not None
     if not (cross_row or cross_col):
         cross = None
     batch, n, width = rows.data.shape
@@ -341,20 +387,29 @@ def row_gradient(
     sizes = [m, *(bank.length for bank in banks), n if within else 0]
     tiles = sum(triton.cdiv(size, tile.cols) for size in sizes)
     if tiles == 0:
-        return RowGradient()
+        return RowGradient(), RowGradient()
     resident = tile.depth >= width
     chunks = 1 if resident else triton.cdiv(width, tile.out)
     programs = triton.cdiv(n, tile.rows) * chunks * batch
-    splits = column_splits(device, programs, tiles)
+    sides = 1 if back is None else 2
+    splits = column_splits(device, sides * programs, tiles)
     smooth = any(s is not None and s.share is not None for s in (softmax, cross_softmax))
-    data = logit_scale.new_empty(splits, batch, n, width)
-    sums = logit_scale.new_empty(splits, batch, n) if similarity != "dot" else None
+    found = [
+        RowGradient(
+            logit_scale.new_empty(splits, batch, n, width),
+            logit_scale.new_empty(splits, batch, n) if similarity != "dot" else None,
+            splits,
+        )
+        for _ in range(sides)
+    ] + [RowGradient()]
+    statistics = softmax or cross_softmax
+    assert statistics is not None
     if target is None and exclude == "row of column":
         exclude = "column of row"
-    gradient_kernel[(programs * splits,)](
+    gradient_kernel[(sides * programs * splits,)](
         *rows,
         *(softmax or (None, None, None)),
-        *(cross or (None, None, None)),
+        *(back or cross or (None, None, None)),
         *(cross_softmax or (None, None, None)),
         tuple(bank.data for bank in banks),
         tuple(bank.length for bank in banks),
@@ -362,8 +417,10 @@ def row_gradient(
         tuple(bank.squared_norm for bank in banks),
         target,
         logit_scale,
-        data,
-        sums,
+        grad,
+        *found[0][:2],
+        *(found[1][:2] if back is not None else (None, None)),
+        statistics.log_sum_exp.stride(0),
         batch,
         n,
         m,
@@ -388,4 +445,4 @@ def row_gradient(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return RowGradient(data, sums, splits)
+    return found[0], found[1]

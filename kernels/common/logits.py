@@ -17,6 +17,12 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def exchanged(back, one, other):
+    """Both pointers, the other first where ``back``."""
+    return tl.where(back, other, one), tl.where(back, one, other)
+
+
+@triton.jit
 def load_tile(ptr, first, n_rows, d0, D, ROWS: tl.constexpr, DEPTH: tl.constexpr, UPCAST: tl.constexpr):
     """(ROWS, DEPTH) block of a row-major (n_rows, D) matrix, zero outside it."""
     r = tl.arange(0, ROWS)

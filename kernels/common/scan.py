@@ -5,10 +5,10 @@ rows of the other tensor), any number of *banks*, and *within* (the other rows o
 block of rows and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of
 its split.
 
-The keys' direction of a symmetric loss is a second scan with the roles exchanged, not column sums of the first one's
-tiles. Those would save a product, but column maxima and sums run across lanes and warps: by count some 1,100 warp
-shuffles per 128 x 64 tile against 256 cycles for its product at D = 128, and as compiled 255 registers per thread with
-spills on sm_100, where the scan of rows takes half as many.
+The keys' direction of a symmetric loss is a second scan with the roles exchanged (in the same launch, where positives
+have equal indices), not column sums of the first one's tiles. Those would save a product, but column maxima and sums
+run across lanes and warps: by count some 1,100 warp shuffles per 128 x 64 tile against 256 cycles for its product at
+D = 128, and as compiled 255 registers per thread with spills on sm_100, where the scan of rows takes half as many.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from cmx_fast.kernels.common.logits import (
     LOG2E,
     chunked_products,
     empty_statistics,
+    exchanged,
     finite_shift,
     load_tile,
     load_vector,
@@ -123,6 +124,7 @@ def scan_kernel(
     target_ptr,  # (B, n_a) or, for EXCLUDE "row of column", (B, n_b) int64; None: equal indices
     scale_ptr,
     part_ptr,  # (n_splits, 3 or 4, B * n_a)
+    back_part_ptr,  # the same of the cross rows, of which there are n_a, too; or None
     n_batch,
     n_a,
     n_b,
@@ -142,8 +144,18 @@ def scan_kernel(
     UPCAST: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    # Neighbouring programs read the same columns: they meet in the L2 cache.
     n_blocks = tl.cdiv(n_a, ROWS)
+    if back_part_ptr is not None:
+        programs = n_blocks * n_splits * n_batch
+        back = pid >= programs
+        pid = pid % programs
+        a_ptr, b_ptr = exchanged(back, a_ptr, b_ptr)
+        if a_inv_ptr is not None:
+            a_inv_ptr, b_inv_ptr = exchanged(back, a_inv_ptr, b_inv_ptr)
+        if a_sq_ptr is not None:
+            a_sq_ptr, b_sq_ptr = exchanged(back, a_sq_ptr, b_sq_ptr)
+        part_ptr = tl.where(back, back_part_ptr, part_ptr)
+    # Neighbouring programs read the same columns: they meet in the L2 cache.
     row0 = pid % n_blocks * ROWS
     split = pid // n_blocks % n_splits
     batch = (pid // n_blocks // n_splits).to(tl.int64)
@@ -232,8 +244,9 @@ def scan(
     within: bool,
     similarity: str,
     smooth: bool,
-) -> Partials:
-    """Partial softmax statistics of every row over its negatives.
+    back: Rows | None = None,
+) -> tuple[Partials, Partials]:
+    """Partial softmax statistics of every row over its negatives, and those of ``back``, which are none without it.
 
     Args:
         rows: (B, n, D); cross: (B, m, D) or None; banks: (K, D) each.
@@ -241,6 +254,8 @@ def scan(
             (target is (B, m)), each the equal index for target None, "column of row and itself" (the equal index
             besides), or "nothing". An index out of range excludes nothing.
         logit_scale: 0-d float32, read on the device.
+        back: as many rows, whose candidates are ``rows`` if there is a ``cross`` (which they are then), the banks, and
+            each other if ``within``. For target None.
 
     One launch; 3 floats per row and split (4 with ``smooth``).
     """
@@ -250,20 +265,22 @@ def scan(
     tile = choose_tile(SCAN_TILES, architecture(device), rows.data.dtype, width)
     sizes = [m, *(bank.length for bank in banks), n if within else 0]
     programs = triton.cdiv(n, tile.rows) * batch
-    splits = column_splits(device, programs, sum(triton.cdiv(size, tile.cols) for size in sizes))
-    part = logit_scale.new_empty(splits, 4 if smooth else 3, batch * n)
+    sides = 1 if back is None else 2
+    splits = column_splits(device, sides * programs, sum(triton.cdiv(size, tile.cols) for size in sizes))
+    parts = [logit_scale.new_empty(splits, 4 if smooth else 3, batch * n) for _ in range(sides)]
     if target is None and exclude == "row of column":
         exclude = "column of row"
-    scan_kernel[(programs * splits,)](
+    scan_kernel[(sides * programs * splits,)](
         *rows,
-        *(cross or (None, None, None)),
+        *(back or cross or (None, None, None)),
         tuple(bank.data for bank in banks),
         tuple(bank.length for bank in banks),
         tuple(bank.inverse_norm for bank in banks),
         tuple(bank.squared_norm for bank in banks),
         target,
         logit_scale,
-        part,
+        parts[0],
+        None if back is None else parts[1],
         batch,
         n,
         m,
@@ -284,4 +301,4 @@ def scan(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return Partials(part, splits)
+    return Partials(parts[0], splits), Partials() if back is None else Partials(parts[1], splits)

@@ -50,7 +50,7 @@ SCAN_TILES: TileTable = {
 }
 GRADIENT_TILES: TileTable = {
     ("sm80", torch.bfloat16): [
-        (64, Tile(64, 32, 64, 64, 4, 3)),
+        (64, Tile(64, 32, 64, 64, 4, 2)),
         (128, Tile(64, 64, 128, 128, 8, 2)),
         (MAX_WIDTH, Tile(64, 64, 64, 128, 8, 2)),
     ],
@@ -74,6 +74,13 @@ GRADIENT_TILES: TileTable = {
         (MAX_WIDTH, Tile(128, 64, 32, 128, 8, 3)),
     ],
     ("sm80", torch.float32): [(MAX_WIDTH, Tile(32, 32, 16, 128, 4, 2))],
+}
+
+# The gradient of the logits itself: a product as any, with two exponentials behind it.
+LOGIT_TILES: TileTable = {
+    ("sm80", torch.bfloat16): [(MAX_WIDTH, Tile(128, 64, 64, 0, 8, 3))],
+    ("sm90", torch.bfloat16): [(MAX_WIDTH, Tile(128, 128, 64, 0, 8, 4))],
+    ("sm80", torch.float32): [(MAX_WIDTH, Tile(32, 64, 16, 0, 4, 2))],
 }
 
 

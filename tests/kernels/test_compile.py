@@ -32,6 +32,9 @@ def _cases():
                     "everything",
                 )  # a product in TF32; on sm_80 with bfloat16's tiles
         yield chip, "float32", 512, "everything"
+        yield chip, "bfloat16", 128, "unit"
+        yield chip, "bfloat16", 512, "wide"
+        yield chip, "float32", 512, "wide"
     yield 90, "bfloat16", 128, "clip"
     yield 90, "float32", 512, "supcon"
     yield 90, "bfloat16", 64, "target"
@@ -52,15 +55,16 @@ def compiled():
 @pytest.mark.parametrize(("chip", "dtype", "width", "call"), list(_cases()))
 def test_fits_the_chip(compiled, chip, dtype, width, call):
     kernels = compiled[chip, dtype, width, call].result(timeout=600)
-    assert {"scan_kernel", "gradient_kernel", "loss_kernel", "weights_kernel", "finish_kernel"} <= {
-        kernel.kernel for kernel in kernels
-    }
+    names = {kernel.kernel for kernel in kernels}
+    gradient = "logit_gradient_kernel" if call == "wide" else "gradient_kernel"
+    assert {"scan_kernel", gradient, "loss_kernel", "finish_kernel"} <= names
+    assert ("weights_kernel" in names) == (call != "unit")
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
         assert not kernel.narrow_offsets, kernel
         assert kernel.shared <= SHARED_BYTES[chip], kernel
         assert kernel.tensor_memory <= TENSOR_MEMORY_COLUMNS, kernel
-        assert kernel.dots == (kernel.kernel in ("scan_kernel", "gradient_kernel")), kernel
+        assert kernel.dots == (kernel.kernel in ("scan_kernel", gradient)), kernel
         if kernel.dots and dtype != "float32":
             assert kernel.matrix_instructions, kernel
 

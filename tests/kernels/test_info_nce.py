@@ -6,85 +6,13 @@ import math
 
 import pytest
 import torch
-from contrastive_truth import info_nce_truth
-from torch import Tensor
 
 pytest.importorskip("triton")
 from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+from info_nce_launchers import DEFAULTS, check, problem, relative, run, truth
 
 # Infinities and NaN that the kernels mask afterwards.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
-
-DEFAULTS = {
-    "in_batch": True,
-    "within": False,
-    "similarity": "dot",
-    "symmetric": True,
-    "normalize": True,
-    "label_smoothing": 0.0,
-}
-
-
-def problem(n, m, d, *, batch=1, banks=(), dtype=torch.float32) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Queries, keys and unit-length banks on the CPU."""
-    query, key = torch.randn(batch, n, d), torch.randn(batch, m, d)
-    bank = [torch.nn.functional.normalize(torch.randn(k, d), dim=-1).to(dtype) for k in banks]
-    return query.to(dtype), key.to(dtype), bank
-
-
-def run(
-    device, grad_loss, query, key, scale, bank=(), target=None, need_query=True, need_key=True, **options
-):
-    """Loss, dquery, dkey, dscale of the launchers, on the CPU."""
-    options = tuple((DEFAULTS | options).values())
-    there = [x.to(device) for x in (query, key, scale)]
-    bank = [rows.to(device) for rows in bank]
-    target = target if target is None else target.to(device)
-    loss, row_stats, col_stats, saved = info_nce_fwd(*there, bank, target, *options, False)
-    gradients = info_nce_bwd(
-        grad_loss.to(device),
-        *there,
-        bank,
-        target,
-        *options,
-        row_stats,
-        col_stats,
-        saved,
-        need_query,
-        need_key,
-    )
-    return [x.cpu() for x in (loss, *gradients)]
-
-
-def truth(grad_loss, query, key, scale, bank=(), target=None, **options):
-    """The same in float64."""
-    query, key, scale = (x.double().requires_grad_() for x in (query, key, scale))
-    loss = info_nce_truth(
-        query, key, scale, [rows.double() for rows in bank], target, *(DEFAULTS | options).values()
-    )
-    gradients = torch.autograd.grad((loss * grad_loss.double()).sum(), (query, key, scale), allow_unused=True)
-    return [
-        loss.detach(),
-        *(torch.zeros_like(x) if g is None else g for x, g in zip((query, key, scale), gradients)),
-    ]
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
-
-
-def check(device, query, key, scale, bank=(), target=None, tolerance=3e-6, **options):
-    """Compare loss and all gradients, judged as vectors."""
-    scale, grad_loss = torch.tensor(scale), torch.randn(query.shape[:2])
-    found = run(device, grad_loss, query, key, scale, bank, target, **options)
-    expected = truth(grad_loss, query, key, scale, bank, target, **options)
-    assert [x.dtype for x in found] == [torch.float32, query.dtype, key.dtype, torch.float32]
-    assert [x.shape for x in found] == [x.shape for x in expected]
-    for name, x, y in zip(("loss", "dquery", "dkey"), found, expected):
-        assert relative(x, y) < tolerance, (name, relative(x, y))
-    # dscale is a sum of terms of both signs: measured by the size of the terms.
-    size = grad_loss.abs().sum().item() * (4 if options.get("similarity") == "sql2" else 2)
-    assert abs(found[3].item() - expected[3].item()) < tolerance * size
 
 
 @pytest.mark.parametrize(("n", "d"), [(1, 17), (63, 17), (129, 64), (63, 300)])
@@ -213,10 +141,12 @@ def test_not_finite_shows(device, value, where):
     assert loss.isnan().any() if where == "query" else loss.isnan().all()
 
 
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
-def test_scale_not_positive(device, scale):
+def test_scale_not_positive(device, scale, normalize):
     query, key, _ = problem(5, 5, 17)
-    assert all(x.isnan().all() for x in run(device, torch.ones(1, 5), query, key, torch.tensor(scale)))
+    found = run(device, torch.ones(1, 5), query, key, torch.tensor(scale), normalize=normalize)
+    assert all(x.isnan().all() for x in found)
 
 
 def test_target_out_of_range_or_no_permutation(device):

@@ -38,17 +38,19 @@ def features(*shape: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
 
 
-def info_nce(device):
-    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, banks=0):
+    def call(device):
+        from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
 
-    x, y, scale = (
-        features(1, 128, 32).to(device),
-        features(1, 128, 32).to(device),
-        torch.ones((), device=device),
-    )
-    options = True, False, "dot", True, True, 0.0
-    _, *saved = info_nce_fwd(x, y, scale, [], None, *options, False)
-    info_nce_bwd(torch.ones(1, 128, device=device), x, y, scale, [], None, *options, *saved, True, True)
+        x, y = features(1, 128, 32).to(device), features(1, 128, 32).to(device)
+        target = torch.arange(128, device=device).flip(0)[None] if targets else None
+        bank, scale = [features(64, 32).to(device) for _ in range(banks)], torch.ones((), device=device)
+        options = in_batch, False, "dot", symmetric, normalize, 0.0
+        _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, False)
+        grad = torch.ones(1, 128, device=device)
+        info_nce_bwd(grad, x, y, scale, bank, target, *options, *saved, True, True)
+
+    return call
 
 
 def supcon(device):
@@ -161,10 +163,14 @@ def warp_and_mask(device):
     warp_and_mask_fwd(torch.ones(2, 5, 9, device=device), torch.ones(2, 9, device=device), *hidden)
 
 
-#: Triton launches of forward and backward together, at sizes that one wave of programs covers. Four are the aim: of
-#: info_nce and supcon each pass has a preparation, a scan or gradient of either side, and an end.
+#: Triton launches of forward and backward together, at sizes that one wave of programs covers. Four are the aim. To
+#: normalise, norms are measured in each pass; with targets the two sides' matrix kernels differ.
 LAUNCHES = {
-    info_nce: 8,
+    info_nce(): 4,
+    info_nce(symmetric=False): 5,
+    info_nce(symmetric=False, in_batch=False, banks=2): 4,
+    info_nce(normalize=True): 6,
+    info_nce(targets=True): 8,
     supcon: 8,
     softmax_block: 3,
     kmeans(27): 2,

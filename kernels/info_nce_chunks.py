@@ -1,0 +1,248 @@
+"""InfoNCE's gradients for wide features: the gradient of the logits by one kernel, a chunk of rows at a time, and both
+products with it by the library.
+
+A fused gradient program holds as many features as its registers do, and for each such part of the output it makes the
+similarities anew: at D = 512 twelve products in all, forward and backward. Here they are made once more, which leaves
+five. A chunk of the gradient, in the inputs' dtype, takes at most :data:`CHUNK_BYTES`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.gradient import RowGradient, Softmax
+from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_vector
+from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.tiles import (
+    GRADIENT_TILES,
+    LOGIT_TILES,
+    architecture,
+    choose_tile,
+    dot_precision,
+    upcast,
+)
+from torch import Tensor
+
+CHUNK_BYTES = 512 * 2**20
+#: Below this many multiplications of one product the launches cost more than the products that they save.
+FEWEST_MULTIPLICATIONS = 2**29
+#: Column tiles that neighbouring programs share rows of, so that both stay in the L2 cache.
+GROUP = 16
+
+
+@triton.jit
+def logit_gradient_kernel(
+    a_ptr,  # (n_a, D): all rows, of which the chunk's are taken
+    a_inv_ptr,  # (n_a,) inverse norms or None
+    a_lse_ptr,  # (n_a,) of the rows' softmax; None: they have none
+    a_weight_ptr,
+    a_share_ptr,
+    a_grad_ptr,  # what the weights are still to be multiplied by, or None
+    c_ptr,  # (n_c, D): the columns, and the same of them
+    c_inv_ptr,
+    c_lse_ptr,
+    c_weight_ptr,
+    c_share_ptr,
+    c_grad_ptr,
+    target_ptr,  # (n_a,) the column that is a row's positive; None: the equal index
+    scale_ptr,
+    out_ptr,  # (last - first, n_c)
+    first,  # rows of the chunk
+    last,
+    n_c,
+    D,
+    EXCLUDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    row_blocks = tl.cdiv(last - first, ROWS)
+    col_blocks = tl.cdiv(n_c, COLS)
+    group = pid // (GROUP * row_blocks)
+    width = tl.minimum(GROUP, col_blocks - group * GROUP)
+    place = pid % (GROUP * row_blocks)
+    row0 = first + place // width * ROWS
+    col0 = (group * GROUP + place % width) * COLS
+    rows = row0 + tl.arange(0, ROWS)
+    cols = col0 + tl.arange(0, COLS)
+    inside = rows < last
+    scale = tl.load(scale_ptr)
+
+    u = chunked_products(a_ptr, row0, last, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+    if a_inv_ptr is not None:
+        u *= tl.load(a_inv_ptr + rows, mask=inside, other=1.0)[:, None]
+    if c_inv_ptr is not None:
+        u *= load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :]
+    z2 = u * (scale * LOG2E)
+    h = tl.zeros((ROWS, COLS), tl.float32)
+    if a_lse_ptr is not None:
+        lse = tl.load(a_lse_ptr + rows, mask=inside, other=float("inf")) * LOG2E
+        weight = tl.load(a_weight_ptr + rows, mask=inside, other=0.0)
+        if a_grad_ptr is not None:
+            weight *= tl.load(a_grad_ptr + rows, mask=inside, other=0.0)
+        h += weight[:, None] * tl.exp2(z2 - lse[:, None])
+        if a_share_ptr is not None:
+            h -= tl.load(a_share_ptr + rows, mask=inside, other=0.0)[:, None]
+    if c_lse_ptr is not None:
+        lse = load_vector(c_lse_ptr, col0, n_c, float("inf"), COLS) * LOG2E
+        weight = load_vector(c_weight_ptr, col0, n_c, 0.0, COLS)
+        if c_grad_ptr is not None:
+            weight *= load_vector(c_grad_ptr, col0, n_c, 0.0, COLS)
+        h += weight[None, :] * tl.exp2(z2 - lse[None, :])
+        if c_share_ptr is not None:
+            h -= load_vector(c_share_ptr, col0, n_c, 0.0, COLS)[None, :]
+    if EXCLUDE:
+        excluded = rows
+        if target_ptr is not None:
+            excluded = tl.load(target_ptr + rows, mask=inside, other=-1).to(tl.int32)
+        h = tl.where(cols[None, :] == excluded[:, None], 0.0, h)
+    h *= scale
+    # Rows and columns of the products are those that came in, not the normalised ones.
+    if a_inv_ptr is not None:
+        h *= tl.load(a_inv_ptr + rows, mask=inside, other=1.0)[:, None]
+    if c_inv_ptr is not None:
+        h *= load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :]
+    where = out_ptr + (rows - first).to(tl.int64)[:, None] * n_c + cols[None, :]
+    tl.store(where, h.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (cols < n_c)[None, :])
+
+
+def worth_chunks(query: Tensor, keys: int, similarity: str) -> bool:
+    """Whether the fused kernel would make the similarities several times, and they are many."""
+    n, width = query.shape[1:]
+    tile = choose_tile(GRADIENT_TILES, architecture(query.device), query.dtype, width)
+    return (
+        similarity == "dot"
+        and query.dtype != torch.float16  # has not the range that the gradient needs
+        and width > tile.out
+        and n * keys * width >= FEWEST_MULTIPLICATIONS
+    )
+
+
+def gradients_by_chunks(
+    queries: Rows,
+    row_softmax: Softmax,
+    keys: Rows,
+    col_softmax: Softmax | None,
+    banks: Sequence[Rows],
+    target: Tensor | None,
+    logit_scale: Tensor,
+    grad: Tensor | None,
+    *,
+    in_batch: bool,
+    within: bool,
+    need_query: bool,
+    need_key: bool,
+) -> tuple[RowGradient, RowGradient]:
+    """What :func:`cmx_fast.kernels.common.gradient.row_gradient` gives for the queries and for the keys.
+
+    Memory: the gradients in float32 and one chunk of at most :data:`CHUNK_BYTES`. Cost: a product for the similarities
+    and one for each needed side, by ``torch.mm`` with its precision for float32.
+    """
+    dquery = _sums(queries) if need_query else None
+    dkey = _sums(keys) if need_key else None
+    for sample in range(len(queries.data)):
+        own, other = _sample(queries, sample), _sample(keys, sample)
+        row, col = (
+            s and Softmax(*(x if x is None else x[sample] for x in s)) for s in (row_softmax, col_softmax)
+        )
+        factor = None if grad is None else grad[sample]
+        positive = None if target is None else target[sample]
+        query_sum, key_sum = (None if sums is None else sums[sample] for sums in (dquery, dkey))
+        if in_batch:
+            _add(own, other, row, col, factor, positive, logit_scale, True, query_sum, key_sum)
+        sides = [(own, row, query_sum)] + ([(other, col, key_sum)] if col is not None else [])
+        for rows, softmax, total in sides:
+            if total is None:
+                continue
+            for bank in banks:
+                _add(rows, bank, softmax, None, factor, None, logit_scale, False, total, None)
+            if within:
+                _add(rows, rows, softmax, softmax, factor, None, logit_scale, True, total, None)
+    return _finished(queries, dquery), _finished(keys, dkey)
+
+
+def _sums(rows: Rows) -> Tensor:
+    return torch.zeros(rows.data.shape, dtype=torch.float32, device=rows.data.device)
+
+
+def _sample(rows: Rows, number: int) -> Rows:
+    return Rows(rows.data[number], None if rows.inverse_norm is None else rows.inverse_norm[number])
+
+
+def _finished(rows: Rows, total: Tensor | None) -> RowGradient:
+    """The gradient of the normalised rows; the chunks have made that of the rows that came in."""
+    if total is None:
+        return RowGradient()
+    if rows.inverse_norm is not None:
+        total /= rows.inverse_norm[..., None]
+    return RowGradient(total[None], None, 1)
+
+
+def _add(
+    rows: Rows,
+    columns: Rows,
+    row_softmax: Softmax | None,
+    col_softmax: Softmax | None,
+    grad: Tensor | None,
+    target: Tensor | None,
+    logit_scale: Tensor,
+    exclude: bool,
+    row_sum: Tensor | None,
+    col_sum: Tensor | None,
+) -> None:
+    """Add the gradient of these logits to (n, D) float32 sums of the rows and of the columns."""
+    (n, width), m = rows.data.shape, columns.length
+    tile = choose_tile(LOGIT_TILES, architecture(rows.data.device), rows.data.dtype, width)
+    fitting = CHUNK_BYTES // max(1, m * rows.data.element_size())
+    size = min(n, max(tile.rows, fitting // tile.rows * tile.rows))
+    if m == 0:
+        return
+    chunk = rows.data.new_empty(size, m)
+    for first in range(0, n, size):
+        last = min(n, first + size)
+        h = chunk[: last - first]
+        logit_gradient_kernel[(triton.cdiv(last - first, tile.rows) * triton.cdiv(m, tile.cols),)](
+            rows.data,
+            rows.inverse_norm,
+            *(row_softmax or (None, None, None)),
+            grad if row_softmax is not None else None,
+            columns.data,
+            columns.inverse_norm,
+            *(col_softmax or (None, None, None)),
+            grad if col_softmax is not None else None,
+            target,
+            logit_scale,
+            h,
+            first,
+            last,
+            m,
+            width,
+            EXCLUDE=exclude,
+            ROWS=tile.rows,
+            COLS=tile.cols,
+            DEPTH=tile.depth,
+            GROUP=GROUP,
+            PRECISION=dot_precision(rows.data),
+            UPCAST=upcast(rows.data),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+        if row_sum is not None:
+            _accumulate(row_sum[first:last], h, columns.data)
+        if col_sum is not None:
+            _accumulate(col_sum, h.T, rows.data[first:last])
+
+
+def _accumulate(total: Tensor, h: Tensor, rows: Tensor) -> None:
+    """``total += h @ rows`` in float32."""
+    if h.dtype == torch.float32:
+        total.addmm_(h, rows)
+    elif h.is_cuda:
+        torch.addmm(total, h, rows, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(h.float(), rows.float())
