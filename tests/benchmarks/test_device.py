@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
-from cmx_fast.benchmarks import ceilings, device, gate, measure, report
+from cmx_fast.benchmarks import ceilings, device, gate, measure, report, roofline
 from cmx_fast.benchmarks.provider import OURS
 from cmx_fast.benchmarks.roofline import Chip
+
+HERE = Chip("here", 7e14, 5e13, 4e12, 1, 1)
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def suite(monkeypatch, tmp_path):
         monkeypatch.setattr(device, "install_if_missing", lambda: None)
         monkeypatch.setattr(device, "run_tests", lambda *_, **__: (True, "all passed"))
         monkeypatch.setattr(gate, "short_check", lambda *_: gate.Verdict(True, "as float64"))
-        monkeypatch.setattr(ceilings, "measured", lambda _: Chip("here", 7e14, 5e13, 4e12, 1, 1))
+        monkeypatch.setattr(ceilings, "measured", lambda _: HERE)
         monkeypatch.setattr(measure, "measure", pretended)
         monkeypatch.setattr(sys, "argv", ["device", "--out", str(tmp_path), *arguments])
         status = device.main()
@@ -49,7 +51,8 @@ def test_floors_keep_their_goals_on_the_chip_that_they_are_of(suite, capsys):
     assert seen["floors/info_nce-32768x512"].goals and not seen["gates/device-CBAM-7"].goals
     assert document["machine"]["ceilings"] == {"bfloat16": 7e14, "float32": 5e13, "copy": 4e12}
     assert "at most 7.4 (reach 5.57) ms: 1, reached" in said
-    assert "limit of H200: 8.37 ms" in said and "at the rates of this run: 9.46 ms" in said
+    floor = seen["floors/info_nce-32768x512"]
+    assert roofline.beside(floor, "NVIDIA H200", HERE, 1.0) in said and "at the rates of this run: " in said
 
 
 def test_another_chip_is_asked_nothing(suite, capsys):
