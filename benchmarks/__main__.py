@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from . import gate, machine, report
+from . import gate, machine, report, sources
 from .measure import measure
 from .registry import select
 
@@ -24,8 +24,14 @@ def bench(
     out: Annotated[Path, typer.Option(help="Folder for <machine>.json and .png.")] = RESULTS,
     seconds: Annotated[float, typer.Option(help="Time for the rounds of one case.")] = 20.0,
     threads: Annotated[int, typer.Option(help="CPU threads for every contender.")] = 2,
+    older: Annotated[
+        bool, typer.Option("--older", help="Measure nothing: list the results older than their kernels.")
+    ] = False,
 ) -> None:
     """Measure the operators beside what their users run today: time, memory, error, forward and backward."""
+    if older:
+        list_older(out)
+        return
     torch.set_num_threads(threads)
     try:
         cases = select(names or [])
@@ -58,6 +64,17 @@ def bench(
         print(f"\n{path}\n{picture}")
     if not all(verdict.passed for verdict in verdicts.values()):
         raise typer.Exit(1)
+
+
+def list_older(folder: Path) -> None:
+    """Print the rows of a folder's results that were measured before their kernel last changed."""
+    documents = {path.name: report.load(path) for path in sorted(folder.glob("*.json"))}
+    rows = list(sources.older_rows(documents))
+    for row in rows:
+        print(row)
+    total = sum(len(document["cases"]) for document in documents.values())
+    unknown = sum(row.changed is None for row in rows)
+    print(f"{len(rows) - unknown} of {total} rows are older than their kernel, {unknown} unknown")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,15 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, None where its kernel module does not say."""
+    try:
+        found = re.search(r"Module.*?(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found and found.group(1)
+
+
 def describe(device: str = "cpu") -> dict[str, Any]:
     """The machine, the versions and the implementations that run, as JSON values."""
     cpu = _cpuinfo()
@@ -72,6 +81,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(),
             "cuda": torch.version.cuda,
             "capability": "sm_{}{}".format(*torch.cuda.get_device_capability()),
+            "driver": _driver(),
         }
     # "Intel(R) Xeon(R) Processor" says little; the family and model tell generations apart.
     label = about.get("gpu") or f"{about['cpu']} {model} {about['threads']}t"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +17,9 @@ from cmx_fast.ops import implementations
 from . import memory, timing
 from .case import Case, Goal
 from .provider import OURS, Loss, Provider
-from .registry import ERROR_ROWS, OPERATORS
+from .registry import ERROR_ROWS
+from .sources import source_hashes
 
-ROOT = Path(__file__).resolve().parents[1]
 UNIT = "U"
 #: Rows at which a peer has to agree with its own formula, and how far: what tells a wrong result from rounding.
 PEER_ROWS, PEER_TOLERANCE = 512, 0.05
@@ -34,23 +32,6 @@ def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
     truth = exact.result(Provider(lambda p: lambda: provider.truth(p), provider.truth).step(exact)())
     found = problem.result(provider.step(problem)())
     return ((found - truth).norm() / truth.norm()).item()
-
-
-def source_hashes(operator: str) -> dict[str, str]:
-    """Fingerprints of the files that an operator's figures speak of, by their path in the repository."""
-    others = tuple(name for name in OPERATORS if name != operator)
-    folders = [ROOT / name for name in ("csrc", "kernels", "cmx_fast/ops")]
-    files = [
-        path
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.suffix in (".cpp", ".cu", ".h", ".py")
-    ]
-    return {
-        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(files)
-        if not path.stem.startswith(others) and "host" not in path.parts
-    }
 
 
 #: What is made of PyTorch's own operators.
@@ -67,7 +48,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "shape": {"n": case.n, "d": case.d, "bank": case.bank, "clusters": case.clusters, "size": case.size},
         "implementation": implementations().get(case.operator, LAYER)[device][0],
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "sources": source_hashes(case.operator),
+        "sources": source_hashes(case.operator, device),
         "providers": rows,
     }
     for name, provider in case.contenders().items():

@@ -9,7 +9,7 @@ leaves in a buffer for the chunk.
 import torch
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
+from cmx_fast.kernels.common.arguments import check_dtype, on_own_device, without_autocast
 from torch import Tensor
 
 __all__ = ["sparse_code_bwd", "sparse_code_fwd"]
@@ -106,6 +106,7 @@ def _chunks(x: Tensor):
 
 
 @on_own_device
+@without_autocast
 def sparse_code_fwd(x: Tensor, dictionary: Tensor, step_size: Tensor, lam: float, steps: int) -> Tensor:
     """The operator ``cmx_fast::sparse_code_fwd`` for CUDA.
 
@@ -128,6 +129,7 @@ def sparse_code_fwd(x: Tensor, dictionary: Tensor, step_size: Tensor, lam: float
 
 
 @on_own_device
+@without_autocast
 def sparse_code_bwd(
     grad_codes: Tensor, x: Tensor, dictionary: Tensor, step_size: Tensor, lam: float, steps: int
 ) -> tuple[Tensor, Tensor]:

@@ -34,14 +34,14 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "target",
     "supcon", or a key of OTHERS."""
     import triton
-    from cmx_fast.kernels import attention, info_nce_chunks, position_gate
-    from cmx_fast.kernels.common import gradient, scan, tiles
+    from cmx_fast.kernels import position_gate
+    from cmx_fast.kernels.common import tiles
     from triton.runtime.jit import JITFunction
 
     assert not triton.knobs.runtime.interpret
-    for module in (attention, gradient, info_nce_chunks, scan):
-        # As architecture() has it: chips that are not in the tables take the oldest entries.
-        module.architecture = lambda device: f"sm{chip if chip in (90, 100) else 80}"
+    # The launchers ask the device themselves which tiles are its own.
+    torch.cuda.get_device_capability = lambda device: divmod(chip, 10)
+    tiles.architecture.cache_clear()
     tiles.multiprocessors = position_gate.multiprocessors = lambda device: 132
     launches: dict[str, tuple] = {}
 
@@ -131,11 +131,13 @@ def _gates(x: torch.Tensor) -> None:
         out, _, hidden, gate, peak = channel_gate_fwd(x, residual, *weights, maximum)
         kept = None if residual is None else out
         channel_gate_bwd(x, x, kept, weights[0], weights[2], hidden, gate, peak)
-    pooled, peak = pool_channels_fwd(x)
-    pool_channels_bwd(pooled, peak, x)
-    for residual in (None, x):
-        out = position_gate_fwd(x, pooled[:, 0], residual)
-        position_gate_bwd(x, x, pooled[:, 0], None if residual is None else out)
+    # Few samples and many have tiles of their own.
+    for maps in (x, torch.zeros(300, 16, x.shape[2], dtype=x.dtype)):
+        pooled, peak = pool_channels_fwd(maps)
+        pool_channels_bwd(pooled, peak, maps)
+        for residual in (None, maps):
+            out = position_gate_fwd(maps, pooled[:, 0], residual)
+            position_gate_bwd(maps, maps, pooled[:, 0], None if residual is None else out)
 
 
 def _band_spectrogram(x: torch.Tensor) -> None:

@@ -21,6 +21,17 @@ def on_own_device(launcher: Callable[..., Result]) -> Callable[..., Result]:
     return guarded
 
 
+def without_autocast(launcher: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep PyTorch's own products inside of a launcher in float32: autocast would round them there, too."""
+
+    @functools.wraps(launcher)
+    def guarded(first: Tensor, *args: object) -> Result:
+        with torch.autocast(first.device.type, enabled=False):
+            return launcher(first, *args)
+
+    return guarded
+
+
 def check_dtype(x: Tensor) -> None:
     """Refuse what the matrix kernels have no tile for."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):

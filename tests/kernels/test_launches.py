@@ -1,4 +1,4 @@
-"""How often an operator launches, and that it never waits for the device: small batches cost launches."""
+"""How often an operator launches, that it never waits for the device, and that autocast does not reach into it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ class NoWaiting(TorchDispatchMode):
             masks = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             assert not masks, "indexing with a mask waits for the device"
         return function(*args, **kwargs)
+
+
+class NothingHalved(TorchDispatchMode):
+    """Fails at a result in two bytes: of float32 inputs only autocast makes one."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        halves = torch.bfloat16, torch.float16
+        assert not (isinstance(result, Tensor) and result.dtype in halves), f"autocast rounds {function}"
+        return result
 
 
 def features(*shape: int) -> Tensor:
@@ -191,7 +201,8 @@ LAUNCHES = {
 @pytest.mark.parametrize(
     ("call", "launches"), LAUNCHES.items(), ids=lambda value: getattr(value, "__qualname__", None)
 )
-def test_launches_and_waits(device, count_launches, call, launches):
-    with count_launches() as count, NoWaiting():
+def test_launches_waits_and_products(device, count_launches, call, launches):
+    # An operator's inputs are rounded before it is called; its own products are float32's, also under autocast.
+    with count_launches() as count, torch.autocast(device.type, torch.bfloat16), NoWaiting(), NothingHalved():
         call(device)
     assert count.launches == launches
