@@ -41,12 +41,12 @@ Measure = Literal["time", "memory", "error"]
 class Goal:
     """A figure to reach: ``least`` must hold, ``reach`` is the aim.
 
-    kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "peak_mb", "memory_share" (of
-    the peak of ``against``), "working_share" (the same without the gradients, which both return), or "error" (times
-    the error of ``against``); less is better in all others.
+    kind: "speedup" (times faster than ``against``; more is better), "units" (time in U), "ms", "peak_mb",
+    "memory_share" (of the peak of ``against``), "working_share" (the same without the gradients, which both return), or
+    "error" (times the error of ``against``); less is better in all others.
     """
 
-    kind: Literal["speedup", "units", "peak_mb", "memory_share", "working_share", "error"]
+    kind: Literal["speedup", "units", "ms", "peak_mb", "memory_share", "working_share", "error"]
     least: float
     reach: float
     against: str = ""
@@ -60,6 +60,7 @@ class Goal:
         return {
             "speedup": f"at least {bound} times faster than {self.against}",
             "units": f"at most {bound} U",
+            "ms": f"at most {bound} ms",
             "peak_mb": f"at most {bound} MB at the peak",
             "memory_share": f"at most {bound} of the peak memory of {self.against}",
             "working_share": f"at most {bound} of the peak memory of {self.against}, gradients apart",
@@ -83,6 +84,7 @@ class Case:
     batch: int = 1  # of those
     dtype: torch.dtype = torch.float32
     loss_value: float | None = None  # the pairs are as alike as this loss takes
+    temperature: float = problems.TEMPERATURE
     measures: tuple[Measure, ...] = ("time", "memory", "error")
     providers: tuple[str, ...] = ()
     goals: tuple[Goal, ...] = field(default=())
@@ -94,7 +96,8 @@ class Case:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
             by_task = ("gates", "prepare_frames", "band_spectrogram")
             what = self.task if self.operator in by_task else self.operator
-            return f"{what} ({shape}), {str(self.dtype).removeprefix('torch.')}"
+            shape = f"({shape}), K={self.clusters}" if self.clusters else f"({shape})"
+            return f"{what} {shape}, {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
             last = f"K={self.value}" if self.task == "encoding" else f"E={self.value}"
@@ -103,6 +106,7 @@ class Case:
         bank = f", bank {self.bank} x {self.d}" if self.bank else f", D={self.d}"
         bank += f", K={self.clusters}" if self.clusters else ""
         at = f", at loss {self.loss_value:g}" if self.loss_value else ""
+        at += f", temperature {self.temperature:g}" if self.temperature != problems.TEMPERATURE else ""
         return f"{self.operator} {rows}{bank}, {str(self.dtype).removeprefix('torch.')}{at}"
 
     @property
@@ -153,6 +157,8 @@ class Case:
             made = hearing.problem(self.task, self.n, *self.size)
         elif self.task in framing.PROVIDERS:
             made = framing.problem(self.task, self.n, self.size)
+        elif self.size and self.clusters:
+            made = clustering.problem(self.task, self.rows, self.d, self.clusters)
         elif self.size:
             made = correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
@@ -162,6 +168,9 @@ class Case:
         elif self.clusters:
             made = clustering.problem(self.task, self.n, self.d, self.clusters)
         else:
-            make = {"clip": problems.clip_problem, "supcon": problems.supcon_problem}[self.task]
-            made = make(self.n, self.d, self.loss_value)
+            made = {
+                "clip": lambda: problems.clip_problem(self.n, self.d, self.loss_value, self.temperature),
+                "supcon": lambda: problems.supcon_problem(self.n, self.d, self.loss_value),
+                "two views": lambda: problems.views_problem(self.n, self.d),
+            }[self.task]()
         return made.to(self.dtype, device).to(provider.dtype or self.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cmx_fast import reference
 from cmx_fast.ops import cluster_cross_entropy, kmeans_step
 
-from .peers import formulas, packages
+from .peers import formulas, kernels, packages
 from .problems import Problem, cluster_problem
 from .provider import OURS, Loss, Provider, formula
 
@@ -19,7 +19,7 @@ MAP_SIDE = 80  # of the maps of a 320-pixel picture
 
 
 def problem(task: str, n: int, d: int, clusters: int) -> Problem:
-    """Rows for a step; else maps of 80 x 80, or one smaller map."""
+    """n rows for a step; else maps of 80 x 80, or one smaller map."""
     if task == "step":
         return cluster_problem(n, d, clusters)
     side = min(MAP_SIDE, math.isqrt(n))
@@ -42,6 +42,20 @@ def _our_step(p: Problem) -> Loss:
         return _means(sums, counts, p["centroids"])
 
     return step
+
+
+def _rows(p: Problem) -> Tensor:
+    """The maps' pixels, next to each other."""
+    return p["x"].movedim(1, -1).reshape(-1, p["x"].shape[1]).contiguous()
+
+
+def _of_rows(iteration: Callable[[Tensor, Tensor], Loss]) -> Callable[[Problem], Loss]:
+    """An iteration that takes rows: their copy is made once, and not measured."""
+    return lambda p: iteration(_rows(p), p["centroids"])
+
+
+def _chunked(rows: Tensor, centroids: Tensor) -> Loss:
+    return lambda: formulas.lloyd_iteration(rows, centroids)
 
 
 def _seen(p: Problem) -> Tensor:
@@ -74,6 +88,23 @@ PROVIDERS: dict[str, dict[str, Provider]] = {
         ),
         "PyTorch, 4096 rows at a time": Provider(
             lambda p: lambda: formulas.lloyd_iteration(p["x"], p["centroids"]), _step
+        ),
+        OURS: Provider(_our_step, _step),
+    },
+    # A step from maps; what only takes rows gets them for nothing where its name says so.
+    "step of maps": {
+        "PyTorch, 4096 rows at a time": Provider(_of_rows(_chunked), _step),
+        "flash-kmeans": Provider(
+            lambda p: kernels.flash_kmeans_from_maps(p["x"], p["centroids"]), _step, package="flash-kmeans"
+        ),
+        "flash-kmeans, rows ready": Provider(
+            _of_rows(kernels.flash_kmeans_of_rows), _step, package="flash-kmeans"
+        ),
+        "faiss-gpu, rows ready": Provider(
+            _of_rows(kernels.faiss_gpu_iteration), _step, dtype=torch.float32, package="faiss-gpu"
+        ),
+        "cuML, rows ready": Provider(
+            _of_rows(kernels.cuml_iteration), _step, dtype=torch.float32, package="cuml-cu13"
         ),
         OURS: Provider(_our_step, _step),
     },

@@ -9,9 +9,9 @@ from torch import Tensor
 from cmx_fast.losses import NTXentLoss
 from cmx_fast.ops import info_nce, supcon
 
-from .peers import formulas, packages
+from .peers import formulas, kernels, packages
 from .problems import Problem
-from .provider import OURS, Loss, Provider, compiled, formula
+from .provider import OURS, Loss, Provider, captured, compiled, formula
 
 
 def _clip(p: Problem) -> tuple:
@@ -60,6 +60,29 @@ def _info_nce_pytorch(p: Problem) -> Loss:
     return lambda: loss(p["query"], p["key"], p["bank"])
 
 
+def _memeff(p: Problem) -> Loss:
+    loss = kernels.memeff_clip(p.temperature)
+    return lambda: loss(p["query"], p["key"])
+
+
+def _siglip_formula(p: Problem) -> Tensor:
+    return formulas.siglip(p["query"], p["key"], p["logit_scale"], kernels.SIGLIP_BIAS)
+
+
+def _ntxent(p: Problem) -> tuple:
+    return p["query"], p["key"], p.temperature
+
+
+def _lightly_views(p: Problem) -> Loss:
+    loss = packages.lightly_ntxent(p.temperature)
+    return lambda: loss(p["query"], p["key"])
+
+
+def _our_views(p: Problem) -> Loss:
+    loss = NTXentLoss(p.temperature)
+    return lambda: loss(p["query"], p["key"])
+
+
 def _our_ntxent(p: Problem) -> Loss:
     loss = NTXentLoss(p.temperature, memory_bank_size=tuple(p["bank"].shape))
     assert loss.memory_bank is not None
@@ -95,14 +118,36 @@ def _our_supcon(p: Problem) -> Loss:
     return lambda: supcon(features, labels, scale)
 
 
+_CLIP_FORMULA, _COMPILED_CLIP = formula(_clip_formula), compiled(formulas.clip, _clip)
+_OURS = Provider(_our_info_nce, _clip_formula)
+
 # By the loss that they compute; in the order of the tables.
 PROVIDERS: dict[str, dict[str, Provider]] = {
     "clip": {
-        "OpenCLIP's formula": formula(_clip_formula),
-        "torch.compile of it": compiled(formulas.clip, _clip),
+        "OpenCLIP's formula": _CLIP_FORMULA,
+        "OpenCLIP's formula, a graph": captured(_CLIP_FORMULA),
+        "torch.compile of it": _COMPILED_CLIP,
+        "torch.compile of it, a graph": captured(_COMPILED_CLIP),
         "open_clip ClipLoss": Provider(_open_clip, _clip_formula, package="open_clip_torch"),
+        "memeff": Provider(_memeff, _clip_formula, package="memeff"),
+        "inf_cl": Provider(lambda p: kernels.inf_cl_clip(*_clip(p)), _clip_formula, package="inf_cl"),
+        "cut-cross-entropy": Provider(
+            lambda p: kernels.cce_clip(*_clip(p)), _clip_formula, package="cut-cross-entropy"
+        ),
+        "siglip-kernel (sigmoids)": Provider(
+            lambda p: kernels.siglip(*_clip(p)), _siglip_formula, package="siglip-kernel"
+        ),
         f"{OURS} float32": Provider(_our_info_nce, _clip_formula, dtype=torch.float32),
-        OURS: Provider(_our_info_nce, _clip_formula),
+        OURS: _OURS,
+        f"{OURS}, a graph": captured(_OURS),
+    },
+    "two views": {
+        "lightly's formula": formula(lambda p: formulas.ntxent(*_ntxent(p))),
+        "torch.compile of it": compiled(formulas.ntxent, _ntxent),
+        "lightly NTXentLoss": Provider(
+            _lightly_views, lambda p: formulas.ntxent(*_ntxent(p)), package="lightly"
+        ),
+        OURS: Provider(_our_views, lambda p: formulas.ntxent(*_ntxent(p))),
     },
     "bank": {
         "MoCo's formula": formula(lambda p: formulas.moco(*_moco(p))),

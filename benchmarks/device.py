@@ -2,7 +2,10 @@
 
 Builds what is missing, runs the kernels' tests on the device, then measures, most important case first, and stops in
 time with what it has. Needs torch, triton, pytest and a C++ compiler; results go to ``<out>/<gpu>.json`` after every
-case. An operator whose tests fail gets no figure.
+case. An operator whose tests fail gets no figure. ``--only floors`` measures what is held against an H200's limits.
+
+Packages compared with are named where they are not installed. A machine without a registry gets them from a folder:
+``pip download --no-deps -d DIR -r benchmarks/peers/wheels.txt`` elsewhere, then ``--wheels DIR``.
 """
 
 from __future__ import annotations
@@ -41,6 +44,21 @@ def install_if_missing() -> None:
     subprocess.run(command, check=True)
 
 
+def install_wheels(folder: Path) -> None:
+    """The wheels of this folder as they are: nothing is downloaded, and what else they ask for is left out.
+
+    Raises:
+        ValueError: no wheel there.
+    """
+    wheels = sorted(map(str, folder.glob("*.whl")))
+    if not wheels:
+        raise ValueError(
+            f"--wheels {folder} has no *.whl; benchmarks/peers/wheels.txt says what belongs there"
+        )
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *wheels]
+    subprocess.run(command, check=True)
+
+
 def tested() -> list[str]:
     """Operators that have tests for a device: the names of tests/kernels, less those that only compile."""
     names = (path.stem.removeprefix("test_") for path in sorted((ROOT / "tests/kernels").glob("test_*.py")))
@@ -75,6 +93,7 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the results"
     )
     parser.add_argument("--only", nargs="*", default=[], help="operators or the beginnings of case names")
+    parser.add_argument("--wheels", type=Path, help="folder with packages to compare with, to install first")
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit for everything")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
@@ -82,13 +101,22 @@ def main() -> int:
         print("benchmarks.device: this machine has no CUDA device (or a CPU build of torch); nothing was run")
         return 2
     install_if_missing()
+    if arguments.wheels is not None:
+        install_wheels(arguments.wheels)
     # After the installation: these import cmx_fast.
-    from . import gate, machine, report, roofline
+    from . import ceilings, gate, machine, report, roofline
+    from .floors import FLOORS
     from .measure import measure
+    from .provider import OURS
     from .registry import DEVICE_CASES, select
 
     about = machine.describe("cuda")
     print(machine.header(about))
+    here = ceilings.measured("cuda")
+    about["ceilings"] = {"bfloat16": here.bfloat16, "float32": here.float32, "copy": here.memory}
+    print(ceilings.describe(here), flush=True)
+    # Goals of the other cases are a CPU's.
+    floors = {case.name for case in FLOORS if "H200" in about["gpu"]}
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
     passed, failures = {}, 0
@@ -113,14 +141,16 @@ def main() -> int:
         if not passed[case.operator]:
             continue
         try:
-            record = measure(replace(case, goals=()), seconds=SECONDS_PER_CASE, device="cuda")
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+            judged = case if case.name in floors else replace(case, goals=())
+            record = measure(judged, seconds=SECONDS_PER_CASE, device="cuda")
+        except Exception as error:  # a kernel that doesn't compile, or one that fails; the others go on
             print(f"{case.name}: failed: {error}", flush=True)
             failures += 1
             torch.cuda.empty_cache()
             continue
         print(f"\n{report.table(record)}", flush=True)
-        print(roofline.beside(case, torch.cuda.get_device_name()), flush=True)
+        ours = record["providers"].get(OURS, {}).get("ms")
+        print(roofline.beside(case, about["gpu"], here, ours), flush=True)
         report.save(arguments.out, about, {case.name: record})
     path = arguments.out / f"{about['name']}.json"
     if path.exists() and importlib.util.find_spec("matplotlib"):

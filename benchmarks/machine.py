@@ -22,6 +22,13 @@ PACKAGES = (
     "info-nce-pytorch",
     "scikit-learn",
     "faiss-cpu",
+    "faiss-gpu",
+    "memeff",
+    "inf_cl",
+    "cut-cross-entropy",
+    "siglip-kernel",
+    "flash-kmeans",
+    "cuml-cu13",
 )
 # The instruction sets that decide how fast a matrix product or an exp can be.
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "sve2", "bf16")

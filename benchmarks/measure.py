@@ -5,20 +5,24 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cmx_fast.ops import implementations
 
 from . import memory, timing
 from .case import Case, Goal
-from .peers.packages import MissingPeerError
-from .provider import Provider
+from .provider import OURS, Loss, Provider
 from .registry import ERROR_ROWS
 from .sources import source_hashes
 
 UNIT = "U"
+#: Rows at which a peer has to agree with its own formula, and how far: what tells a wrong result from rounding.
+PEER_ROWS, PEER_TOLERANCE = 512, 0.05
 
 
 def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
@@ -48,24 +52,21 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "providers": rows,
     }
     for name, provider in case.contenders().items():
-        if provider.package is not None:
-            try:
-                rows[name]["version"] = importlib.metadata.version(provider.package)
-            except importlib.metadata.PackageNotFoundError:
-                rows[name]["skipped"] = f"{provider.package} is not installed"
-    timings = _time(case, rows, seconds, device) if "time" in case.measures else {}
+        rows[name] |= _admitted(case, name, provider, device)
+    bound: dict[str, Bound] = {}
+    if "time" in case.measures or ("memory" in case.measures and device == "cuda"):
+        bound = _bound(case, rows, device)
+    timings = _time(case, bound, rows, seconds, device) if "time" in case.measures else {}
     if UNIT in timings:
         record |= {"unit": case.unit_name, "unit_ms": 1e3 * timings[UNIT].median}
     for name, provider in case.contenders().items():
-        if "skipped" in rows[name]:
-            continue
-        if "error" in case.measures:
-            rows[name]["error"] = result_error(case.resized(ERROR_ROWS), provider, device)
-        if "memory" in case.measures:
+        if "memory" in case.measures and "skipped" not in rows[name]:
             try:
-                rows[name]["peak_mb"] = _peak(case, name, device) / memory.MB
+                rows[name]["peak_mb"] = _peak(case, name, bound, device) / memory.MB
             except memory.MemoryMeterError as error:
                 rows[name]["peak_mb"], rows[name]["peak_missing"] = None, str(error)
+        if "error" in case.measures and "skipped" not in rows[name]:
+            rows[name] |= _error(case, name, provider, device)
     if "memory" in case.measures:
         problem = case.problem(next(iter(case.contenders().values())), device)
         leaves = (problem[name] for name in problem.leaves)
@@ -74,37 +75,106 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
     return record
 
 
-def _time(
-    case: Case, rows: dict[str, dict[str, Any]], seconds: float, device: str
-) -> dict[str, timing.Timing]:
-    steps = {UNIT: case.unit(device)}
+def _admitted(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
+    """Version of another's package; "skipped", with the reason, where it is missing, fails or computes another result.
+
+    Where errors are all that is asked, a large one is an answer.
+    """
+    if name.startswith(OURS) and not (provider.captured and device == "cpu"):
+        return {}
+    found: dict[str, Any] = {}
+    try:
+        if provider.package is not None:
+            found["version"] = importlib.metadata.version(provider.package)
+        if provider.captured and device == "cpu":
+            raise RuntimeError("a CUDA graph needs a CUDA device")
+        if provider.package is not None:
+            error = result_error(case.resized(PEER_ROWS), provider, device)
+            if "time" in case.measures and not error <= PEER_TOLERANCE:
+                raise RuntimeError(f"its result is {error:.1g} from float64's, relative")
+    except importlib.metadata.PackageNotFoundError:
+        found["skipped"] = f"{provider.package} is not installed"
+    except Exception as error:  # whatever others' code raises
+        found["skipped"] = reason(error)
+    return found
+
+
+def reason(error: Exception) -> str:
+    """The first line of what went wrong."""
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}" if said[0] else type(error).__name__
+
+
+def _error(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
+    """The error at ERROR_ROWS, or that it is not finite, or why another's code has none."""
+    try:
+        error = result_error(case.resized(ERROR_ROWS), provider, device)
+    except Exception as failure:
+        if name == OURS:
+            raise
+        return {"skipped": reason(failure)}
+    return {"error": error} if math.isfinite(error) else {"error": None, "finite": False}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A contender with the case's inputs: bound once, since compiling it again takes longer than measuring it."""
+
+    forward: Loss
+    backward: Callable[[Tensor], None]
+    step: Loss
+    leaves: tuple[str, ...]
+
+
+def _bound(case: Case, rows: dict[str, dict[str, Any]], device: str) -> dict[str, Bound]:
+    """Those that are there; on a GPU each has run once, which shows where memory ends or a peer's kernel fails."""
+    found: dict[str, Bound] = {}
     for name, provider in case.contenders().items():
         if "skipped" in rows[name]:
             continue
         try:
-            steps[name] = provider.step(case.problem(provider, device))
-        except MissingPeerError as error:
-            rows[name]["skipped"] = str(error)
+            problem = case.problem(provider, device)
+            forward, backward = provider.halves(problem)
+            step = provider.joined(forward, backward)
+            if device == "cuda":
+                step()
+            found[name] = Bound(forward, backward, step, problem.leaves)
+        except Exception as error:
+            if name == OURS:
+                raise
+            rows[name]["skipped"] = reason(error)
+        if name not in found:
+            memory.release(device)  # after the block: within, the error holds the step's tensors
+    return found
+
+
+def _time(
+    case: Case, bound: dict[str, Bound], rows: dict[str, dict[str, Any]], seconds: float, device: str
+) -> dict[str, timing.Timing]:
+    """Whole steps in turn, then each contender's forward and backward apart."""
     clock = timing.cuda_clock if device == "cuda" else timing.wall_clock
+    steps = {UNIT: case.unit(device), **{name: contender.step for name, contender in bound.items()}}
     timings = timing.interleaved(steps, seconds=seconds, clock=clock)
-    for name, result in timings.items():
-        if name != UNIT:
-            rows[name] |= {
-                "ms": 1e3 * result.median,
-                "units": timing.ratio(result, timings[UNIT]),
-                "spread": result.spread,
-                "rounds": len(result.samples),
-            }
+    for name, contender in bound.items():
+        result, provider = timings[name], case.contenders()[name]
+        rows[name] |= {
+            "ms": 1e3 * result.median,
+            "units": timing.ratio(result, timings[UNIT]),
+            "spread": result.spread,
+            "rounds": len(result.samples),
+        }
+        if contender.leaves and not provider.captured:
+            forward, backward = timing.halves(
+                contender.forward, contender.backward, device=device, seconds=seconds / 4 / len(steps)
+            )
+            rows[name] |= {"forward_ms": 1e3 * forward, "backward_ms": 1e3 * backward}
     return timings
 
 
-def _peak(case: Case, name: str, device: str) -> int:
+def _peak(case: Case, name: str, bound: dict[str, Bound], device: str) -> int:
     if device == "cpu":
         return memory.in_fresh_process(case, name, torch.get_num_threads())
-    provider = case.contenders()[name]
-    step = provider.step(case.problem(provider, device))
-    step()  # compiles
-    return memory.cuda_extra_peak(step)
+    return memory.cuda_extra_peak(bound[name].step)
 
 
 def _judge(

@@ -7,6 +7,7 @@ that nothing freed earlier is silently used again. On a GPU the caching allocato
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import re
@@ -61,6 +62,13 @@ def cuda_extra_peak(step: Callable[[], object]) -> int:
     step()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def release(device: str) -> None:
+    """Give back what nothing holds any more, so that the next contender finds the memory."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def in_fresh_process(case: Case, provider: str, threads: int, *, timeout: float = 300) -> int:

@@ -55,13 +55,16 @@ def _pairs(n: int, d: int, cosine: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(4)
-def clip_problem(n: int, d: int, loss: float | None = None, seed: int = 0) -> Problem:
+def clip_problem(
+    n: int, d: int, loss: float | None = None, temperature: float = TEMPERATURE, seed: int = 0
+) -> Problem:
     """Two sets (n, d) and a learned scale; with ``loss`` the pairs are as alike as that loss takes."""
 
     def at(cosine: float) -> Problem:
         query, key = _pairs(n, d, cosine, seed)
-        scale = torch.tensor(1 / TEMPERATURE, dtype=torch.float64)
-        return Problem({"query": query, "key": key, "logit_scale": scale}, ("query", "key", "logit_scale"))
+        scale = torch.tensor(1 / temperature, dtype=torch.float64)
+        tensors = {"query": query, "key": key, "logit_scale": scale}
+        return Problem(tensors, ("query", "key", "logit_scale"), temperature)
 
     return (
         at(PAIR_COSINE) if loss is None else _at_loss(at, lambda p: formulas.clip(*p.tensors.values()), loss)
@@ -82,6 +85,12 @@ def cluster_problem(n: int, d: int, clusters: int, side: int | None = None, seed
     # Features as a network leaves them: not of unit length, pixels next to each other.
     maps = 3 * rows.reshape(-1, side, side, d).movedim(-1, 1).contiguous()
     return Problem({"x": maps, "centroids": centroids, "target": target.reshape(-1, side, side)}, ("x",))
+
+
+def views_problem(n: int, d: int, seed: int = 0) -> Problem:
+    """Two views (n, d) of as many samples, both with gradients."""
+    query, key = _pairs(n, d, PAIR_COSINE, seed)
+    return Problem({"query": query, "key": key}, ("query", "key"))
 
 
 def bank_problem(n: int, d: int, size: int, seed: int = 0) -> Problem:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from . import timing
 from .problems import Problem
 
 OURS = "cmx_fast"
@@ -22,6 +23,7 @@ class Provider:
     truth: the formula that this provider computes; the formula in float64 is the truth for its errors.
     dtype: what it takes instead of the case's dtype.
     package: the distribution that it comes from.
+    captured: the step is captured as a CUDA graph once, and what is measured is its replay.
     """
 
     bind: Callable[[Problem], Loss]
@@ -29,26 +31,43 @@ class Provider:
     compiled: bool = False
     dtype: torch.dtype | None = None
     package: str | None = None
+    captured: bool = False
 
-    def step(self, problem: Problem) -> Callable[[], Tensor]:
-        """Forward and, where the problem has leaves, backward with fresh gradients."""
-        loss_of = self.bind(problem)
+    def halves(self, problem: Problem) -> tuple[Loss, Callable[[Tensor], None]]:
+        """Forward, and backward of what it gives with fresh gradients (nothing where the problem has no leaves)."""
         leaves = [problem[name] for name in problem.leaves]
 
-        def step() -> Tensor:
+        def backward(loss: Tensor) -> None:
             for leaf in leaves:
                 leaf.grad = None
-            loss = loss_of()
             if leaves:
                 loss.backward()
+
+        return self.bind(problem), backward
+
+    def step(self, problem: Problem) -> Loss:
+        """Forward and, where the problem has leaves, backward with fresh gradients."""
+        return self.joined(*self.halves(problem))
+
+    def joined(self, forward: Loss, backward: Callable[[Tensor], None]) -> Loss:
+        """The step of both halves; as a graph, if this is one."""
+
+        def step() -> Tensor:
+            loss = forward()
+            backward(loss)
             return loss
 
-        return step
+        return timing.captured(step) if self.captured else step
 
 
 def formula(function: Callable[[Problem], Tensor]) -> Provider:
     """A formula that is its own truth."""
     return Provider(lambda p: lambda: function(p), function)
+
+
+def captured(provider: Provider) -> Provider:
+    """The same as a CUDA graph: what a step costs without the host's launches."""
+    return replace(provider, captured=True)
 
 
 def compiled(function: Callable[..., Tensor], arguments: Callable[[Problem], tuple]) -> Provider:

@@ -8,19 +8,15 @@ import torch
 
 from . import hearing
 from .case import PROVIDERS, Case, Goal
+from .floors import CLIP, COMPILED, FLOORS, MOCO, SUPCONTRAST
 from .provider import OURS
 
 SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"
 EAGER_ATTENTION, RESIDUALS = "bmm, softmax, bmm", "residuals"
 LOOP, CHUNKED = "unrolled loop", "PyTorch, 4096 rows at a time"
-CLIP, MOCO, LIGHTLY, SUPCONTRAST = (
-    "OpenCLIP's formula",
-    "MoCo's formula",
-    "lightly's formula",
-    "SupContrast's formula",
-)
+LIGHTLY = "lightly's formula"
 TORCHVISION = "torchvision v2"
-COMPILED, FORMULA = "torch.compile of it", "eager formula"
+FORMULA = "eager formula"
 SMALL = (128, 256, 512, 1024)
 ERROR_ROWS = 2048
 
@@ -161,25 +157,26 @@ CASES: tuple[Case, ...] = (
     ),
 )  # fmt: skip
 
-# What a GPU is measured on: batches that fill one, in bfloat16 as they are trained, the largest last.
+# What a GPU is measured on: the floors first, then batches that fill one, in bfloat16 as they are trained.
 DEVICE_CASES: tuple[Case, ...] = (
+    *FLOORS,
     *(
         Case(
             f"info_nce/device-{n}x{d}", "info_nce", "clip", n, d, dtype=torch.bfloat16,
             providers=(CLIP, COMPILED, "open_clip ClipLoss", OURS),
         )
-        for n, d in ((1024, 256), (4096, 256), (16384, 512), (32768, 512))
+        for n, d in ((4096, 256), (16384, 512))
     ),
     Case(
-        "info_nce/device-bank", "info_nce", "bank", 4096, 128, bank=65536, dtype=torch.bfloat16,
-        providers=(MOCO, COMPILED, OURS),
+        "supcon/device-two-views", "supcon", "two views", 4096, 128, dtype=torch.bfloat16,
+        providers=tuple(PROVIDERS["two views"]),
     ),
     *(
         Case(
             f"supcon/device-{n}x{d}", "supcon", "supcon", n, d, dtype=torch.bfloat16,
             providers=(SUPCONTRAST, COMPILED, OURS),
         )
-        for n, d in ((1024, 128), (4096, 128), (16384, 128))
+        for n, d in ((1024, 128), (4096, 128))
     ),
     *(
         Case(

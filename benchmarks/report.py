@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .provider import OURS
-from .registry import CASES
+from .registry import CASES, DEVICE_CASES
 
 SCHEMA = 1
 WIDTH = 100
@@ -22,10 +22,12 @@ def _number(value: float | None, pattern: str) -> str:
 
 # heading, key in the row, format, width
 COLUMNS = (
-    ("ms", "ms", ".4g", 10),
-    ("U", "units", ".2f", 8),
-    ("times first", "times", ".2f", 13),
-    ("spread", "spread", ".0%", 8),
+    ("ms", "ms", ".4g", 8),
+    ("forward", "forward_ms", ".4g", 9),
+    ("backward", "backward_ms", ".4g", 9),
+    ("U", "units", ".2f", 7),
+    ("x first", "times", ".2f", 8),
+    ("spread", "spread", ".0%", 7),
     ("peak MB", "peak_mb", ".1f", 10),
     ("error", "error", ".1e", 10),
 )
@@ -47,7 +49,10 @@ def table(record: Record) -> str:
     for name, row in rows.items():
         label = f"{name} {row.get('version', '')}".strip()
         cells = "".join(f"{_number(row.get(key), pattern):>{width}}" for _, key, pattern, width in columns)
-        lines.append(f"  {label:30.30}{row.get('skipped', cells)}"[:WIDTH])
+        if not row.get("finite", True):
+            cells += " not finite"
+        said = f" {row['skipped']}" if "skipped" in row else cells
+        lines.append(f"  {label:30.30}{said}"[:WIDTH])
     for goal in record["goals"]:
         verdict = "reached" if goal["met"] else "NOT REACHED"
         who = "" if goal["of"] == OURS else f"{goal['of']}: "
@@ -64,6 +69,7 @@ def summary(cases: Mapping[str, Record]) -> str:
             asked = {
                 "speedup": f">= {goal['least']:g}x {against}",
                 "units": f"<= {goal['least']:g} U",
+                "ms": f"<= {goal['least']:g} ms",
                 "peak_mb": f"<= {goal['least']:g} MB",
                 "memory_share": f"<= {goal['least']:g} of the memory of {against}",
                 "working_share": f"<= {goal['least']:g} of the working memory of {against}",
@@ -91,7 +97,7 @@ def save(folder: Path, machine: Mapping[str, Any], cases: Mapping[str, Record]) 
     """Put the records into ``<folder>/<machine>.json``; other cases in the file stay, each with its own date."""
     path = folder / f"{machine['name']}.json"
     merged = {**(load(path)["cases"] if path.exists() else {}), **cases}
-    order = {case.name: place for place, case in enumerate(CASES)}
+    order = {case.name: place for place, case in enumerate((*CASES, *DEVICE_CASES))}
     merged = dict(sorted(merged.items(), key=lambda item: order.get(item[0], len(order))))
     document = {"schema": SCHEMA, "machine": machine, "cases": merged}
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,12 +32,17 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Chip:
-    """Dense products per second in bfloat16 and in float32 outside of the matrix units, and bytes per second."""
+    """Dense products per second in bfloat16 and in float32 outside of the matrix units, and bytes per second.
+
+    The shares are what is reached of them.
+    """
 
     name: str
     bfloat16: float
     float32: float
     memory: float
+    product_share: float = PRODUCT_SHARE
+    copy_share: float = COPY_SHARE
 
 
 CHIPS = (
@@ -59,15 +64,15 @@ class Cost:
     def seconds(self, chip: Chip, dtype: torch.dtype = torch.bfloat16) -> float:
         """The longer of computing and moving, and the launches."""
         rate = chip.float32 if dtype == torch.float32 else chip.bfloat16
-        busy = max(self.products / (PRODUCT_SHARE * rate), self.bytes / (COPY_SHARE * chip.memory))
+        busy = max(self.products / (chip.product_share * rate), self.bytes / (chip.copy_share * chip.memory))
         return busy + self.launches * LAUNCH
 
     def bound(self, chip: Chip, dtype: torch.dtype = torch.bfloat16) -> str:
         """What the time is spent on."""
         rate = chip.float32 if dtype == torch.float32 else chip.bfloat16
         times = {
-            "products": self.products / (PRODUCT_SHARE * rate),
-            "memory": self.bytes / (COPY_SHARE * chip.memory),
+            "products": self.products / (chip.product_share * rate),
+            "memory": self.bytes / (chip.copy_share * chip.memory),
             "launches": self.launches * LAUNCH,
         }
         return max(times, key=lambda name: times[name])
@@ -154,12 +159,14 @@ def cost(case: Case) -> Cost | None:
     maps = n * d * math.prod(case.size)
     if case.task == "clip":
         return info_nce(n, n, d, element)
+    if case.task == "two views":
+        return supcon(2 * n, d, element)
     if case.task == "bank":
         return Cost(3 * 2.0 * n * case.bank * d, 2 * case.bank * d * element + 4 * n * d * element, 4)
     if case.task == "supcon":
         return supcon(n, d, element)
-    if case.task == "step":
-        return kmeans_step(n, d, case.clusters, element)
+    if case.task in ("step", "step of maps"):
+        return kmeans_step(case.rows, d, case.clusters, element)
     if case.task == "pixels":
         return cluster_cross_entropy(n, d, case.clusters, element)
     if case.task == "codes":
@@ -178,14 +185,27 @@ def cost(case: Case) -> Cost | None:
     return None
 
 
-def beside(case: Case, device: str) -> str:
-    """A line for what was measured: the least time on this device, if it is one of CHIPS."""
+def beside(case: Case, device: str, here: Chip | None = None, ms: float | None = None) -> str:
+    """A line for what was measured: the least time on this device, if it is one of CHIPS.
+
+    Args:
+        here: the machine by its own rates; then the line has the least time at those, too.
+        ms: what was measured, to say which part of it that is.
+    """
     found = cost(case)
     chip = next((chip for chip in CHIPS if chip.name in device), None)
-    if found is None or chip is None:
+    if found is None or (chip is None and here is None):
         return "no limit is known"
-    least, why = 1e3 * found.seconds(chip, case.dtype), found.bound(chip, case.dtype)
-    return f"limit of {chip.name}: {least:.3g} ms ({why}; {found.products:.3g} operations, {found.bytes:.3g} bytes)"
+    said = []
+    if chip is not None:
+        least, why = 1e3 * found.seconds(chip, case.dtype), found.bound(chip, case.dtype)
+        said.append(f"limit of {chip.name}: {least:.3g} ms ({why}; {found.products:.3g} operations, ")
+        said[0] += f"{found.bytes:.3g} bytes)"
+    if here is not None:
+        least = 1e3 * found.seconds(here, case.dtype)
+        share = f", {least / ms:.0%} of the time measured" if ms else ""
+        said.append(f"at the rates of this run: {least:.3g} ms{share}")
+    return "; ".join(said)
 
 
 def table() -> Table:

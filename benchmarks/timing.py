@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -60,6 +62,79 @@ def cuda_clock(step: Step, number: int) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
+
+
+def captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The step as a CUDA graph; a call replays it into the same result and gradients.
+
+    Raises:
+        RuntimeError: no CUDA device, or something in the step can't be captured.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError("a CUDA graph needs a CUDA device")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is done once, compilation and workspaces, must not be captured
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class Marks:
+    """Points in time on a device, as cheap there as an event; seconds between them once all have passed."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        """Now, or when the device gets here."""
+        if self.device == "cpu":
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """Between each mark and the next."""
+        if self.device == "cpu":
+            return [after - before for before, after in itertools.pairwise(self._marks)]
+        self._marks[-1].synchronize()
+        return [before.elapsed_time(after) / 1e3 for before, after in itertools.pairwise(self._marks)]
+
+
+def halves(
+    forward: Callable[[], Any],
+    backward: Callable[[Any], object],
+    *,
+    device: str = "cpu",
+    seconds: float = 1.0,
+    rounds: tuple[int, int] = (3, 40),
+) -> tuple[float, float]:
+    """Median seconds of forward and of backward, measured in steps of both."""
+    backward(forward())
+    found: list[list[float]] = []
+    start = time.perf_counter()
+    while len(found) < rounds[0] or (len(found) < rounds[1] and time.perf_counter() - start < seconds):
+        marks = Marks(device)
+        marks.mark()
+        loss = forward()
+        marks.mark()
+        backward(loss)
+        marks.mark()
+        found.append(marks.seconds())
+    one, two = (statistics.median(half) for half in zip(*found, strict=True))
+    return one, two
 
 
 def interleaved(

@@ -25,7 +25,7 @@ GROUPS = {
     "simulate": "Write small data sets in the layouts of the real ones.",
     "train": "Train a system; the run folder holds checkpoints, metrics and report.html.",
     "evaluate": "Evaluate a trained run.",
-    "bench": "Time the operators (cmx bench [NAMES]) or loading your own files (cmx bench data DIR).",
+    "bench": "Time the operators (cmx bench [NAMES]), loading your own files (data DIR), or training steps (steps).",
 }
 COMMANDS = {
     ("info",): ("cmx_fast.info:main", "What is installed, what was built, which implementation runs where."),
@@ -104,6 +104,10 @@ COMMANDS = {
     ("bench", "data"): (
         "cmx_fast.benchmarks.media:bench_data",
         "Time loading your own videos, sounds and pictures against plain loops.",
+    ),
+    ("bench", "steps"): (
+        "cmx_fast.benchmarks.steps:bench_steps",
+        "Time whole training steps with the kernels and with the formulas.",
     ),
 }
 

@@ -57,13 +57,23 @@ def ntxent(view0: Tensor, view1: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.arange(n, device=view0.device).repeat(2))
 
 
+def siglip(image: Tensor, text: Tensor, logit_scale: Tensor, bias: float) -> Tensor:
+    """SigLIP's loss in one process: a sigmoid per pair; features (N, D)."""
+    logits = logit_scale * image @ text.T + bias
+    labels = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1
+    return -F.logsigmoid(labels * logits).sum() / len(image)
+
+
 def lloyd_iteration(x: Tensor, centroids: Tensor, rows: int = 4096) -> Tensor:
     """The next centroids (K, D) of rows x (N, D): products, argmin and sums of some thousand rows at a time."""
-    sums, counts = torch.zeros_like(centroids), x.new_zeros(len(centroids), dtype=torch.int64)
+    wide = torch.promote_types(
+        x.dtype, torch.float32
+    )  # bfloat16 sums of thousands of rows would stop growing
+    sums, counts = torch.zeros_like(centroids, dtype=wide), x.new_zeros(len(centroids), dtype=torch.int64)
     squares = centroids.square().sum(1)
     for part in x.split(rows):
         labels = torch.addmm(squares, part, centroids.T, alpha=-2).argmin(1)
-        sums.index_add_(0, labels, part)
+        sums.index_add_(0, labels, part.to(wide))
         counts += torch.bincount(labels, minlength=len(centroids))
     return torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centroids)
 

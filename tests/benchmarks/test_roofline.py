@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from cmx_fast.benchmarks import roofline
+from cmx_fast.benchmarks import ceilings, roofline
 
 pytest.importorskip("triton")
 import triton.runtime.interpreter
@@ -125,7 +127,33 @@ def test_every_case_of_the_suite_has_a_limit_or_none_of_our_kernels():
 
 
 def test_the_line_beside_a_measurement():
-    case = next(case for case in roofline.DEVICE_CASES if case.name == "info_nce/device-32768x512")
+    case = next(case for case in roofline.DEVICE_CASES if case.name == "floors/info_nce-32768x512")
     line = roofline.beside(case, "NVIDIA H200")
     assert line.startswith("limit of H200: 7.01 ms (products; 5.5e+12 operations")
     assert roofline.beside(case, "another chip") == "no limit is known"
+
+
+def test_this_machine_s_own_rates_are_a_chip(monkeypatch):
+    monkeypatch.setattr(ceilings, "SIDE", {"cpu": 128})
+    monkeypatch.setattr(ceilings, "COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(ceilings, "CPU_CACHE", 2**18)
+    here = ceilings.measured("cpu")
+    assert min(here.bfloat16, here.float32, here.memory) > 1e6
+    assert ceilings.describe(here).count("TFLOP/s") == 1
+    case = next(case for case in roofline.DEVICE_CASES if case.name == "floors/info_nce-32768x512")
+    fast = dataclasses.replace(here, bfloat16=1e15, memory=1e13)
+    least = 1e3 * roofline.cost(case).seconds(fast)
+    said = f"at the rates of this run: {least:.3g} ms"
+    assert (
+        roofline.beside(case, "another chip", fast, 20.0) == f"{said}, {least / 20:.0%} of the time measured"
+    )
+    assert roofline.beside(case, "NVIDIA H200", fast).endswith(f"; {said}")
+
+
+def test_inputs_of_the_ceilings_rotate_past_the_cache(monkeypatch):
+    monkeypatch.setattr(ceilings, "CPU_CACHE", 1000)
+    made = []
+    rotating = ceilings._rotating(lambda: made.append(torch.zeros(100)) or (made[-1],), "cpu")
+    drawn = [next(rotating)[0] for _ in range(2 * len(made))]
+    assert 400 * len(made) >= ceilings.TIMES_CACHE * 1000
+    assert all(one is other for one, other in zip(drawn, made * 2))

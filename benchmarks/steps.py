@@ -1,0 +1,247 @@
+"""Whole training steps of the four systems, with the kernels and with the formulas: ``cmx bench steps``.
+
+A step is that of ``cmx train``: data prepared on the device, clustering where the system has it, forward, losses,
+backward, optimiser. Both contenders start from the same weights, random numbers and data, and take turns; a system
+whose losses differ between them gets no figure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cmx_fast.train.loop import gather
+from cmx_fast.train.options import PRECISIONS, new_fabric
+
+from . import machine, memory, timing
+from .provider import OURS
+from .systems import SYSTEMS, System, formulas_only
+
+FORMULAS = "formulas"
+CONTENDERS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+    FORMULAS: formulas_only,
+    OURS: contextlib.nullcontext,
+}
+PARTS = ("data", "clusters", "forward", "loss", "backward", "optimiser")
+#: How far the first losses of the two contenders may be apart, relative.
+AGREEMENT = {"fp32": 1e-3, "bf16": 3e-2}
+WIDTH = 78
+
+
+class Parts:
+    """Seconds of each part of a step; a part within another counts for itself alone."""
+
+    def __init__(self, device: str):
+        self._marks = timing.Marks(device)
+        self._now: list[str] = []
+        self._entered: list[str] = []
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        self._now.append(part)
+        self._switch()
+        yield
+        self._now.pop()
+        self._switch()
+
+    def _switch(self) -> None:
+        self._marks.mark()
+        self._entered.append(self._now[-1] if self._now else "")
+
+    def seconds(self) -> dict[str, float]:
+        """By part, in the order of PARTS; those that the step has."""
+        sums = dict.fromkeys(PARTS, 0.0)
+        for part, seconds in zip(self._entered, self._marks.seconds(), strict=False):
+            if part:
+                sums[part] += seconds
+        return {part: seconds for part, seconds in sums.items() if part in self._entered}
+
+
+class Trainer:
+    """A system's training, a step a call, as :func:`cmx_fast.train.loop.run_stage` does it."""
+
+    def __init__(self, fabric: Fabric, system: System, *, compile: bool = False):
+        self.fabric, self.system = fabric, system
+        module = torch.compile(system.module) if compile else system.module
+        self.module = fabric.setup_module(module)
+        self.optimizer = fabric.setup_optimizers(system.optimizer(system.groups))
+        self.parts: Parts | None = None
+        if not compile:  # what is compiled must not be interrupted by clocks
+            for module, name, part in system.inner:
+                setattr(module, name, self._watched(getattr(module, name), part))
+        system.module.train()
+
+    def _watched(self, method: Callable[..., Any], part: str) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def watched(*args: Any, **options: Any) -> Any:
+            with self._of(part):
+                return method(*args, **options)
+
+        return watched
+
+    def _of(self, part: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.parts is None else self.parts.of(part)
+
+    def step(self) -> Tensor:
+        """The loss, detached."""
+        torch.manual_seed(0)
+        system, fabric = self.system, self.fabric
+        with self._of("data"):
+            batch = system.prepare()
+        if system.cluster is not None:
+            with self._of("clusters"), fabric.autocast():
+                batch |= system.cluster()
+        with self._of("forward"):
+            outputs = gather(fabric, self.module(batch), batch, system.labels)
+        with self._of("loss"):
+            loss = system.module.losses(*outputs)["loss"]
+        with self._of("backward"):
+            self.optimizer.zero_grad()
+            fabric.backward(loss)
+        with self._of("optimiser"):
+            self.optimizer.step()
+            if system.after_step is not None:
+                system.after_step()
+        return loss.detach()
+
+    def timed(self) -> dict[str, float]:
+        """Seconds of each part of a step."""
+        self.parts = Parts(self.fabric.device.type)
+        self.step()
+        seconds, self.parts = self.parts.seconds(), None
+        return seconds
+
+
+def measure(
+    name: str, preset: str, fabric: Fabric, *, batch: int | None, precision: str, compile: bool, rounds: int
+) -> dict[str, Any]:
+    """Median milliseconds of a step and of its parts, and its peak memory, for each contender.
+
+    A contender whose step does not fit into memory has the reason in place of figures.
+    """
+    device = fabric.device
+    rows: dict[str, dict[str, Any]] = {}
+    trainers, losses, title = {}, {}, ""
+    for contender, context in CONTENDERS.items():
+        torch.manual_seed(0)
+        system = SYSTEMS[name](preset, batch, device)
+        title = system.title
+        try:
+            with context():
+                trainer = Trainer(fabric, system, compile=compile)
+                losses[contender] = float(trainer.step())  # and the optimiser's state is there
+                rows[contender] = {"peak_mb": _peak(trainer, device.type)}
+            trainers[contender] = trainer
+        except torch.OutOfMemoryError:
+            rows[contender] = {"skipped": "its step does not fit into memory"}
+        memory.release(device.type)  # after the block: within, the error holds the step's tensors
+    record = {"title": title, "losses": losses, "contenders": rows}
+    if len(losses) == 2:
+        apart = abs(losses[OURS] - losses[FORMULAS]) / max(abs(losses[FORMULAS]), 1e-6)
+        if not apart <= AGREEMENT[precision]:
+            return record | {"differ": apart, "contenders": {}}
+    samples: dict[str, list[dict[str, float]]] = {contender: [] for contender in trainers}
+    for _ in range(rounds):
+        for contender, trainer in trainers.items():
+            with CONTENDERS[contender]():
+                samples[contender].append(trainer.timed())
+    for contender, found in samples.items():
+        parts = {part: 1e3 * statistics.median(sample[part] for sample in found) for part in found[0]}
+        rows[contender] |= {
+            "ms": 1e3 * statistics.median(sum(sample.values()) for sample in found),
+            "parts_ms": parts,
+        }
+    return record
+
+
+def _peak(trainer: Trainer, device: str) -> float | None:
+    """MB of a step beyond weights, optimiser and data; None where this system doesn't tell."""
+    gc.collect()
+    try:
+        peak = memory.extra_peak if device == "cpu" else memory.cuda_extra_peak
+        return peak(trainer.step) / memory.MB
+    except memory.MemoryMeterError:
+        return None
+
+
+def table(record: dict[str, Any]) -> str:
+    """A system: a line for each contender with the parts' shares of its time; at most 78 columns."""
+    heads = "".join(f"{part:>{max(6, len(part) + 1)}}" for part in PARTS)
+    lines = [record["title"][:WIDTH], f"{'':12}{'ms':>8}{'peak MB':>9}{heads}"]
+    if "differ" in record:
+        lines.append(f"  NOT REPORTED: the first losses are {record['differ']:.1e} apart, relative")
+    for contender, row in record["contenders"].items():
+        if "skipped" in row:
+            lines.append(f"  {contender:10}{row['skipped']}")
+            continue
+        shares = "".join(
+            f"{row['parts_ms'][part] / sum(row['parts_ms'].values()):>{max(6, len(part) + 1)}.0%}"
+            if part in row["parts_ms"]
+            else f"{'-':>{max(6, len(part) + 1)}}"
+            for part in PARTS
+        )
+        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
+        milliseconds = f"{row['ms']:.0f}" if row["ms"] >= 1000 else f"{row['ms']:.3g}"
+        lines.append(f"  {contender:10}{milliseconds:>8}{peak:>9}{shares}")
+    rows = [row for row in record["contenders"].values() if "ms" in row]
+    if len(rows) == 2:
+        lines.append(f"  {'':10}{rows[0]['ms'] / rows[1]['ms']:.2f} times as fast as with formulas")
+    return "\n".join(lines)
+
+
+def bench_steps(
+    systems: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(SYSTEMS)}; default all.")] = None,
+    preset: Annotated[str, typer.Option(help="paper or demo; default paper on a GPU, else demo.")] = "",
+    batch: Annotated[int, typer.Option(min=0, help="Samples of a step; 0: the preset's.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder for steps/<machine>.json.")] = None,
+) -> None:
+    """Time whole training steps with the kernels and with the formulas, and what of a step is spent where."""
+    unknown = [name for name in systems or [] if name not in SYSTEMS]
+    if unknown:
+        raise typer.BadParameter(f"systems are {', '.join(SYSTEMS)}; got {', '.join(unknown)}")
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    torch.set_num_threads(threads)
+    fabric = new_fabric(precision)
+    preset = preset or ("paper" if fabric.device.type == "cuda" else "demo")
+    if preset not in ("paper", "demo"):
+        raise typer.BadParameter(f"preset must be paper or demo; got {preset!r}")
+    about = machine.describe(fabric.device.type)
+    print(f"{about.get('gpu') or about['cpu']}, {threads} CPU threads, torch {about['torch']}")
+    print(f"{preset} sizes, {precision}{', torch.compile' if compile else ''}; peak: beyond weights and data")
+    records, differ = {}, False
+    for name in systems or SYSTEMS:
+        record = measure(
+            name, preset, fabric, batch=batch or None, precision=precision, compile=compile, rounds=rounds
+        )
+        records[name] = record
+        differ |= "differ" in record
+        print(f"\n{table(record)}", flush=True)
+        gc.collect()
+    if out is not None:
+        path = out / "steps" / f"{about['name']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        how = {"preset": preset, "precision": precision, "compile": compile}
+        path.write_text(json.dumps({"machine": about, **how, "systems": records}, indent=1) + "\n")
+        print(f"\n{path}")
+    if differ:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(bench_steps)

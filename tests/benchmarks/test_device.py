@@ -1,0 +1,68 @@
+"""The GPU suite's way through its cases, with a stand-in for what measures."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from cmx_fast.benchmarks import ceilings, device, gate, measure, report, roofline
+from cmx_fast.benchmarks.provider import OURS
+from cmx_fast.benchmarks.roofline import Chip
+
+HERE = Chip("here", 7e14, 5e13, 4e12, 1, 1)
+
+
+@pytest.fixture
+def suite(monkeypatch, tmp_path):
+    """Runs the suite with arguments on a pretended GPU; gives its exit status, the cases measured and the results."""
+
+    def run(gpu, *arguments):
+        seen = {}
+
+        def pretended(case, *, seconds, device):
+            seen[case.name] = case
+            goals = [
+                measure._judge(goal, {OURS: {"ms": 1.0}}, {}, 0.0) for goal in case.goals if goal.kind == "ms"
+            ]
+            record = {"title": case.title, "operator": case.operator, "dtype": "bfloat16", "shape": {}}
+            return record | {"providers": {OURS: {"ms": 1.0}}, "goals": goals}
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        monkeypatch.setattr(device, "install_if_missing", lambda: None)
+        monkeypatch.setattr(device, "run_tests", lambda *_, **__: (True, "all passed"))
+        monkeypatch.setattr(gate, "short_check", lambda *_: gate.Verdict(True, "as float64"))
+        monkeypatch.setattr(ceilings, "measured", lambda _: HERE)
+        monkeypatch.setattr(measure, "measure", pretended)
+        monkeypatch.setattr(sys, "argv", ["device", "--out", str(tmp_path), *arguments])
+        status = device.main()
+        (path,) = tmp_path.glob("*.json")
+        return status, seen, report.load(path)
+
+    return run
+
+
+def test_floors_keep_their_goals_on_the_chip_that_they_are_of(suite, capsys):
+    status, seen, document = suite("NVIDIA H200", "--only", "floors/info_nce-3", "gates/device-CBAM-7")
+    said = capsys.readouterr().out
+    assert status == 0 and set(seen) == {"floors/info_nce-32768x512", "gates/device-CBAM-7"}
+    assert seen["floors/info_nce-32768x512"].goals and not seen["gates/device-CBAM-7"].goals
+    assert document["machine"]["ceilings"] == {"bfloat16": 7e14, "float32": 5e13, "copy": 4e12}
+    assert "at most 7.4 (reach 5.57) ms: 1, reached" in said
+    floor = seen["floors/info_nce-32768x512"]
+    assert roofline.beside(floor, "NVIDIA H200", HERE, 1.0) in said and "at the rates of this run: " in said
+
+
+def test_another_chip_is_asked_nothing(suite, capsys):
+    _, seen, _ = suite("NVIDIA A100", "--only", "floors/supcon")
+    assert not seen["floors/supcon-16384x128"].goals
+    assert "limit of A100" in capsys.readouterr().out
+
+
+def test_floors_are_measured_first(suite, capsys):
+    _, seen, _ = suite("NVIDIA H200")
+    first = list(seen)[:3]
+    assert first == ["floors/info_nce-65536x768", "floors/info_nce-32768x512", "floors/supcon-16384x128"]
+    assert "failed" not in capsys.readouterr().out

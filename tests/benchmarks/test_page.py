@@ -1,0 +1,60 @@
+"""The page of plots: CPU figures are said to be a CPU's, and a GPU's own rates become a roofline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from cmx_fast.benchmarks import machine, page, report
+from cmx_fast.benchmarks.measure import measure
+from cmx_fast.benchmarks.provider import OURS
+from cmx_fast.benchmarks.registry import CASES
+
+GPU = {"bfloat16": 7e14, "float32": 5e13, "copy": 4e12}
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Two small in-batch losses, one with memory."""
+    found = {}
+    for name, n in (("info_nce/small-128", 32), ("info_nce/small-256", 64)):
+        case = next(case for case in CASES if case.name == name)
+        found[name] = measure(
+            dataclasses.replace(case.resized(n), providers=("OpenCLIP's formula", OURS)), seconds=0
+        )
+    return found
+
+
+def test_a_cpu_s_figures_are_a_cpu_s(records, tmp_path):
+    report.save(tmp_path / "results", machine.describe(), records)
+    text = page.write(tmp_path / "results", tmp_path / "docs.md")
+    assert "Nothing here ran on a GPU" in text and "## CPU: " in text and "no GPU" in text
+    (picture,) = (tmp_path / "benchmarks").glob("*.png")
+    assert f"(benchmarks/{picture.name})" in text and picture.stat().st_size > 10_000
+    assert "| info_nce N=64, D=128, float32 |" in text
+    title, points = page.over_rows({"cases": records}, "info_nce", "ms")
+    assert title == "info_nce, D=128, float32" and [n for n, _ in points[OURS]] == [32, 64]
+
+
+def test_a_gpu_with_ceilings_gets_a_roofline(records, tmp_path):
+    about = machine.describe() | {
+        "device": "cuda",
+        "gpu": "NVIDIA H200",
+        "name": "nvidia-h200",
+        "ceilings": GPU,
+    }
+    floor = records["info_nce/small-256"] | {"dtype": "bfloat16"}
+    path = report.save(tmp_path / "results", about, {"floors/info_nce-small-4096": floor})
+    document = json.loads(path.read_text())
+    ((_, intensity, rate),) = page.reached(document)
+    ms = floor["providers"][OURS]["ms"]
+    assert rate == pytest.approx(6 * 2 * 4096**2 * 256 / (ms / 1e3)) and intensity > 100
+    text = page.write(tmp_path / "results", tmp_path / "docs.md")
+    assert "Nothing here ran on a GPU" not in text and "## GPU: NVIDIA H200" in text
+    assert (tmp_path / "benchmarks" / "nvidia-h200.png").exists()
+
+
+def test_the_committed_page_is_of_the_committed_results(tmp_path):
+    made = page.write(page.ROOT / "benchmarks" / "results", tmp_path / "benchmarks.md")
+    assert made == (page.ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.page"
