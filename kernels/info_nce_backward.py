@@ -274,6 +274,7 @@ def _weights(
         ROWS=ROWS_PER_PROGRAM,
         DEPTH=DEPTH,
         BLOCK=BLOCK,
+        num_warps=8,  # four spill on sm_80
     )
 
     def of(softmax: Tensor) -> Softmax:
