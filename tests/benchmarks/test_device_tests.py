@@ -43,11 +43,12 @@ def test_a_process_that_dies_is_no_success(tmp_path, monkeypatch):
     assert failures[0] is None and failures[1][0].startswith("tests/device/test_streams.py died")
 
 
-def test_what_had_run_when_the_time_was_up_counts(tmp_path):
-    slow = "import time\n\ndef test_kmeans():\n    assert False\n\ndef test_supcon():\n    time.sleep(60)\n"
-    (tmp_path / "test_slow.py").write_text(slow)
-    outcomes = device_tests.run_pytest(["test_slow.py"], 10, tmp_path)
-    assert outcomes.failed == ["test_slow.py::test_kmeans"] and not outcomes.finished
+def test_what_had_run_before_a_process_ended_counts(tmp_path):
+    text = "import os\n\ndef test_kmeans():\n    assert False\n\ndef test_supcon():\n    os._exit(3)\n"
+    (tmp_path / "test_planted.py").write_text(text)
+    outcomes = device_tests.run_pytest(["test_planted.py"], 120, tmp_path)
+    assert outcomes.failed == ["test_planted.py::test_kmeans"] and not outcomes.finished
+    assert not device_tests.run_pytest(["test_planted.py"], 0.01, tmp_path).finished
 
 
 def test_the_files_are_those_of_the_folder():
