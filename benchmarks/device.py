@@ -1,8 +1,9 @@
 """The suite for a GPU: ``python -m benchmarks.device --out DIR``.
 
-Builds what is missing, runs the kernels' tests on the device, then measures, most important case first, and stops in
-time with what it has. Needs torch, triton, pytest and a C++ compiler; results go to ``<out>/<gpu>.json`` after every
-case. An operator whose tests fail gets no figure. ``--only floors`` measures what is held against an H200's limits.
+Builds what is missing, runs the kernels' tests on the device and those of tests/device (graphs, streams, memory), then
+measures, most important case first, and stops in time with what it has. Needs torch, triton, pytest and a C++ compiler;
+results go to ``<out>/<gpu>.json`` after every case. An operator whose tests fail gets no figure. ``--only floors``
+measures what is held against an H200's limits; ``--sanitize`` instead runs every kernel once under compute-sanitizer.
 
 Packages compared with are named where they are not installed. A machine without a registry gets them from a folder:
 ``pip download --no-deps -d DIR -r benchmarks/peers/wheels.txt`` elsewhere, then ``--wheels DIR``.
@@ -22,6 +23,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_PER_CASE = 4.0
+DEVICE_TESTS_SHARE = 0.3  # of the whole time, for tests/device
 SLOWEST_CASE = 30.0  # what starting another case may cost: compilation and the eager formula at its largest
 
 
@@ -95,6 +97,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="operators or the beginnings of case names")
     parser.add_argument("--wheels", type=Path, help="folder with packages to compare with, to install first")
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit for everything")
+    parser.add_argument("--sanitize", action="store_true", help="only the kernels under compute-sanitizer")
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.minutes
     if not torch.cuda.is_available():
@@ -104,12 +107,14 @@ def main() -> int:
     if arguments.wheels is not None:
         install_wheels(arguments.wheels)
     # After the installation: these import cmx_fast.
-    from . import ceilings, gate, machine, report, roofline
+    from . import ceilings, device_tests, gate, machine, report, roofline
     from .floors import FLOORS
     from .measure import measure
     from .provider import OURS
     from .registry import DEVICE_CASES, select
 
+    if arguments.sanitize:
+        return device_tests.sanitize(deadline - time.monotonic())
     about = machine.describe("cuda")
     print(machine.header(about))
     here = ceilings.measured("cuda")
@@ -119,7 +124,8 @@ def main() -> int:
     floors = {case.name for case in FLOORS if "H200" in about["gpu"]}
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
-    passed, failures = {}, 0
+    passed: dict[str | None, bool] = {}
+    failures = 0
     # Those that no case measures last.
     others = [name for name in tested() if name not in measured and name in (arguments.only or [name])]
     for operator in measured + others:
@@ -134,6 +140,14 @@ def main() -> int:
             flush=True,
         )
         failures += not passed[operator]
+    share = min(60 * arguments.minutes * DEVICE_TESTS_SHARE, (deadline - time.monotonic()) / 2)
+    found = device_tests.failed_operators(
+        measured + others, time.monotonic() + share, only=bool(arguments.only)
+    )
+    for failing, tests in found.items():
+        print(f"{failing or 'the suite itself'}: NOT REPORTED, fails {', '.join(tests)}", flush=True)
+        failures += passed.get(failing, True)
+        passed[failing] = False
     for number, case in enumerate(cases):
         if time.monotonic() + SLOWEST_CASE > deadline:
             print(f"time is up: {len(cases) - number} of {len(cases)} cases not measured")

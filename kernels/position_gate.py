@@ -127,12 +127,19 @@ def gradient_kernel(
 
 
 def _launch(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and tile: the widest that gives every multiprocessor two programs, down to a sector of memory."""
+    """Grid and tile: the widest that gives every multiprocessor two programs, down to a sector of memory.
+
+    Eight warps, as the gates of channels have.
+    """
     batch, _, positions = x.shape
     cols = min(128, triton.next_power_of_2(positions))
     while cols > 16 and batch * triton.cdiv(positions, cols) < 2 * multiprocessors(x.device):
         cols //= 2
-    return (batch, triton.cdiv(positions, cols)), {"ROWS": 2048 // max(cols, 16), "COLS": cols}
+    return (batch, triton.cdiv(positions, cols)), {
+        "ROWS": 2048 // max(cols, 16),
+        "COLS": cols,
+        "num_warps": 8,
+    }
 
 
 @on_own_device

@@ -86,7 +86,8 @@ def cluster_cross_entropy(
     if weight is None:
         loss = losses.mean(dtype=torch.float64)
     else:
-        per_row = weight[labels]
+        # On a GPU a target out of range has a loss of NaN, and must not be followed to a weight that is not there.
+        per_row = weight[labels.clamp(0, len(weight) - 1)]
         loss = (losses * per_row).sum(dtype=torch.float64) / per_row.sum(dtype=torch.float64)
     return loss.to(wide), labels.reshape(shape)
 
