@@ -43,7 +43,7 @@ struct Response {
 // Each window's mean product with the filter, or with inverse_norms its cosine; both (B, cells). A block takes
 // neighbouring patches of a sample in all channels.
 template <class P>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     correlate_kernel(const Problem<typename P::Element> problem, float* __restrict__ values,
                      float* __restrict__ inverse_norms, int blocks, int width) {
   extern __shared__ float shared[];
@@ -185,7 +185,7 @@ constexpr int kMostRepeats = 4;  // channels of a patch that a thread takes one 
 // the filter's gradient is whole in it. `turn` (B, turns) adds up to what the filter's gradient loses of the filter;
 // without `own` (B, cells) it is not read.
 template <class P>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     gradient_kernel(const Problem<typename P::Element> problem, const float* __restrict__ along,
                     const float* __restrict__ own, const float* __restrict__ turn, int turns,
                     typename P::Element* __restrict__ dfeatures, const Strides out, float* __restrict__ dfilters,

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kMapThreads)
 
 // What the gradient of the map (B, positions) pulls on each window: `along` of the filter, per position of it, and with
 // cosines `own` of its own sum; (B, cells). `turn` (B, blocks) adds up to the pull on the filter's length.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
  pull_kernel(const float* __restrict__ gradient, const float* __restrict__ map,
                             const float* __restrict__ filters, const float* __restrict__ cosines,
                             const float* __restrict__ inverse_norms, float* __restrict__ along, float* __restrict__ own,
