@@ -52,7 +52,8 @@ def eager(features, filters, pull, levels, norm, dtype):
 def inputs(shape, dtype=torch.float32):
     # Activations of a network: an offset that the channels share.
     features = (torch.randn(shape) + 0.5).to(dtype)
-    return features, torch.randn(shape[:2]), torch.randn(shape[0], *shape[2:])
+    # Products of about 1: a softmax of far larger ones is that of two positions, and anybody's error by chance.
+    return features, torch.randn(shape[:2]) / shape[1] ** 0.5, torch.randn(shape[0], *shape[2:])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_vectors_where_the_layout_allows(layout, dtype, levels, neighbours):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("levels", [1, 2, 3])
-@pytest.mark.parametrize("size", [(3, 40, 2, 6, 8), (2, 17, 1, 5, 7)])
+@pytest.mark.parametrize("size", [(8, 40, 1, 6, 8), (6, 17, 1, 5, 7)])
 def test_error_is_at_most_eagers_in_every_layout(size, levels, dtype):
     features, *others = inputs(size, dtype)
     for norm in emulated_cuda.NORMS:
