@@ -52,11 +52,11 @@ bench: build
 lint: $(VENV)/.packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/cuda -name '*.py' -prune -o -type f ! -path '*/__pycache__/*' -print)
 	$(BIN)/mypy
 
 format: $(VENV)/.packages
-	$(BIN)/clang-format -i $$(find csrc -type f)
+	$(BIN)/clang-format -i $$(find csrc tests/cuda -name '*.py' -prune -o -type f ! -path '*/__pycache__/*' -print)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

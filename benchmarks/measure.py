@@ -40,7 +40,7 @@ def source_hashes(operator: str) -> dict[str, str]:
         path
         for folder in folders
         for path in folder.rglob("*")
-        if path.suffix in (".cpp", ".cu", ".h", ".py")
+        if path.suffix in (".cpp", ".cu", ".cuh", ".h", ".py")
     ]
     return {
         str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]

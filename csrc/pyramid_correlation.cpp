@@ -1,7 +1,7 @@
 // Schemas of pyramid correlation filtering and of the consistency loss on its map; cmx_fast/ops/pyramid_correlation.py
 // says what they compute. features is (B, C, T, H, W) with any strides; cosines and inverse_norms list the windows of
-// all levels, (B, cells), and are (B, 0) unless norm is "cosine". The second set of operators is csrc/cuda's, beside the
-// Triton kernels of the first; its prediction is float32.
+// all levels, (B, cells), and are (B, 0) unless norm is "cosine". The second set of operators is csrc/cuda's, beside
+// the Triton kernels of the first; its prediction is float32.
 #include <torch/csrc/stable/library.h>
 
 #include <string>

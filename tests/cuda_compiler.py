@@ -64,9 +64,7 @@ def kernels_in(report: str) -> list[Kernel]:
 def compile_one(source: Path, architecture: int, folder: Path) -> tuple[Path, list[Kernel]]:
     """The object file and its kernels."""
     out = folder / f"{source.stem}_sm{architecture}.o"
-    done = subprocess.run(
-        command(source, architecture, out), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command(source, architecture, out), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{source.name} for sm_{architecture}:\n{done.stdout}{done.stderr}")
     return out, kernels_in(done.stdout + done.stderr)

@@ -87,13 +87,12 @@ def _forward(features: Tensor, filters: Tensor, prediction: Tensor | None, level
     out = filters.new_empty(batch, *features.shape[2:])
     losses = None if prediction is None else filters.new_empty(batch)
     values = filters.new_empty(batch, cells)
-    inverse_norms = filters.new_empty(batch, cells) if norm == "cosine" else None
+    inverse_norms = filters.new_empty(batch, cells if norm == "cosine" else 0)
     if batch:
         described = given(features, filters, levels, norm)
-        tensors = (prediction, out, losses, values, inverse_norms)
+        tensors = (prediction, out, losses, values, inverse_norms if norm == "cosine" else None)
         _check(library().forward(ctypes.byref(described), *map(_pointer, tensors)))
-    kept = (values, inverse_norms) if norm == "cosine" else (filters.new_empty(batch, 0),) * 2
-    return out, losses, *kept
+    return out, losses, values if norm == "cosine" else filters.new_empty(batch, 0), inverse_norms
 
 
 def pyramid_correlation_fwd(features: Tensor, filters: Tensor, levels: int, norm: str):
@@ -102,9 +101,7 @@ def pyramid_correlation_fwd(features: Tensor, filters: Tensor, levels: int, norm
     return out, *kept
 
 
-def attention_consistency_fwd(
-    features: Tensor, filters: Tensor, prediction: Tensor, levels: int, norm: str
-):
+def attention_consistency_fwd(features: Tensor, filters: Tensor, prediction: Tensor, levels: int, norm: str):
     """As the operator ``attention_consistency_cuda_fwd``."""
     difference, losses, *kept = _forward(features, filters, prediction.contiguous(), levels, norm)
     return losses, difference, *kept

@@ -70,7 +70,9 @@ def _unavailable(op: str, impl: str, device: str, dtype: torch.dtype, features: 
     if device != "cuda":
         return f"{kernels} kernels run on CUDA tensors, these are on {device}"
     if impl == "cuda" and op not in COMPILED_FOR_CUDA:
-        return "the extension was built without its CUDA files (reinstall with FORCE_CUDA=1, which says what is missing)"
+        return (
+            "the extension was built without its CUDA files (a build with FORCE_CUDA=1 says what is missing)"
+        )
     if impl == "triton" and not HAS_TRITON:
         return "Triton is not installed"
     if dtype == torch.float64:

@@ -94,8 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int y = i / wide << level, x = i % wide << level;
       const int rows = min(1 << level, place.rows - y), columns = min(1 << level, place.columns - x);
       float value = 0;
-      for (int p = 0; p < rows * columns; ++p)
-        value += sum((y + p / columns) * P::kColumns + x + p % columns, patch);
+      for (int p = 0; p < rows * columns; ++p) value += sum((y + p / columns) * P::kColumns + x + p % columns, patch);
       value /= rows * columns;
       if (inverse_norms) {
         const float inverse = inverse_length(sqrtf(sum(square + i, patch)) / (rows * columns));
@@ -146,8 +145,8 @@ struct Pull {
 #pragma unroll
           for (int i = 0; i < P::kPositions / 4; ++i) {
             const int window = parent(i, P::kColumns / 2);
-            windows[i] = own[P::kPositions + i] * windows[i] +
-                         own[P::kPositions + P::kPositions / 4 + window] * larger[window];
+            windows[i] =
+                own[P::kPositions + i] * windows[i] + own[P::kPositions + P::kPositions / 4 + window] * larger[window];
           }
         } else {
 #pragma unroll

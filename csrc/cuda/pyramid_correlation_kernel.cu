@@ -33,9 +33,7 @@ void with_element(const Tensor& features, const F& f) {
 
 // A dimension of one has no neighbours, whatever its stride says.
 Strides strides_of(const Tensor& features) {
-  const auto stride = [&](int64_t dimension) {
-    return features.size(dimension) == 1 ? 0 : features.stride(dimension);
-  };
+  const auto stride = [&](int64_t dimension) { return features.size(dimension) == 1 ? 0 : features.stride(dimension); };
   return {stride(0), stride(1), stride(2), stride(3), stride(4)};
 }
 
@@ -69,8 +67,8 @@ Tensor checked_filters(const Tensor& features, const Tensor& filters) {
 }
 
 Norm norm_of(const std::string& norm) {
-  STD_TORCH_CHECK(norm == "cosine" || norm == "softmax" || norm == "none",
-                  "norm must be cosine, softmax or none, got ", norm);
+  STD_TORCH_CHECK(norm == "cosine" || norm == "softmax" || norm == "none", "norm must be cosine, softmax or none, got ",
+                  norm);
   return norm == "cosine" ? Norm::kCosine : norm == "softmax" ? Norm::kSoftmax : Norm::kNone;
 }
 
@@ -84,8 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& features, const
   const Norm norm = norm_of(name);
   const Tensor filters = checked_filters(features, given);
   const int64_t batch = features.size(0), cells = pyramid.cells();
-  const Tensor map =
-      torch::stable::new_empty(filters, {batch, features.size(2), features.size(3), features.size(4)});
+  const Tensor map = torch::stable::new_empty(filters, {batch, features.size(2), features.size(3), features.size(4)});
   const Tensor losses = torch::stable::new_empty(filters, {prediction ? batch : 0});
   const Tensor values = torch::stable::new_empty(filters, {batch, cells});
   const Tensor inverse_norms = torch::stable::new_empty(filters, {batch, norm == Norm::kCosine ? cells : 0});

@@ -32,8 +32,8 @@ __device__ inline float enlarged(const Pyramid& pyramid, const float* cells, int
 // The map (B, positions), less the prediction where there is one, and then the sum of squares of what is written. A
 // softmax and a loss need a whole sample in a block: `blocks` is 1 then.
 __global__ void __launch_bounds__(kMapThreads)
- map_kernel(const float* __restrict__ values, const float* __restrict__ prediction, float* map,
-                           float* __restrict__ losses, const Pyramid pyramid, Norm norm, int blocks) {
+    map_kernel(const float* __restrict__ values, const float* __restrict__ prediction, float* map,
+               float* __restrict__ losses, const Pyramid pyramid, Norm norm, int blocks) {
   extern __shared__ float shared[];
   const int64_t b = blockIdx.x / blocks;
   const int n = pyramid.positions(), stride = blocks * blockDim.x;
@@ -66,10 +66,10 @@ __global__ void __launch_bounds__(kMapThreads)
 // What the gradient of the map (B, positions) pulls on each window: `along` of the filter, per position of it, and with
 // cosines `own` of its own sum; (B, cells). `turn` (B, blocks) adds up to the pull on the filter's length.
 __global__ void __launch_bounds__(kThreads, 1)
- pull_kernel(const float* __restrict__ gradient, const float* __restrict__ map,
-                            const float* __restrict__ filters, const float* __restrict__ cosines,
-                            const float* __restrict__ inverse_norms, float* __restrict__ along, float* __restrict__ own,
-                            float* __restrict__ turn, const Pyramid pyramid, int channels, Norm norm, int blocks) {
+    pull_kernel(const float* __restrict__ gradient, const float* __restrict__ map, const float* __restrict__ filters,
+                const float* __restrict__ cosines, const float* __restrict__ inverse_norms, float* __restrict__ along,
+                float* __restrict__ own, float* __restrict__ turn, const Pyramid pyramid, int channels, Norm norm,
+                int blocks) {
   extern __shared__ float shared[];
   const int64_t b = blockIdx.x / blocks;
   const int n = pyramid.positions(), cell = blockIdx.x % blocks * blockDim.x + threadIdx.x;

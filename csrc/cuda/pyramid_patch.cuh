@@ -120,7 +120,7 @@ struct Patch {
 // The threads of a block as patches beside channels, whichever are neighbours in memory as neighbours: `width` of them.
 template <class P>
 struct Lanes {
-  int patch, group;    // this thread's
+  int patch, group;     // this thread's
   int patches, groups;  // of the block
 
   __device__ explicit Lanes(int width) {

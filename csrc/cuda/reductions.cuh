@@ -39,8 +39,7 @@ __device__ void sum_across(float (&values)[COUNT], int width, float* shared) {
 // Over the whole block, of any number of warps; every thread gets the result. Takes a float of shared memory per warp.
 template <class Join>
 __device__ float join_block(float value, float* shared, const Join& join) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    value = join(value, __shfl_xor_sync(kAllLanes, value, offset));
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = join(value, __shfl_xor_sync(kAllLanes, value, offset));
   if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = value;
   __syncthreads();
   value = shared[0];

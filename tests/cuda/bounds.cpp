@@ -1,5 +1,5 @@
-// Every layout, element size, level and norm on memory that ends where the tensors end, for a build with sanitizers: a read or
-// write beyond them, an unaligned vector or an overflow ends the program.
+// Every layout, element size, level and norm on memory that ends where the tensors end, for a build with sanitizers: a
+// read or write beyond them, an unaligned vector or an overflow ends the program.
 #include <cstdio>
 
 #include "cuda/pyramid_launch.cuh"

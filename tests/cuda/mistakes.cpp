@@ -1,9 +1,8 @@
 // Kernels with one mistake each, which the emulator has to find.
-#include "emulator.h"
-
 #include <cstdio>
 
 #include "cuda/reductions.cuh"
+#include "emulator.h"
 
 namespace cmx {
 alignas(16) float shared[emulator::kSharedFloats];

@@ -87,7 +87,8 @@ const char* backward(const Given* given, const float* gradient, const float* map
     with_problem(*given, [&](const auto& problem) {
       using Element = std::remove_const_t<std::remove_pointer_t<decltype(problem.features)>>;
       const cmx::Strides out{strides[0], strides[1], strides[2], strides[3], strides[4]};
-      cmx::pull(emulator::Launch(), problem, gradient, map, cosines, inverse_norms, Norm(given->norm), along, own, turn);
+      cmx::pull(emulator::Launch(), problem, gradient, map, cosines, inverse_norms, Norm(given->norm), along, own,
+                turn);
       cmx::push(emulator::Launch(), problem, along, own, turn, static_cast<Element*>(dfeatures), out, dfilters);
     });
   });

@@ -73,7 +73,16 @@ def test_registers_its_operators_where_there_is_no_gpu(compiled, source, tmp_pat
 def cudart() -> list[str]:
     """The toolkit's static runtime, found as nvcc finds it."""
     shown = subprocess.run(
-        [NVCC, "--dryrun", "-x", "cu", "/dev/null", "-o", "/dev/null"], capture_output=True, text=True, check=True
+        [NVCC, "--dryrun", "-x", "cu", "/dev/null", "-o", "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stderr
     (line,) = [line for line in shown.splitlines() if "LIBRARIES=" in line]
-    return [*line.split("LIBRARIES=")[1].replace('"', "").split(), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+    return [
+        *line.split("LIBRARIES=")[1].replace('"', "").split(),
+        "-lcudart_static",
+        "-ldl",
+        "-lrt",
+        "-lpthread",
+    ]

@@ -37,9 +37,7 @@ def layouts(features):
 
 def forward_and_backward(features, filters, pull, levels, norm):
     attention, *kept = emulated_cuda.pyramid_correlation_fwd(features, filters, levels, norm)
-    gradients = emulated_cuda.pyramid_correlation_bwd(
-        pull, features, filters, attention, *kept, levels, norm
-    )
+    gradients = emulated_cuda.pyramid_correlation_bwd(pull, features, filters, attention, *kept, levels, norm)
     return attention, *gradients
 
 
@@ -63,7 +61,12 @@ def inputs(shape, dtype=torch.float32):
         ("channels first", torch.float32, 3, 4),
         ("channels first", torch.bfloat16, 1, 8),
         ("channels first", torch.bfloat16, 2, 8),
-        ("channels first", torch.float16, 3, 4),  # 8 bytes: a patch of 4 x 8 positions takes too many registers
+        (
+            "channels first",
+            torch.float16,
+            3,
+            4,
+        ),  # 8 bytes: a patch of 4 x 8 positions takes too many registers
         ("channels last", torch.float32, 2, -4),
         ("channels last", torch.bfloat16, 3, -8),
         ("frames last", torch.bfloat16, 2, 1),

@@ -1,6 +1,7 @@
 // CUDA C++ on the CPU, for tests: a kernel's blocks run one after the other, the threads of a block as fibers that
-// switch where they meet. What a GPU leaves undefined shows: shared memory begins as NaN and ends where the launch said,
-// threads that don't meet are an error, and a missing barrier gives other results in another `order` of the threads.
+// switch where they meet. What a GPU leaves undefined shows: shared memory begins as NaN and ends where the launch
+// said, threads that don't meet are an error, and a missing barrier gives other results in another `order` of the
+// threads.
 #pragma once
 
 #include <ucontext.h>
