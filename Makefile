@@ -10,7 +10,6 @@ NATIVE := setup.py $(shell find csrc -type f)
 DEMO := build/demo
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
-CUDA_ARCHS := 80 90 100 120
 
 .PHONY: install build demo test bench lint format sanitize compile-cuda test-torch-latest clean
 .DELETE_ON_ERROR:
@@ -53,26 +52,17 @@ bench: build
 lint: $(VENV)/.packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/cuda -name '*.py' -prune -o -type f ! -path '*/__pycache__/*' -print)
 	$(BIN)/mypy
 
 format: $(VENV)/.packages
-	$(BIN)/clang-format -i $$(find csrc -type f)
+	$(BIN)/clang-format -i $$(find csrc tests/cuda -name '*.py' -prune -o -type f ! -path '*/__pycache__/*' -print)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Compiles every CUDA source for every architecture and prints registers, spills and shared memory. Needs no GPU.
+# Compiles every CUDA source for every architecture, prints registers and spills, and fails on a spill. Needs no GPU.
 compile-cuda: $(VENV)/.packages
-	@command -v nvcc >/dev/null || { echo "compile-cuda: no nvcc on PATH; nothing compiled"; exit 0; }; \
-	set -e; mkdir -p build/cuda; files=$$(find csrc/cuda -name '*.cu' 2>/dev/null || true); \
-	test -n "$$files" || echo "compile-cuda: no .cu files in csrc/cuda; the GPU kernels are Triton's (tests/kernels compiles them)"; \
-	include=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0] + "/include")'); \
-	for file in $$files; do for arch in $(CUDA_ARCHS); do \
-		echo "== $$file sm_$$arch"; \
-		nvcc -std=c++20 -O3 -Xptxas -v -Xcompiler -fPIC,-fvisibility=hidden -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 \
-			-gencode arch=compute_$$arch,code=sm_$$arch -Icsrc -isystem $$include \
-			-c $$file -o build/cuda/$$(basename $$file .cu)_sm$$arch.o; \
-	done; done
+	$(BIN)/python tests/cuda_compiler.py
 
 # The C++ operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the tree (4 minutes). Left
 # out: what measures memory, and what compiles code of its own.

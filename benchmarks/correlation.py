@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cmx_fast.ops import attention_consistency, pyramid_correlation
+from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
 
 from .peers import formulas
 from .problems import Problem
@@ -40,14 +41,14 @@ def _consistency(features: Tensor, filters: Tensor, logits: Tensor) -> Tensor:
     return (target - logits.sigmoid()).square().flatten(1).sum(1).mean()
 
 
-def _our_pulled(p: Problem) -> Tensor:
+def _our_pulled(p: Problem, impl: str = "auto") -> Tensor:
     features, filters, pull = _arguments(p)
-    return (pyramid_correlation(features, filters) * pull).sum()
+    return (pyramid_correlation(features, filters, impl=impl) * pull).sum()
 
 
-def _our_consistency(p: Problem) -> Tensor:
+def _our_consistency(p: Problem, impl: str = "auto") -> Tensor:
     features, filters, logits = _arguments(p)
-    loss = attention_consistency(features, filters, logits.sigmoid())
+    loss = attention_consistency(features, filters, logits.sigmoid(), impl=impl)
     assert isinstance(loss, Tensor)
     return loss
 
@@ -57,15 +58,24 @@ def elements(n: int, d: int, size: tuple[int, ...]) -> int:
     return n * d * math.prod(size)
 
 
+IN_CUDA = f"{OURS} in CUDA C++"
+# Beside Triton's, where there is a GPU to run it.
+ON_DEVICE = (
+    (OURS, IN_CUDA) if "pyramid_correlation" in COMPILED_FOR_CUDA and torch.cuda.is_available() else (OURS,)
+)
 PROVIDERS: dict[str, dict[str, Provider]] = {
     "correlation": {
         "eager formula": formula(lambda p: _pulled(*_arguments(p))),
         "torch.compile of it": compiled(_pulled, _arguments),
         OURS: Provider(lambda p: lambda: _our_pulled(p), lambda p: _pulled(*_arguments(p))),
+        IN_CUDA: Provider(lambda p: lambda: _our_pulled(p, "cuda"), lambda p: _pulled(*_arguments(p))),
     },
     "consistency": {
         "eager formula": formula(lambda p: _consistency(*_arguments(p))),
         "torch.compile of it": compiled(_consistency, _arguments),
         OURS: Provider(lambda p: lambda: _our_consistency(p), lambda p: _consistency(*_arguments(p))),
+        IN_CUDA: Provider(
+            lambda p: lambda: _our_consistency(p, "cuda"), lambda p: _consistency(*_arguments(p))
+        ),
     },
 }

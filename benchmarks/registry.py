@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import hearing
+from . import correlation, hearing
 from .case import PROVIDERS, Case, Goal
 from .floors import CLIP, COMPILED, FLOORS, MOCO, SUPCONTRAST
 from .provider import OURS
@@ -196,7 +196,7 @@ DEVICE_CASES: tuple[Case, ...] = (
     *(
         Case(
             f"pyramid_correlation/device-{task}", "pyramid_correlation", task, 128, 512, size=(4, 8, 8),
-            dtype=torch.bfloat16, providers=(FORMULA, COMPILED, OURS),
+            dtype=torch.bfloat16, providers=(FORMULA, COMPILED, *correlation.ON_DEVICE),
         )
         for task in ("correlation", "consistency")
     ),

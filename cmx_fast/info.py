@@ -16,6 +16,7 @@ from rich.table import Table
 
 import cmx_fast
 from cmx_fast import ops
+from cmx_fast.ops._implementations import CUDA_OPERATORS
 
 WIDTH = 100
 # name shown, module, distributions that carry it, extra that brings it
@@ -65,8 +66,12 @@ def native_build() -> Iterator[tuple[str, str]]:
     yield "built against", f"torch {build['torch']}, for torch >= {_abi_version(build['torch_abi_target'])}"
     yield "CPU kernels for", build["isa"]
     yield "this CPU has", " ".join(name for name, there in features.items() if there) or "none of them"
-    compiled = f"CUDA {build['cuda']} for {build['cuda_arch_list']}"
-    yield "CUDA C++ kernels", compiled if build["cuda"] else "none; the GPU kernels are Triton's"
+    compiled = f"built for CUDA {build['cuda']}, {build['cuda_arch_list']}" if build["cuda"] else "not built"
+    written = ", ".join(CUDA_OPERATORS)
+    yield (
+        "CUDA C++ kernels",
+        f"{written} by impl='cuda': {compiled}; tested in an emulator, never run on a GPU yet",
+    )
 
 
 def _abi_version(target: str) -> str:

@@ -39,12 +39,20 @@ TRITON_MAX_FEATURES = {
 }
 TRITON_MOST_FEATURES = 2048
 
+# Of the operators that csrc/cuda has kernels for, one that stands for them: where it is registered, so are the others.
+CUDA_OPERATORS = {"pyramid_correlation": "pyramid_correlation_cuda_fwd"}
+
 logger = logging.getLogger("cmx_fast")
 
 
 # Looked up once at import: torch.compile must not trace through a search.
 # The extension holds the operators' schemas and CPU kernels; cmx_fast/__init__.py has loaded it where it exists.
 HAS_EXTENSION = hasattr(torch.ops.cmx_fast, "info_nce_fwd")
+COMPILED_FOR_CUDA = frozenset(
+    op
+    for op, name in CUDA_OPERATORS.items()
+    if HAS_EXTENSION and torch._C._dispatch_has_kernel_for_dispatch_key(f"cmx_fast::{name}", "CUDA")
+)
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -52,18 +60,25 @@ def _unavailable(op: str, impl: str, device: str, dtype: torch.dtype, features: 
     """Why this implementation can't run there, or None when it can."""
     if impl == "reference":
         return None
-    if impl == "cuda":
+    if impl == "cuda" and op not in CUDA_OPERATORS:
         return "it has no CUDA C++ kernel; use impl='triton'"
     if not HAS_EXTENSION:
         return "the C++ extension cmx_fast._C is not built (reinstall without CMX_NO_EXTENSION)"
     if impl == "cpp":
         return None if device == "cpu" else f"the C++ kernel runs on CPU tensors, these are on {device}"
+    kernels = "CUDA C++" if impl == "cuda" else "Triton"
     if device != "cuda":
-        return f"Triton kernels run on CUDA tensors, these are on {device}"
-    if not HAS_TRITON:
+        return f"{kernels} kernels run on CUDA tensors, these are on {device}"
+    if impl == "cuda" and op not in COMPILED_FOR_CUDA:
+        return (
+            "the extension was built without its CUDA files (a build with FORCE_CUDA=1 says what is missing)"
+        )
+    if impl == "triton" and not HAS_TRITON:
         return "Triton is not installed"
     if dtype == torch.float64:
-        return "the Triton kernels take float32, bfloat16 and float16, not float64"
+        return f"the {kernels} kernels take float32, bfloat16 and float16, not float64"
+    if impl == "cuda":
+        return None
     most = TRITON_MAX_FEATURES.get(op, TRITON_MOST_FEATURES)
     if features > most:
         return f"the Triton kernels take at most {most} features per row, got {features}"
@@ -97,6 +112,11 @@ def automatic(op: str, device: str, dtype: torch.dtype = torch.float32, features
 @functools.cache
 def _log_once(op: str, device: str, chosen: str, reason: str) -> None:
     logger.info("%s on %s: impl=%r (%s)", op, device, chosen, reason)
+
+
+def operator(op: str, way: str, impl: str) -> Callable:
+    """The registered op of an implementation, ``way`` "fwd" or "bwd"; CUDA C++ has its own beside Triton's."""
+    return getattr(torch.ops.cmx_fast, f"{op}_cuda_{way}" if impl == "cuda" else f"{op}_{way}")
 
 
 def implementations() -> dict[str, dict[str, tuple[str, str]]]:

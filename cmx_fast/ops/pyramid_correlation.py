@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmx_fast import reference
 from cmx_fast.ops import _checks
-from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+from cmx_fast.ops._implementations import HAS_EXTENSION, choose, operator, register_triton
 
 NORMS = ("cosine", "softmax", "none")
 MOST_LEVELS = 3
@@ -34,7 +34,7 @@ def pyramid_correlation(
         norm: "cosine" (the paper's): products are cosines, and :math:`(1 + x) / 2` maps to [0, 1] (the mapping is
             ours); a vector no longer than 1e-12 has a cosine of 0 and gets no gradient. "softmax": over all positions
             of a sample, of plain products. "none": plain products.
-        impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
+        impl: "auto", "reference", "cpp" (CPU), "triton" or "cuda" (CUDA; the latter in CUDA C++).
 
     Returns:
         (B, H, W) or (B, T, H, W) float32 (float64 for float64 features). NaN features give NaN around them.
@@ -57,7 +57,7 @@ def pyramid_correlation(
     features, filters, impl = _check(features, filters, levels, norm, impl)
     if impl == "reference":
         return reference.pyramid_correlation(features, filters, levels=levels, norm=norm)
-    forward = torch.ops.cmx_fast.pyramid_correlation_fwd
+    forward = operator("pyramid_correlation", "fwd", impl)
     return forward(_volumes(features), filters, levels, norm)[0].reshape(
         features.shape[:1] + features.shape[2:]
     )
@@ -122,8 +122,11 @@ def attention_consistency(
     if not teach_features:
         features, filters = features.detach(), filters.detach()
     volumes = _volumes(features)
-    losses, difference, *_ = torch.ops.cmx_fast.attention_consistency_fwd(
-        volumes, filters, prediction.reshape(volumes.shape[:1] + volumes.shape[2:]), levels, norm
+    of_volumes = prediction.reshape(volumes.shape[:1] + volumes.shape[2:])
+    if impl == "cuda":
+        of_volumes = of_volumes.float()
+    losses, difference, *_ = operator("attention_consistency", "fwd", impl)(
+        volumes, filters, of_volumes, levels, norm
     )
     loss = losses.mean()
     if not return_map:
@@ -177,31 +180,10 @@ if HAS_EXTENSION:
             filters.new_empty(batch, cells),
         )
 
-    @torch.library.register_fake("cmx_fast::pyramid_correlation_fwd")
-    def _(features, filters, levels, norm):
-        return _maps(features, filters, levels, norm)
-
-    @torch.library.register_fake("cmx_fast::pyramid_correlation_bwd")
-    def _(grad_map, features, filters, attention, cosines, inverse_norms, levels, norm):
-        return torch.empty_like(features), torch.empty_like(filters)
-
-    @torch.library.register_fake("cmx_fast::attention_consistency_fwd")
-    def _(features, filters, prediction, levels, norm):
-        return filters.new_empty(features.shape[0]), *_maps(features, filters, levels, norm)
-
     def _save(ctx, inputs, output):
         features, filters, ctx.levels, ctx.norm = inputs
         ctx.save_for_backward(features, filters, *output)
         ctx.set_materialize_grads(False)
-
-    def _backward(ctx, grad_map, *_):
-        if grad_map is None:
-            return None, None, None, None
-        # .sum() sends a stride-0 gradient.
-        gradients = torch.ops.cmx_fast.pyramid_correlation_bwd(
-            grad_map.contiguous(), *ctx.saved_tensors, ctx.levels, ctx.norm
-        )
-        return *gradients, None, None
 
     def _save_consistency(ctx, inputs, output):
         features, filters, prediction, ctx.levels, ctx.norm = inputs
@@ -210,36 +192,54 @@ if HAS_EXTENSION:
         ctx.save_for_backward(output[1], prediction, *((features, filters, *output[2:]) if teach else ()))
         ctx.set_materialize_grads(False)
 
-    def _consistency_backward(ctx, grad_losses, *_):
-        if grad_losses is None:
-            return None, None, None, None, None
-        difference, prediction, *saved = ctx.saved_tensors
-        grad_map = 2 * grad_losses.reshape(-1, 1, 1, 1) * difference
-        dfeatures = dfilters = None
-        if saved:
-            features, filters, cosines, inverse_norms = saved
-            dfeatures, dfilters = torch.ops.cmx_fast.pyramid_correlation_bwd(
-                grad_map,
-                features,
-                filters,
-                difference + prediction,
-                cosines,
-                inverse_norms,
-                ctx.levels,
-                ctx.norm,
-            )
-        return dfeatures, dfilters, (-grad_map).to(prediction.dtype), None, None
-
     def _refuse(ctx, *_):
         raise NotImplementedError(
             "pyramid correlation has no second derivatives; use impl='reference' for them"
         )
 
-    register_autograd = torch.library.register_autograd
-    register_autograd("cmx_fast::pyramid_correlation_fwd", _backward, setup_context=_save)
-    register_autograd(
-        "cmx_fast::attention_consistency_fwd", _consistency_backward, setup_context=_save_consistency
-    )
-    register_autograd("cmx_fast::pyramid_correlation_bwd", _refuse)
+    def _register(own: str) -> None:
+        """Fakes and gradients of one set of operators: csrc/pyramid_correlation.cpp's, with `own` in their names."""
+        forward, backward = (f"cmx_fast::pyramid_correlation{own}_{way}" for way in ("fwd", "bwd"))
+        consistency = f"cmx_fast::attention_consistency{own}_fwd"
+        run_backward = getattr(torch.ops.cmx_fast, backward.removeprefix("cmx_fast::"))
+
+        @torch.library.register_fake(forward)
+        def _(features, filters, levels, norm):
+            return _maps(features, filters, levels, norm)
+
+        @torch.library.register_fake(backward)
+        def _(grad_map, features, filters, attention, cosines, inverse_norms, levels, norm):
+            return torch.empty_like(features), torch.empty_like(filters)
+
+        @torch.library.register_fake(consistency)
+        def _(features, filters, prediction, levels, norm):
+            return filters.new_empty(features.shape[0]), *_maps(features, filters, levels, norm)
+
+        def _backward(ctx, grad_map, *_):
+            if grad_map is None:
+                return None, None, None, None
+            # .sum() sends a stride-0 gradient.
+            gradients = run_backward(grad_map.contiguous(), *ctx.saved_tensors, ctx.levels, ctx.norm)
+            return *gradients, None, None
+
+        def _consistency_backward(ctx, grad_losses, *_):
+            if grad_losses is None:
+                return None, None, None, None, None
+            difference, prediction, *saved = ctx.saved_tensors
+            grad_map = 2 * grad_losses.reshape(-1, 1, 1, 1) * difference
+            dfeatures = dfilters = None
+            if saved:
+                features, filters, *kept = saved
+                dfeatures, dfilters = run_backward(
+                    grad_map, features, filters, difference + prediction, *kept, ctx.levels, ctx.norm
+                )
+            return dfeatures, dfilters, (-grad_map).to(prediction.dtype), None, None
+
+        torch.library.register_autograd(forward, _backward, setup_context=_save)
+        torch.library.register_autograd(consistency, _consistency_backward, setup_context=_save_consistency)
+        torch.library.register_autograd(backward, _refuse)
+
+    _register("")
+    _register("_cuda")
     for _name in ("pyramid_correlation_fwd", "pyramid_correlation_bwd", "attention_consistency_fwd"):
         register_triton(_name, f"pyramid_correlation.{_name}")

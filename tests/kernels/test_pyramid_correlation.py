@@ -1,16 +1,36 @@
-"""The launchers of pyramid correlation against float64 truth."""
+"""The launchers of pyramid correlation, Triton's and CUDA C++'s, against float64 truth.
+
+Without a GPU the first run in Triton's interpreter, the second in tests/cuda/emulator.
+"""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import emulated_cuda
 import pytest
 import torch
 
 from cmx_fast import reference
+from cmx_fast.ops._implementations import COMPILED_FOR_CUDA, operator
 
 pytest.importorskip("triton")
-from cmx_fast.kernels import pyramid_correlation as kernels
+from cmx_fast.kernels import pyramid_correlation as triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def kernels(request, device):
+    """The functions behind one implementation's operators."""
+    if request.param == "triton":
+        return triton_kernels
+    if device.type == "cpu":
+        return emulated_cuda.kernels()
+    if "pyramid_correlation" not in COMPILED_FOR_CUDA:
+        pytest.skip("the extension was built without its CUDA files")
+    names = ("pyramid_correlation_fwd", "pyramid_correlation_bwd", "attention_consistency_fwd")
+    return SimpleNamespace(**{name: operator(*name.rsplit("_", 1), "cuda") for name in names})
 
 
 def inputs(shape, dtype=torch.float32, layout=torch.contiguous_format):
@@ -40,7 +60,7 @@ def close(found, expected, tolerance):
         ((2, 3, 1, 1, 1), "cosine"),
     ],
 )
-def test_map_and_gradients(device, shape, levels, norm):
+def test_map_and_gradients(device, kernels, shape, levels, norm):
     given = inputs(shape)
     features, filters, pull = (t.to(device) for t in given)
     attention, *kept = kernels.pyramid_correlation_fwd(features, filters, levels, norm)
@@ -52,7 +72,7 @@ def test_map_and_gradients(device, shape, levels, norm):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_halves_and_layouts(device, dtype, layout):
+def test_halves_and_layouts(device, kernels, dtype, layout):
     given = inputs((2, 33, 2, 6, 5), dtype, layout)
     features, filters, pull = (t.to(device) for t in given)
     attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
@@ -63,7 +83,7 @@ def test_halves_and_layouts(device, dtype, layout):
 
 
 @pytest.mark.parametrize("norm", ["cosine", "softmax", "none"])
-def test_consistency(device, norm):
+def test_consistency(device, kernels, norm):
     features, filters, prediction = (t.to(device) for t in inputs((3, 20, 1, 6, 7)))
     losses, difference, *kept = kernels.attention_consistency_fwd(features, filters, prediction, 2, norm)
     attention, *same = kernels.pyramid_correlation_fwd(features, filters, 2, norm)
@@ -72,7 +92,7 @@ def test_consistency(device, norm):
     assert all(one.equal(other) for one, other in zip(kept, same))
 
 
-def test_zero_vectors_and_nan(device):
+def test_zero_vectors_and_nan(device, kernels):
     features, filters, pull = inputs((2, 4, 1, 5, 6))
     features[0, :, 0, 2, 3] = 0
     filters[1] = 0
@@ -88,7 +108,7 @@ def test_zero_vectors_and_nan(device):
     assert attention[0, 0, 0, 0].isnan() and attention[0, 0, 4:, 4:].isfinite().all()
 
 
-def test_softmax_of_nan_is_nan_everywhere(device):
+def test_softmax_of_nan_is_nan_everywhere(device, kernels):
     features, filters, _ = (t.to(device) for t in inputs((2, 4, 1, 5, 6)))
     features[1, 1, 0, 4, 5] = float("nan")
     attention = kernels.pyramid_correlation_fwd(features, filters, 2, "softmax")[0]
@@ -98,13 +118,13 @@ def test_softmax_of_nan_is_nan_everywhere(device):
 def test_few_launches(device, count_launches):
     features, filters, pull = (t.to(device) for t in inputs((1, 4, 1, 4, 4)))
     with count_launches() as forward:
-        attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
+        attention, *kept = triton_kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
     with count_launches() as backward:
-        kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
+        triton_kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
     assert forward.launches == 3 and backward.launches == 3
 
 
-def test_the_same_bits_twice(device):
+def test_the_same_bits_twice(device, kernels):
     features, filters, pull = (t.to(device) for t in inputs((1, 200, 1, 6, 6)))
     runs = []
     for _ in range(2):
@@ -118,7 +138,7 @@ def test_the_same_bits_twice(device):
     assert all(one.equal(other) for one, other in zip(*runs))
 
 
-def test_nothing_in_the_batch(device):
+def test_nothing_in_the_batch(device, kernels):
     features, filters, pull = (t.to(device) for t in inputs((0, 4, 1, 3, 3)))
     attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
     gradients = kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")

@@ -227,6 +227,7 @@ def test_filters_may_be_of_another_precision():
         ({"levels": 2.0}, ValueError, "levels must be 1 to 3, got 2.0"),
         ({"norm": "l1"}, ValueError, "norm must be one of 'cosine', 'softmax', 'none'; got 'l1'"),
         ({"impl": "triton"}, ValueError, "Triton kernels run on CUDA tensors"),
+        ({"impl": "cuda"}, ValueError, r"CUDA C\+\+ kernels run on CUDA tensors"),
     ],
 )
 def test_refuses(arguments, error, message):

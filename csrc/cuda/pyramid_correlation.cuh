@@ -1,0 +1,252 @@
+// The passes over the features of pyramid correlation: each reads them once.
+#pragma once
+
+#include "pyramid_patch.cuh"
+
+namespace cmx {
+
+// What a thread sums over its channels: each position's product with the filter, the square of every level's window
+// sums, and the filter's square.
+template <class P>
+struct Response {
+  static constexpr int kSquares = P::kPositions;
+  static constexpr int kFilter = kSquares + P::kCells;
+  static constexpr int kCount = kFilter + 1;
+
+  float sums[kCount] = {};
+
+  __device__ void add(const float (&x)[P::kPositions], float filter) {
+#pragma unroll
+    for (int i = 0; i < P::kPositions; ++i) sums[i] += x[i] * filter;
+    sums[kFilter] += filter * filter;
+    add_squares(x, kSquares);
+    if constexpr (P::kLevels > 1) {
+      float windows[P::kPositions / 4];
+      P::pool(x, P::kColumns, windows);
+      add_squares(windows, kSquares + P::kPositions);
+      if constexpr (P::kLevels > 2) {
+        float larger[P::kPositions / 16];
+        P::pool(windows, P::kColumns / 2, larger);
+        add_squares(larger, kSquares + P::kPositions + P::kPositions / 4);
+      }
+    }
+  }
+
+ private:
+  template <int COUNT>
+  __device__ void add_squares(const float (&x)[COUNT], int begin) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) sums[begin + i] += x[i] * x[i];
+  }
+};
+
+// Each window's mean product with the filter, or with inverse_norms its cosine; both (B, cells). A block takes
+// neighbouring patches of a sample in all channels.
+template <class P>
+__global__ void __launch_bounds__(kThreads, 1)
+    correlate_kernel(const Problem<typename P::Element> problem, float* __restrict__ values,
+                     float* __restrict__ inverse_norms, int blocks, int width) {
+  extern __shared__ float shared[];
+  const Pyramid& pyramid = problem.pyramid;
+  const Lanes<P> lanes(width);
+  const int64_t b = blockIdx.x / blocks;
+  const int first = blockIdx.x % blocks * lanes.patches, patches = P::per_sample(pyramid);
+  Response<P> response;
+  if (first + lanes.patch < patches) {
+    const typename P::Place place(pyramid, first + lanes.patch);
+    const auto* const x = problem.features + b * problem.strides.b + place.offset(problem.strides);
+    const float* const filter = problem.filters + b * problem.channels;
+    // Some 8 loads on their way at a time.
+#pragma unroll(P::kChunks >= 8 ? 1 : P::kChunks >= 4 ? 2 : 4)
+    for (int c = lanes.group * P::kStep; c < problem.channels; c += lanes.groups * P::kStep) {
+      P patch;
+      patch.load(x + c * problem.strides.c, problem.strides, place);
+      float of_filter[P::kStep], of_channel[P::kPositions];
+      P::load_filter(filter + c, of_filter);
+#pragma unroll
+      for (int i = 0; i < P::kStep; ++i) {
+        patch.unpack(i, of_channel);
+        response.add(of_channel, of_filter[i]);
+      }
+    }
+  }
+  // shared[i * lanes.patches + patch]: the i-th sum over all channels.
+  if constexpr (P::kChannelsLast) {
+#pragma unroll
+    for (int i = 0; i < Response<P>::kCount; ++i) {
+      const float sum = sum_neighbours(response.sums[i], width);
+      if (lanes.group == 0) shared[i * lanes.patches + lanes.patch] = sum;
+    }
+    __syncthreads();
+  } else {
+    sum_across(response.sums, width, shared);
+  }
+  const auto sum = [&](int i, int patch) { return shared[i * lanes.patches + patch]; };
+  int square = Response<P>::kSquares;
+  for (int level = 0; level < P::kLevels; ++level) {
+    const int windows = P::kPositions >> 2 * level, wide = P::kColumns >> level;
+    for (int item = threadIdx.x; item < windows * lanes.patches; item += kThreads) {
+      const int i = item / lanes.patches, patch = item % lanes.patches;
+      if (first + patch >= patches) continue;
+      const typename P::Place place(pyramid, first + patch);
+      const int cell = place.cell(pyramid, level, i);
+      if (cell < 0) continue;
+      const int y = i / wide << level, x = i % wide << level;
+      const int rows = min(1 << level, place.rows - y), columns = min(1 << level, place.columns - x);
+      float value = 0;
+      for (int p = 0; p < rows * columns; ++p) value += sum((y + p / columns) * P::kColumns + x + p % columns, patch);
+      value /= rows * columns;
+      if (inverse_norms) {
+        const float inverse = inverse_length(sqrtf(sum(square + i, patch)) / (rows * columns));
+        value *= inverse * inverse_length(sqrtf(sum(Response<P>::kFilter, patch)));
+        inverse_norms[b * pyramid.cells() + cell] = inverse;
+      }
+      values[b * pyramid.cells() + cell] = value;
+    }
+    square += windows;
+  }
+}
+
+// What the gradient of the maps gives to a patch in every channel: to a position a multiple of the filter and, with
+// cosines, a multiple of the sum of each window around it.
+template <class P>
+struct Pull {
+  float along[P::kPositions], own[P::kCells];
+
+  __device__ Pull(const Pyramid& pyramid, const typename P::Place& place, const float* along_cells,
+                  const float* own_cells) {
+    const auto read = [&](const float* cells, int level, int i) {
+      const int cell = place.cell(pyramid, level, i);
+      return cells && cell >= 0 ? cells[cell] : 0.f;
+    };
+#pragma unroll
+    for (int i = 0; i < P::kPositions; ++i) {
+      along[i] = read(along_cells, 0, i);
+      own[i] = read(own_cells, 0, i);
+    }
+    if constexpr (P::kLevels > 1) read_level<1, P::kPositions>(read, along_cells, own_cells);
+    if constexpr (P::kLevels > 2) read_level<2, P::kPositions + P::kPositions / 4>(read, along_cells, own_cells);
+  }
+
+  // From x to its gradient, in place.
+  __device__ void apply(float (&x)[P::kPositions], float filter, bool with_own) const {
+    float gradient[P::kPositions];
+#pragma unroll
+    for (int i = 0; i < P::kPositions; ++i) gradient[i] = along[i] * filter;
+    if (with_own) {
+#pragma unroll
+      for (int i = 0; i < P::kPositions; ++i) gradient[i] += own[i] * x[i];
+      if constexpr (P::kLevels > 1) {
+        float windows[P::kPositions / 4];
+        P::pool(x, P::kColumns, windows);
+        if constexpr (P::kLevels > 2) {
+          float larger[P::kPositions / 16];
+          P::pool(windows, P::kColumns / 2, larger);
+#pragma unroll
+          for (int i = 0; i < P::kPositions / 4; ++i) {
+            const int window = parent(i, P::kColumns / 2);
+            windows[i] =
+                own[P::kPositions + i] * windows[i] + own[P::kPositions + P::kPositions / 4 + window] * larger[window];
+          }
+        } else {
+#pragma unroll
+          for (int i = 0; i < P::kPositions / 4; ++i) windows[i] *= own[P::kPositions + i];
+        }
+#pragma unroll
+        for (int i = 0; i < P::kPositions; ++i) gradient[i] += windows[parent(i, P::kColumns)];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < P::kPositions; ++i) x[i] = gradient[i];
+  }
+
+ private:
+  // The window of 2 x 2 that the i-th of what is `wide` columns wide lies in.
+  __device__ static constexpr int parent(int i, int wide) { return i / wide / 2 * (wide / 2) + i % wide / 2; }
+
+  template <int LEVEL, int BEGIN, class Read>
+  __device__ void read_level(const Read& read, const float* along_cells, const float* own_cells) {
+    constexpr int kWide = P::kColumns >> LEVEL;
+#pragma unroll
+    for (int i = 0; i < (P::kPositions >> 2 * LEVEL); ++i) {
+      own[BEGIN + i] = read(own_cells, LEVEL, i);
+      const float value = read(along_cells, LEVEL, i);
+#pragma unroll
+      for (int p = 0; p < P::kPositions; ++p)
+        if ((p / P::kColumns >> LEVEL) * kWide + (p % P::kColumns >> LEVEL) == i) along[p] += value;
+    }
+  }
+};
+
+constexpr int kMostRepeats = 4;  // channels of a patch that a thread takes one after the other, channels first
+
+// Both gradients. A block takes all positions of a sample in `repeats` times as many channels as it has groups, so that
+// the filter's gradient is whole in it. `turn` (B, turns) adds up to what the filter's gradient loses of the filter;
+// without `own` (B, cells) it is not read.
+template <class P>
+__global__ void __launch_bounds__(kThreads, 1)
+    gradient_kernel(const Problem<typename P::Element> problem, const float* __restrict__ along,
+                    const float* __restrict__ own, const float* __restrict__ turn, int turns,
+                    typename P::Element* __restrict__ dfeatures, const Strides out, float* __restrict__ dfilters,
+                    int blocks, int width, int repeats) {
+  extern __shared__ float shared[];
+  constexpr int kRepeats = P::kChannelsLast ? 1 : kMostRepeats;
+  const Pyramid& pyramid = problem.pyramid;
+  const Lanes<P> lanes(width);
+  const int64_t b = blockIdx.x / blocks;
+  const int first = blockIdx.x % blocks * repeats * lanes.groups;
+  const auto channel = [&](int repeat) { return (first + repeat * lanes.groups + lanes.group) * P::kStep; };
+  const float* const filter = problem.filters + b * problem.channels;
+  float of_filter[kRepeats][P::kStep] = {}, products[kRepeats * P::kStep] = {};
+#pragma unroll
+  for (int repeat = 0; repeat < kRepeats; ++repeat)
+    if (repeat < repeats && channel(repeat) < problem.channels)
+      P::load_filter(filter + channel(repeat), of_filter[repeat]);
+  for (int patch_index = lanes.patch; patch_index < P::per_sample(pyramid); patch_index += lanes.patches) {
+    const typename P::Place place(pyramid, patch_index);
+    const Pull<P> pull(pyramid, place, along + b * pyramid.cells(), own ? own + b * pyramid.cells() : nullptr);
+    const auto* const x = problem.features + b * problem.strides.b + place.offset(problem.strides);
+    auto* const dx = dfeatures + b * out.b + place.offset(out);
+#pragma unroll
+    for (int repeat = 0; repeat < kRepeats; ++repeat) {
+      const int64_t c = channel(repeat);
+      if (repeat >= repeats || c >= problem.channels) break;
+      P patch;
+      patch.load(x + c * problem.strides.c, problem.strides, place);
+#pragma unroll
+      for (int i = 0; i < P::kStep; ++i) {
+        float of_channel[P::kPositions];
+        patch.unpack(i, of_channel);
+#pragma unroll
+        for (int p = 0; p < P::kPositions; ++p) products[repeat * P::kStep + i] += of_channel[p] * pull.along[p];
+        pull.apply(of_channel, of_filter[repeat][i], own != nullptr);
+        patch.pack(i, of_channel);
+      }
+      patch.store(dx + c * out.c, out, place);
+    }
+  }
+  float lost = 0;
+  if (own) {
+    for (int i = threadIdx.x; i < turns; i += kThreads) lost += turn[b * turns + i];
+    lost = sum_block(lost, shared);
+  }
+  if constexpr (P::kChannelsLast) {
+    sum_across(products, width, shared);
+    for (int item = threadIdx.x; item < P::kStep * width; item += kThreads) {
+      const int c = (first + item / P::kStep) * P::kStep + item % P::kStep;
+      if (c < problem.channels)
+        dfilters[b * problem.channels + c] =
+            shared[item % P::kStep * width + item / P::kStep] - (own ? lost * filter[c] : 0.f);
+    }
+  } else {
+#pragma unroll
+    for (int repeat = 0; repeat < kRepeats; ++repeat) {
+      const float sum = sum_neighbours(products[repeat], width);
+      const int c = channel(repeat);
+      if (lanes.patch == 0 && repeat < repeats && c < problem.channels)
+        dfilters[b * problem.channels + c] = sum - (own ? lost * of_filter[repeat][0] : 0.f);
+    }
+  }
+}
+
+}  // namespace cmx

@@ -1,0 +1,168 @@
+// CUDA C++ on the CPU, for tests: a kernel's blocks run one after the other, the threads of a block as fibers that
+// switch where they meet. What a GPU leaves undefined shows: shared memory begins as NaN and ends where the launch
+// said, threads that don't meet are an error, and a missing barrier gives other results in another `order` of the
+// threads.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __launch_bounds__(...)
+
+namespace cmx {
+alignas(16) extern float shared[];  // the memory behind `extern __shared__ float shared[]`
+}
+
+namespace emulator {
+
+struct Index {
+  unsigned x = 0;
+};
+inline Index thread_index, block_index, block_size;
+
+constexpr int kLanes = 32;
+constexpr int kSharedFloats = 48 * 1024 / sizeof(float);
+constexpr size_t kStackBytes = 128 << 10;
+constexpr uint32_t kCanary = 0x7fc0cafe;  // a NaN
+
+enum class At { kRunning, kShuffle, kBarrier, kEnd };
+enum class Order { kForward, kBackward };
+
+inline Order order = Order::kForward;
+inline int launches = 0;
+
+// The threads of the block that is running.
+class Block {
+ public:
+  template <class Body>
+  void run(unsigned threads, const Body& body) {
+    call_ = [](const void* data) { (*static_cast<const Body*>(data))(); };
+    body_ = &body;
+    block_size.x = threads;
+    at_.assign(threads, At::kRunning);
+    values_.assign(threads, 0);
+    fibers_.resize(std::max<size_t>(fibers_.size(), threads));
+    stacks_.resize(fibers_.size());
+    for (unsigned i = 0; i < threads; ++i) start(i);
+    while (!step()) {
+    }
+  }
+
+  // Called by a thread: it waits until all that it meets are there, too.
+  void meet(At where) {
+    at_[thread_index.x] = where;
+    const unsigned self = thread_index.x;
+    swapcontext(&fibers_[self], &scheduler_);
+  }
+
+  // Every lane's value lies there until its next shuffle, which no lane reaches before all have read.
+  float exchange(float value, int mask) {
+    const unsigned self = thread_index.x;
+    float& mine = values_[self];
+    mine = value;
+    meet(At::kShuffle);
+    const float other = values_[self ^ mask];
+    meet(At::kShuffle);
+    return other;
+  }
+
+ private:
+  void start(unsigned thread) {
+    if (!stacks_[thread]) stacks_[thread] = std::make_unique<char[]>(kStackBytes);
+    getcontext(&fibers_[thread]);
+    fibers_[thread].uc_stack = {stacks_[thread].get(), 0, kStackBytes};
+    fibers_[thread].uc_link = &scheduler_;
+    makecontext(&fibers_[thread], &Block::main, 0);
+  }
+  static void main();
+
+  void resume(unsigned thread) {
+    thread_index.x = thread;
+    at_[thread] = At::kRunning;
+    running_ = this;
+    swapcontext(&scheduler_, &fibers_[thread]);
+  }
+
+  // Runs every warp up to its next barrier; whether the block has ended.
+  bool step() {
+    const unsigned threads = block_size.x, warps = (threads + kLanes - 1) / kLanes;
+    for (unsigned i = 0; i < warps; ++i) {
+      const unsigned warp = order == Order::kForward ? i : warps - 1 - i;
+      const unsigned first = warp * kLanes, lanes = std::min<unsigned>(kLanes, threads - first);
+      do {
+        for (unsigned j = 0; j < lanes; ++j) resume(first + (order == Order::kForward ? j : lanes - 1 - j));
+        for (unsigned j = 1; j < lanes; ++j)
+          if (at_[first + j] != at_[first]) throw std::runtime_error("threads of a warp don't meet");
+        if (at_[first] == At::kShuffle && lanes < kLanes) throw std::runtime_error("a shuffle in a partial warp");
+      } while (at_[first] == At::kShuffle);
+    }
+    for (unsigned i = 1; i < threads; ++i)
+      if (at_[i] != at_[0]) throw std::runtime_error("threads of a block don't meet");
+    return at_[0] == At::kEnd;
+  }
+
+  static inline Block* running_;
+  void (*call_)(const void*);
+  const void* body_;
+  ucontext_t scheduler_;
+  std::vector<ucontext_t> fibers_;
+  std::vector<std::unique_ptr<char[]>> stacks_;
+  std::vector<At> at_;
+  std::vector<float> values_;
+};
+
+inline void Block::main() {
+  Block* const block = running_;
+  block->call_(block->body_);
+  block->at_[thread_index.x] = At::kEnd;
+}
+
+inline Block& block() {
+  static Block one;
+  return one;
+}
+
+// What the .cu file's Launch does on a GPU.
+struct Launch {
+  template <class... Parameters, class... Arguments>
+  void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads, int floats, Arguments... given) const {
+    if (blocks < 1 || threads < 1 || threads > 1024 || floats > kSharedFloats)
+      throw std::runtime_error("a launch that a GPU refuses");
+    ++launches;
+    const std::tuple<Parameters...> arguments(given...);
+    for (int64_t i = 0; i < blocks; ++i) {
+      block_index.x = unsigned(order == Order::kForward ? i : blocks - 1 - i);
+      std::fill_n(cmx::shared, floats, NAN);
+      for (int k = floats; k < kSharedFloats; ++k) std::memcpy(cmx::shared + k, &kCanary, sizeof kCanary);
+      block().run(threads, [&] { std::apply(kernel, arguments); });
+      for (int k = floats; k < kSharedFloats; ++k)
+        if (std::memcmp(cmx::shared + k, &kCanary, sizeof kCanary))
+          throw std::runtime_error("a write beyond the shared memory");
+    }
+  }
+};
+
+}  // namespace emulator
+
+#define threadIdx emulator::thread_index
+#define blockIdx emulator::block_index
+#define blockDim emulator::block_size
+using std::max;
+using std::min;
+
+inline void __syncthreads() { emulator::block().meet(emulator::At::kBarrier); }
+inline float __shfl_xor_sync(unsigned, float value, int mask) { return emulator::block().exchange(value, mask); }

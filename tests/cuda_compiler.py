@@ -1,0 +1,102 @@
+"""Compiles every file of csrc/cuda for every architecture and reads the assembler's report: ``make compile-cuda``.
+
+Needs nvcc and PyTorch's headers, no GPU. Prints a row per file and architecture and fails where a kernel spills
+registers, which then go through memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+NVCC = shutil.which("nvcc")
+ARCHITECTURES = (80, 90, 100, 120)
+TARGET = re.search(r'ABI_TARGET = "(\w+)"', (ROOT / "setup.py").read_text()).group(1)
+REPORT = re.compile(
+    r"Compiling entry function '(\w+)'"
+    r".*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers",
+    re.DOTALL,
+)
+
+
+class Kernel(NamedTuple):
+    """What the assembler reports of one; bytes."""
+
+    name: str
+    stack: int
+    spilled: int
+    registers: int
+
+
+def sources() -> list[Path]:
+    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
+
+
+def torch_folder() -> Path:
+    """Of the installed PyTorch, without importing it."""
+    return Path(importlib.util.find_spec("torch").submodule_search_locations[0])
+
+
+def command(source: Path, architecture: int, out: Path) -> list[str]:
+    """Compiled as setup.py has it, for one architecture."""
+    return [
+        str(NVCC), "-std=c++20", "-O3", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA",
+        f"-DTORCH_TARGET_VERSION={TARGET}", "-gencode", f"arch=compute_{architecture},code=sm_{architecture}",
+        f"-I{ROOT / 'csrc'}", "-isystem", str(torch_folder() / "include"), "-c", str(source), "-o", str(out),
+    ]  # fmt: skip
+
+
+def kernels_in(report: str) -> list[Kernel]:
+    return [
+        Kernel(name, int(stack), int(stores) + int(loads), int(registers))
+        for name, stack, stores, loads, registers in REPORT.findall(report)
+    ]
+
+
+def compile_one(source: Path, architecture: int, folder: Path) -> tuple[Path, list[Kernel]]:
+    """The object file and its kernels."""
+    out = folder / f"{source.stem}_sm{architecture}.o"
+    done = subprocess.run(command(source, architecture, out), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{source.name} for sm_{architecture}:\n{done.stdout}{done.stderr}")
+    return out, kernels_in(done.stdout + done.stderr)
+
+
+def compile_all(folder: Path, pool: ThreadPoolExecutor) -> dict[tuple[str, int], Future]:
+    """Every file for every architecture, by its name and that."""
+    return {
+        (source.name, architecture): pool.submit(compile_one, source, architecture, folder)
+        for source in sources()
+        for architecture in ARCHITECTURES
+    }
+
+
+def main() -> int:
+    if NVCC is None:
+        print("compile-cuda: no nvcc on PATH; nothing compiled")
+        return 0
+    folder = ROOT / "build/cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    spilling = []
+    print(f"{'file':34} {'chip':>6} {'kernels':>8} {'registers':>10} {'spilled':>8}")
+    with ThreadPoolExecutor(2) as pool:
+        for (name, architecture), compiled in compile_all(folder, pool).items():
+            _, kernels = compiled.result()
+            most, spilled = max(k.registers for k in kernels), sum(k.spilled for k in kernels)
+            print(f"{name:34} {f'sm_{architecture}':>6} {len(kernels):8} {most:10} {spilled:8}", flush=True)
+            spilling += [(architecture, kernel) for kernel in kernels if kernel.spilled]
+    for architecture, kernel in spilling:
+        print(f"sm_{architecture}: {kernel.name} spills {kernel.spilled} bytes", file=sys.stderr)
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
