@@ -41,12 +41,14 @@ def _cases():
 
 
 @pytest.fixture(scope="module")
-def compiled():
-    """Results of all cases, from a pool of two processes that start without the interpreter."""
+def compiled(request):
+    """Results of the selected cases, from a pool of two processes that start without the interpreter."""
+    tests = [item for item in request.session.items if item.module is request.module]
+    cases = [tuple(item.callspec.params.values()) for item in tests if hasattr(item, "callspec")]
     interpret = os.environ.pop("TRITON_INTERPRET", None)
     try:
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield {case: pool.submit(compile_call, *case) for case in _cases()}
+            yield {case: pool.submit(compile_call, *case) for case in cases}
     finally:
         if interpret is not None:
             os.environ["TRITON_INTERPRET"] = interpret
