@@ -65,4 +65,4 @@ def test_floors_are_measured_first(suite, capsys):
     _, seen, _ = suite("NVIDIA H200")
     first = list(seen)[:3]
     assert first == ["floors/info_nce-65536x768", "floors/info_nce-32768x512", "floors/supcon-16384x128"]
-    assert "failed" not in capsys.readouterr().out
+    assert ": failed" not in capsys.readouterr().out
