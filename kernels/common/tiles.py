@@ -46,7 +46,7 @@ SCAN_TILES: TileTable = {
         (256, Tile(128, 64, 256, 0, 8, 2)),
         (MAX_WIDTH, Tile(128, 64, 64, 0, 8, 4)),
     ],
-    ("sm80", torch.float32): [(MAX_WIDTH, Tile(64, 64, 16, 0, 8, 2))],
+    ("sm80", torch.float32): [(MAX_WIDTH, Tile(64, 64, 32, 0, 8, 2))],
 }
 GRADIENT_TILES: TileTable = {
     ("sm80", torch.bfloat16): [
