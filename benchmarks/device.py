@@ -83,12 +83,17 @@ def main() -> int:
         return 2
     install_if_missing()
     # After the installation: these import cmx_fast.
+    from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
+
     from . import gate, machine, report, roofline
     from .measure import measure
     from .registry import DEVICE_CASES, select
 
     about = machine.describe("cuda")
     print(machine.header(about))
+    print(
+        f"CUDA C++ kernels: {', '.join(sorted(COMPILED_FOR_CUDA)) or 'not built, so neither tested nor measured'}"
+    )
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
     passed, failures = {}, 0
