@@ -107,6 +107,8 @@ def main() -> int:
     if arguments.wheels is not None:
         install_wheels(arguments.wheels)
     # After the installation: these import cmx_fast.
+    from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
+
     from . import ceilings, device_tests, gate, machine, report, roofline
     from .floors import FLOORS
     from .measure import measure
@@ -117,6 +119,9 @@ def main() -> int:
         return device_tests.sanitize(deadline - time.monotonic())
     about = machine.describe("cuda")
     print(machine.header(about))
+    print(
+        f"CUDA C++ kernels: {', '.join(sorted(COMPILED_FOR_CUDA)) or 'not built, so neither tested nor measured'}"
+    )
     here = ceilings.measured("cuda")
     about["ceilings"] = {"bfloat16": here.bfloat16, "float32": here.float32, "copy": here.memory}
     print(ceilings.describe(here), flush=True)

@@ -40,6 +40,9 @@ struct Response {
   }
 };
 
+// The kernels are compiled for one block per multiprocessor at least: left alone, the assembler spills a few registers
+// to fit one block more.
+
 // Each window's mean product with the filter, or with inverse_norms its cosine; both (B, cells). A block takes
 // neighbouring patches of a sample in all channels.
 template <class P>

@@ -11,6 +11,7 @@
 namespace cmx {
 
 constexpr int kVectorBytes = 16;
+constexpr int kLineBytes = 128;
 constexpr int kMostPositions = 16;  // of a patch
 constexpr int64_t kManyBlocks = 512;
 
@@ -32,7 +33,11 @@ void with_layout(const Problem<Element>& problem, const Element* gradient, const
       return f(Patch<Element, LEVELS, true, kVector>());
     return f(Patch<Element, LEVELS, true, 1>());
   }
-  if (problem.pyramid.width % kRun == 0 && aligned(&Strides::w, kRun)) return f(Patch<Element, LEVELS, false, kRun>());
+  const auto in_runs = [&](int n) { return problem.pyramid.width % n == 0 && aligned(&Strides::w, n); };
+  if (in_runs(kRun)) return f(Patch<Element, LEVELS, false, kRun>());
+  // Frames of 14 or 28 positions a side: a warp then still reads a whole cache line at a time.
+  if constexpr (sizeof(Element) == 2)
+    if (in_runs(2)) return f(Patch<Element, LEVELS, false, 2>());
   return f(Patch<Element, LEVELS, false, 1>());
 }
 
@@ -48,9 +53,10 @@ template <class Launch, class Element>
 void correlate(const Launch& launch, const Problem<Element>& problem, float* values, float* inverse_norms) {
   with_patch(problem, static_cast<const Element*>(nullptr), problem.strides, [&](auto of_layout) {
     using P = decltype(of_layout);
-    // Not by the batch: a sum has the same order in any. Channels first, a row of whole cache lines is neighbours.
+    // Not by the batch: a sum has the same order in any. Channels first, neighbours fill a cache line.
     const int64_t wanted = P::kChannelsLast ? ceil_div(problem.channels, P::kStep) : P::per_sample(problem.pyramid);
-    const int width = std::min(round_up_to_power_of_two(wanted), P::kChannelsLast || P::kRun == 1 ? kWarp : 8);
+    const int most = P::kChannelsLast ? kWarp : std::min<int>(kWarp, kLineBytes / sizeof(typename P::Vector));
+    const int width = std::min(round_up_to_power_of_two(wanted), most);
     const int patches = P::kChannelsLast ? kThreads / width : width;
     const int blocks = int(ceil_div(P::per_sample(problem.pyramid), patches));
     const int floats = Response<P>::kCount * patches * (P::kChannelsLast ? 1 : kWarps);

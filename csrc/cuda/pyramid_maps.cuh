@@ -78,6 +78,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (norm == Norm::kSoftmax) {
     for (int p = threadIdx.x; p < n; p += blockDim.x) mean += map[b * n + p] * of_map[p];
     mean = sum_block(mean, shared);
+    // Every channel of the filter's gradient has the mean's error in common: the second sum takes it away.
+    float rest = 0;
+    for (int p = threadIdx.x; p < n; p += blockDim.x) rest += map[b * n + p] * (of_map[p] - mean);
+    mean += sum_block(rest, shared);
   }
   if (norm == Norm::kCosine) scale = filter_inverse_length(filters + b * channels, channels, shared);
   float turned = 0;

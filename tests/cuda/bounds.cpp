@@ -51,7 +51,7 @@ void run(const Sizes& s, int layout, int offset, int levels, Norm norm) {
 
 int main() {
   int runs = 0;
-  for (const Sizes& s : {Sizes{1, 3, 1, 1, 1}, Sizes{1, 5, 2, 7, 9}, Sizes{2, 16, 1, 5, 16}})
+  for (const Sizes& s : {Sizes{1, 3, 1, 1, 1}, Sizes{1, 5, 2, 7, 9}, Sizes{2, 16, 1, 5, 16}, Sizes{1, 8, 1, 3, 6}})
     for (int layout = 0; layout < 3; ++layout)
       for (int offset = 0; offset < 2; ++offset)
         for (int levels = 1; levels <= 3; ++levels)

@@ -1,8 +1,8 @@
 // Kernels with one mistake each, which the emulator has to find.
 #include <cstdio>
 
+#include "cuda/elements.cuh"
 #include "cuda/reductions.cuh"
-#include "emulator.h"
 
 namespace cmx {
 alignas(16) float shared[emulator::kSharedFloats];
