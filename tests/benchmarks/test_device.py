@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cmx_fast.benchmarks import ceilings, device, gate, measure, report, roofline
+from cmx_fast.benchmarks import ceilings, device, device_tests, gate, measure, report, roofline
 from cmx_fast.benchmarks.provider import OURS
 from cmx_fast.benchmarks.roofline import Chip
 
@@ -33,6 +33,7 @@ def suite(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
         monkeypatch.setattr(device, "install_if_missing", lambda: None)
         monkeypatch.setattr(device, "run_tests", lambda *_, **__: (True, "all passed"))
+        monkeypatch.setattr(device_tests, "failed_operators", lambda *_, **__: {})
         monkeypatch.setattr(gate, "short_check", lambda *_: gate.Verdict(True, "as float64"))
         monkeypatch.setattr(ceilings, "measured", lambda _: HERE)
         monkeypatch.setattr(measure, "measure", pretended)
