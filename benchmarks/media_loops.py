@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import importlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 from cmx_fast._extras import require
 from cmx_fast.data.clip_views import MEAN, STD
 from cmx_fast.data.media_files import read_audio, read_picture
+from cmx_fast.data.worker_loader import CORES
 from cmx_fast.models.fpn import IMAGENET_MEAN, IMAGENET_STD
 
 FRAMES, FPS, SECONDS, SAMPLE_RATE, CROP = 32, 30, 1.0, 24000, 128
@@ -112,7 +112,6 @@ def _filled(wave: Tensor) -> Tensor:
 
 # Plain files: sound (samples,) of the first channel, and pictures (3, SIDE, SIDE) with ImageNet's statistics.
 SAMPLES, SIDE, SHORTER = 6 * SAMPLE_RATE, 224, 256
-THREADS = min(8, os.cpu_count() or 1)
 IMAGENET = list(IMAGENET_MEAN), list(IMAGENET_STD)
 
 
@@ -143,12 +142,12 @@ def ours_of_pictures(path: Path) -> Tensor:
 
 def ours_of_sounds_by_dali(paths: list[Path]) -> Tensor:
     """(B, samples), decoded together by a thread per core."""
-    waves = _dali().read_sounds(paths, SAMPLE_RATE, SAMPLES, threads=THREADS)
+    waves = _dali().read_sounds(paths, SAMPLE_RATE, SAMPLES, threads=CORES)
     return torch.stack([_whole(wave) for wave in waves])
 
 
 def ours_of_pictures_by_dali(paths: list[Path]) -> Tensor:
-    pictures = _dali().read_pictures(paths, SIDE, shorter=SHORTER, threads=THREADS)
+    pictures = _dali().read_pictures(paths, SIDE, shorter=SHORTER, threads=CORES)
     return _normalised(torch.stack(pictures))
 
 

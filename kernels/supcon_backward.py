@@ -47,8 +47,7 @@ def weights_kernel(
     scale_ptr,
     stats_ptr,  # (3, M)
     class_rows_ptr,  # (M, D)
-    lse_ptr,  # out, (M,): base 2
-    weight_ptr,  # out: of the softmax
+    weight_ptr,  # out, (M,): of the softmax
     positive_ptr,  # out: of the positives
     dscale_part_ptr,  # out, one per program
     sorted_ptr,  # out, (M,)
@@ -89,7 +88,6 @@ def weights_kernel(
         g = tl.where(count > 0, g, 0.0)
         g = tl.where(scale > 0, g, float("nan"))
         share = g / tl.maximum(count, 1.0)
-        tl.store(lse_ptr + i, tl.load(stats_ptr + i, mask=inside, other=0.0), mask=inside)
         tl.store(weight_ptr + i, g, mask=inside)
         tl.store(positive_ptr + i, scale * share, mask=inside)
         dscale = g * tl.load(stats_ptr + M + i, mask=inside, other=0.0) - share * positive
@@ -247,7 +245,7 @@ def supcon_bwd(
         return dfeatures.zero_(), dref.zero_(), dscale.zero_()
     rows = allocate_rows(features[None], normalize, False)
     columns = [] if square else [allocate_rows(ref_features, normalize, False)]
-    lse, weight, positive = logit_scale.new_empty(3, m).unbind()
+    weight, positive = logit_scale.new_empty(2, m).unbind()
     order = sort_labels(labels)
     weight_programs = triton.cdiv(m, BLOCK)
     dscale_part = logit_scale.new_empty(weight_programs)
@@ -259,7 +257,6 @@ def supcon_bwd(
         logit_scale,
         stats,
         class_rows,
-        lse,
         weight,
         positive,
         dscale_part,
@@ -279,7 +276,7 @@ def supcon_bwd(
     sums = None
     if need_ref or (need_features and square):
         sums = class_sums(features, rows.inverse_norm, positive, order, None)
-    softmax = Softmax(lse[None], weight[None])
+    softmax = Softmax(stats[:1], weight[None])
     part = ref_part = RowGradient()
     if need_features:
         part, _ = row_gradient(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from .clip_reader import ClipFormat, RandomClips, Source, UniformClips, WholeRec
 from .decode import BrokenVideoError, Media, check_backend, probe
 from .media_files import check_enough_left
 from .recordings import Recording, Recordings
-from .worker_loader import load_batches
+from .worker_loader import CORES, load_batches
 
 #: A recording has to be this many seconds longer than a clip: for 32 frames at 30 fps that is GDT's 1.1 s.
 MARGIN = 1 / 30
@@ -79,7 +78,7 @@ class Clips:
                 raise ValueError(f"{name} must be positive, got {value}")
         check_backend(backend)
         self.device = torch.device(device)
-        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        self.workers = CORES if workers is None else workers
         samples = round(seconds * sample_rate) if audio else 0
         format = ClipFormat(frames, fps, samples, sample_rate, short_side, backend)
         self.entries: list[Recording] = []

@@ -117,11 +117,12 @@ def check_backend(backend: str, choices: Sequence[str] = BACKENDS) -> None:
     """
     Raises:
         ValueError: none of ``choices``.
-        MissingExtraError: not installed.
+        MissingExtraError: not installed. PyAV, which "auto" takes, is asked for where a video is: pictures need none.
     """
     if backend not in choices:
         raise ValueError(f"backend={backend!r}; expected one of {', '.join(choices)}")
-    _backend(backend)
+    if backend != "auto":
+        _backend(backend)
 
 
 def unavailable(backend: str) -> str | None:

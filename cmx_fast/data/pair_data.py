@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -15,14 +14,12 @@ from torch.utils.data import Dataset, default_collate
 
 from .decode import FILE_BACKENDS, check_backend
 from .reverberation import peak_normalise, reverberate
-from .worker_loader import load_batches
+from .worker_loader import CORES, load_batches
 
 Batch = dict[str, Tensor]
 
 #: Utterances, evenly spaced over the training set, behind the per-band mean and standard deviation.
 STATISTICS_FROM = 1000
-#: Loader workers, or DALI's threads.
-CORES = min(8, os.cpu_count() or 1)
 
 
 class PairData:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,10 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .decode import FILE_BACKENDS, check_backend
-from .worker_loader import load_batches
+from .worker_loader import CORES, load_batches
 
-#: Loader workers, or DALI's threads.
-CORES = min(8, os.cpu_count() or 1)
 Loaded = tuple[Tensor, Tensor]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +16,7 @@ from .decode import check_backend, read_frames, read_wave
 from .media_files import BrokenFileError, centred, check_enough_left, read_audio, read_picture
 from .scenes import Scenes
 from .selection import FPS, Selection, key
-from .worker_loader import load_batches
+from .worker_loader import CORES, load_batches
 
 Found = Tensor | BrokenFileError
 #: Several at once: pictures or scenes by number to what each holds.
@@ -80,7 +79,7 @@ class SceneData:
         self.selection = selection or {}
         check_backend(backend)
         self.backend = backend
-        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        self.workers = CORES if workers is None else workers
         self._broken: set[int] = set()
         self.cache = cache
         self._kept: dict[str, dict[int, Tensor]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections import deque
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+#: Loader workers, or a batch decoder's threads, where nobody says how many.
+CORES = min(8, os.cpu_count() or 1)
 #: Deaths of workers at one batch after which loading stops: what kills them is in the data.
 MOST_DEATHS = 3
 

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ import torch
 from atr_files import write_pictures
 from PIL import Image
 
+from cmx_fast.data import decode
 from cmx_fast.data.atr import ATR, load_merge
+from cmx_fast.data.pictures import Pictures
 
 
 @pytest.fixture
@@ -91,3 +94,10 @@ def test_refuses(root, tmp_path):
     (root / "train_id.txt").unlink()
     with pytest.raises(ValueError, match="there is no train_id.txt"):
         ATR(root, "train")
+
+
+def test_pictures_alone_need_no_video_decoder(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.delitem(sys.modules, "cmx_fast.data.decode_pyav", raising=False)
+    decode._backend.cache_clear()
+    assert len(Pictures(ATR(root, "train", size=20))) == 4
