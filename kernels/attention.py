@@ -3,7 +3,7 @@
 Heads of queries and of values are walked in chunks, so neither has a largest size. A program of the forward pass owns a
 block of queries and a chunk of the values' features, and sees all keys; the scores are computed anew for every chunk.
 Backward, a program owns a block of keys and a chunk of dvalue or of dkey, or a block of queries and a chunk of dquery,
-and sees all rows of the other side. No score outlives its tile, and nothing is added atomically.
+and sees all rows of the other side. No score outlives its tile, and nothing is added atomically. Three launches.
 """
 
 from typing import NamedTuple
@@ -38,12 +38,13 @@ FORWARD_TILES = {
     ("sm100", True): AttentionTile(128, 64, 64, 256, 8, 2),
 }
 BACKWARD_TILES = {
-    ("sm80", True): AttentionTile(64, 32, 64, 128, 4, 2),
+    ("sm80", True): AttentionTile(64, 32, 64, 128, 8, 2),
     ("sm80", False): AttentionTile(32, 32, 16, 64, 8, 2),
     ("sm90", True): AttentionTile(64, 64, 64, 128, 8, 2),
-    ("sm100", True): AttentionTile(64, 64, 64, 128, 8, 2),
-    # Of sm_80's four warps this chip's assembler makes programs with fewer registers, which spill.
-    ("sm120", True): AttentionTile(64, 32, 64, 128, 8, 2),
+    ("sm100", True): AttentionTile(128, 32, 64, 128, 8, 2),
+    ("sm100", False): AttentionTile(16, 32, 16, 64, 4, 2),
+    # sm_80's deeper chunks spill here: the assembler counts differently on this chip.
+    ("sm120", True): AttentionTile(64, 32, 32, 128, 8, 2),
 }
 
 
@@ -151,7 +152,8 @@ def mean_slope_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def store_gradient(
+    pid,
     a_ptr,  # (B, n_a, D): the rows that the result belongs to, queries or keys
     b_ptr,  # (B, n_b, D): the others
     a_wide_ptr,  # (B, n_a, E): of queries the upstream gradient, of keys the values
@@ -165,7 +167,6 @@ def gradient_kernel(
     D,
     E,
     F,
-    n_chunks,
     scale,
     QUERIES: tl.constexpr,  # the result's rows are queries
     WEIGHTS: tl.constexpr,  # sums with the softmax itself (dvalue), else with its derivative
@@ -176,8 +177,9 @@ def gradient_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    pid = tl.program_id(0)
+    """A block of rows and a chunk of features of one gradient: program ``pid`` of those that make it."""
     n_blocks = tl.cdiv(n_a, ROWS)
+    n_chunks = tl.cdiv(F, OUT)
     row0 = pid % n_blocks * ROWS
     pid = pid // n_blocks
     out0 = pid % n_chunks * OUT
@@ -221,6 +223,60 @@ def gradient_kernel(
     features = out0 + tl.arange(0, OUT)
     where = out_ptr + (batch * n_a + rows.to(tl.int64))[:, None] * F + features[None, :]
     tl.store(where, acc, mask=(rows < n_a)[:, None] & (features < F)[None, :])
+
+
+@triton.jit
+def gradient_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    grad_ptr,
+    stats_ptr,
+    mean_ptr,
+    dq_ptr,  # each may be None
+    dk_ptr,
+    dv_ptr,
+    n_batch,
+    N,
+    M,
+    D,
+    E,
+    scale,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OUT: tl.constexpr,  # features of dquery and dkey
+    OUT_WIDE: tl.constexpr,  # of dvalue
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """All gradients in one launch: the longest programs first."""
+    pid = tl.program_id(0)
+    chunks = n_batch * tl.cdiv(D, OUT)
+    programs = 0
+    if dq_ptr is not None:
+        programs += chunks * tl.cdiv(N, ROWS)
+        if pid < programs:
+            store_gradient(
+                pid, q_ptr, k_ptr, grad_ptr, v_ptr, stats_ptr, mean_ptr, k_ptr, dq_ptr, N, M, D, E, D, scale,
+                True, False, ROWS, COLS, DEPTH, OUT, PRECISION, UPCAST,
+            )  # fmt: skip
+    pid -= programs
+    programs = 0
+    if dk_ptr is not None:
+        programs += chunks * tl.cdiv(M, ROWS)
+        if (pid >= 0) & (pid < programs):
+            store_gradient(
+                pid, k_ptr, q_ptr, v_ptr, grad_ptr, stats_ptr, mean_ptr, q_ptr, dk_ptr, M, N, D, E, D, scale,
+                False, False, ROWS, COLS, DEPTH, OUT, PRECISION, UPCAST,
+            )  # fmt: skip
+    pid -= programs
+    if dv_ptr is not None:  # noqa: SIM102 - the first condition is one of compilation
+        if pid >= 0:
+            store_gradient(
+                pid, k_ptr, q_ptr, v_ptr, grad_ptr, stats_ptr, mean_ptr, grad_ptr, dv_ptr, M, N, D, E, E, scale,
+                False, True, ROWS, COLS, DEPTH, OUT_WIDE, PRECISION, UPCAST,
+            )  # fmt: skip
 
 
 def _tile(
@@ -299,18 +355,16 @@ def attention_bwd(
         mean_slope_kernel[(b * triton.cdiv(n, tile.rows),)](
             query, key, grad_out, value, row_stats, means, n, m, d, e, scale, **options
         )
-    jobs = (
-        (query, key, grad_out, value, key, results[0], True, False),
-        (key, query, value, grad_out, query, results[1], False, False),
-        (key, query, value, grad_out, grad_out, results[2], False, True),
-    )
-    for wanted, (a, other, a_wide, other_wide, x, result, queries, weights) in zip(needed, jobs, strict=True):
-        if not wanted or result.numel() == 0:
-            continue
-        tile = _tile(BACKWARD_TILES, query, max(d, 1 if weights else e), x.shape[2])
-        chunks = triton.cdiv(x.shape[2], tile.out)
-        gradient_kernel[(b * chunks * triton.cdiv(a.shape[1], tile.rows),)](
-            a, other, a_wide, other_wide, row_stats, means, x, result, a.shape[1], other.shape[1], d, e, x.shape[2],
-            chunks, scale, QUERIES=queries, WEIGHTS=weights, **_options(tile, query)
+    dquery, dkey, dvalue = (x if x.numel() else None for x in results)
+    tile = _tile(BACKWARD_TILES, query, max(d, e), d)
+    wide = _tile(BACKWARD_TILES, query, max(d, e), e).out
+    key_blocks = triton.cdiv(m, tile.rows)
+    programs = 0 if dquery is None else triton.cdiv(d, tile.out) * triton.cdiv(n, tile.rows)
+    programs += 0 if dkey is None else triton.cdiv(d, tile.out) * key_blocks
+    programs += 0 if dvalue is None else triton.cdiv(e, wide) * key_blocks
+    if programs:
+        gradient_kernel[(b * programs,)](
+            query, key, value, grad_out, row_stats, means, dquery, dkey, dvalue, b, n, m, d, e, scale,
+            OUT_WIDE=wide, **_options(tile, query),
         )  # fmt: skip
     return results[0], results[1], results[2]
