@@ -9,28 +9,28 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
-from cmx_fast.kernels.pyramid_maps import Pyramid, combine_windows, make_maps, pull_on_windows, sum_filters
+from cmx_fast.kernels.common.tiles import multiprocessors
+from cmx_fast.kernels.pyramid_maps import Pyramid, inverse_length, make_maps, pull_on_windows, sum_filters
 from torch import Tensor
 
 __all__ = ["attention_consistency_fwd", "pyramid_correlation_bwd", "pyramid_correlation_fwd"]
 
-CHANNELS_PER_PROGRAM = 128  # fixed, so that a sum has the same order whatever the batch
 ELEMENTS = 4096  # of a program's tile
+STAGES = tl.constexpr(2)  # tiles on their way from memory
+FEWEST_TILES = 8  # that programs which share a sample's channels take each
 
 
 @triton.jit
-def place(PROGRAM, N_TILES, T, H, W, SIDE: tl.constexpr, TILE: tl.constexpr, INNER: tl.constexpr):
-    """Sample, frame, and the rows and columns of a tile's positions (TILE, INNER), Z-order within a window."""
-    frame = PROGRAM // N_TILES
-    window = (PROGRAM % N_TILES) * TILE + tl.arange(0, TILE)
+def place(TILE_INDEX, N_TILES, W, SIDE: tl.constexpr, TILE: tl.constexpr, INNER: tl.constexpr):
+    """Frame, and the rows and columns of a tile's positions (TILE, INNER), Z-order within a window."""
+    window = (TILE_INDEX % N_TILES) * TILE + tl.arange(0, TILE)
     across = tl.cdiv(W, SIDE)
     inner = tl.arange(0, INNER)
     down = ((inner >> 1) & 1) + ((inner >> 3) & 1) * 2
     right = (inner & 1) + ((inner >> 2) & 1) * 2
     y = (window // across * SIDE)[:, None] + down[None, :]
     x = (window % across * SIDE)[:, None] + right[None, :]
-    # What is multiplied by sizes of the tensors.
-    return (frame // T).to(tl.int64), (frame % T).to(tl.int64), y, x
+    return tl.cast(TILE_INDEX // N_TILES, tl.int64), y, x  # the frame is multiplied by sizes of the tensors
 
 
 @triton.jit
@@ -40,12 +40,29 @@ def window_sums(x, TILE: tl.constexpr, INNER: tl.constexpr, CHANNELS: tl.constex
 
 
 @triton.jit
-def products_kernel(
+def sums_of_four(x, TILE: tl.constexpr, INNER: tl.constexpr):
+    """(TILE, INNER) to (TILE, INNER / 4), as :func:`window_sums`."""
+    return tl.sum(tl.reshape(x, (TILE, INNER // 4, 4)), axis=2)
+
+
+@triton.jit
+def store_windows(value_ptr, inverse_ptr, cell, mask, total, count, square, filter_scale):
+    """Values of windows from the sums over their positions: mean products, or with squares of window sums cosines."""
+    count = tl.maximum(count, 1.0)
+    value = total / count
+    if inverse_ptr is not None:
+        inverse = inverse_length(square / (count * count))
+        value *= inverse * filter_scale
+        tl.store(inverse_ptr + cell, inverse, mask=mask)
+    tl.store(value_ptr + cell, value, mask=mask)
+
+
+@triton.jit
+def correlate_kernel(
     x_ptr,  # (B, C, T, H, W)
     filter_ptr,  # (B, C)
-    product_ptr,  # (SPLITS, B, T * H * W)
-    square_ptr,  # (SPLITS, B, CELLS): of window sums, all levels; or None
-    B,
+    value_ptr,  # (B, CELLS): cosines or mean products, all levels
+    inverse_ptr,  # (B, CELLS): inverse norms of the windows' means; or None
     C,
     T,
     H,
@@ -61,19 +78,20 @@ def products_kernel(
     TILE: tl.constexpr,
     INNER: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SPLIT: tl.constexpr,
 ):
     SIDE: tl.constexpr = 2 ** (LEVELS - 1)
-    b, t, y, x = place(tl.program_id(0), N_TILES, T, H, W, SIDE, TILE, INNER)
+    COSINE: tl.constexpr = inverse_ptr is not None
+    b = (tl.program_id(0) // (T * N_TILES)).to(tl.int64)
+    t, y, x = place(tl.program_id(0) % (T * N_TILES), N_TILES, W, SIDE, TILE, INNER)
     inside = (y < H) & (x < W)
     where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
-    product = tl.zeros((TILE, INNER), tl.float32)
+    total = tl.zeros((TILE, INNER), tl.float32)
     square0 = tl.zeros((TILE, INNER), tl.float32)
     square1 = tl.zeros((TILE, INNER // 4 if LEVELS > 1 else 1), tl.float32)
     square2 = tl.zeros((TILE, 1), tl.float32)
-    first = tl.program_id(1) * SPLIT
-    for start in range(0, SPLIT, CHANNELS):
-        c = first + start + tl.arange(0, CHANNELS)
+    filter_square = 0.0
+    for start in tl.range(0, C, CHANNELS, num_stages=STAGES):
+        c = start + tl.arange(0, CHANNELS)
         kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
         # (TILE, INNER, CHANNELS); positions outside the frame are 0 and add nothing to a window
         values = tl.load(
@@ -81,8 +99,9 @@ def products_kernel(
             mask=inside[:, :, None] & (c < C)[None, None, :],
             other=0.0,
         ).to(tl.float32)
-        product += tl.sum(values * kernel[None, None, :], axis=2)
-        if square_ptr is not None:
+        total += tl.sum(values * kernel[None, None, :], axis=2)
+        if COSINE:
+            filter_square += tl.sum(kernel * kernel)
             square0 += tl.sum(values * values, axis=2)
             if LEVELS > 1:
                 sums = window_sums(values, TILE, INNER, CHANNELS)
@@ -90,27 +109,29 @@ def products_kernel(
                 if LEVELS > 2:
                     sums = window_sums(sums, TILE, INNER // 4, CHANNELS)
                     square2 += tl.sum(sums * sums, axis=2)
-    sample = tl.program_id(1) * B + b
-    position = (t * H + y) * W + x
-    tl.store(product_ptr + sample * (T * H * W) + position, product, mask=inside)
-    if square_ptr is not None:
-        out = square_ptr + sample * CELLS
-        tl.store(out + position, square0, mask=inside)
-        if LEVELS > 1:
-            # A window's first position, every fourth in Z-order, stands for it.
-            corner = tl.arange(0, INNER // 4)
-            y1 = (y - y % SIDE) // 2
-            x1 = (x - x % SIDE) // 2
-            h1, w1 = tl.cdiv(H, 2), tl.cdiv(W, 2)
-            y1 = tl.min(y1, axis=1)[:, None] + ((corner >> 1) & 1)[None, :]
-            x1 = tl.min(x1, axis=1)[:, None] + (corner & 1)[None, :]
-            tl.store(out + (T * H * W + (t * h1 + y1) * w1 + x1), square1, mask=(y1 < h1) & (x1 < w1))
-            if LEVELS > 2:
-                h2, w2 = tl.cdiv(H, 4), tl.cdiv(W, 4)
-                y2 = (tl.min(y, axis=1) // 4)[:, None]
-                x2 = (tl.min(x, axis=1) // 4)[:, None]
-                place2 = T * H * W + T * h1 * w1 + (t * h2 + y2) * w2 + x2
-                tl.store(out + place2, square2, mask=(y2 < h2) & (x2 < w2))
+    filter_scale = inverse_length(filter_square)
+    count = inside.to(tl.float32)
+    cell = b * CELLS + (t * H + y) * W + x
+    store_windows(value_ptr, inverse_ptr, cell, inside, total, count, square0, filter_scale)
+    if LEVELS > 1:
+        # A window's first position, every fourth in Z-order, stands for it.
+        corner = tl.arange(0, INNER // 4)
+        h1, w1 = tl.cdiv(H, 2), tl.cdiv(W, 2)
+        y1 = (tl.min(y, axis=1) // 2)[:, None] + ((corner >> 1) & 1)[None, :]
+        x1 = (tl.min(x, axis=1) // 2)[:, None] + (corner & 1)[None, :]
+        total, count = sums_of_four(total, TILE, INNER), sums_of_four(count, TILE, INNER)
+        cell = b * CELLS + T * H * W + (t * h1 + y1) * w1 + x1
+        store_windows(
+            value_ptr, inverse_ptr, cell, (y1 < h1) & (x1 < w1), total, count, square1, filter_scale
+        )
+        if LEVELS > 2:
+            h2, w2 = tl.cdiv(H, 4), tl.cdiv(W, 4)
+            y2, x2 = (tl.min(y, axis=1) // 4)[:, None], (tl.min(x, axis=1) // 4)[:, None]
+            total, count = sums_of_four(total, TILE, INNER // 4), sums_of_four(count, TILE, INNER // 4)
+            cell = b * CELLS + T * H * W + T * h1 * w1 + (t * h2 + y2) * w2 + x2
+            store_windows(
+                value_ptr, inverse_ptr, cell, (y2 < h2) & (x2 < w2), total, count, square2, filter_scale
+            )
 
 
 @triton.jit
@@ -119,14 +140,16 @@ def gradient_kernel(
     filter_ptr,  # (B, C)
     along_ptr,  # (B, CELLS): what a window's positions get of the filter
     own_ptr,  # (B, CELLS): what they get of the window's sum; or None
+    turn_ptr,  # (B, LEVELS): what the filters' gradient loses of them; None also where there are several splits
     dx_ptr,  # (B, C, T, H, W)
-    partial_ptr,  # (B, T * N_TILES, C): sums of features times `along`
+    dfilter_ptr,  # (B, n_splits, C): sums of features times `along`
     C,
     T,
     H,
     W,
     CELLS,
     N_TILES,
+    n_splits,
     stride_b,
     stride_c,
     stride_t,
@@ -142,42 +165,50 @@ def gradient_kernel(
     INNER: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
+    """The features' gradient in some channels of one split of a sample's tiles, and the sums for the filter's."""
     SIDE: tl.constexpr = 2 ** (LEVELS - 1)
-    b, t, y, x = place(tl.program_id(0), N_TILES, T, H, W, SIDE, TILE, INNER)
-    inside = (y < H) & (x < W)
+    b, split = (tl.program_id(0) // n_splits).to(tl.int64), tl.program_id(0) % n_splits
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    channel = c.to(tl.int64)[None, None, :]
     kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
-    where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
-    values = tl.load(
-        x_ptr + where[:, :, None] + c.to(tl.int64)[None, None, :] * stride_c,
-        mask=inside[:, :, None] & (c < C)[None, None, :],
-        other=0.0,
-    ).to(tl.float32)
-    cells = b * CELLS
-    along = tl.zeros((TILE, INNER), tl.float32)
-    gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
-    sums = values
-    h, w, offset = H, W, 0
-    for level in tl.static_range(LEVELS):
-        cell = cells + offset + (t * h + (y >> level)) * w + (x >> level)
-        along += tl.load(along_ptr + cell, mask=inside, other=0.0)
-        if own_ptr is not None:
-            if level > 0:
-                sums = window_sums(sums, TILE, INNER // 4 ** (level - 1), CHANNELS)
-            spread = tl.broadcast_to(sums[:, :, None, :], (TILE, INNER // 4**level, 4**level, CHANNELS))
-            own = tl.load(own_ptr + cell, mask=inside, other=0.0)
-            gradient += tl.reshape(spread, (TILE, INNER, CHANNELS)) * own[:, :, None]
-        offset += T * h * w
-        h, w = tl.cdiv(h, 2), tl.cdiv(w, 2)
-    gradient += along[:, :, None] * kernel[None, None, :]
-    out = b * out_stride_b + t * out_stride_t + y.to(tl.int64) * out_stride_h + x.to(tl.int64) * out_stride_w
-    tl.store(
-        dx_ptr + out[:, :, None] + c.to(tl.int64)[None, None, :] * out_stride_c,
-        gradient.to(dx_ptr.dtype.element_ty),
-        mask=inside[:, :, None] & (c < C)[None, None, :],
-    )
-    partial = tl.sum(tl.sum(values * along[:, :, None], axis=1), axis=0)
-    tl.store(partial_ptr + tl.program_id(0).to(tl.int64) * C + c, partial, mask=c < C)
+    dfilter = tl.zeros((CHANNELS,), tl.float32)
+    for tile in tl.range(
+        split * T * N_TILES // n_splits, (split + 1) * T * N_TILES // n_splits, num_stages=STAGES
+    ):
+        t, y, x = place(tile, N_TILES, W, SIDE, TILE, INNER)
+        inside = (y < H) & (x < W)
+        mask = inside[:, :, None] & (c < C)[None, None, :]
+        where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
+        values = tl.load(x_ptr + where[:, :, None] + channel * stride_c, mask=mask, other=0.0).to(tl.float32)
+        along = tl.zeros((TILE, INNER), tl.float32)
+        gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
+        sums = values
+        h, w, offset = H, W, b * CELLS
+        for level in tl.static_range(LEVELS):
+            cell = offset + (t * h + (y >> level)) * w + (x >> level)
+            along += tl.load(along_ptr + cell, mask=inside, other=0.0)
+            if own_ptr is not None:
+                if level > 0:
+                    sums = window_sums(sums, TILE, INNER // 4 ** (level - 1), CHANNELS)
+                spread = tl.broadcast_to(sums[:, :, None, :], (TILE, INNER // 4**level, 4**level, CHANNELS))
+                own = tl.load(own_ptr + cell, mask=inside, other=0.0)
+                gradient += tl.reshape(spread, (TILE, INNER, CHANNELS)) * own[:, :, None]
+            offset += T * h * w
+            h, w = tl.cdiv(h, 2), tl.cdiv(w, 2)
+        gradient += along[:, :, None] * kernel[None, None, :]
+        out = (
+            b * out_stride_b
+            + t * out_stride_t
+            + y.to(tl.int64) * out_stride_h
+            + x.to(tl.int64) * out_stride_w
+        )
+        out_ptr = dx_ptr + out[:, :, None] + channel * out_stride_c
+        tl.store(out_ptr, gradient.to(dx_ptr.dtype.element_ty), mask=mask)
+        dfilter += tl.sum(tl.sum(values * along[:, :, None], axis=1), axis=0)
+    if turn_ptr is not None:
+        for level in tl.static_range(LEVELS):
+            dfilter -= tl.load(turn_ptr + b * LEVELS + level) * kernel
+    tl.store(dfilter_ptr + (b * n_splits + split) * C + c, dfilter, mask=c < C)
 
 
 def tiling(pyramid: Pyramid, channels: int) -> dict[str, int]:
@@ -197,17 +228,16 @@ def correlate(
     check_dtype(features)
     batch, channels, *size = features.shape
     pyramid = Pyramid(*size, levels)
-    splits = triton.cdiv(channels, CHANNELS_PER_PROGRAM)
-    products = filters.new_empty(splits, batch, pyramid.positions)
-    squares = filters.new_empty(splits, batch, pyramid.cells) if norm == "cosine" else None
+    values = filters.new_empty(batch, pyramid.cells)
+    inverse_norms = torch.empty_like(values) if norm == "cosine" else None
     tiles = tiling(pyramid, channels)
-    products_kernel[(batch * pyramid.times * tiles["N_TILES"], splits)](
-        features, filters, products, squares, batch, channels, *size, pyramid.cells, tiles.pop("N_TILES"),
-        *features.stride(), LEVELS=levels, SPLIT=CHANNELS_PER_PROGRAM, num_warps=4, **tiles,
+    correlate_kernel[(batch * pyramid.times * tiles["N_TILES"],)](
+        features, filters, values, inverse_norms, channels, *size, pyramid.cells, tiles.pop("N_TILES"),
+        *features.stride(), LEVELS=levels, num_warps=4, **tiles,
     )  # fmt: skip
-    values, inverse_norms = combine_windows(pyramid, filters, products, squares)
-    kept = (values, inverse_norms) if norm == "cosine" else (filters.new_empty(batch, 0),) * 2
-    return pyramid, values, *kept
+    if inverse_norms is None:
+        return pyramid, values, *(filters.new_empty(batch, 0),) * 2
+    return pyramid, values, values, inverse_norms
 
 
 @on_own_device
@@ -271,10 +301,11 @@ def pyramid_correlation_bwd(
     tiles = tiling(pyramid, channels)
     # Its tile holds the features and their gradient.
     tiles["CHANNELS"] = max(16, tiles["CHANNELS"] // 2)
-    programs = pyramid.times * tiles["N_TILES"]
-    partial = filters.new_empty(batch, programs, channels)
-    gradient_kernel[(batch * programs, triton.cdiv(channels, tiles["CHANNELS"]))](
-        features, filters, along, own, dfeatures, partial, channels, *size, pyramid.cells, tiles.pop("N_TILES"),
-        *features.stride(), *dfeatures.stride(), LEVELS=levels, num_warps=4, **tiles,
+    n_tiles, chunks = pyramid.times * tiles["N_TILES"], triton.cdiv(channels, tiles["CHANNELS"])
+    splits = max(1, min(2 * multiprocessors(features.device) // (batch * chunks), n_tiles // FEWEST_TILES))
+    sums = filters.new_empty(batch, splits, channels)
+    gradient_kernel[(batch * splits, chunks)](
+        features, filters, along, own, turn if splits == 1 else None, dfeatures, sums, channels, *size, pyramid.cells,
+        tiles.pop("N_TILES"), splits, *features.stride(), *dfeatures.stride(), LEVELS=levels, num_warps=4, **tiles,
     )  # fmt: skip
-    return dfeatures, sum_filters(partial, filters, turn)
+    return dfeatures, sums[:, 0] if splits == 1 else sum_filters(sums, filters, turn)

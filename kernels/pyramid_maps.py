@@ -59,52 +59,6 @@ def filter_inverse(filter_ptr, b, C, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def windows_kernel(
-    filter_ptr,  # (B, C)
-    product_ptr,  # (SPLITS, B, T * H * W)
-    square_ptr,  # (SPLITS, B, CELLS) of window sums, or None
-    value_ptr,  # (B, CELLS): cosines or mean products
-    inverse_ptr,  # (B, CELLS) or None
-    B,
-    C,
-    T,
-    H,
-    W,
-    CELLS,
-    SPLITS,
-    BLOCK: tl.constexpr,
-):
-    b, level = tl.program_id(0), tl.program_id(2)
-    h, w, offset = level_size(level, T, H, W)
-    q = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    valid = q < T * h * w
-    t, i, j = q // (h * w), q // w % h, q % w
-    side = 1 << level
-    total = tl.zeros((BLOCK,), tl.float32)
-    count = tl.zeros((BLOCK,), tl.float32)
-    for down in range(side):
-        for right in range(side):
-            y, x = (i << level) + down, (j << level) + right
-            there = valid & (y < H) & (x < W)
-            count += there.to(tl.float32)
-            for split in range(SPLITS):
-                row = (split * B + b).to(tl.int64) * (T * H * W)
-                total += tl.load(product_ptr + (row + (t * H + y) * W + x), mask=there, other=0.0)
-    count = tl.maximum(count, 1.0)
-    value = total / count
-    cell = b.to(tl.int64) * CELLS + offset + q
-    if square_ptr is not None:
-        square = tl.zeros((BLOCK,), tl.float32)
-        for split in range(SPLITS):
-            row = (split * B + b).to(tl.int64) * CELLS
-            square += tl.load(square_ptr + (row + offset + q), mask=valid, other=0.0)
-        inverse = inverse_length(square / (count * count))
-        value = value * inverse * filter_inverse(filter_ptr, b, C, BLOCK)
-        tl.store(inverse_ptr + cell, inverse, mask=valid)
-    tl.store(value_ptr + cell, value, mask=valid)
-
-
-@triton.jit
 def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
     """Mean over the levels of their windows' values, enlarged bilinearly to positions p."""
     t, y, x = p // (H * W), p // W % H, p % W
@@ -266,21 +220,6 @@ def filters_kernel(
             turn += tl.load(turn_ptr + b * LEVELS + level)
         total -= turn * tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
     tl.store(out_ptr + b * C + c, total, mask=c < C)
-
-
-def combine_windows(
-    pyramid: Pyramid, filters: Tensor, products: Tensor, squares: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Every window's value (B, cells) from the partial sums over channels, and with squares its inverse norm."""
-    splits, batch, _ = products.shape
-    values = filters.new_empty(batch, pyramid.cells)
-    inverse_norms = None if squares is None else filters.new_empty(batch, pyramid.cells)
-    grid = (batch, triton.cdiv(pyramid.positions, BLOCK), pyramid.levels)
-    windows_kernel[grid](
-        filters, products, squares, values, inverse_norms, batch, filters.shape[1], *pyramid[:3], pyramid.cells,
-        splits, BLOCK=BLOCK,
-    )  # fmt: skip
-    return values, inverse_norms
 
 
 def make_maps(

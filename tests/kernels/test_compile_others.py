@@ -13,9 +13,7 @@ from ahead_of_time import compile_call
 
 # sm_80's tiles also serve sm_86 and sm_89 with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-CORRELATION = {
-    "products_kernel", "windows_kernel", "map_kernel", "pull_kernel", "gradient_kernel", "filters_kernel",
-}  # fmt: skip
+CORRELATION = {"correlate_kernel", "map_kernel", "pull_kernel", "gradient_kernel"}
 KERNELS = {
     "attention 64 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
     "attention 256 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
@@ -29,7 +27,7 @@ KERNELS = {
     "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
     "sparse_code": {"forward_kernel", "backward_kernel"},
     "correlation 8x8": CORRELATION,
-    "correlation 28x28": CORRELATION,
+    "correlation 28x28": CORRELATION | {"filters_kernel"},
     "correlation 9x4": CORRELATION,
 }
 # Their products are float32's whatever the type of the features: steps of an iteration feed the next.

@@ -58,6 +58,8 @@ def close(found, expected, tolerance):
         ((2, 5, 2, 7, 9), "none"),
         ((1, 130, 1, 8, 8), "cosine"),
         ((2, 3, 1, 1, 1), "cosine"),
+        ((1, 5, 2, 20, 30), "cosine"),  # enough tiles that programs share a sample's
+        ((1, 5, 2, 20, 30), "none"),
     ],
 )
 def test_map_and_gradients(device, kernels, shape, levels, norm):
@@ -121,7 +123,7 @@ def test_few_launches(device, count_launches):
         attention, *kept = triton_kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
     with count_launches() as backward:
         triton_kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
-    assert forward.launches == 3 and backward.launches == 3
+    assert forward.launches == 2 and backward.launches == 2
 
 
 def test_the_same_bits_twice(device, kernels):
