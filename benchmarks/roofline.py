@@ -15,6 +15,8 @@ from cmx_fast.kernels import info_nce_chunks
 from rich.console import Console
 from rich.table import Table
 
+from cmx_fast.ops.info_nce import WIDEST_MEANS
+
 from . import framing, hearing
 from .case import Case
 from .registry import DEVICE_CASES
@@ -82,7 +84,7 @@ def info_nce(n: int, m: int, d: int, element: int, *, symmetric: bool = True, ba
     """Forward a product for the rows' softmax and one for the columns'; backward each again and one for a gradient.
 
     Wide rows: backward one product again, whose result is written a chunk at a time, and one for each gradient. A bank
-    takes a product forward; backward the same and one for the queries.
+    beside a batch takes a product forward; backward the same and one for the queries.
     """
     directions = 2 if symmetric else 1
     pairs = 2.0 * n * m * d
@@ -94,6 +96,17 @@ def info_nce(n: int, m: int, d: int, element: int, *, symmetric: bool = True, ba
     chunks = math.ceil(n * m * element / info_nce_chunks.CHUNK_BYTES)
     products = (directions + 3) * pairs + 3 * 2.0 * n * bank * d
     return Cost(products, moved + 3 * n * m * element, 3 + 3 * chunks)
+
+
+def bank(n: int, k: int, d: int, element: int) -> Cost:
+    """Forward a product for the softmax and one for the mean rows, in one read of the bank; backward none.
+
+    Wider rows than the mean rows are made for: the first product again backward, as with a batch.
+    """
+    rows, pairs = 4 * n * d * element, 2.0 * n * k * d
+    if d > WIDEST_MEANS:
+        return Cost(3 * pairs, 2 * k * d * element + rows, 4)
+    return Cost(2 * pairs, k * d * element + rows, 3)
 
 
 def supcon(n: int, d: int, element: int) -> Cost:
@@ -125,7 +138,7 @@ def attention(batch: int, n: int, m: int, d: int, e: int, element: int) -> Cost:
     """
     pairs = 2.0 * batch * n * m
     rows = batch * (n * d + m * d + (n + m) * e) * element
-    return Cost(pairs * ((d + e) + (6 * d + 4 * e)), 5 * rows, 5)
+    return Cost(pairs * ((d + e) + (6 * d + 4 * e)), 5 * rows, 3)
 
 
 def sparse_code(n: int, c: int, atoms: int, steps: int) -> Cost:
@@ -136,7 +149,7 @@ def sparse_code(n: int, c: int, atoms: int, steps: int) -> Cost:
 
 def pyramid_correlation(features: int, element: int) -> Cost:
     """Forward features are read once; backward once more, and their gradient written."""
-    return Cost(0.0, 3 * features * element, 6)
+    return Cost(0.0, 3 * features * element, 4)
 
 
 def gate(features: int, element: int) -> Cost:
@@ -166,7 +179,7 @@ def cost(case: Case) -> Cost | None:
     if case.task == "two views":
         return supcon(2 * n, d, element)
     if case.task == "bank":
-        return Cost(3 * 2.0 * n * case.bank * d, 2 * case.bank * d * element + 4 * n * d * element, 4)
+        return bank(n, case.bank, d, element)
     if case.task == "supcon":
         return supcon(n, d, element)
     if case.task in ("step", "step of maps"):

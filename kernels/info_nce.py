@@ -1,7 +1,8 @@
 """InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
 
 Forward: norms (only to normalise, for distances or to check a permutation), a scan of the logits for the queries and,
-if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets.
+if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets. Banks alone
+leave their softmax-weighted mean rows as well (kernels/info_nce_banks.py).
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from cmx_fast.kernels.common.norms import (
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.common.scan import Partials, scan
 from cmx_fast.kernels.info_nce_backward import info_nce_bwd
+from cmx_fast.kernels.info_nce_banks import scan_banks, store_mean_rows
 from torch import Tensor
 
 __all__ = ["info_nce_bwd", "info_nce_fwd"]
@@ -74,6 +76,8 @@ def loss_kernel(
     row_slots,
     col_part_ptr,  # of the keys
     col_slots,
+    sum_ptr,  # (row_slots, B * N, D) partial sums of the banks' rows, or None
+    mean_ptr,  # out, (B, N, D)
     loss_ptr,  # (B, N)
     row_stats_ptr,  # (B, 3, N): log-sum-exp; mean similarity less the positive's; weight of the softmax's gradient for
     col_stats_ptr,  # (B, 3, M)  a loss that counts once, or with label smoothing the sum of the similarities
@@ -111,6 +115,10 @@ def loss_kernel(
     if row_part_ptr is not None:
         maximum, total, weighted, plain = add_partials(
             maximum, total, weighted, plain, row_part_ptr, row_slots, n_queries, i, inside, SMOOTH, BLOCK
+        )
+    if sum_ptr is not None:
+        store_mean_rows(
+            mean_ptr, row_part_ptr, sum_ptr, row_slots, maximum, total, n_queries, D, i, inside, BLOCK, DEPTH
         )
     lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
     stats = row_stats_ptr + batch * 3 * N + position
@@ -159,18 +167,21 @@ def info_nce_fwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per-query InfoNCE losses and the softmax statistics that the backward pass needs.
 
-    The operator ``cmx_fast::info_nce_fwd`` for CUDA; ``cache`` is accepted and ignored, the backward pass recomputes.
+    The operator ``cmx_fast::info_nce_fwd`` for CUDA.
 
     Args:
         query: (B, N, D), key: (B, M, D), both float32, bfloat16 or float16; bank: (K, D) tensors of that dtype.
         logit_scale: 0-d float32 on the device; not positive gives NaN.
         target: (B, N) int64 or None; an entry out of range, or with ``symmetric`` no permutation, gives NaN.
+        cache: with banks alone against the queries, keep the softmax-weighted mean of their rows, which is all that the
+            gradient needs of them. Else ignored: the backward pass recomputes.
 
     Returns:
-        loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), all float32, and an empty tensor.
+        loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), and the mean rows (B, N, D) or an
+        empty tensor; all float32.
 
-    Memory: 3 floats per row and column split (at most 32). Cost: one N x M x D product per direction. Two to four
-    launches, no synchronisation, no atomics.
+    Memory: 3 floats per row and column split (at most 32), D more for mean rows. Cost: one N x M x D product per
+    direction, two for mean rows. Two to four launches, no synchronisation, no atomics.
     """
     check_dtype(query)
     query, key, target, *bank = contiguous(query, key, target, *bank)
@@ -178,7 +189,8 @@ def info_nce_fwd(
     loss = logit_scale.new_empty(batch, n)
     row_stats = logit_scale.new_empty(batch, 3, n)
     col_stats = logit_scale.new_empty(batch, 3, m if symmetric else 0)
-    saved = logit_scale.new_empty(0)
+    means = cache and not in_batch
+    saved = logit_scale.new_empty((batch, n, width) if means else 0)
     if batch * n == 0:
         return loss, row_stats, col_stats, saved
     distance = similarity != "dot"
@@ -195,7 +207,10 @@ def info_nce_fwd(
 
     options = {"within": within, "similarity": similarity, "smooth": label_smoothing > 0}
     row_part = col_part = Partials()
-    if in_batch or banks or within:
+    sums = None
+    if means:
+        row_part, sums = scan_banks(queries, banks, logit_scale)
+    elif in_batch or banks or within:
         together = symmetric and target is None
         row_part, col_part = scan(
             queries, keys if in_batch else None, banks, target, logit_scale,
@@ -214,6 +229,8 @@ def info_nce_fwd(
         logit_scale,
         *row_part,
         *col_part,
+        sums,
+        saved if means else None,
         loss,
         row_stats,
         col_stats,

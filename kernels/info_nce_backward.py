@@ -1,8 +1,8 @@
 """Backward pass of InfoNCE: softmax weights, the matrix kernel, and what is O(N D).
 
-Two launches for similarities that are plain inner products, with equal indices as positives and without smoothing:
-there the forward pass has left weights that lack the incoming gradient alone. Else three, and four where the matrix
-kernels of queries and keys differ.
+One launch where the forward pass has kept mean rows of banks. Two for similarities that are plain inner products, with
+equal indices as positives and without smoothing: there the forward pass has left weights that lack the incoming
+gradient alone. Else three, and four where the matrix kernels of queries and keys differ.
 """
 
 from collections.abc import Sequence
@@ -144,18 +144,18 @@ def info_nce_bwd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``sum(grad_loss * loss)`` of :func:`info_nce_fwd`.
 
-    The operator ``cmx_fast::info_nce_bwd`` for CUDA; ``saved`` is accepted and ignored.
+    The operator ``cmx_fast::info_nce_bwd`` for CUDA.
 
     Args:
         grad_loss: (B, N) float32. query, key, logit_scale, bank, target and the options: as in the forward pass.
-        row_stats, col_stats: what the forward pass returned.
+        row_stats, col_stats, saved: what the forward pass returned.
 
     Returns:
         dquery and dkey in the inputs' dtype, each (0,) when not needed, and the 0-d float32 dscale.
 
     Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle.
-    Cost: two N x M x D products per needed side. Features wider than a program's output go through
-    :mod:`cmx_fast.kernels.info_nce_chunks`: one product, and one per needed side.
+    Cost: two N x M x D products per needed side, none where the forward pass has kept mean rows. Features wider than a
+    program's output go through :mod:`cmx_fast.kernels.info_nce_chunks`: one product, and one per needed side.
     """
     check_dtype(query)
     grad_loss, query, key, target, row_stats, col_stats = contiguous(
@@ -171,7 +171,8 @@ def info_nce_bwd(
     smooth, distance = label_smoothing > 0, similarity != "dot"
     queries, keys = allocate_rows(query, normalize, distance), allocate_rows(key, normalize, distance)
     banks = [allocate_rows(rows, False, distance) for rows in bank]
-    measured = norm_arguments([queries, keys, *banks])
+    means = saved if saved.numel() > 0 else None
+    measured = norm_arguments([queries, keys, *banks] if means is None else [])
     positive, dscale_part, grad = None, None, None
     if target is None and not smooth and not measured[-1]:
         row_softmax = Softmax(row_stats[:, 0], row_stats[:, 2])
@@ -183,12 +184,13 @@ def info_nce_bwd(
             normalize, label_smoothing, candidate_counts(n, m, bank, in_batch, within),
         )  # fmt: skip
 
-    if worth_chunks(query, m, similarity):
+    query_part = key_part = RowGradient()
+    if means is None and worth_chunks(query, m, similarity):
         query_part, key_part = gradients_by_chunks(
             queries, row_softmax, keys, col_softmax, banks, target, logit_scale, grad,
             in_batch=in_batch, within=within, need_query=need_query, need_key=need_key,
         )  # fmt: skip
-    else:
+    elif means is None:
         query_part, key_part = _fused_gradients(
             queries, row_softmax, keys, col_softmax, banks, target, logit_scale, grad, similarity=similarity,
             in_batch=in_batch, within=within, need_query=need_query, need_key=need_key,
@@ -208,6 +210,7 @@ def info_nce_bwd(
         logit_scale,
         *query_part,
         *key_part,
+        means,
         dquery if need_query else None,
         dkey if need_key else None,
         dscale_part,

@@ -60,6 +60,7 @@ def finish_rows(
     part_ptr,  # (slots, B, n, D): from the matrix kernel
     sum_ptr,
     slots,
+    mean_ptr,  # (B, n, D) mean rows of the banks that push queries away, or None
     out_ptr,
     n_batch,
     n,
@@ -83,8 +84,8 @@ def finish_rows(
     x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
     if NORMALIZE:
         squares = tl.sum(x * x, 1)
-        scale = inverse_norm(squares)
-        x *= scale[:, None]
+        inverse = inverse_norm(squares)
+        x *= inverse[:, None]
 
     gradient = tl.zeros((ROWS, WIDTH), tl.float32)
     slot_rows = tl.cast(n_batch, tl.int64) * n
@@ -113,6 +114,8 @@ def finish_rows(
         )
         if NORMALIZE:
             y *= inverse_norm(tl.sum(y * y, 1))[:, None]
+        if mean_ptr is not None:
+            y -= tl.load(mean_ptr + where, mask=mask, other=0.0)
         gradient = add_positive(gradient, x, y, factor[:, None], SIMILARITY)
     else:
         # Keys: any number of queries may have this key as their target. Each is found by one program, in order.
@@ -131,7 +134,7 @@ def finish_rows(
                 gradient = tl.where(own, add_positive(gradient, x, y[None, :], factor, SIMILARITY), gradient)
 
     if NORMALIZE:
-        gradient = through_normalization(gradient, x, squares, scale)
+        gradient = through_normalization(gradient, x, squares, inverse)
     tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -151,6 +154,7 @@ def finish_kernel(
     key_part_ptr,
     key_sum_ptr,
     key_slots,
+    mean_ptr,  # (B, N, D) or None
     dquery_ptr,
     dkey_ptr,
     dscale_part_ptr,
@@ -188,13 +192,13 @@ def finish_kernel(
         if pid < query_programs:
             finish_rows(
                 pid, query_ptr, key_ptr, target_ptr, positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale,
-                query_part_ptr, query_sum_ptr, query_slots, dquery_ptr, n_batch, N, M, D,
+                query_part_ptr, query_sum_ptr, query_slots, mean_ptr, dquery_ptr, n_batch, N, M, D,
                 True, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
             )  # fmt: skip
     if dkey_ptr is not None:  # noqa: SIM102 - the first condition is one of compilation
         if pid >= query_programs:
             finish_rows(
                 pid - query_programs, key_ptr, query_ptr, target_ptr, positive_ptr, grad_ptr, row_stats_ptr,
-                col_stats_ptr, scale, key_part_ptr, key_sum_ptr, key_slots, dkey_ptr, n_batch, M, N, D,
+                col_stats_ptr, scale, key_part_ptr, key_sum_ptr, key_slots, None, dkey_ptr, n_batch, M, N, D,
                 False, SIMILARITY, NORMALIZE, ROWS, WIDTH, SEARCH,
             )  # fmt: skip

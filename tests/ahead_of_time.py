@@ -32,7 +32,7 @@ class Compiled(NamedTuple):
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
     """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "target",
-    "supcon", or a key of OTHERS."""
+    "banks", "supcon", or a key of OTHERS."""
     import triton
     from cmx_fast.kernels import position_gate
     from cmx_fast.kernels.common import tiles
@@ -216,6 +216,9 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     target = None
     if call in ("clip", "unit"):
         bank, options = [], (True, False, "dot", True, call == "clip", 0.0)
+    elif call == "banks":
+        bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 300)]
+        options = (False, False, "dot", False, True, 0.0)
     elif call == "wide":
         bank = [torch.zeros(4096, width, dtype=dtype)]
         options = (True, True, "dot", True, True, 0.1)
@@ -226,7 +229,7 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     else:
         bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 1)]
         options = (True, True, "l2", True, True, 0.1)
-    _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, False)
+    _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, call == "banks")
     info_nce_bwd(torch.ones(x.shape[:2]), x, y, scale, bank, target, *options, *saved, True, True)
 
 

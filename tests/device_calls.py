@@ -69,6 +69,16 @@ CALLS: dict[str, Call] = {
         2,
         3,
     ),
+    "info_nce_banks": Call(
+        lambda dtype: [
+            unit(dtype, 130, 48), unit(dtype, 130, 48), unit(dtype, 300, 48), unit(dtype, 40, 48), torch.tensor(20.0),
+        ],
+        lambda q, k, long, short, scale: ops.info_nce(
+            q, k, scale, bank=[long.detach(), short.detach()], in_batch=False, symmetric=False, normalize=True
+        ),
+        2,
+        4,
+    ),
     "supcon": Call(
         lambda dtype: [unit(dtype, 150, 64), torch.tensor(10.0), torch.arange(150) % 7],
         lambda x, scale, labels: ops.supcon(x, labels, scale),

@@ -25,14 +25,24 @@ def problem(n, m, d, *, batch=1, banks=(), dtype=torch.float32) -> tuple[Tensor,
 
 
 def run(
-    device, grad_loss, query, key, scale, bank=(), target=None, need_query=True, need_key=True, **options
+    device,
+    grad_loss,
+    query,
+    key,
+    scale,
+    bank=(),
+    target=None,
+    need_query=True,
+    need_key=True,
+    cache=False,
+    **options,
 ):
     """Loss, dquery, dkey, dscale of the launchers, on the CPU."""
     options = tuple((DEFAULTS | options).values())
     there = [x.to(device) for x in (query, key, scale)]
     bank = [rows.to(device) for rows in bank]
     target = target if target is None else target.to(device)
-    loss, row_stats, col_stats, saved = info_nce_fwd(*there, bank, target, *options, False)
+    loss, row_stats, col_stats, saved = info_nce_fwd(*there, bank, target, *options, cache)
     gradients = info_nce_bwd(
         grad_loss.to(device),
         *there,
@@ -65,10 +75,10 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
-def check(device, query, key, scale, bank=(), target=None, tolerance=3e-6, **options):
+def check(device, query, key, scale, bank=(), target=None, tolerance=3e-6, cache=False, **options):
     """Compare loss and all gradients, judged as vectors."""
     scale, grad_loss = torch.tensor(scale), torch.randn(query.shape[:2])
-    found = run(device, grad_loss, query, key, scale, bank, target, **options)
+    found = run(device, grad_loss, query, key, scale, bank, target, cache=cache, **options)
     expected = truth(grad_loss, query, key, scale, bank, target, **options)
     assert [x.dtype for x in found] == [torch.float32, query.dtype, key.dtype, torch.float32]
     assert [x.shape for x in found] == [x.shape for x in expected]

@@ -16,6 +16,9 @@ from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
 
 SIMILARITIES = ("dot", "l2", "sql2")
 REDUCTIONS = ("mean", "sum", "none")
+#: Features up to which a GPU finds the banks' mean rows in the forward pass. Wider means are made in parts, and each
+#: part needs the similarities anew.
+WIDEST_MEANS = 256
 
 
 def info_nce(
@@ -74,7 +77,8 @@ def info_nce(
     Memory: O((N + M) D) plus a tile, and at most :func:`cmx_fast.ops.cache_budget` bytes kept for the backward pass.
     Cost on the CPU: one N x M x D product forward; three more backward, two when the similarities were kept. With banks
     alone against the queries (MoCo's form) two products forward and none backward: the gradient is the bank's mean row.
-    On a GPU a symmetric loss takes two forward and four backward, one direction one and two to three.
+    On a GPU a symmetric loss takes two forward and four backward, one direction one and two to three, and banks alone
+    the same as on the CPU up to 256 features.
 
     Example:
         >>> import torch
@@ -109,7 +113,7 @@ def info_nce(
     else:
         # Where only a bank pushes the queries away, its mean row is all that their gradient needs of it.
         only_bank = len(bank) > 0 and not (within or symmetric or label_smoothing) and similarity == "dot"
-        keep = only_bank and query.device.type == "cpu" and query.requires_grad
+        keep = only_bank and query.requires_grad and (query.is_cpu or query.shape[2] <= WIDEST_MEANS)
     forward = torch.ops.cmx_fast.info_nce_fwd if torch.compiler.is_compiling() else _InfoNCE.apply
     loss = forward(query, key, scale, bank, target, *options.values(), keep)[0]
     return reference.reduce_loss(loss.reshape(leading), reduction)

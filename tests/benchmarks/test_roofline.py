@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,20 @@ def test_wide_info_nce(products, monkeypatch):
     assert sum(products) == roofline.info_nce(128, 128, 256, 4).products
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_bank(products, keep):
+    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+
+    d = 64 if keep else 512
+    x, y, scale, bank = rows(1, 64, d), rows(1, 64, d), torch.ones(()), [rows(256, d)]
+    options = False, False, "dot", False, True, 0.0
+    _, *saved = info_nce_fwd(x, y, scale, bank, None, *options, keep)
+    info_nce_bwd(torch.ones(1, 64), x, y, scale, bank, None, *options, *saved, True, False)
+    # A wide gradient is made in parts of 128 features, each with its own similarities.
+    again = 0 if keep else 3 * 2.0 * 64 * 256 * d
+    assert sum(products) == roofline.bank(64, 256, d, 4).products + again
+
+
 def test_supcon(products):
     from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
 
@@ -124,6 +139,28 @@ def test_every_case_of_the_suite_has_a_limit_or_none_of_our_kernels():
     without = {case.task for case in roofline.DEVICE_CASES if roofline.cost(case) is None}
     assert without == {"CBAM", "channel attention", "two banks"}
     assert roofline.table().row_count > 20
+
+
+#: Rows of the page's table, in its order.
+ON_THE_PAGE = (
+    "floors/info_nce-small-1024", "floors/info_nce-32768x512", "floors/info_nce-bank", "floors/supcon-16384x128",
+    "floors/kmeans-27", "floors/kmeans-1024", "floors/pyramid_correlation", "attention/device",
+    "gates/device-squeeze-excite-56", "band_spectrogram/device-log-mel",
+)  # fmt: skip
+
+
+def test_the_page_says_what_the_model_does():
+    page = (Path(__file__).parents[2] / "docs/performance.md").read_text()
+    rows = page.split("| bound by |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    assert len(rows) == len(ON_THE_PAGE)
+    for row, name in zip(rows, ON_THE_PAGE):
+        *times, bound = (cell.strip() for cell in row.strip("| ").split("|")[1:])
+        case = next(case for case in roofline.DEVICE_CASES if case.name == name)
+        found = roofline.cost(case)
+        least = [1e3 * found.seconds(chip, case.dtype) for chip in roofline.CHIPS]
+        assert [float(time) for time in times] == pytest.approx(least, rel=0.05), row
+        h200 = next(chip for chip in roofline.CHIPS if chip.name == "H200")
+        assert bound == found.bound(h200, case.dtype), row
 
 
 def test_the_line_beside_a_measurement():

@@ -33,6 +33,10 @@ def _cases():
                 )  # a product in TF32; on sm_80 with bfloat16's tiles
         yield chip, "float32", 512, "everything"
         yield chip, "bfloat16", 128, "unit"
+        for width in (64, 128, 256):
+            yield chip, "bfloat16", width, "banks"
+        yield chip, "float16", 128, "banks"
+        yield chip, "float32", 256, "banks"
         yield chip, "bfloat16", 512, "wide"
         yield chip, "float32", 512, "wide"
     yield 90, "bfloat16", 128, "clip"
@@ -58,15 +62,17 @@ def compiled(request):
 def test_fits_the_chip(compiled, chip, dtype, width, call):
     kernels = compiled[chip, dtype, width, call].result(timeout=600)
     names = {kernel.kernel for kernel in kernels}
-    gradient = "logit_gradient_kernel" if call == "wide" else "gradient_kernel"
-    assert {"scan_kernel", gradient, "loss_kernel", "finish_kernel"} <= names
-    assert ("weights_kernel" in names) == (call != "unit")
+    matrices = {"scan_kernel", "logit_gradient_kernel" if call == "wide" else "gradient_kernel"}
+    if call == "banks":
+        matrices = {"bank_kernel"}
+    assert matrices | {"loss_kernel", "finish_kernel"} <= names
+    assert ("weights_kernel" in names) == (call not in ("unit", "banks"))
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
         assert not kernel.narrow_offsets, kernel
         assert kernel.shared <= SHARED_BYTES[chip], kernel
         assert kernel.tensor_memory <= TENSOR_MEMORY_COLUMNS, kernel
-        assert kernel.dots == (kernel.kernel in ("scan_kernel", gradient)), kernel
+        assert kernel.dots == (kernel.kernel in matrices), kernel
         if kernel.dots and dtype != "float32":
             assert kernel.matrix_instructions, kernel
 

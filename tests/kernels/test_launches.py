@@ -48,7 +48,7 @@ def features(*shape: int) -> Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
 
 
-def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, banks=0):
+def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, banks=0, cache=False):
     def call(device):
         from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
 
@@ -56,7 +56,7 @@ def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, b
         target = torch.arange(128, device=device).flip(0)[None] if targets else None
         bank, scale = [features(64, 32).to(device) for _ in range(banks)], torch.ones((), device=device)
         options = in_batch, False, "dot", symmetric, normalize, 0.0
-        _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, False)
+        _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, cache)
         grad = torch.ones(1, 128, device=device)
         info_nce_bwd(grad, x, y, scale, bank, target, *options, *saved, True, True)
 
@@ -179,6 +179,8 @@ LAUNCHES = {
     info_nce(): 4,
     info_nce(symmetric=False): 5,
     info_nce(symmetric=False, in_batch=False, banks=2): 4,
+    info_nce(symmetric=False, in_batch=False, banks=2, cache=True): 3,
+    info_nce(symmetric=False, in_batch=False, banks=2, cache=True, normalize=True): 4,
     info_nce(normalize=True): 6,
     info_nce(targets=True): 8,
     supcon: 8,
@@ -187,9 +189,9 @@ LAUNCHES = {
     kmeans(1000): 4,
     cluster_cross_entropy: 4,
     sparse_code: 2,
-    pyramid_correlation: 6,
-    attention_consistency: 3,
-    attention: 5,
+    pyramid_correlation: 4,
+    attention_consistency: 2,
+    attention: 3,
     channel_gate: 4,
     position_gate: 2,
     pool_channels: 2,

@@ -1,0 +1,183 @@
+"""InfoNCE of queries against banks alone: softmax statistics and the softmax-weighted mean rows in one read.
+
+Where only banks push a query away, its gradient needs nothing of them but the mean of their rows, weighted by the
+softmax: attention whose keys and values are the bank. That takes two products, forward; recomputing the similarities
+backward would be a third, and one more read.
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.gradient import product_form
+from cmx_fast.kernels.common.gradient_kernel import accumulate_product
+from cmx_fast.kernels.common.logits import (
+    LOG2E,
+    chunked_products,
+    empty_statistics,
+    finite_shift,
+    load_tile,
+)
+from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.scan import Partials
+from cmx_fast.kernels.common.tiles import (
+    GRADIENT_TILES,
+    architecture,
+    choose_tile,
+    column_splits,
+    dot_precision,
+    upcast,
+)
+from torch import Tensor
+
+
+@triton.jit
+def bank_kernel(
+    a_ptr,  # (n, D)
+    a_inv_ptr,  # (n,) inverse norms or None
+    banks,  # tuple of (K, D)
+    bank_sizes,
+    scale_ptr,
+    part_ptr,  # out, (n_splits, 3, n)
+    sum_ptr,  # out, (n_splits, n, D): of the rows, times 2^(logit - the split's maximum)
+    n,
+    D,
+    n_splits,
+    n_chunks,
+    N_BANKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OUT: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_blocks = tl.cdiv(n, ROWS)
+    # Neighbouring programs read the same columns: they meet in the L2 cache.
+    row0 = pid % n_blocks * ROWS
+    pid = pid // n_blocks
+    out0 = pid % n_chunks * OUT
+    split = pid // n_chunks
+    scale2 = tl.load(scale_ptr) * LOG2E
+    n_tiles = 0
+    for i in tl.static_range(N_BANKS):
+        n_tiles += tl.cdiv(bank_sizes[i], COLS)
+    tile_lo = split * n_tiles // n_splits
+    tile_hi = (split + 1) * n_tiles // n_splits
+
+    rows = row0 + tl.arange(0, ROWS)
+    inside = rows < n
+    a_inv = tl.load(a_inv_ptr + rows, mask=inside, other=1.0) if a_inv_ptr is not None else None
+    a = load_tile(a_ptr, row0, n, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
+    maximum, total, weighted, _ = empty_statistics(ROWS)
+    sums = tl.zeros((ROWS, OUT), tl.float32)
+    offset = 0  # of the bank's first tile among all tiles
+    for i in tl.static_range(N_BANKS):
+        size = tl.cdiv(bank_sizes[i], COLS)
+        for tile in range(tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size)):
+            col0 = tile * COLS
+            if RESIDENT:
+                c = load_tile(banks[i], col0, bank_sizes[i], 0, D, COLS, DEPTH, UPCAST)
+                u = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+            else:
+                u = chunked_products(
+                    a_ptr, row0, n, banks[i], col0, bank_sizes[i], D, ROWS, COLS, DEPTH, PRECISION, UPCAST
+                )
+                c = load_tile(banks[i], col0, bank_sizes[i], out0, D, COLS, OUT, UPCAST)
+            if a_inv_ptr is not None:
+                u *= a_inv[:, None]
+            keep = (col0 + tl.arange(0, COLS) < bank_sizes[i])[None, :]
+            z2 = tl.where(keep, u * scale2, float("-inf"))
+            largest = tl.maximum(maximum, tl.max(z2, 1))
+            shift = finite_shift(largest)
+            e = tl.exp2(z2 - shift[:, None])
+            factor = tl.exp2(maximum - shift)
+            total = total * factor + tl.sum(e, 1)
+            weighted = weighted * factor + tl.sum(e * u, 1)
+            sums, e = accumulate_product(sums * factor[:, None], e, c, PRODUCT)
+            maximum = largest
+        offset += size
+
+    d = out0 + tl.arange(0, OUT)
+    slot = tl.cast(split, tl.int64) * n + rows
+    tl.store(sum_ptr + slot[:, None] * D + d[None, :], sums, mask=inside[:, None] & (d < D)[None, :])
+    if out0 == 0:
+        part = part_ptr + tl.cast(split, tl.int64) * 3 * n + rows
+        tl.store(part, maximum, mask=inside)
+        tl.store(part + n, total, mask=inside)
+        tl.store(part + 2 * tl.cast(n, tl.int64), weighted, mask=inside)
+
+
+@triton.jit
+def store_mean_rows(
+    mean_ptr,  # (n, D)
+    part_ptr,  # (slots, 3, n)
+    sum_ptr,  # (slots, n, D)
+    slots,
+    maximum,  # (BLOCK,) of all slots, and their total
+    total,
+    n,
+    D,
+    index,
+    inside,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Merge what :func:`bank_kernel` has left of the rows ``index``; an empty bank's mean is 0."""
+    n = tl.cast(n, tl.int64)
+    shift = finite_shift(maximum)
+    for d0 in range(0, D, DEPTH):
+        d = d0 + tl.arange(0, DEPTH)
+        mask = inside[:, None] & (d < D)[None, :]
+        where = index[:, None] * D + d[None, :]
+        mean = tl.zeros((BLOCK, DEPTH), tl.float32)
+        for slot in range(0, slots):
+            own = tl.load(part_ptr + slot * 3 * n + index, mask=inside, other=float("-inf"))
+            sums = tl.load(sum_ptr + slot * n * D + where, mask=mask, other=0.0)
+            mean += tl.exp2(own - shift)[:, None] * sums
+        mean = tl.where((total == 0)[:, None], mean, mean / total[:, None])
+        tl.store(mean_ptr + where, mean, mask=mask)
+
+
+def scan_banks(queries: Rows, banks: Sequence[Rows], logit_scale: Tensor) -> tuple[Partials, Tensor]:
+    """Partial statistics of every query over the banks, as of ``scan``, and (slots, B * n, D) partial sums of rows.
+
+    One launch. Cost: two products; rows wider than a program's output make the first once per part of the second.
+    """
+    n, width = queries.data.shape[:2].numel(), queries.data.shape[2]
+    device = queries.data.device
+    tile = choose_tile(GRADIENT_TILES, architecture(device), queries.data.dtype, width)
+    resident = tile.depth >= width
+    chunks = 1 if resident else triton.cdiv(width, tile.out)
+    programs = triton.cdiv(n, tile.rows) * chunks
+    splits = column_splits(device, programs, sum(triton.cdiv(bank.length, tile.cols) for bank in banks))
+    part = logit_scale.new_empty(splits, 3, n)
+    sums = logit_scale.new_empty(splits, n, width)
+    bank_kernel[(programs * splits,)](
+        queries.data,
+        queries.inverse_norm,
+        tuple(bank.data for bank in banks),
+        tuple(bank.length for bank in banks),
+        logit_scale,
+        part,
+        sums,
+        n,
+        width,
+        splits,
+        chunks,
+        N_BANKS=len(banks),
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        DEPTH=tile.depth,
+        OUT=tile.out,
+        RESIDENT=resident,
+        PRECISION=dot_precision(queries.data),
+        PRODUCT=product_form(queries.data, split=False),
+        UPCAST=upcast(queries.data),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return Partials(part, splits), sums
