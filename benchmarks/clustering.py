@@ -114,6 +114,10 @@ PROVIDERS: dict[str, dict[str, Provider]] = {
             lambda p: _minibatch(p, reference.kmeans_step),
             package="faiss-cpu",
         ),
+        "PiCIE's way, PyTorch's search": Provider(
+            lambda p: lambda: packages.picie_update(p["x"], p["centroids"], _seen(p), formulas.nearest),
+            lambda p: _minibatch(p, reference.kmeans_step),
+        ),
         OURS: Provider(
             lambda p: lambda: _minibatch(p, kmeans_step), lambda p: _minibatch(p, reference.kmeans_step)
         ),

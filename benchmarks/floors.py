@@ -9,9 +9,10 @@ memory, at what a large bfloat16 product (790 TFLOP/s) and a large copy (4.3 TB/
 - a k-means step from maps: the larger of one product and one read; its goals are those that its kernel was designed to;
 - pyramid correlation: features read twice, their gradient written once.
 
-``reach`` is the floor and ``least`` is a third more, what the best published kernels of this kind reach. Nothing here
-was measured. Small batches are bound by launches: they are asked to beat ``torch.compile``, both as CUDA graphs and
-not.
+``reach`` is the floor; ``least`` is what is asked: about a third more where kernels of this kind have been published
+(symmetric InfoNCE), and more room where none were. Nothing here was measured. C2L's clustering pass over 6,000 images
+is 31 batches: its speed is that of one. Small batches of pairs are bound by launches: they are asked to beat
+``torch.compile``, both as CUDA graphs and not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import replace
 import torch
 
 from .case import Case, Goal
+from .correlation import IN_CUDA
 from .provider import OURS
 
 CLIP, COMPILED, MOCO, SUPCONTRAST = (
@@ -33,6 +35,7 @@ CLIP, COMPILED, MOCO, SUPCONTRAST = (
 FUSED = ("memeff", "inf_cl", "cut-cross-entropy")
 GRAPH = ", a graph"
 FLASH = "flash-kmeans"
+PICIE, PICIE_SEARCHED = "PiCIE's way", "PiCIE's way, PyTorch's search"
 ROWS_READY = (f"{FLASH}, rows ready", "faiss-gpu, rows ready", "cuML, rows ready")
 
 
@@ -40,8 +43,8 @@ def _within(least: float, reach: float) -> Goal:
     return Goal("ms", least, reach)
 
 
-def _faster(of: str, against: str) -> Goal:
-    return Goal("speedup", 1, 2, against, of=of)
+def _faster(of: str, against: str, times: float = 1) -> Goal:
+    return Goal("speedup", times, 2 * times, against, of=of)
 
 
 def _accuracy(what: str, loss: float | None, temperature: float) -> Case:
@@ -64,27 +67,35 @@ FLOORS: tuple[Case, ...] = (
     Case(
         "floors/info_nce-65536x768", "info_nce", "clip", 65536, 768, dtype=torch.bfloat16, measures=("time", "memory"),
         providers=(CLIP, COMPILED, *FUSED, "siglip-kernel (sigmoids)", OURS),
-        goals=(_within(44.5, 33.4), *(_faster(OURS, name) for name in (COMPILED, *FUSED))),
+        goals=(_within(45, 33.4), *(_faster(OURS, name) for name in (COMPILED, *FUSED))),
     ),
     Case(
         "floors/info_nce-32768x512", "info_nce", "clip", 32768, 512, dtype=torch.bfloat16, measures=("time", "memory"),
         providers=(CLIP, COMPILED, "open_clip ClipLoss", *FUSED, "siglip-kernel (sigmoids)", OURS),
-        goals=(_within(7.4, 5.57), *(_faster(OURS, name) for name in (COMPILED, *FUSED))),
+        goals=(
+            _within(7.5, 5.57), _faster(OURS, COMPILED, 3), Goal("peak_mb", 1000, 500),
+            *(_faster(OURS, name) for name in FUSED),
+        ),
     ),
     Case(
         "floors/supcon-16384x128", "supcon", "supcon", 16384, 128, dtype=torch.bfloat16,
         providers=(SUPCONTRAST, COMPILED, "pytorch-metric-learning", OURS),
-        goals=(_within(0.29, 0.22), _faster(OURS, COMPILED)),
+        goals=(_within(0.8, 0.22), _faster(OURS, SUPCONTRAST, 8), _faster(OURS, COMPILED)),
     ),
     Case(
         "floors/info_nce-bank", "info_nce", "bank", 4096, 128, bank=65536, dtype=torch.bfloat16,
         providers=(MOCO, COMPILED, "lightly NTXentLoss", "info-nce-pytorch", OURS),
-        goals=(_within(0.23, 0.17), _faster(OURS, COMPILED)),
+        goals=(_within(0.35, 0.17), _faster(OURS, COMPILED)),
     ),
     *(_step_of_maps(*floor) for floor in ((27, 0.11, 0.073), (256, 0.25, 0.102), (1024, 0.70, 0.408))),
     Case(
+        "floors/clustering-pass", "kmeans", "maps", 192 * 80 * 80, 128, clusters=27, dtype=torch.bfloat16,
+        measures=("time", "memory"), providers=(PICIE, PICIE_SEARCHED, OURS),
+        goals=tuple(_faster(OURS, name, 20) for name in (PICIE, PICIE_SEARCHED)),
+    ),
+    Case(
         "floors/pyramid_correlation", "pyramid_correlation", "correlation", 128, 512, size=(4, 8, 8),
-        dtype=torch.bfloat16, providers=("eager formula", COMPILED, OURS),
+        dtype=torch.bfloat16, providers=("eager formula", COMPILED, IN_CUDA, OURS),
         goals=(_within(0.031, 0.023), _faster(OURS, COMPILED)),
     ),
     *(_accuracy(f"error-at-{loss:g}", loss, 0.07) for loss in (1, 0.1, 0.001)),

@@ -182,7 +182,7 @@ def cost(case: Case) -> Cost | None:
         return bank(n, case.bank, d, element)
     if case.task == "supcon":
         return supcon(n, d, element)
-    if case.task in ("step", "step of maps"):
+    if case.task in ("step", "step of maps", "maps"):
         return kmeans_step(case.rows, d, case.clusters, element)
     if case.task == "pixels":
         return cluster_cross_entropy(n, d, case.clusters, element)

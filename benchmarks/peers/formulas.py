@@ -64,15 +64,20 @@ def siglip(image: Tensor, text: Tensor, logit_scale: Tensor, bias: float) -> Ten
     return -F.logsigmoid(labels * logits).sum() / len(image)
 
 
+def nearest(rows: Tensor, centroids: Tensor) -> Tensor:
+    """Labels (N,) of rows (N, D) by centroids (K, D): a product of the rows' dtype and its smallest."""
+    centroids = centroids.to(rows.dtype)
+    return torch.addmm(centroids.square().sum(1), rows, centroids.T, alpha=-2).argmin(1)
+
+
 def lloyd_iteration(x: Tensor, centroids: Tensor, rows: int = 4096) -> Tensor:
     """The next centroids (K, D) of rows x (N, D): products, argmin and sums of some thousand rows at a time."""
     wide = torch.promote_types(
         x.dtype, torch.float32
     )  # bfloat16 sums of thousands of rows would stop growing
     sums, counts = torch.zeros_like(centroids, dtype=wide), x.new_zeros(len(centroids), dtype=torch.int64)
-    squares = centroids.square().sum(1)
     for part in x.split(rows):
-        labels = torch.addmm(squares, part, centroids.T, alpha=-2).argmin(1)
+        labels = nearest(part, centroids)
         sums.index_add_(0, labels, part.to(wide))
         counts += torch.bincount(labels, minlength=len(centroids))
     return torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), centroids)

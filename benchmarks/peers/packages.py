@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EXTRA = "pip install 'cmx-fast[bench]'"
+Search = Callable[[Tensor, Tensor], Tensor]
 
 
 class MissingPeerError(ImportError):
@@ -94,18 +95,27 @@ def faiss_iteration(x: Tensor, centroids: Tensor) -> Callable[[], Tensor]:
     return iterate
 
 
-def picie_update(maps: Tensor, centroids: Tensor, seen: Tensor) -> Tensor:
-    """PiCIE's mini-batch update: unit features flattened on the host, faiss's search, a loop over the clusters."""
-    faiss = load("faiss")
-    features = F.normalize(maps, dim=1).movedim(1, -1).reshape(-1, maps.shape[1]).contiguous().numpy()
-    new, counts = centroids.numpy().copy(), seen.numpy().copy()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatL2(maps.shape[1])
-    index.add(new)
-    labels = index.search(features, 1)[1][:, 0]
+def picie_update(maps: Tensor, centroids: Tensor, seen: Tensor, search: Search | None = None) -> Tensor:
+    """PiCIE's mini-batch update: unit features flattened on the host, faiss's search, a loop over the clusters.
+
+    Args:
+        search: labels of rows (N, D) by centroids (K, D) in faiss's place, where the maps are.
+    """
+    rows = F.normalize(maps, dim=1).movedim(1, -1).reshape(-1, maps.shape[1])
+    features = rows.float().cpu().contiguous().numpy()
+    new, counts = centroids.float().cpu().numpy().copy(), seen.cpu().numpy().copy()
+    labels = _faiss_labels(features, new) if search is None else search(rows, centroids).cpu().numpy()
     for k in np.unique(labels):
         of_cluster = features[labels == k]
         counts[k] += len(of_cluster)
         rate = len(of_cluster) / (counts[k] + 1e-6)
         new[k] = (1 - rate) * new[k] + rate * of_cluster.mean(0)
-    return torch.from_numpy(new)
+    return torch.from_numpy(new).to(centroids.device)
+
+
+def _faiss_labels(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    faiss = load("faiss")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(rows.shape[1])
+    index.add(centroids)
+    return index.search(rows, 1)[1][:, 0]

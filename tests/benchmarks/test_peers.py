@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import math
 import re
 import subprocess
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from cmx_fast.benchmarks import device, report, timing
 from cmx_fast.benchmarks.case import PROVIDERS, Case
 from cmx_fast.benchmarks.floors import FLOORS
-from cmx_fast.benchmarks.measure import measure, result_error
+from cmx_fast.benchmarks.measure import PEER_TOLERANCE, measure, result_error
 from cmx_fast.benchmarks.provider import OURS, Provider, captured
 
 CLIP = Case("floors/small", "info_nce", "clip", 96, 64, measures=("time", "error"))
@@ -162,6 +163,15 @@ def test_adapters_compute_what_their_truth_says(installed, case):
     assert all(row["version"] == "1" and row["ms"] > 0 for name, row in rows.items() if name in peers), rows
     if case is CLIP:
         assert rows["memeff"]["forward_ms"] > 0 and rows["memeff"]["backward_ms"] > 0
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, PEER_TOLERANCE)])
+def test_the_clustering_pass_computes_the_same_in_every_way(dtype, most):
+    case = next(case for case in FLOORS if case.name == "floors/clustering-pass")
+    small = dataclasses.replace(case.resized(2048), dtype=dtype)
+    for name, provider in small.contenders().items():
+        if provider.package is None or importlib.util.find_spec("faiss"):
+            assert result_error(small, provider) < most, name
 
 
 def test_peers_that_are_missing_fail_or_compute_something_else_are_named(installed, monkeypatch):
