@@ -21,7 +21,7 @@ import typer
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cmx_fast.train.loop import gather
+from cmx_fast.train.loop import gather, set_up_optimizer
 from cmx_fast.train.options import PRECISIONS, new_fabric
 
 from . import machine, memory, timing
@@ -75,7 +75,7 @@ class Trainer:
         self.fabric, self.system = fabric, system
         module = torch.compile(system.module) if compile else system.module
         self.module = fabric.setup_module(module)
-        self.optimizer = fabric.setup_optimizers(system.optimizer(system.groups))
+        self.optimizer = set_up_optimizer(fabric, system.optimizer, system.groups)
         self.parts: Parts | None = None
         if not compile:  # what is compiled must not be interrupted by clocks
             for module, name, part in system.inner:

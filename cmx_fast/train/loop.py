@@ -113,7 +113,7 @@ def run_stage(
     trained = copy.deepcopy(stage.module).cpu() if sharded else stage.module
     module = fabric.setup_module(torch.compile(stage.module) if compile else stage.module)
     groups = sharding.parameter_groups(stage.module, stage.groups, names)
-    optimizer = fabric.setup_optimizers(stage.optimizer(groups, weight_decay=stage.weight_decay))
+    optimizer = set_up_optimizer(fabric, stage.optimizer, groups, weight_decay=stage.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
     start, sums, counted, spent = 0, dict[str, float](), 0, 0.0
     if state is not None:
@@ -259,6 +259,21 @@ class LossWatch:
                 f"{self.stage}: the loss is {float(value)} at step {step}, its batch is in {file}; look at it, lower "
                 "the learning rates, or train with --precision fp32; --resume goes on from the checkpoint before"
             )
+
+
+def set_up_optimizer(
+    fabric: Fabric,
+    make: Callable[..., torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    **options: Any,
+) -> Any:
+    """The optimiser of these groups, on the fabric; on a GPU all parameters of a group change in one kernel.
+
+    On a CPU that would save a step 1 to 2 % of its time, and change the last bits of recorded results.
+    """
+    if fabric.device.type == "cuda":
+        options["fused"] = True
+    return fabric.setup_optimizers(make(groups, **options))
 
 
 def gather(

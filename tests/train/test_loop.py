@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -314,3 +315,13 @@ def test_csv_has_every_metric(tmp_path):
         "a,1,0.5,",
         "b,1,,0.25",
     ]
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_kernel_changes_all_weights_on_a_gpu(make, device):
+    fabric = SimpleNamespace(device=torch.device(device), setup_optimizers=lambda optimizer: optimizer)
+    groups = [{"params": list(Noisy().parameters()), "lr": 0.01}]
+    optimizer = loop.set_up_optimizer(fabric, make, groups, weight_decay=0.1)
+    assert optimizer.defaults["weight_decay"] == 0.1
+    assert optimizer.defaults["fused"] is (True if device == "cuda" else None)
