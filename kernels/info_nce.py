@@ -1,8 +1,8 @@
 """InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
 
-Forward: norms (only to normalise, for distances or to check a permutation), a scan of the logits for the queries and,
-if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets. Banks alone
-leave their softmax-weighted mean rows as well (kernels/info_nce_banks.py).
+Forward: norms (only for distances, to normalise many rows, or to check a permutation), a scan of the logits for the
+queries and, if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets.
+Banks alone leave their softmax-weighted mean rows as well (kernels/info_nce_banks.py).
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from cmx_fast.kernels.common.norms import (
     measure_rows,
     norm_arguments,
     norm_programs,
+    worth_measuring_in_place,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.common.scan import Partials, scan
@@ -194,7 +195,9 @@ def info_nce_fwd(
     if batch * n == 0:
         return loss, row_stats, col_stats, saved
     distance = similarity != "dot"
-    queries, keys = allocate_rows(query, normalize, distance), allocate_rows(key, normalize, distance)
+    in_place = normalize and (means or worth_measuring_in_place(query, m, similarity))
+    once = normalize and not in_place
+    queries, keys = allocate_rows(query, once, distance), allocate_rows(key, once, distance)
     banks = [allocate_rows(rows, False, distance) for rows in bank]
     owner = torch.empty_like(target) if symmetric and target is not None else None
     measured = norm_arguments([queries, keys, *banks])
@@ -205,11 +208,16 @@ def info_nce_fwd(
             len(measured[-1]), owner is not None, ROWS_PER_PROGRAM, DEPTH, BLOCK,
         )  # fmt: skip
 
-    options = {"within": within, "similarity": similarity, "smooth": label_smoothing > 0}
+    options = {
+        "within": within,
+        "similarity": similarity,
+        "smooth": label_smoothing > 0,
+        "measure": in_place,
+    }
     row_part = col_part = Partials()
     sums = None
     if means:
-        row_part, sums = scan_banks(queries, banks, logit_scale)
+        row_part, sums = scan_banks(queries, banks, logit_scale, measure=in_place)
     elif in_batch or banks or within:
         together = symmetric and target is None
         row_part, col_part = scan(

@@ -21,6 +21,7 @@ from cmx_fast.kernels.common.norms import (
     measure_rows,
     norm_arguments,
     norm_programs,
+    worth_measuring_in_place,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.info_nce_chunks import gradients_by_chunks, worth_chunks
@@ -169,10 +170,14 @@ def info_nce_bwd(
     if batch * n == 0:
         return dquery.zero_(), dkey.zero_(), dscale.zero_()
     smooth, distance = label_smoothing > 0, similarity != "dot"
-    queries, keys = allocate_rows(query, normalize, distance), allocate_rows(key, normalize, distance)
-    banks = [allocate_rows(rows, False, distance) for rows in bank]
     means = saved if saved.numel() > 0 else None
-    measured = norm_arguments([queries, keys, *banks] if means is None else [])
+    by_chunks = means is None and worth_chunks(query, m, similarity)
+    small = not by_chunks and worth_measuring_in_place(query, m, similarity)
+    in_place = normalize and (means is not None or small)
+    once = normalize and not in_place
+    queries, keys = allocate_rows(query, once, distance), allocate_rows(key, once, distance)
+    banks = [allocate_rows(rows, False, distance) for rows in bank]
+    measured = norm_arguments([queries, keys, *banks])
     positive, dscale_part, grad = None, None, None
     if target is None and not smooth and not measured[-1]:
         row_softmax = Softmax(row_stats[:, 0], row_stats[:, 2])
@@ -185,7 +190,7 @@ def info_nce_bwd(
         )  # fmt: skip
 
     query_part = key_part = RowGradient()
-    if means is None and worth_chunks(query, m, similarity):
+    if by_chunks:
         query_part, key_part = gradients_by_chunks(
             queries, row_softmax, keys, col_softmax, banks, target, logit_scale, grad,
             in_batch=in_batch, within=within, need_query=need_query, need_key=need_key,
@@ -193,7 +198,7 @@ def info_nce_bwd(
     elif means is None:
         query_part, key_part = _fused_gradients(
             queries, row_softmax, keys, col_softmax, banks, target, logit_scale, grad, similarity=similarity,
-            in_batch=in_batch, within=within, need_query=need_query, need_key=need_key,
+            in_batch=in_batch, within=within, measure=in_place, need_query=need_query, need_key=need_key,
         )  # fmt: skip
 
     rows_per_program, padded = finish_tile(width)
@@ -300,6 +305,7 @@ def _fused_gradients(
     similarity: str,
     in_batch: bool,
     within: bool,
+    measure: bool,
     need_query: bool,
     need_key: bool,
 ) -> tuple[RowGradient, RowGradient]:
@@ -311,12 +317,12 @@ def _fused_gradients(
         query_part, key_part = row_gradient(
             queries, row_softmax, keys if in_batch else None, col_softmax, banks, target, logit_scale,
             exclude="column of row", cross_row=in_batch, within=within, similarity=similarity,
-            split_gradient=False, grad=grad, back=keys if together else None,
+            split_gradient=False, measure=measure, grad=grad, back=keys if together else None,
         )  # fmt: skip
     if need_key and not together:
         key_part, _ = row_gradient(
             keys, col_softmax, queries if in_batch else None, row_softmax, banks if symmetric else [], target,
             logit_scale, exclude="row of column", cross_row=symmetric and in_batch, within=within and symmetric,
-            similarity=similarity, split_gradient=False, grad=grad,
+            similarity=similarity, split_gradient=False, measure=measure, grad=grad,
         )  # fmt: skip
     return query_part, key_part

@@ -18,7 +18,7 @@ from cmx_fast.kernels.common.logits import (
     finite_shift,
     load_tile,
 )
-from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.norms import Rows, inverse_norms_at
 from cmx_fast.kernels.common.scan import Partials
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
@@ -34,7 +34,6 @@ from torch import Tensor
 @triton.jit
 def bank_kernel(
     a_ptr,  # (n, D)
-    a_inv_ptr,  # (n,) inverse norms or None
     banks,  # tuple of (K, D)
     bank_sizes,
     scale_ptr,
@@ -45,6 +44,7 @@ def bank_kernel(
     n_splits,
     n_chunks,
     N_BANKS: tl.constexpr,
+    MEASURE: tl.constexpr,  # the rows of a are to be normalised
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -70,7 +70,7 @@ def bank_kernel(
 
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n
-    a_inv = tl.load(a_inv_ptr + rows, mask=inside, other=1.0) if a_inv_ptr is not None else None
+    a_inv = inverse_norms_at(a_ptr, row0, n, D, ROWS, UPCAST) if MEASURE else None
     a = load_tile(a_ptr, row0, n, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     maximum, total, weighted, _ = empty_statistics(ROWS)
     sums = tl.zeros((ROWS, OUT), tl.float32)
@@ -87,7 +87,7 @@ def bank_kernel(
                     a_ptr, row0, n, banks[i], col0, bank_sizes[i], D, ROWS, COLS, DEPTH, PRECISION, UPCAST
                 )
                 c = load_tile(banks[i], col0, bank_sizes[i], out0, D, COLS, OUT, UPCAST)
-            if a_inv_ptr is not None:
+            if MEASURE:
                 u *= a_inv[:, None]
             keep = (col0 + tl.arange(0, COLS) < bank_sizes[i])[None, :]
             z2 = tl.where(keep, u * scale2, float("-inf"))
@@ -142,8 +142,13 @@ def store_mean_rows(
         tl.store(mean_ptr + where, mean, mask=mask)
 
 
-def scan_banks(queries: Rows, banks: Sequence[Rows], logit_scale: Tensor) -> tuple[Partials, Tensor]:
+def scan_banks(
+    queries: Rows, banks: Sequence[Rows], logit_scale: Tensor, *, measure: bool
+) -> tuple[Partials, Tensor]:
     """Partial statistics of every query over the banks, as of ``scan``, and (slots, B * n, D) partial sums of rows.
+
+    Args:
+        measure: divide the queries by their norms, which every program finds for its rows.
 
     One launch. Cost: two products; rows wider than a program's output make the first once per part of the second.
     """
@@ -158,7 +163,6 @@ def scan_banks(queries: Rows, banks: Sequence[Rows], logit_scale: Tensor) -> tup
     sums = logit_scale.new_empty(splits, n, width)
     bank_kernel[(programs * splits,)](
         queries.data,
-        queries.inverse_norm,
         tuple(bank.data for bank in banks),
         tuple(bank.length for bank in banks),
         logit_scale,
@@ -169,6 +173,7 @@ def scan_banks(queries: Rows, banks: Sequence[Rows], logit_scale: Tensor) -> tup
         splits,
         chunks,
         N_BANKS=len(banks),
+        MEASURE=measure,
         ROWS=tile.rows,
         COLS=tile.cols,
         DEPTH=tile.depth,

@@ -32,7 +32,7 @@ class Compiled(NamedTuple):
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
     """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "target",
-    "banks", "supcon", or a key of OTHERS."""
+    "small", "banks", "supcon", or a key of OTHERS."""
     import triton
     from cmx_fast.kernels import position_gate
     from cmx_fast.kernels.common import tiles
@@ -206,7 +206,7 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
     from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
 
-    n = 4000
+    n = 250 if call == "small" else 4000
     x, y, scale = torch.zeros(1, n, width, dtype=dtype), torch.zeros(1, n, width, dtype=dtype), torch.ones(())
     if call == "supcon":
         labels = torch.zeros(n, dtype=torch.int64)
@@ -216,6 +216,8 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     target = None
     if call in ("clip", "unit"):
         bank, options = [], (True, False, "dot", True, call == "clip", 0.0)
+    elif call == "small":
+        bank, options = [torch.zeros(4096, width, dtype=dtype)], (True, True, "dot", True, True, 0.0)
     elif call == "banks":
         bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 300)]
         options = (False, False, "dot", False, True, 0.0)

@@ -62,6 +62,7 @@ def row_gradient(
     within: bool,
     similarity: str,
     split_gradient: bool,
+    measure: bool = False,
     grad: Tensor | None = None,
     back: Rows | None = None,
 ) -> tuple[RowGradient, RowGradient]:
@@ -74,6 +75,7 @@ def row_gradient(
             (B, m)), each the equal index for target None, "column of row and itself" (the equal index besides), or
             "nothing".
         split_gradient: multiply bfloat16 features by G as a sum of two bfloat16 terms.
+        measure: divide rows and cross rows by their norms, which every program finds for itself: for few rows.
         grad: (B, n) factors that all weights lack.
         back: as many rows with ``cross_softmax``; the gradient of theirs is wanted as well. Their cross rows are
             ``rows``, if these have one (which are then ``back``). For target None.
@@ -136,6 +138,7 @@ def row_gradient(
         WITHIN=within,
         EXCLUDE=exclude,
         SIMILARITY=similarity,
+        MEASURE=measure,
         SMOOTH=smooth,
         ROWS=tile.rows,
         COLS=tile.cols,

@@ -21,6 +21,7 @@ from cmx_fast.kernels.common.logits import (
     load_vector,
     similarity,
 )
+from cmx_fast.kernels.common.norms import inverse_norms_at
 
 
 @triton.jit
@@ -73,6 +74,7 @@ def _gradient_segment(
     EXCLUDE: tl.constexpr,
     SIMILARITY: tl.constexpr,
     SCALE_ROWS: tl.constexpr,
+    MEASURE: tl.constexpr,
     SMOOTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -83,7 +85,7 @@ def _gradient_segment(
     PRODUCT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    SCALE_COLS: tl.constexpr = c_inv_ptr is not None
+    SCALE_COLS: tl.constexpr = MEASURE or c_inv_ptr is not None
     for tile in range(tile_lo, tile_hi):
         col0 = tile * COLS
         cols = col0 + tl.arange(0, COLS)
@@ -94,7 +96,11 @@ def _gradient_segment(
             product = chunked_products(
                 a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
             )
-        c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS) if SCALE_COLS else None
+        c_inv = None
+        if MEASURE:
+            c_inv = inverse_norms_at(c_ptr, col0, n_c, D, COLS, UPCAST)
+        elif SCALE_COLS:
+            c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)
         c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
         u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
         keep = (cols < n_c)[None, :]
@@ -179,6 +185,7 @@ def gradient_kernel(
     WITHIN: tl.constexpr,
     EXCLUDE: tl.constexpr,
     SIMILARITY: tl.constexpr,
+    MEASURE: tl.constexpr,  # rows and cross rows are to be normalised, and their norms not known
     SMOOTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -215,7 +222,7 @@ def gradient_kernel(
     pid = pid // n_chunks
     split = pid % n_splits
     batch = (pid // n_splits).to(tl.int64)
-    SCALE_ROWS: tl.constexpr = a_inv_ptr is not None
+    SCALE_ROWS: tl.constexpr = MEASURE or a_inv_ptr is not None
     CROSS: tl.constexpr = CROSS_ROW or CROSS_COL
     scale = tl.load(scale_ptr)
     scale2 = scale * LOG2E
@@ -236,7 +243,11 @@ def gradient_kernel(
 
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n_a
-    a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0) if SCALE_ROWS else None
+    a_inv = None
+    if MEASURE:
+        a_inv = inverse_norms_at(a_ptr, row0, n_a, D, ROWS, UPCAST)
+    elif SCALE_ROWS:
+        a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0)
     a_sq = tl.load(a_sq_ptr + a_batch + rows, mask=inside, other=0.0) if SIMILARITY != "dot" else None
     row_lse = None
     row_weight = None
@@ -270,7 +281,7 @@ def gradient_kernel(
             None if b_share_ptr is None else b_share_ptr + statistics,
             None if grad_ptr is None else grad_ptr + b_batch, n_b,
             tile_lo, tl.minimum(tile_hi, size), excluded, excluding_ptr, scale2, out0, D, CROSS_ROW, CROSS_COL, EXCLUDE,
-            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT, UPCAST,
+            SIMILARITY, SCALE_ROWS, MEASURE, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT, UPCAST,
         )  # fmt: skip
         offset += size
     for i in tl.static_range(N_BANKS):
@@ -279,7 +290,7 @@ def gradient_kernel(
             acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
             banks[i], bank_invs[i], bank_sqs[i], None, None, None, None, bank_sizes[i],
             tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, out0, D,
-            True, False, "nothing", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION,
+            True, False, "nothing", SIMILARITY, SCALE_ROWS, False, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION,
             PRODUCT, UPCAST,
         )  # fmt: skip
         offset += size
@@ -291,8 +302,8 @@ def gradient_kernel(
             None if a_share_ptr is None else a_share_ptr + statistics,
             None if grad_ptr is None else grad_ptr + a_batch, n_a,
             tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, out0, D, True, True,
-            "column of row", SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION, PRODUCT,
-            UPCAST,
+            "column of row", SIMILARITY, SCALE_ROWS, MEASURE, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION,
+            PRODUCT, UPCAST,
         )  # fmt: skip
 
     factor = 2 * scale if SIMILARITY == "sql2" else scale

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.logits import load_tile
 from torch import Tensor
 
 ROWS_PER_PROGRAM = 16
@@ -40,6 +41,17 @@ def through_normalization(gradient, unit, squares, scale):
     # A norm below the floor is a constant: nothing to project out.
     radial = tl.where(squares > 1e-24, tl.sum(gradient * unit, 1), 0.0)
     return scale[:, None] * (gradient - radial[:, None] * unit)
+
+
+@triton.jit
+def inverse_norms_at(ptr, first, n_rows, D, ROWS: tl.constexpr, UPCAST: tl.constexpr):
+    """(ROWS,) inverse norms of rows ``first...`` of a row-major (n_rows, D) matrix, a few features at a time."""
+    FEW: tl.constexpr = 32  # a matrix kernel has no more registers to spare
+    squares = tl.zeros((ROWS,), tl.float32)
+    for d0 in tl.range(0, D, FEW, num_stages=1):
+        tile = load_tile(ptr, first, n_rows, d0, D, ROWS, FEW, UPCAST).to(tl.float32)
+        squares += tl.sum(tile * tile, 1)
+    return inverse_norm(squares)
 
 
 @triton.jit
@@ -108,6 +120,18 @@ def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:
 def norm_programs(counts: Sequence[int]) -> int:
     """Programs that :func:`measure_rows` needs."""
     return sum(triton.cdiv(count, ROWS_PER_PROGRAM) for count in counts)
+
+
+#: Below so many multiplications of a product, programs that find the norms of their rows and columns again and again
+#: cost less than the launches that would find them once. Matrix kernels of float32 have no registers for it.
+FEWEST_MEASURED_ONCE = 2**29
+MEASURED_IN_PLACE = {torch.bfloat16, torch.float16}
+
+
+def worth_measuring_in_place(query: Tensor, keys: int, similarity: str) -> bool:
+    """Whether the matrix kernels are to find the norms of queries (B, N, D) and of so many keys themselves."""
+    small = query.numel() * keys < FEWEST_MEASURED_ONCE
+    return small and similarity == "dot" and query.dtype in MEASURED_IN_PLACE
 
 
 def measure(rows: Sequence[Rows]) -> None:

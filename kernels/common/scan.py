@@ -26,7 +26,7 @@ from cmx_fast.kernels.common.logits import (
     load_vector,
     similarity,
 )
-from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.norms import Rows, inverse_norms_at
 from cmx_fast.kernels.common.tiles import (
     SCAN_TILES,
     architecture,
@@ -63,6 +63,7 @@ def _scan_segment(
     EXCLUDE: tl.constexpr,
     SIMILARITY: tl.constexpr,
     SCALE_ROWS: tl.constexpr,
+    MEASURE: tl.constexpr,
     SMOOTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -71,7 +72,7 @@ def _scan_segment(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    SCALE_COLS: tl.constexpr = c_inv_ptr is not None
+    SCALE_COLS: tl.constexpr = MEASURE or c_inv_ptr is not None
     for tile in range(tile_lo, tile_hi):
         col0 = tile * COLS
         cols = col0 + tl.arange(0, COLS)
@@ -82,7 +83,11 @@ def _scan_segment(
             product = chunked_products(
                 a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
             )
-        c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS) if SCALE_COLS else None
+        c_inv = None
+        if MEASURE:
+            c_inv = inverse_norms_at(c_ptr, col0, n_c, D, COLS, UPCAST)
+        elif SCALE_COLS:
+            c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)
         c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
         u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
         keep = (cols < n_c)[None, :]
@@ -135,6 +140,7 @@ def scan_kernel(
     WITHIN: tl.constexpr,
     EXCLUDE: tl.constexpr,
     SIMILARITY: tl.constexpr,
+    MEASURE: tl.constexpr,  # rows and cross rows are to be normalised, and their norms not known
     SMOOTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -160,7 +166,7 @@ def scan_kernel(
     split = pid // n_blocks % n_splits
     batch = (pid // n_blocks // n_splits).to(tl.int64)
     N_STATS: tl.constexpr = 4 if SMOOTH else 3
-    SCALE_ROWS: tl.constexpr = a_inv_ptr is not None
+    SCALE_ROWS: tl.constexpr = MEASURE or a_inv_ptr is not None
     scale2 = tl.load(scale_ptr) * LOG2E
     a_ptr += batch * n_a * D
     a_batch = batch * n_a
@@ -178,7 +184,11 @@ def scan_kernel(
 
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n_a
-    a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0) if SCALE_ROWS else None
+    a_inv = None
+    if MEASURE:
+        a_inv = inverse_norms_at(a_ptr, row0, n_a, D, ROWS, UPCAST)
+    elif SCALE_ROWS:
+        a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0)
     a_sq = tl.load(a_sq_ptr + a_batch + rows, mask=inside, other=0.0) if SIMILARITY != "dot" else None
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     maximum, total, weighted, plain = empty_statistics(ROWS)
@@ -197,7 +207,7 @@ def scan_kernel(
             b_ptr + b_batch * D, None if b_inv_ptr is None else b_inv_ptr + b_batch,
             None if b_sq_ptr is None else b_sq_ptr + b_batch, n_b,
             tile_lo, tl.minimum(tile_hi, size), excluded, excluding_ptr, scale2, D, EXCLUDE,
-            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
+            SIMILARITY, SCALE_ROWS, MEASURE, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
         )  # fmt: skip
         offset += size
     for i in tl.static_range(N_BANKS):
@@ -206,7 +216,7 @@ def scan_kernel(
             maximum, total, weighted, plain, a, a_ptr, a_inv, a_sq, row0, n_a,
             banks[i], bank_invs[i], bank_sqs[i], bank_sizes[i],
             tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, D, "nothing",
-            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
+            SIMILARITY, SCALE_ROWS, False, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
         )  # fmt: skip
         offset += size
     if WITHIN:
@@ -215,7 +225,7 @@ def scan_kernel(
             a_ptr, None if a_inv_ptr is None else a_inv_ptr + a_batch,
             None if a_sq_ptr is None else a_sq_ptr + a_batch, n_a,
             tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, D, "column of row",
-            SIMILARITY, SCALE_ROWS, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
+            SIMILARITY, SCALE_ROWS, MEASURE, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
         )  # fmt: skip
     stride = tl.cast(n_batch, tl.int64) * n_a
     part = part_ptr + split * N_STATS * stride + a_batch + rows
@@ -244,6 +254,7 @@ def scan(
     within: bool,
     similarity: str,
     smooth: bool,
+    measure: bool = False,
     back: Rows | None = None,
 ) -> tuple[Partials, Partials]:
     """Partial softmax statistics of every row over its negatives, and those of ``back``, which are none without it.
@@ -254,6 +265,7 @@ def scan(
             (target is (B, m)), each the equal index for target None, "column of row and itself" (the equal index
             besides), or "nothing". An index out of range excludes nothing.
         logit_scale: 0-d float32, read on the device.
+        measure: divide rows and cross rows by their norms, which every program finds for itself: for few rows.
         back: as many rows, whose candidates are ``rows`` if there is a ``cross`` (which they are then), the banks, and
             each other if ``within``. For target None.
 
@@ -291,6 +303,7 @@ def scan(
         WITHIN=within,
         EXCLUDE=exclude,
         SIMILARITY=similarity,
+        MEASURE=measure,
         SMOOTH=smooth,
         ROWS=tile.rows,
         COLS=tile.cols,

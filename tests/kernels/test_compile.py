@@ -33,6 +33,9 @@ def _cases():
                 )  # a product in TF32; on sm_80 with bfloat16's tiles
         yield chip, "float32", 512, "everything"
         yield chip, "bfloat16", 128, "unit"
+        for width in (64, 128, 256, 512):
+            yield chip, "bfloat16", width, "small"
+        yield chip, "float16", 256, "small"
         for width in (64, 128, 256):
             yield chip, "bfloat16", width, "banks"
         yield chip, "float16", 128, "banks"
@@ -66,7 +69,7 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
     if call == "banks":
         matrices = {"bank_kernel"}
     assert matrices | {"loss_kernel", "finish_kernel"} <= names
-    assert ("weights_kernel" in names) == (call not in ("unit", "banks"))
+    assert ("weights_kernel" in names) == (call not in ("unit", "banks", "small"))
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
         assert not kernel.narrow_offsets, kernel

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from cmx_fast.kernels.common import norms
 from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
 from info_nce_launchers import DEFAULTS, check, problem, relative, run, truth
 
@@ -15,8 +16,18 @@ from info_nce_launchers import DEFAULTS, check, problem, relative, run, truth
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 
+@pytest.fixture(params=["in place", "once"])
+def norms_measured(request, monkeypatch):
+    """By every program for its own rows and columns, as for a few halves, or before, as for the others."""
+    halves = {torch.bfloat16, torch.float16}
+    monkeypatch.setattr(
+        norms, "MEASURED_IN_PLACE", {torch.float32, *halves} if request.param == "in place" else ()
+    )
+
+
 @pytest.mark.parametrize(("n", "d"), [(1, 17), (63, 17), (129, 64), (63, 300)])
 @pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.usefixtures("norms_measured")
 def test_sizes(device, n, d, symmetric):
     query, key, _ = problem(n, n, d)
     if n == 1:
@@ -52,6 +63,7 @@ def test_many_rows(device):
     ],
     ids=str,
 )  # fmt: skip
+@pytest.mark.usefixtures("norms_measured")
 def test_options(device, options):
     options = dict(options)
     query, key, bank = problem(63, 63, 17, batch=options.pop("batch", 1), banks=options.pop("banks", ()))
@@ -93,6 +105,7 @@ def test_non_contiguous(device):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1.5e-3)])
 @pytest.mark.parametrize("similarity", ["dot", "l2"])
+@pytest.mark.usefixtures("norms_measured")
 def test_half_precision(device, dtype, tolerance, similarity):
     query, key, bank = problem(63, 63, 40, banks=(20,), dtype=dtype)
     check(device, query, key, 14.3, bank, within=True, similarity=similarity, tolerance=tolerance)
@@ -204,6 +217,13 @@ def test_launches(device, count_launches, banks, options):
         info_nce_bwd(torch.ones(1, 20, device=device), *there, bank, target, *values, *saved, True, True)
     assert forward.launches == 4
     assert backward.launches == 4
+
+
+def test_few_halves_are_normalised_without_a_launch_of_its_own(device, count_launches):
+    query, key, _ = problem(128, 128, 32, dtype=torch.bfloat16)
+    with count_launches() as count:
+        run(device, torch.ones(1, 128), query, key, torch.tensor(14.3), normalize=True)
+    assert count.launches == 4
 
 
 def test_float64_is_refused(device):
