@@ -5,6 +5,7 @@ Writes docs/benchmarks.md and a picture for each machine beside it. It measures 
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,11 @@ Record = Mapping[str, Any]
 Points = dict[str, list[tuple[int, float]]]
 #: Panels over N: what a record is of, and the figure that is drawn.
 PANELS = (("info_nce", "ms"), ("supcon", "ms"), ("info_nce", "peak_mb"))
+#: Parts of a training step, in their order, and their colours.
+PARTS = {
+    "data": "#cbd5e1", "clusters": "#a16207", "forward": "#0f766e", "loss": "#c2410c", "backward": "#0369a1",
+    "optimiser": "#7c3aed",
+}  # fmt: skip
 UNITS = {"ms": "milliseconds", "peak_mb": "peak MB beyond the inputs"}
 GREYS = ("#475569", "#94a3b8", "#0f766e", "#7c3aed", "#0369a1", "#a16207", "#be185d", "#65a30d")
 
@@ -114,6 +120,59 @@ def _roof(axis: Any, document: Mapping[str, Any], ceilings: Mapping[str, float])
     axis.set(xlabel="operations per byte (cost model)", ylabel="operations per second")
 
 
+def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
+    """Bars of a training step's parts, a panel for each system; whether there was anything to draw."""
+    from matplotlib.figure import Figure
+
+    systems = {
+        record["title"]: {who: row for who, row in record["contenders"].items() if "parts_ms" in row}
+        for record in document["systems"].values()
+    }
+    systems = {title: rows for title, rows in systems.items() if rows}
+    if not systems:
+        return False
+    drawn = Figure(figsize=(10, 1.25 * len(systems) + 0.9), layout="constrained")
+    axes = drawn.subplots(len(systems), 1, squeeze=False)[:, 0]
+    for axis, (title, rows) in zip(axes, systems.items(), strict=True):
+        starts = dict.fromkeys(rows, 0.0)
+        for part, colour in PARTS.items():
+            for who, row in rows.items():
+                length = row["parts_ms"].get(part, 0.0)
+                axis.barh(who, length, left=starts[who], color=colour)
+                starts[who] += length
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("milliseconds of a training step")
+    bars = [drawn.axes[0].barh(0, 0, color=colour) for colour in PARTS.values()]
+    drawn.legend(bars, list(PARTS), loc="outside upper center", ncols=len(PARTS), fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=110)
+    return True
+
+
+def _steps(document: Mapping[str, Any], page: Path) -> list[str]:
+    """Whole training steps of one machine: a picture of their parts, and a table."""
+    compiled = ", `torch.compile`" if document["compile"] else ""
+    lines = [f"### Training steps, {document['preset']} sizes, {document['precision']}{compiled}", ""]
+    lines += [f"Measured {document['date']} by `cmx bench steps`.", ""]
+    picture = f"steps-{document['machine']['name']}.png"
+    if draw_steps(document, page.parent / "benchmarks" / picture):
+        lines += [f"![Parts of the systems' training steps](benchmarks/{picture})", ""]
+    rows = []
+    for record in document["systems"].values():
+        found = [record["contenders"].get(who, {}) for who in ("formulas", OURS)]
+        if all("ms" in row for row in found):
+            theirs, ours = (row["ms"] for row in found)
+            peaks = " | ".join("-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}" for row in found)
+            rows.append(f"| {record['title']} | {theirs:.3g} | {ours:.3g} | {theirs / ours:.2f} | {peaks} |")
+    if rows:
+        lines += ["| | formulas, ms | ours, ms | times faster | formulas, peak MB | ours |"]
+        lines += ["|---|---|---|---|---|---|", *rows, ""]
+    return lines
+
+
 def _label(machine: Mapping[str, Any]) -> str:
     if machine["device"] == "cuda":
         return f"GPU: {machine['gpu']}, torch {machine['torch']}"
@@ -142,6 +201,9 @@ def write(results: Path, page: Path) -> str:
         if draw(document, page.parent / "benchmarks" / f"{stem}.png"):
             lines += [f"![Time and memory over N, {_label(document['machine'])}](benchmarks/{stem}.png)", ""]
         lines += _fastest(document)
+        of_steps = results / "steps" / f"{document['machine']['name']}.json"
+        if of_steps.exists():
+            lines += _steps(json.loads(of_steps.read_text()), page)
     text = "\n".join(lines).rstrip() + "\n"
     page.write_text(text)
     return text

@@ -13,6 +13,7 @@ import gc
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -237,7 +238,8 @@ def bench_steps(
         path = out / "steps" / f"{about['name']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         how = {"preset": preset, "precision": precision, "compile": compile}
-        path.write_text(json.dumps({"machine": about, **how, "systems": records}, indent=1) + "\n")
+        document = {"machine": about, "date": date.today().isoformat(), **how, "systems": records}
+        path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"\n{path}")
     if differ:
         raise typer.Exit(1)

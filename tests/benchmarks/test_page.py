@@ -55,6 +55,34 @@ def test_a_gpu_with_ceilings_gets_a_roofline(records, tmp_path):
     assert (tmp_path / "benchmarks" / "nvidia-h200.png").exists()
 
 
+def test_training_steps_are_drawn_by_their_parts(records, tmp_path):
+    about = machine.describe()
+    results = report.save(tmp_path / "results", about, records).parent
+    parts = {"data": 1.0, "forward": 20.0, "loss": 4.0, "backward": 40.0, "optimiser": 3.0}
+    rows = {"formulas": {"ms": 70.0, "peak_mb": 600.0, "parts_ms": parts | {"loss": 6.0}}}
+    rows[OURS] = {"ms": 35.0, "peak_mb": None, "parts_ms": parts}
+    fits = {"title": "CSIR, 48 pairs", "contenders": rows}
+    large = {"title": "CMAC, 32 clips", "contenders": rows | {"formulas": {"skipped": "does not fit"}}}
+    document = {
+        "machine": about,
+        "date": "2026-11-22",
+        "preset": "demo",
+        "precision": "fp32",
+        "compile": False,
+    }
+    (results / "steps").mkdir()
+    path = results / "steps" / f"{about['name']}.json"
+    path.write_text(json.dumps(document | {"systems": {"csir": fits, "cmac": large}}))
+    text = page.write(results, tmp_path / "docs.md")
+    assert (
+        "### Training steps, demo sizes, fp32" in text
+        and "| CSIR, 48 pairs | 70 | 35 | 2.00 | 600 | - |" in text
+    )
+    picture = tmp_path / "benchmarks" / f"steps-{about['name']}.png"
+    assert picture.stat().st_size > 5_000 and f"(benchmarks/{picture.name})" in text
+    assert "CMAC, 32 clips |" not in text  # one contender alone is drawn, and not compared
+
+
 def test_the_committed_page_is_of_the_committed_results(tmp_path):
     made = page.write(page.ROOT / "benchmarks" / "results", tmp_path / "benchmarks.md")
     assert made == (page.ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.page"
