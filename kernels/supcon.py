@@ -96,13 +96,13 @@ def supcon_fwd(
     features, labels, ref_features, ref_labels = contiguous(features, labels, ref_features, ref_labels)
     m = len(features)
     loss, stats = logit_scale.new_empty(m), logit_scale.new_empty(3, m)
-    nothing = logit_scale.new_empty(0)
+    class_rows = logit_scale.new_empty(0)
     r = 0 if ref_features is None else len(ref_features)
-    norms = logit_scale.new_empty(m + r) if normalize else nothing
+    norms = logit_scale.new_empty(m + r if normalize else 0)
     rows, columns = sides(features, ref_features, norms, normalize)
     measure([rows] if columns is None else [rows, columns])
     if m == 0:
-        return loss, stats, nothing, norms
+        return loss, stats, class_rows, norms
     part, positives = scan(rows, columns, labels, ref_labels, logit_scale)
     loss_kernel[(triton.cdiv(m, BLOCK),)](logit_scale, *part, positives, loss, stats, m, BLOCK=BLOCK)
-    return loss, stats, nothing, norms
+    return loss, stats, class_rows, norms

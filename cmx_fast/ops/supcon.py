@@ -123,15 +123,12 @@ if HAS_EXTENSION:
     def _(features, labels, logit_scale, ref_features, ref_labels, normalize, cache):
         m, d = features.shape
         columns = m if ref_features is None else ref_features.shape[0]
-        class_rows, saved = logit_scale.new_empty(m, d), logit_scale.new_empty(m, columns)
-        nothing = logit_scale.new_empty(0)
+        class_rows, saved = (m, d), (m, columns) if cache else (0,)
         if features.device.type == "cuda":
             # Labels meet the tiles there, similarities are computed again, and inverse norms are kept instead.
             rows = m if ref_features is None else m + columns
-            class_rows, saved = nothing, logit_scale.new_empty(rows) if normalize else nothing
-        elif not cache:
-            saved = nothing
-        return logit_scale.new_empty(m), logit_scale.new_empty(3, m), class_rows, saved
+            class_rows, saved = (0,), (rows if normalize else 0,)
+        return tuple(logit_scale.new_empty(size) for size in ((m,), (3, m), class_rows, saved))
 
     @torch.library.register_fake("cmx_fast::supcon_bwd")
     def _(grad, features, labels, logit_scale, ref_features, *rest):

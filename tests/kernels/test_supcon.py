@@ -8,8 +8,10 @@ import pytest
 import torch
 from contrastive_truth import supcon_truth, unit
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cmx_fast import reference
+from cmx_fast.ops._implementations import HAS_EXTENSION
 
 pytest.importorskip("triton")
 from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
@@ -183,6 +185,20 @@ def test_empty(device):
 def test_same_bits_twice(device):
     arguments = (torch.randn(129), *problem(129, 17, 5), torch.tensor(14.3))
     assert all(torch.equal(x, y) for x, y in zip(run(device, *arguments), run(device, *arguments)))
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="the C++ extension, which has the schema, is not built")
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("references", [False, True])
+def test_results_have_the_shapes_that_the_compiler_is_told(device, normalize, references):
+    inputs = [*problem(20, 17, 3), torch.tensor(1.0)] + (
+        [*problem(30, 17, 3)] if references else [None, None]
+    )
+    found = supcon_fwd(*(x if x is None else x.to(device) for x in inputs), normalize, False)
+    with FakeTensorMode():
+        there = [x if x is None else torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in inputs]
+        told = torch.ops.cmx_fast.supcon_fwd(*there, normalize, False)
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in told]
 
 
 @pytest.mark.parametrize("normalize", [False, True])
