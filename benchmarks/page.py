@@ -123,6 +123,7 @@ def _roof(axis: Any, document: Mapping[str, Any], ceilings: Mapping[str, float])
 def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
     """Bars of a training step's parts, a panel for each system; whether there was anything to draw."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     systems = {
         record["title"]: {who: row for who, row in record["contenders"].items() if "parts_ms" in row}
@@ -145,8 +146,8 @@ def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("milliseconds of a training step")
-    bars = [drawn.axes[0].barh(0, 0, color=colour) for colour in PARTS.values()]
-    drawn.legend(bars, list(PARTS), loc="outside upper center", ncols=len(PARTS), fontsize=8, frameon=False)
+    keys = [Patch(color=colour, label=part) for part, colour in PARTS.items()]
+    drawn.legend(handles=keys, loc="outside upper center", ncols=len(PARTS), fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=110)
     return True

@@ -1,4 +1,5 @@
-// Schemas of the supervised contrastive loss; cmx_fast/ops/supcon.py says what they compute.
+// Schemas of the supervised contrastive loss; cmx_fast/ops/supcon.py says what they compute. What goes from forward to
+// backward is each implementation's own: class_rows is empty on a GPU, where saved holds the inverse norms.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cmx_fast, m) {

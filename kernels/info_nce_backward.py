@@ -317,12 +317,12 @@ def _fused_gradients(
         query_part, key_part = row_gradient(
             queries, row_softmax, keys if in_batch else None, col_softmax, banks, target, logit_scale,
             exclude="column of row", cross_row=in_batch, within=within, similarity=similarity,
-            split_gradient=False, measure=measure, grad=grad, back=keys if together else None,
+            measure=measure, grad=grad, back=keys if together else None,
         )  # fmt: skip
     if need_key and not together:
         key_part, _ = row_gradient(
             keys, col_softmax, queries if in_batch else None, row_softmax, banks if symmetric else [], target,
             logit_scale, exclude="row of column", cross_row=symmetric and in_batch, within=within and symmetric,
-            similarity=similarity, split_gradient=False, measure=measure, grad=grad,
+            similarity=similarity, measure=measure, grad=grad,
         )  # fmt: skip
     return query_part, key_part

@@ -180,7 +180,7 @@ def scan_banks(
         OUT=tile.out,
         RESIDENT=resident,
         PRECISION=dot_precision(queries.data),
-        PRODUCT=product_form(queries.data, split=False),
+        PRODUCT=product_form(queries.data),
         UPCAST=upcast(queries.data),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -7,12 +7,25 @@ label and segment by binary search, and those left over return.
 import torch
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.classes import find_class
 from torch import Tensor
 
 SEGMENT = 1024  # vectors that one program adds
 BLOCK = 32
 DEPTH = 128
+
+
+@triton.jit
+def first_not_below(sorted_ptr, n, steps, value):
+    """First position of a number not below ``value`` among n sorted ones, n without any; ``steps`` = n.bit_length()."""
+    low = tl.zeros_like(value)
+    high = low + n
+    for _ in range(0, steps):
+        middle = (low + high) // 2
+        searching = low < high
+        below = tl.load(sorted_ptr + middle, mask=searching, other=0) < value
+        low = tl.where(searching & below, middle + 1, low)
+        high = tl.where(searching & (below == 0), middle, high)
+    return low
 
 
 @triton.jit
@@ -40,7 +53,7 @@ def segment_sum_kernel(
     segment = (tl.program_id(0) // chunks).to(tl.int64)
     d = tl.program_id(0) % chunks * DEPTH + tl.arange(0, DEPTH)
     # The first label whose last segment lies beyond this one.
-    label, _ = find_class(last_segment_ptr, K, steps, segment + 1, segment >= 0)
+    label = first_not_below(last_segment_ptr, K, steps, segment + 1)
     if label < K:
         before = tl.load(last_segment_ptr + label - 1, mask=label > 0, other=0)
         begin = (segment - before) * SEGMENT

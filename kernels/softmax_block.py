@@ -87,7 +87,7 @@ def softmax_block_bwd(
     other = softmax if y is None else None if column_softmax is None else _softmax(column_softmax)
     target = None if excluded is None else excluded[None]
     dx = dy = logit_scale.new_empty(0)
-    common = {"within": False, "similarity": similarity, "split_gradient": False}
+    common = {"within": False, "similarity": similarity}
     empty = len(x) == 0 or (y is not None and len(y) == 0)
     if need_x:
         part, _ = (RowGradient(), None) if empty else row_gradient(

@@ -1,82 +1,33 @@
 """Supervised contrastive loss on the GPU: launchers of the forward pass and of the backward pass.
 
-Labels never meet the M x M tiles. A row's positives enter through the sum of its class, O(M D); the scan only needs to
-know which column is the row itself. Forward: norms and label order, class sums, scan, losses: at most four launches,
-plus torch.sort's own beyond 4096 labels.
+Forward: norms (only to normalise), a scan of the logits for every row's softmax and positives, then the losses. Two
+launches, three to normalise, whatever the number of rows and labels.
 """
 
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
-from cmx_fast.kernels.common.classes import (
-    RANKED_PER_PROGRAM,
-    class_sums,
-    find_class,
-    rank_labels,
-    sort_labels,
-)
-from cmx_fast.kernels.common.logits import add_partials, empty_statistics, log_sum_exp_and_mean
-from cmx_fast.kernels.common.norms import (
-    DEPTH,
-    ROWS_PER_PROGRAM,
-    allocate_rows,
-    measure_rows,
-    norm_arguments,
-    norm_programs,
-)
-from cmx_fast.kernels.common.scan import scan
-from cmx_fast.kernels.supcon_backward import supcon_bwd
+from cmx_fast.kernels.common.logits import LN2, LOG2E, add_partials, empty_statistics, log_sum_exp_and_mean
+from cmx_fast.kernels.common.norms import measure
+from cmx_fast.kernels.supcon_backward import sides, supcon_bwd
+from cmx_fast.kernels.supcon_scan import scan
 from torch import Tensor
 
 __all__ = ["supcon_bwd", "supcon_fwd"]
 
-BLOCK = 16  # rows of one program of the losses
-
-
-@triton.jit
-def prepare_kernel(
-    matrices,
-    inverses,
-    squared,
-    counts,
-    D,
-    labels_ptr,  # (R,) int64
-    sorted_ptr,
-    order_ptr,
-    R,
-    rank_programs,
-    N_MATRICES: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    if pid < rank_programs:
-        rank_labels(pid, labels_ptr, sorted_ptr, order_ptr, R, BLOCK)
-    measure_rows(pid - rank_programs, matrices, inverses, squared, counts, D, N_MATRICES, ROWS, DEPTH)
+BLOCK = 32  # rows of one program of the losses
 
 
 @triton.jit
 def loss_kernel(
-    x_ptr,  # (M, D)
-    inverse_ptr,  # (M,) inverse norms or None
-    labels_ptr,
-    sorted_ptr,  # (R,) of the columns
-    sum_ptr,  # (R, D) at the first sorted position of each class
-    count_ptr,
     scale_ptr,
     part_ptr,
     slots,
+    positive_ptr,  # (slots, M, 2)
     loss_ptr,  # (M,)
     stats_ptr,  # (3, M)
-    class_rows_ptr,  # (M, D)
     M,
-    R,
-    D,
-    steps,
-    SELF: tl.constexpr,
     BLOCK: tl.constexpr,
-    DEPTH: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < M
@@ -84,32 +35,33 @@ def loss_kernel(
     maximum, total, weighted, plain = add_partials(
         maximum, total, weighted, plain, part_ptr, slots, M, i, inside, False, BLOCK
     )
-    lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
-    label = tl.load(labels_ptr + i, mask=inside, other=0)
-    first, found = find_class(sorted_ptr, R, steps, label, inside)
-    count = tl.load(count_ptr + first, mask=found, other=0.0)
-    if SELF:
-        count -= 1
+    _, mean = log_sum_exp_and_mean(maximum, total, weighted)
+    rest = tl.log2(total)
+    stride = tl.cast(M, tl.int64)
     positive = tl.zeros((BLOCK,), tl.float32)
-    for d0 in range(0, D, DEPTH):
-        d = d0 + tl.arange(0, DEPTH)
-        mask = inside[:, None] & (d < D)[None, :]
-        x = tl.load(x_ptr + i[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
-        if inverse_ptr is not None:
-            x *= tl.load(inverse_ptr + i, mask=inside, other=0.0)[:, None]
-        rows = tl.load(sum_ptr + first[:, None] * D + d[None, :], mask=mask & found[:, None], other=0.0)
-        if SELF:
-            rows -= x
-        tl.store(class_rows_ptr + i[:, None] * D + d[None, :], rows, mask=mask)
-        positive += tl.sum(x * rows, 1)
+    count = tl.zeros((BLOCK,), tl.float32)
+    for slot in range(0, slots):
+        part = positive_ptr + 2 * (slot * stride + i)
+        positive += tl.load(part, mask=inside, other=0.0)
+        count += tl.load(part + 1, mask=inside, other=0.0)
+    paired = count > 0
+    share = 1 / tl.maximum(count, 1.0)
+    positive *= share
     scale = tl.load(scale_ptr)
-    loss = tl.where(count > 0, lse - scale * positive / tl.maximum(count, 1.0), 0.0)
-    # 0 * x: what is not finite stays visible where the exponential swallowed it or no positive reads it.
-    loss += 0 * mean + 0 * positive
-    tl.store(loss_ptr + i, tl.where(scale > 0, loss, float("nan")), mask=inside)
-    tl.store(stats_ptr + i, lse, mask=inside)
-    tl.store(stats_ptr + M + i, mean, mask=inside)
-    tl.store(stats_ptr + 2 * tl.cast(M, tl.int64) + i, count, mask=inside)
+    unusable = tl.where(scale > 0, 0.0, float("nan"))
+    # 0 * mean: what is not finite stays visible where the exponential swallowed it.
+    loss = tl.where(paired, LN2 * ((maximum - positive) + rest), 0.0) + 0 * mean
+    tl.store(loss_ptr + i, loss + unusable, mask=inside)
+    # Without positives there is no gradient: exp(z - inf) is 0. What rounding took from the log-sum-exp goes into the
+    # share of a positive, so that a softmax that is right cancels against it.
+    lse = maximum + rest
+    back = lse - maximum
+    lost = (maximum - (lse - back)) + (rest - back)
+    share = tl.where(paired, share * tl.exp2(lost), 0.0)
+    tl.store(stats_ptr + i, tl.where(paired, lse, float("inf")) + unusable, mask=inside)
+    pull = tl.where(paired, (mean - positive) / (scale * LOG2E), 0 * mean)
+    tl.store(stats_ptr + stride + i, pull + unusable, mask=inside)
+    tl.store(stats_ptr + 2 * stride + i, share, mask=inside)
 
 
 @on_own_device
@@ -132,57 +84,25 @@ def supcon_fwd(
         ref_features, ref_labels: (R, D) and (R,), the columns; None for ``features`` themselves without the diagonal.
 
     Returns:
-        loss (M,), 0 for a row without positives; stats (3, M): log-sum-exp of the row's logits, their softmax-weighted
-        mean similarity, number of positives; class_rows (M, D), the sum of the row's positives; all float32; and an
-        empty tensor.
+        loss (M,), 0 for a row without positives; stats (3, M): log-sum-exp of the row's logits in base 2, infinite
+        without positives; their softmax-weighted mean similarity less the positives' mean; 1 / number of positives, or
+        0; an empty tensor; and the inverse norms of rows and references (M + R,), empty unless ``normalize``. All
+        float32.
 
-    Memory: O(M D). Cost: one M x R x D product. No synchronisation, no atomics.
+    Memory: 5 floats per row and column split (at most 32). Cost: one M x R x D product. Two launches, three with
+    ``normalize``. No synchronisation, no atomics.
     """
     check_dtype(features)
     features, labels, ref_features, ref_labels = contiguous(features, labels, ref_features, ref_labels)
-    m, width = features.shape
-    square = ref_features is None
+    m = len(features)
     loss, stats = logit_scale.new_empty(m), logit_scale.new_empty(3, m)
-    class_rows = logit_scale.new_empty(m, width)
-    saved = logit_scale.new_empty(0)
+    class_rows = logit_scale.new_empty(0)
+    r = 0 if ref_features is None else len(ref_features)
+    norms = logit_scale.new_empty(m + r if normalize else 0)
+    rows, columns = sides(features, ref_features, norms, normalize)
+    measure([rows] if columns is None else [rows, columns])
     if m == 0:
-        return loss, stats, class_rows, saved
-    rows = allocate_rows(features[None], normalize, False)
-    columns = rows if square else allocate_rows(ref_features, normalize, False)
-    column_labels = labels if square else ref_labels
-    r = len(column_labels)
-    order = sort_labels(column_labels)
-    measured = norm_arguments([rows] if square else [rows, columns])
-    programs = order.programs + norm_programs(measured[-1])
-    if programs:
-        prepare_kernel[(programs,)](
-            *measured, width, column_labels, order.values, order.order, r, order.programs,
-            len(measured[-1]), ROWS_PER_PROGRAM, DEPTH, RANKED_PER_PROGRAM,
-        )  # fmt: skip
-    counts = logit_scale.new_empty(r)
-    sums = class_sums(columns.data.view(r, width), columns.inverse_norm, None, order, counts)
-    part, _ = scan(
-        rows, None, [] if square else [columns], None, logit_scale,
-        exclude="nothing", within=square, similarity="dot", smooth=False,
-    )  # fmt: skip
-    loss_kernel[(triton.cdiv(m, BLOCK),)](
-        features,
-        rows.inverse_norm,
-        labels,
-        order.values,
-        sums,
-        counts,
-        logit_scale,
-        *part,
-        loss,
-        stats,
-        class_rows,
-        m,
-        r,
-        width,
-        r.bit_length(),
-        SELF=square,
-        BLOCK=BLOCK,
-        DEPTH=DEPTH,
-    )
-    return loss, stats, class_rows, saved
+        return loss, stats, class_rows, norms
+    part, positives = scan(rows, columns, labels, ref_labels, logit_scale)
+    loss_kernel[(triton.cdiv(m, BLOCK),)](logit_scale, *part, positives, loss, stats, m, BLOCK=BLOCK)
+    return loss, stats, class_rows, norms

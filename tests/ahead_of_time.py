@@ -32,7 +32,7 @@ class Compiled(NamedTuple):
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
     """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "target",
-    "small", "banks", "supcon", or a key of OTHERS."""
+    "small", "banks", "supcon", "unit supcon", "references", or a key of OTHERS."""
     import triton
     from cmx_fast.kernels import position_gate
     from cmx_fast.kernels.common import tiles
@@ -208,10 +208,13 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
 
     n = 250 if call == "small" else 4000
     x, y, scale = torch.zeros(1, n, width, dtype=dtype), torch.zeros(1, n, width, dtype=dtype), torch.ones(())
-    if call == "supcon":
+    if call in ("supcon", "unit supcon", "references"):
         labels = torch.zeros(n, dtype=torch.int64)
-        _, *saved = supcon_fwd(x[0], labels, scale, None, None, True, False)
-        supcon_bwd(torch.ones(n), x[0], labels, scale, None, None, True, *saved, True, False)
+        references = call == "references"
+        columns = (y[0, : n // 2], labels[: n // 2]) if references else (None, None)
+        inputs = x[0], labels, scale, *columns, call == "supcon"
+        _, *saved = supcon_fwd(*inputs, False)
+        supcon_bwd(torch.ones(n), *inputs, *saved, True, references)
         return
     target = None
     if call in ("clip", "unit"):

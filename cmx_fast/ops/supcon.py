@@ -30,9 +30,8 @@ def supcon(
               \log \frac{\exp(z_{ip})}{\sum_{a \ne i} \exp(z_{ia})}, \quad z_{ij} = \mathrm{logit\_scale}\; x_i^\top x_j
 
     P(i) are the other rows with i's label; a row without one has loss 0 and no gradient (Khosla et al. 2020, eq. 2,
-    :math:`L^{sup}_{out}`; CSIR's eq. 7 on stacked image and speech rows). The positives' sum is the row's product with
-    a sum over its class, so labels stay out of the M x M loop. With ``ref_features`` the columns are those rows and
-    nothing is excluded (CSIR's strict speech x image reading).
+    :math:`L^{sup}_{out}`; CSIR's eq. 7 on stacked image and speech rows). With ``ref_features`` the columns are those
+    rows and nothing is excluded (CSIR's strict speech x image reading).
 
     Args:
         features: (M, D) float32, float64, bfloat16 or float16.
@@ -54,7 +53,9 @@ def supcon(
 
     Memory: O(M D) plus a tile, and at most :func:`cmx_fast.ops.cache_budget` bytes kept for the backward pass.
     Cost on the CPU: half an M x M x D product forward (the similarity is symmetric); one more backward, and half a
-    product again when the similarities were not kept. On a GPU one forward and two backward.
+    product again when the similarities were not kept; positives by sums over their classes, O(M D). On a GPU one
+    product forward and two backward (with ``ref_features`` two per side), labels compared in their tiles; four
+    launches, five with ``normalize``.
 
     Example:
         >>> import torch
@@ -122,12 +123,12 @@ if HAS_EXTENSION:
     def _(features, labels, logit_scale, ref_features, ref_labels, normalize, cache):
         m, d = features.shape
         columns = m if ref_features is None else ref_features.shape[0]
-        return (
-            logit_scale.new_empty(m),
-            logit_scale.new_empty(3, m),
-            logit_scale.new_empty(m, d),
-            logit_scale.new_empty(m, columns) if cache else logit_scale.new_empty(0),
-        )
+        class_rows, saved = (m, d), (m, columns) if cache else (0,)
+        if features.device.type == "cuda":
+            # Labels meet the tiles there, similarities are computed again, and inverse norms are kept instead.
+            rows = m if ref_features is None else m + columns
+            class_rows, saved = (0,), (rows if normalize else 0,)
+        return tuple(logit_scale.new_empty(size) for size in ((m,), (3, m), class_rows, saved))
 
     @torch.library.register_fake("cmx_fast::supcon_bwd")
     def _(grad, features, labels, logit_scale, ref_features, *rest):

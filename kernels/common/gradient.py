@@ -41,10 +41,10 @@ class RowGradient(NamedTuple):
     splits: int = 0
 
 
-def product_form(x: Tensor, *, split: bool) -> str:
-    """How H times the columns is computed; ``split`` keeps the bits of H that bfloat16 drops."""
+def product_form(x: Tensor) -> str:
+    """How H times the columns is computed."""
     if x.dtype == torch.bfloat16 and not INTERPRETED:
-        return "bf16x2" if split else "bf16"
+        return "bf16"
     return "tf32" if x.dtype == torch.float16 else dot_precision(x)
 
 
@@ -61,7 +61,6 @@ def row_gradient(
     cross_row: bool,
     within: bool,
     similarity: str,
-    split_gradient: bool,
     measure: bool = False,
     grad: Tensor | None = None,
     back: Rows | None = None,
@@ -74,7 +73,6 @@ def row_gradient(
         exclude: which cross logits are positives: "column of row" (target is (B, n)), "row of column" (target is
             (B, m)), each the equal index for target None, "column of row and itself" (the equal index besides), or
             "nothing".
-        split_gradient: multiply bfloat16 features by G as a sum of two bfloat16 terms.
         measure: divide rows and cross rows by their norms, which every program finds for itself: for few rows.
         grad: (B, n) factors that all weights lack.
         back: as many rows with ``cross_softmax``; the gradient of theirs is wanted as well. Their cross rows are
@@ -146,7 +144,7 @@ def row_gradient(
         OUT=tile.out,
         RESIDENT=resident,
         PRECISION=dot_precision(rows.data),
-        PRODUCT=product_form(rows.data, split=split_gradient),
+        PRODUCT=product_form(rows.data),
         UPCAST=upcast(rows.data),
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -7,8 +7,8 @@ takes part in the softmax of its row and in that of its column
     G_ij = w_i exp(z_ij - L_i) - e_i  +  v_j exp(z_ij - M_j) - f_j
 
 with log-sum-exps L, M, weights w, v and label-smoothing shares e, f. InfoNCE's two directions, its banks and its
-within-modality negatives, and SupCon's G + G^T are this formula with one or both halves. InfoNCE's positives never
-enter: they are added in float32 afterwards, so rounding G to the inputs' precision costs a relative error only.
+within-modality negatives are this formula with one or both halves. Positives never enter: they are added in float32
+afterwards, so rounding G to the inputs' precision costs a relative error only.
 """
 
 import triton
@@ -27,13 +27,10 @@ from cmx_fast.kernels.common.norms import inverse_norms_at
 @triton.jit
 def accumulate_product(acc, h, c, PRODUCT: tl.constexpr):
     """``acc + h @ c`` for a float32 (ROWS, COLS) h, and h as it was rounded."""
-    if PRODUCT == "bf16" or PRODUCT == "bf16x2":
+    if PRODUCT == "bf16":
         rounded = h.to(tl.bfloat16)
         acc = tl.dot(rounded, c, acc)
         h_rounded = rounded.to(tl.float32)
-        if PRODUCT == "bf16x2":
-            acc = tl.dot((h - h_rounded).to(tl.bfloat16), c, acc)
-            h_rounded = h
     else:
         # float16 features: exact in TF32, which also has the range that h needs (1e-12 for a large batch).
         acc = tl.dot(h, c.to(tl.float32), acc, input_precision=PRODUCT)

@@ -1,8 +1,8 @@
 """Softmax statistics of the rows of a similarity matrix that is never stored.
 
-One kernel serves InfoNCE and SupCon. The candidates of a row are up to three kinds of column segments: *cross* (the
-rows of the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns a
-block of rows and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of
+One kernel serves InfoNCE and softmax blocks. The candidates of a row are up to three kinds of column segments: *cross*
+(the rows of the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns
+a block of rows and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of
 its split.
 
 The keys' direction of a symmetric loss is a second scan with the roles exchanged (in the same launch, where positives

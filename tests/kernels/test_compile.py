@@ -23,7 +23,8 @@ def _cases():
     for chip in SHARED_BYTES:
         for width in (64, 128, 256, 512):
             yield chip, "bfloat16", width, "everything"
-            yield chip, "bfloat16", width, "supcon"  # a gradient of two terms
+            yield chip, "bfloat16", width, "supcon"
+            yield chip, "bfloat16", width, "unit supcon"
             if chip != 80:
                 yield (
                     chip,
@@ -32,6 +33,9 @@ def _cases():
                     "everything",
                 )  # a product in TF32; on sm_80 with bfloat16's tiles
         yield chip, "float32", 512, "everything"
+        yield chip, "float32", 512, "supcon"
+        yield chip, "float32", 512, "references"
+        yield chip, "bfloat16", 128, "references"
         yield chip, "bfloat16", 128, "unit"
         for width in (64, 128, 256, 512):
             yield chip, "bfloat16", width, "small"
@@ -43,7 +47,8 @@ def _cases():
         yield chip, "bfloat16", 512, "wide"
         yield chip, "float32", 512, "wide"
     yield 90, "bfloat16", 128, "clip"
-    yield 90, "float32", 512, "supcon"
+    yield 90, "float16", 128, "supcon"
+    yield 90, "float32", 32, "supcon"
     yield 90, "bfloat16", 64, "target"
 
 
@@ -69,7 +74,7 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
     if call == "banks":
         matrices = {"bank_kernel"}
     assert matrices | {"loss_kernel", "finish_kernel"} <= names
-    assert ("weights_kernel" in names) == (call not in ("unit", "banks", "small"))
+    assert ("weights_kernel" in names) == (call in ("clip", "wide", "everything", "target"))
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
         assert not kernel.narrow_offsets, kernel

@@ -93,7 +93,7 @@ def test_a_common_offset_leaves_the_labels_right(device, k):
 
 
 @pytest.mark.parametrize("k", [20, 100])
-def test_equal_centroids_go_to_the_lowest_index(device, k, equal_columns_sum_equally):
+def test_equal_centroids_go_to_the_lowest_index(device, k, products_as_on_a_gpu):
     centroids = torch.randn(k, 9)
     centroids[5:] = centroids[3]
     x = (centroids[3] + 1e-3 * torch.randn(1, 40, 9)).to(device)

@@ -63,13 +63,18 @@ def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, b
     return call
 
 
-def supcon(device):
-    from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+def supcon(*, normalize=False, references=False, n=128):
+    def call(device):
+        from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
 
-    x, scale = features(128, 32).to(device), torch.ones((), device=device)
-    labels = (torch.arange(128) % 7).to(device)
-    _, *saved = supcon_fwd(x, labels, scale, None, None, True, False)
-    supcon_bwd(torch.ones(128, device=device), x, labels, scale, None, None, True, *saved, True, False)
+        x, scale = features(n, 32).to(device), torch.ones((), device=device)
+        labels = (torch.arange(n) % 7).to(device)
+        columns = (x[:50], labels[:50]) if references else (None, None)
+        inputs = x, labels, scale, *columns, normalize
+        _, *saved = supcon_fwd(*inputs, False)
+        supcon_bwd(torch.ones(n, device=device), *inputs, *saved, True, references)
+
+    return call
 
 
 def softmax_block(device):
@@ -174,7 +179,8 @@ def warp_and_mask(device):
 
 
 #: Triton launches of forward and backward together, at sizes that one wave of programs covers. Four are the aim. To
-#: normalise float32, norms are measured in each pass; with targets the two sides' matrix kernels differ.
+#: normalise, norms are measured in each pass (for supcon in the first, for halves in place); with targets or references
+#: the two sides' matrix kernels differ.
 LAUNCHES = {
     info_nce(): 4,
     info_nce(symmetric=False): 5,
@@ -183,7 +189,10 @@ LAUNCHES = {
     info_nce(symmetric=False, in_batch=False, banks=2, cache=True, normalize=True): 3,
     info_nce(normalize=True): 6,
     info_nce(targets=True): 8,
-    supcon: 8,
+    supcon(): 4,
+    supcon(n=4200): 4,
+    supcon(normalize=True): 5,
+    supcon(normalize=True, references=True): 6,
     softmax_block: 3,
     kmeans(27): 2,
     kmeans(1000): 4,

@@ -1,0 +1,180 @@
+"""Gradient of SupCon with respect to rows: FlashAttention's shape, with labels in the tiles.
+
+A program owns a block of rows (and, for wide features, a chunk of the output), recomputes its similarity tiles, turns
+each into the gradient G of the losses with respect to the logits and multiplies it with the columns. With the incoming
+gradients w, the log-sum-exps L and s_i = 1 / |P(i)|
+
+    G_ij = w_i (exp(z_ij - L_i) - [j in P(i)] s_i)  +  w_j (exp(z_ij - L_j) - [i in P(j)] s_j)
+
+of which a square problem has both halves, since its similarity is symmetric; of one with references the rows have the
+first and the references the second. Positives leave the softmax in float32, before G is rounded to the inputs'
+precision: what is left of their cancellation is rounded, not what cancels.
+"""
+
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.gradient import product_form
+from cmx_fast.kernels.common.gradient_kernel import accumulate_product
+from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector
+from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.tiles import (
+    GRADIENT_TILES,
+    architecture,
+    choose_tile,
+    column_splits,
+    dot_precision,
+    upcast,
+)
+from cmx_fast.kernels.supcon_scan import counts, touches
+from torch import Tensor
+
+
+@triton.jit
+def gradient_kernel(
+    a_ptr,  # (n_a, D): the rows whose gradient this is
+    a_inv_ptr,  # (n_a,) inverse norms or None
+    a_label_ptr,  # (n_a,) int64
+    c_ptr,  # (n_c, D): the columns, and the same of them
+    c_inv_ptr,
+    c_label_ptr,
+    stats_ptr,  # (3, M): base-2 log-sum-exp, anything, s; of rows if ROW, of columns if COL
+    grad_ptr,  # (M,): w of the same
+    scale_ptr,
+    out_ptr,  # (n_splits, n_a, D)
+    n_a,
+    n_c,
+    D,
+    n_splits,
+    n_chunks,
+    ROW: tl.constexpr,
+    COL: tl.constexpr,
+    ITSELF: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    OUT: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_blocks = tl.cdiv(n_a, ROWS)
+    row0 = pid % n_blocks * ROWS
+    pid = pid // n_blocks
+    out0 = pid % n_chunks * OUT
+    split = pid // n_chunks
+    n_tiles = tl.cdiv(n_c, COLS)
+    rows = row0 + tl.arange(0, ROWS)
+    inside = rows < n_a
+    label = tl.load(a_label_ptr + rows, mask=inside, other=0)
+    scale = tl.load(scale_ptr)
+    scale2 = tl.full((ROWS,), LOG2E, tl.float32) * scale
+    if a_inv_ptr is not None:
+        scale2 *= tl.load(a_inv_ptr + rows, mask=inside, other=1.0)
+    if ROW:
+        row_lse = tl.load(stats_ptr + rows, mask=inside, other=float("inf"))
+        row_weight = tl.load(grad_ptr + rows, mask=inside, other=0.0)
+        row_pull = -row_weight * tl.load(
+            stats_ptr + 2 * tl.cast(n_a, tl.int64) + rows, mask=inside, other=0.0
+        )
+    a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
+    acc = tl.zeros((ROWS, OUT), tl.float32)
+    for tile in range(split * n_tiles // n_splits, (split + 1) * n_tiles // n_splits):
+        col0 = tile * COLS
+        if RESIDENT:
+            c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
+            u = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+        else:
+            u = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+        if c_inv_ptr is not None:
+            c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)
+            u *= c_inv[None, :]
+        z2 = u * scale2[:, None]
+        # First what positives lose: then the exponentials are added to it without a rounding of their own.
+        h = tl.zeros((ROWS, COLS), tl.float32)
+        if ROW:
+            h += row_pull[:, None]
+        if COL:
+            c_weight = load_vector(grad_ptr, col0, n_c, 0.0, COLS)
+            share = load_vector(stats_ptr + 2 * tl.cast(n_c, tl.int64), col0, n_c, 0.0, COLS)
+            h -= (c_weight * share)[None, :]
+        same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
+        h = tl.where(same, h, 0.0)
+        if ROW:
+            h += row_weight[:, None] * tl.exp2(z2 - row_lse[:, None])
+        if COL:
+            c_lse = load_vector(stats_ptr, col0, n_c, float("inf"), COLS)
+            h += c_weight[None, :] * tl.exp2(z2 - c_lse[None, :])
+        if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
+            h = tl.where(counts(row0, col0, n_c, ITSELF, ROWS, COLS), h, 0.0)
+        if c_inv_ptr is not None:
+            h *= c_inv[None, :]
+        if not RESIDENT:
+            c = load_tile(c_ptr, col0, n_c, out0, D, COLS, OUT, UPCAST)
+        acc, _ = accumulate_product(acc, h, c, PRODUCT)
+    d = out0 + tl.arange(0, OUT)
+    slot = split * tl.cast(n_a, tl.int64) + rows
+    tl.store(out_ptr + slot[:, None] * D + d[None, :], acc * scale, mask=inside[:, None] & (d < D)[None, :])
+
+
+def row_gradient(
+    rows: Rows,
+    labels: Tensor,
+    columns: Rows | None,
+    column_labels: Tensor | None,
+    stats: Tensor,
+    grad_loss: Tensor,
+    logit_scale: Tensor,
+    *,
+    of_rows: bool,
+) -> Tensor:
+    """(splits, n, D) float32 parts of the gradient of ``rows``, before their normalisation.
+
+    Args:
+        rows: (n, D), labels: (n,) int64; columns: (m, D), column_labels: (m,), or None for the other rows.
+        stats, grad_loss: of the losses, (3, .) as the forward pass leaves them and (.,).
+        of_rows: whether the losses are the rows' or, with ``columns``, the columns'.
+
+    One launch.
+    """
+    n, width = rows.data.shape
+    itself = columns is None
+    columns = columns or rows
+    tile = choose_tile(GRADIENT_TILES, architecture(rows.data.device), rows.data.dtype, width)
+    resident = tile.depth >= width
+    chunks = 1 if resident else triton.cdiv(width, tile.out)
+    programs = triton.cdiv(n, tile.rows) * chunks
+    splits = column_splits(rows.data.device, programs, triton.cdiv(columns.length, tile.cols))
+    part = logit_scale.new_empty(splits, n, width)
+    gradient_kernel[(programs * splits,)](
+        *rows[:2],
+        labels,
+        *columns[:2],
+        labels if itself else column_labels,
+        stats,
+        grad_loss,
+        logit_scale,
+        part,
+        n,
+        columns.length,
+        width,
+        splits,
+        chunks,
+        ROW=of_rows,
+        COL=itself or not of_rows,
+        ITSELF=itself,
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        DEPTH=tile.depth,
+        OUT=tile.out,
+        RESIDENT=resident,
+        PRECISION=dot_precision(rows.data),
+        PRODUCT=product_form(rows.data),
+        UPCAST=upcast(rows.data),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        # Else the assembler spills some to fit one more program onto a multiprocessor.
+        maxnreg=255 if rows.data.element_size() == 4 else None,
+    )
+    return part

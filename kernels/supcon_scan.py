@@ -1,0 +1,201 @@
+"""Softmax and positives of the rows of a similarity matrix that is never stored: SupCon's scan.
+
+Labels meet the tiles: by count two comparisons and three more operations per element, which cost less than the launches
+that sort labels and sum classes, and positives that went through the softmax's own product cancel against it. What
+common/scan.py does per element for any similarity is left out here: masks are for tiles at the edge and on the diagonal
+alone, and a row's inverse norm is part of the factor of its logits.
+"""
+
+import triton
+import triton.language as tl
+from cmx_fast.kernels.common.logits import (
+    LOG2E,
+    chunked_products,
+    empty_statistics,
+    finite_shift,
+    load_tile,
+    load_vector,
+)
+from cmx_fast.kernels.common.norms import Rows
+from cmx_fast.kernels.common.scan import Partials
+from cmx_fast.kernels.common.tiles import (
+    SCAN_TILES,
+    architecture,
+    choose_tile,
+    column_splits,
+    dot_precision,
+    upcast,
+)
+from torch import Tensor
+
+
+@triton.jit
+def touches(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Whether a tile has elements that don't count: beyond the last column or, with ITSELF, on the diagonal."""
+    found = col0 + COLS > n_c
+    if ITSELF:
+        found = found | ((col0 < row0 + ROWS) & (row0 < col0 + COLS))
+    return found
+
+
+@triton.jit
+def counts(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """(ROWS, COLS) mask of the elements that do."""
+    cols = col0 + tl.arange(0, COLS)
+    keep = (cols < n_c)[None, :]
+    if ITSELF:
+        keep = keep & (cols[None, :] != (row0 + tl.arange(0, ROWS))[:, None])
+    return keep
+
+
+@triton.jit
+def _add_tile(maximum, total, weighted, positives, z2, positive, keep, a_inv):
+    """Statistics of rows with those of a tile: of all its elements, or of those to keep.
+
+    ``z2`` (ROWS, COLS) lacks the rows' inverse norms, and so do ``weighted`` and ``positives``. ``positive`` is 1 where
+    labels are equal, else 0; ``positives`` (ROWS, 2) are the sum of ``z2`` over these and their number.
+    """
+    kept = z2
+    if keep is not None:
+        kept = tl.where(keep, z2, float("-inf"))
+        positive = tl.where(keep, positive, 0.0)
+    # One reduction of both: the number alone would have its mask made once more, in a layout of its own.
+    positives += tl.sum(tl.join(positive * z2, positive), 1)
+    highest = tl.max(kept, 1)
+    if a_inv is not None:
+        highest *= a_inv
+        kept *= a_inv[:, None]
+    largest = tl.maximum(maximum, highest)
+    shift = finite_shift(largest)
+    e = tl.exp2(kept - shift[:, None])
+    factor = tl.exp2(maximum - shift)
+    total = total * factor + tl.sum(e, 1)
+    weighted = weighted * factor + tl.sum(e * z2, 1)
+    return largest, total, weighted, positives
+
+
+@triton.jit
+def scan_kernel(
+    a_ptr,  # (n_a, D)
+    a_inv_ptr,  # (n_a,) inverse norms or None
+    a_label_ptr,  # (n_a,) int64
+    c_ptr,  # (n_c, D): the columns, and the same of them
+    c_inv_ptr,
+    c_label_ptr,
+    scale_ptr,
+    part_ptr,  # (n_splits, 3, n_a)
+    positive_ptr,  # (n_splits, n_a, 2): sum of the positives' similarities, and their number
+    n_a,
+    n_c,
+    D,
+    n_splits,
+    ITSELF: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_blocks = tl.cdiv(n_a, ROWS)
+    # Neighbouring programs read the same columns: they meet in the L2 cache.
+    row0 = pid % n_blocks * ROWS
+    split = pid // n_blocks
+    n_tiles = tl.cdiv(n_c, COLS)
+    rows = row0 + tl.arange(0, ROWS)
+    inside = rows < n_a
+    label = tl.load(a_label_ptr + rows, mask=inside, other=0)
+    a_inv = tl.load(a_inv_ptr + rows, mask=inside, other=1.0) if a_inv_ptr is not None else None
+    scale2 = tl.load(scale_ptr) * LOG2E
+    a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
+    maximum, total, weighted, _ = empty_statistics(ROWS)
+    positives = tl.zeros((ROWS, 2), tl.float32)
+    for tile in range(split * n_tiles // n_splits, (split + 1) * n_tiles // n_splits):
+        col0 = tile * COLS
+        if RESIDENT:
+            c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
+            z2 = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+        else:
+            z2 = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+        if c_inv_ptr is not None:
+            z2 *= (load_vector(c_inv_ptr, col0, n_c, 1.0, COLS) * scale2)[None, :]
+        else:
+            z2 *= scale2
+        same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
+        positive = tl.where(same, 1.0, 0.0)
+        if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
+            maximum, total, weighted, positives = _add_tile(
+                maximum, total, weighted, positives, z2, positive,
+                counts(row0, col0, n_c, ITSELF, ROWS, COLS), a_inv,
+            )  # fmt: skip
+        else:
+            maximum, total, weighted, positives = _add_tile(
+                maximum, total, weighted, positives, z2, positive, None, a_inv
+            )
+    similarities, number = tl.split(positives)
+    if a_inv_ptr is not None:
+        weighted *= a_inv
+        similarities *= a_inv
+    part = part_ptr + split * 3 * tl.cast(n_a, tl.int64) + rows
+    tl.store(part, maximum, mask=inside)
+    tl.store(part + n_a, total, mask=inside)
+    tl.store(part + 2 * tl.cast(n_a, tl.int64), weighted, mask=inside)
+    part = positive_ptr + 2 * (split * tl.cast(n_a, tl.int64) + rows)
+    tl.store(part, similarities, mask=inside)
+    tl.store(part + 1, number, mask=inside)
+
+
+def scan(
+    rows: Rows, columns: Rows | None, labels: Tensor, column_labels: Tensor | None, logit_scale: Tensor
+) -> tuple[Partials, Tensor]:
+    """Partial softmax statistics of every row over the columns, and (slots, n, 2) sums over its positives among them.
+
+    Args:
+        rows: (n, D); columns: (m, D), or None for the other rows.
+        labels: (n,) int64; column_labels: (m,).
+        logit_scale: 0-d float32, read on the device; means nothing unless positive.
+
+    One launch; 5 floats per row and split.
+    """
+    n, width = rows.data.shape
+    itself = columns is None
+    columns = columns or rows
+    arch = architecture(rows.data.device)
+    tile = choose_tile(SCAN_TILES, arch, rows.data.dtype, width)
+    resident = tile.depth >= width
+    registers = None
+    if rows.data.element_size() == 4:
+        registers = 255  # else the assembler spills some to fit one more program onto a multiprocessor
+    elif arch == "sm90" and resident:
+        registers = (
+            128  # two programs on a multiprocessor: one multiplies while the other computes exponentials
+        )
+    programs = triton.cdiv(n, tile.rows)
+    splits = column_splits(rows.data.device, programs, triton.cdiv(columns.length, tile.cols))
+    part = logit_scale.new_empty(splits, 3, n)
+    positives = logit_scale.new_empty(splits, n, 2)
+    scan_kernel[(programs * splits,)](
+        *rows[:2],
+        labels,
+        *columns[:2],
+        labels if itself else column_labels,
+        logit_scale,
+        part,
+        positives,
+        n,
+        columns.length,
+        width,
+        splits,
+        ITSELF=itself,
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        DEPTH=tile.depth,
+        RESIDENT=resident,
+        PRECISION=dot_precision(rows.data),
+        UPCAST=upcast(rows.data),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=registers,
+    )
+    return Partials(part, splits), positives
