@@ -166,11 +166,11 @@ def scan(
     resident = tile.depth >= width
     registers = None
     if arch == "sm90" and resident and rows.data.element_size() == 2:
-        registers = (
-            128  # two programs on a multiprocessor: one multiplies while the other computes exponentials
-        )
+        # Two programs on a multiprocessor: one multiplies while the other computes exponentials.
+        registers = 128
     elif rows.data.element_size() == 4 and not resident:
-        registers = 168  # of its own choice the assembler spills a few
+        # Of its own choice the assembler spills a few.
+        registers = 168
     programs = triton.cdiv(n, tile.rows)
     splits = column_splits(rows.data.device, programs, triton.cdiv(columns.length, tile.cols))
     part = logit_scale.new_empty(splits, 3, n)
