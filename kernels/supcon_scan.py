@@ -165,12 +165,12 @@ def scan(
     tile = choose_tile(SCAN_TILES, arch, rows.data.dtype, width)
     resident = tile.depth >= width
     registers = None
-    if rows.data.element_size() == 4:
-        registers = 255  # else the assembler spills some to fit one more program onto a multiprocessor
-    elif arch == "sm90" and resident:
-        registers = (
-            128  # two programs on a multiprocessor: one multiplies while the other computes exponentials
-        )
+    if arch == "sm90" and resident and rows.data.element_size() == 2:
+        # Two programs on a multiprocessor: one multiplies while the other computes exponentials.
+        registers = 128
+    elif rows.data.element_size() == 4 and not resident:
+        # Of its own choice the assembler spills a few.
+        registers = 168
     programs = triton.cdiv(n, tile.rows)
     splits = column_splits(rows.data.device, programs, triton.cdiv(columns.length, tile.cols))
     part = logit_scale.new_empty(splits, 3, n)

@@ -34,6 +34,7 @@ def _cases():
                 )  # a product in TF32; on sm_80 with bfloat16's tiles
         yield chip, "float32", 512, "everything"
         yield chip, "float32", 512, "supcon"
+        yield chip, "float32", 512, "unit supcon"
         yield chip, "float32", 512, "references"
         yield chip, "bfloat16", 128, "references"
         yield chip, "bfloat16", 128, "unit"
