@@ -1,0 +1,63 @@
+// The vectors of a k-means step in tiles of 64, and how a block brings a tile into its shared memory.
+#pragma once
+
+#include "cuda/async_copy.cuh"
+#include "elements.cuh"
+
+namespace cmx {
+
+constexpr int kTile = 64;
+// Elements from a channel of a tile to the next: 8 rows of a matrix then lie in different banks.
+constexpr int kPitch = kTile + 8;
+
+// (batch, positions, width), neighbours in memory of neighbouring positions. A tile lies within one sample.
+template <class Element>
+struct Vectors {
+  const Element* data;
+  int64_t stride_b, stride_d;
+  int64_t batch;
+  int positions, width;
+
+  __host__ __device__ int tiles_per_sample() const { return (positions + kTile - 1) / kTile; }
+  __host__ __device__ int64_t tiles() const { return batch * tiles_per_sample(); }
+  __device__ int first_of(int64_t tile) const { return int(tile % tiles_per_sample()) * kTile; }
+  __device__ int inside_of(int64_t tile) const { return min(positions - first_of(tile), kTile); }
+  // Of its first vector among all.
+  __device__ int64_t index_of(int64_t tile) const { return tile / tiles_per_sample() * positions + first_of(tile); }
+
+  // Neighbours that can be copied at once: a tile begins at a multiple of any.
+  __host__ __device__ int vector() const {
+    for (const int n : {8, 2})
+      if (reinterpret_cast<uintptr_t>(data) % (n * sizeof(Element)) == 0 && stride_b % n == 0 && stride_d % n == 0)
+        return n;
+    return 1;
+  }
+
+  // Starts to bring a tile in, (width, kPitch), 0 beyond the sample. Whoever waits for it needs a barrier, too.
+  __device__ void fetch(int64_t tile, Element* to) const {
+    const int inside = inside_of(tile);
+    const Element* const from = data + tile / tiles_per_sample() * stride_b + first_of(tile);
+    const int at_once = vector();
+    if (at_once == 8)
+      copy<8>(to, from, inside);
+    else if (at_once == 2)
+      copy<2>(to, from, inside);
+    else
+      for (int i = threadIdx.x; i < width * kTile; i += blockDim.x) {
+        const int d = i / kTile, p = i % kTile;
+        to[d * kPitch + p] = p < inside ? from[d * stride_d + p] : rounded<Element>(0.f);
+      }
+  }
+
+ private:
+  template <int VECTOR>
+  __device__ void copy(Element* to, const Element* from, int inside) const {
+    constexpr int kPerRow = kTile / VECTOR, kBytes = sizeof(Element);
+    for (int i = threadIdx.x; i < width * kPerRow; i += blockDim.x) {
+      const int d = i / kPerRow, p = i % kPerRow * VECTOR, there = max(0, min(inside - p, VECTOR));
+      copy_async<VECTOR * kBytes>(to + d * kPitch + p, from + d * stride_d + (there ? p : 0), there * kBytes);
+    }
+  }
+};
+
+}  // namespace cmx
