@@ -22,7 +22,7 @@ void check(const Tensor& x, const Tensor& centroids, const std::optional<Tensor>
                   "x must be bfloat16 or float16");
   STD_TORCH_CHECK(x.size(1) <= 1 || x.stride(1) == 1, "x must have neighbouring positions, got a stride of ",
                   x.stride(1));
-  STD_TORCH_CHECK(x.size(1) < int64_t(1) << 31, "x must have fewer than 2^31 positions per sample, got ", x.size(1));
+  STD_TORCH_CHECK(x.size(1) < int64_t(1) << 30, "x must have fewer than 2^30 positions per sample, got ", x.size(1));
   STD_TORCH_CHECK(x.size(2) % kDepth == 0 && x.size(2) >= kDepth && x.size(2) <= kMostWidth,
                   "x must have a multiple of 16 features, at most 128, got ", x.size(2));
   STD_TORCH_CHECK(

@@ -46,6 +46,7 @@ class Step {
         weight_(weight),
         metric_(metric),
         part_scale_(*centroids.scale),
+        at_once_(x.vector()),
         tiles_(reinterpret_cast<Element*>(shared)),
         values_(shared + kStages * x.width * kPitch / 2),
         scores_(values_ + x.width * CLUSTERS),
@@ -70,40 +71,24 @@ class Step {
   }
 
   // Starts to bring a tile to its place.
-  __device__ void fetch(int64_t tile, int stage) const { x_.fetch(tile, tile_at(stage)); }
+  __device__ void fetch(const Place& place, int stage) const { x_.fetch(place, tile_at(stage), at_once_); }
 
   // The best of the warp's 16 centroids for its 32 vectors.
-  __device__ void score(int64_t tile, int stage) {
+  __device__ void score(const Place& place, int stage) {
     const Element* const row =
         tile_at(stage) + (lane_ % 8 + lane_ / 16 * 8) * kPitch + half_of_tile() * 32 + lane_ / 8 % 2 * 8;
     if (SCALED && weight_ && warp_ == 0)  // on their way until they are needed
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int p = 2 * lane_ + i;
-        given_[i] = p < x_.inside_of(tile) ? weight_[x_.index_of(tile) + p] : 0.f;
+        given_[i] = p < x_.inside_of(place) ? weight_[x_.index_of(place) + p] : 0.f;
       }
     float sums[2][2][4] = {}, squares[2][2] = {};
-#pragma unroll
-    for (int step = 0; step < kMostWidth / kDepth; ++step)
-      if (step * kDepth < x_.width)
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          uint32_t vectors[4];
-          load_transposed(vectors, row + step * kDepth * kPitch + m * 16);
-          if (SCALED && metric_.unit)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const auto pair = same_bits<Chunk<Element, 2>>(vectors[i]);
-              const float one = to_float(pair.element[0]), other = to_float(pair.element[1]);
-              squares[m][i % 2] += one * one + other * other;
-            }
-#pragma unroll
-          for (int part = 0; part < kParts<Element>; ++part)
-#pragma unroll
-            for (int n = 0; n < 2; ++n)
-              multiply_add(Element(), sums[m][n], vectors, parts_[step][part].element[2 * n],
-                           parts_[step][part].element[2 * n + 1]);
-        }
+    // With nothing to ask in between, loads go ahead of products.
+    if (x_.width == kMostWidth)
+      multiply<true>(row, sums, squares);
+    else
+      multiply<false>(row, sums, squares);
     // Of four vectors, that this quad of lanes has alone.
     float best[2][2], scale[2][2];
     int label[2][2];
@@ -149,7 +134,7 @@ class Step {
   }
 
   // Two vectors' labels, and their squared distances over the warp's channels.
-  __device__ void measure(int64_t tile, int stage) {
+  __device__ void measure(const Place& place, int stage) {
     int label[2];
     float scale[2] = {1, 1}, sums[2] = {};
 #pragma unroll
@@ -177,7 +162,7 @@ class Step {
     }
     reinterpret_cast<Chunk<float, 2>*>(distances_ + warp_ * kTile)[lane_] = {sums[0], sums[1]};
     if (warp_ != 0) return;
-    const bool inside[2] = {2 * lane_ < x_.inside_of(tile), 2 * lane_ + 1 < x_.inside_of(tile)};
+    const bool inside[2] = {2 * lane_ < x_.inside_of(place), 2 * lane_ + 1 < x_.inside_of(place)};
     labels_[lane_] = (inside[0] ? label[0] : kNobody) | (inside[1] ? label[1] : kNobody) << 16;
     if constexpr (SCALED) {
       float rest[2];
@@ -198,16 +183,16 @@ class Step {
   }
 
   // Adds the tile to the sums; one warp also writes the labels and adds up the distances.
-  __device__ void add(int64_t tile, int stage, int64_t* labels) {
+  __device__ void add(const Place& place, int stage, int64_t* labels) {
     if (warp_ == kStepWarps - 1) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int p = 2 * lane_ + i;
-        if (p >= x_.inside_of(tile)) continue;
+        if (p >= x_.inside_of(place)) continue;
         float distance = 0;
         for (int warp = 0; warp < kStepWarps; ++warp) distance += distances_[warp * kTile + p];
         inertia_ += SCALED ? distance * weights_[p] : distance;
-        labels[x_.index_of(tile) + p] = labels_[lane_] >> 16 * i & 0xffff;
+        labels[x_.index_of(place) + p] = labels_[lane_] >> 16 * i & 0xffff;
       }
     }
     const Element* const row = tile_at(stage) + lane_ % 16 * kPitch + lane_ / 16 * 8;
@@ -216,7 +201,7 @@ class Step {
 #pragma unroll
     for (int step = 0; step < kTile / kDepth; ++step) {
       const int pair = step * kDepth / 2 + lane_ % 4;
-      uint32_t channels[kChannelTiles][4];
+      uint32_t channels[kChannelTiles][4] = {};
 #pragma unroll
       for (int i = 0; i < kChannelTiles; ++i)
         if (channel_of(i) < x_.width) load_matrices(channels[i], row + channel_of(i) * kPitch + step * kDepth);
@@ -229,8 +214,7 @@ class Step {
         if (run == warp_) count(upper, lower, 2 * pair);
         if constexpr (!SCALED) {
 #pragma unroll
-          for (int i = 0; i < kChannelTiles; ++i)
-            if (channel_of(i) < x_.width) multiply_add(Element(), sums[i][run], channels[i], upper, lower);
+          for (int i = 0; i < kChannelTiles; ++i) multiply_add(Element(), sums[i][run], channels[i], upper, lower);
         } else {
           const uint32_t upper_mask = (upper >> 14) * 0xffff, lower_mask = (lower >> 14) * 0xffff;
 #pragma unroll
@@ -238,8 +222,7 @@ class Step {
             const uint32_t* const factors = factors_ + part * kTile / 2 + pair;
 #pragma unroll
             for (int i = 0; i < kChannelTiles; ++i)
-              if (channel_of(i) < x_.width)
-                add_scaled(Element(), sums[i][run], channels[i], factors[0] & upper_mask, factors[4] & lower_mask);
+              add_scaled(Element(), sums[i][run], channels[i], factors[0] & upper_mask, factors[4] & lower_mask);
           }
         }
       }
@@ -283,6 +266,35 @@ class Step {
   __device__ int channel_of(int i) const { return (warp_ + i * kStepWarps) * kDepth; }
   __device__ Element* tile_at(int stage) const { return tiles_ + stage * x_.width * kPitch; }
 
+  // Products of the warp's 32 vectors with its 16 centroids, and the vectors' squares if they may be needed. ALL: the
+  // vectors have as many channels as there can be.
+  template <bool ALL>
+  __device__ void multiply(const Element* row, float (&sums)[2][2][4], float (&squares)[2][2]) const {
+#pragma unroll
+    for (int step = 0; step < kMostWidth / kDepth; ++step) {
+      if (!ALL && step * kDepth >= x_.width) return;
+      uint32_t vectors[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) load_transposed(vectors[m], row + step * kDepth * kPitch + m * 16);
+      // The sums one after the other: none waits for itself.
+#pragma unroll
+      for (int part = 0; part < kParts<Element>; ++part)
+#pragma unroll
+        for (int m = 0; m < 2; ++m)
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            multiply_add(Element(), sums[m][n], vectors[m], parts_[step][part].element[2 * n],
+                         parts_[step][part].element[2 * n + 1]);
+      if constexpr (SCALED)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const auto pair = same_bits<Chunk<Element, 2>>(vectors[i / 4][i % 4]);
+          const float one = to_float(pair.element[0]), other = to_float(pair.element[1]);
+          squares[i / 4][i % 2] += one * one + other * other;
+        }
+    }
+  }
+
   __device__ static void keep_better(float& best, int& label, float other, int others_label) {
     if (other > best || (other == best && others_label < label)) {
       best = other;
@@ -325,6 +337,7 @@ class Step {
   const float* const weight_;
   const Metric metric_;
   const float part_scale_;
+  const int at_once_;
   const int lane_ = threadIdx.x % kWarp, warp_ = threadIdx.x / kWarp;
 
   Element* const tiles_;     // (stages, width, kPitch)
@@ -354,21 +367,24 @@ __global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 
   extern __shared__ __align__(16) float shared[];
   const int64_t begin = int64_t(blockIdx.x) * length * rows, end = min(begin + int64_t(length) * rows, x.tiles());
   S step(x, centroids, weight, metric, shared);
-  for (int ahead = 0; ahead < kStages - 1; ++ahead) {
-    if (begin + ahead < end) step.fetch(begin + ahead, ahead);
+  Place place = x.place_of(begin), next = place;
+  const auto fetch = [&](int64_t tile, int stage) {
+    if (tile < end) step.fetch(next, stage);
+    x.advance(next);
     end_group();
-  }
+  };
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(begin + ahead, ahead);
   int stage = 0, added = 0;
   for (int64_t tile = begin; tile < end; ++tile) {
     wait_for_groups<kStages - 2>();
     __syncthreads();  // the tile is there for all, and all have left the one before
-    if (tile + kStages - 1 < end) step.fetch(tile + kStages - 1, (stage + kStages - 1) % kStages);
-    end_group();
-    step.score(tile, stage);
+    fetch(tile + kStages - 1, (stage + kStages - 1) % kStages);
+    step.score(place, stage);
     __syncthreads();
-    step.measure(tile, stage);
+    step.measure(place, stage);
     __syncthreads();
-    step.add(tile, stage, labels);
+    step.add(place, stage, labels);
+    x.advance(place);
     stage = (stage + 1) % kStages;
     if (++added == length || tile + 1 == end) {
       step.flush(partials + tile / length * columns_of(clusters, x.width), clusters);

@@ -10,7 +10,13 @@ constexpr int kTile = 64;
 // Elements from a channel of a tile to the next: 8 rows of a matrix then lie in different banks.
 constexpr int kPitch = kTile + 8;
 
-// (batch, positions, width), neighbours in memory of neighbouring positions. A tile lies within one sample.
+// Where a tile lies: within one sample.
+struct Place {
+  int64_t sample;
+  int first;
+};
+
+// (batch, positions, width), neighbours in memory of neighbouring positions.
 template <class Element>
 struct Vectors {
   const Element* data;
@@ -20,10 +26,18 @@ struct Vectors {
 
   __host__ __device__ int tiles_per_sample() const { return (positions + kTile - 1) / kTile; }
   __host__ __device__ int64_t tiles() const { return batch * tiles_per_sample(); }
-  __device__ int first_of(int64_t tile) const { return int(tile % tiles_per_sample()) * kTile; }
-  __device__ int inside_of(int64_t tile) const { return min(positions - first_of(tile), kTile); }
+  __device__ Place place_of(int64_t tile) const {
+    return {tile / tiles_per_sample(), int(tile % tiles_per_sample()) * kTile};
+  }
+  __device__ void advance(Place& place) const {
+    place.first += kTile;
+    if (place.first < positions) return;
+    place.first = 0;
+    ++place.sample;
+  }
+  __device__ int inside_of(const Place& place) const { return min(positions - place.first, kTile); }
   // Of its first vector among all.
-  __device__ int64_t index_of(int64_t tile) const { return tile / tiles_per_sample() * positions + first_of(tile); }
+  __device__ int64_t index_of(const Place& place) const { return place.sample * positions + place.first; }
 
   // Neighbours that can be copied at once: a tile begins at a multiple of any.
   __host__ __device__ int vector() const {
@@ -33,11 +47,11 @@ struct Vectors {
     return 1;
   }
 
-  // Starts to bring a tile in, (width, kPitch), 0 beyond the sample. Whoever waits for it needs a barrier, too.
-  __device__ void fetch(int64_t tile, Element* to) const {
-    const int inside = inside_of(tile);
-    const Element* const from = data + tile / tiles_per_sample() * stride_b + first_of(tile);
-    const int at_once = vector();
+  // Starts to bring a tile in, (width, kPitch), 0 beyond the sample, by vector() at once. Whoever waits for it needs a
+  // barrier, too.
+  __device__ void fetch(const Place& place, Element* to, int at_once) const {
+    const int inside = inside_of(place);
+    const Element* const from = data + place.sample * stride_b + place.first;
     if (at_once == 8)
       copy<8>(to, from, inside);
     else if (at_once == 2)
