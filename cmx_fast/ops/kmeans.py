@@ -98,7 +98,8 @@ def kmeans_step(
         TypeError, ValueError: as :func:`kmeans_assign`, and what "cuda" does not take; on the CPU also a negative or
             NaN weight.
 
-    Memory: partial sums of at most 32 MiB, or twice K x D float64. Cost: one N x K x D product, as above.
+    Memory: partial sums of at most 32 MiB, or twice K x D float64; on a GPU K x D float32 per 4096 vectors. Cost: one
+    N x K x D product, as above.
 
     Example:
         >>> import torch

@@ -84,8 +84,8 @@ class Step {
         given_[i] = p < x_.inside_of(place) ? weight_[x_.index_of(place) + p] : 0.f;
       }
     float sums[2][2][4] = {}, squares[2][2] = {};
-    // With nothing to ask in between, loads go ahead of products.
-    if (x_.width == kMostWidth)
+    // With nothing to ask in between, loads go ahead of products; of scaled ones they would spill.
+    if (!SCALED && x_.width == kMostWidth)
       multiply<true>(row, sums, squares);
     else
       multiply<false>(row, sums, squares);
@@ -365,17 +365,19 @@ __global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 
                 Metric metric, int64_t* __restrict__ labels, float* __restrict__ partials, int clusters, int length,
                 int rows) {
   extern __shared__ __align__(16) float shared[];
-  const int64_t begin = int64_t(blockIdx.x) * length * rows, end = min(begin + int64_t(length) * rows, x.tiles());
+  const int64_t begin = int64_t(blockIdx.x) * length * rows;
+  const int count = int(min(x.tiles() - begin, int64_t(length) * rows));
+  float* row = partials + int64_t(blockIdx.x) * rows * columns_of(clusters, x.width);
   S step(x, centroids, weight, metric, shared);
   Place place = x.place_of(begin), next = place;
-  const auto fetch = [&](int64_t tile, int stage) {
-    if (tile < end) step.fetch(next, stage);
+  const auto fetch = [&](int tile, int stage) {
+    if (tile < count) step.fetch(next, stage);
     x.advance(next);
     end_group();
   };
-  for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(begin + ahead, ahead);
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(ahead, ahead);
   int stage = 0, added = 0;
-  for (int64_t tile = begin; tile < end; ++tile) {
+  for (int tile = 0; tile < count; ++tile) {
     wait_for_groups<kStages - 2>();
     __syncthreads();  // the tile is there for all, and all have left the one before
     fetch(tile + kStages - 1, (stage + kStages - 1) % kStages);
@@ -386,8 +388,9 @@ __global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 
     step.add(place, stage, labels);
     x.advance(place);
     stage = (stage + 1) % kStages;
-    if (++added == length || tile + 1 == end) {
-      step.flush(partials + tile / length * columns_of(clusters, x.width), clusters);
+    if (++added == length || tile + 1 == count) {
+      step.flush(row, clusters);
+      row += columns_of(clusters, x.width);
       added = 0;
     }
   }

@@ -12,8 +12,7 @@ constexpr int kPitch = kTile + 8;
 
 // Where a tile lies: within one sample.
 struct Place {
-  int64_t sample;
-  int first;
+  int sample, first;
 };
 
 // (batch, positions, width), neighbours in memory of neighbouring positions.
@@ -27,7 +26,7 @@ struct Vectors {
   __host__ __device__ int tiles_per_sample() const { return (positions + kTile - 1) / kTile; }
   __host__ __device__ int64_t tiles() const { return batch * tiles_per_sample(); }
   __device__ Place place_of(int64_t tile) const {
-    return {tile / tiles_per_sample(), int(tile % tiles_per_sample()) * kTile};
+    return {int(tile / tiles_per_sample()), int(tile % tiles_per_sample()) * kTile};
   }
   __device__ void advance(Place& place) const {
     place.first += kTile;
@@ -37,7 +36,7 @@ struct Vectors {
   }
   __device__ int inside_of(const Place& place) const { return min(positions - place.first, kTile); }
   // Of its first vector among all.
-  __device__ int64_t index_of(const Place& place) const { return place.sample * positions + place.first; }
+  __device__ int64_t index_of(const Place& place) const { return int64_t(place.sample) * positions + place.first; }
 
   // Neighbours that can be copied at once: a tile begins at a multiple of any.
   __host__ __device__ int vector() const {

@@ -122,24 +122,27 @@ def test_any_alignment_gives_the_same_bits(p, gap, begin):
         assert all(result.isfinite().all() for result in one)
 
 
-def test_float32_adds_a_bounded_number_of_vectors():
+@pytest.mark.parametrize(("resident", "plan"), [(1, (1, 3)), (2, (2, 4)), (40, (40, 40)), (1000, (158, 158))])
+def test_any_number_of_blocks(resident, plan):
+    emulated_kmeans.library().set_resident(resident)
     x, centroids = maps(2, 5000, 16), torch.randn(3, 16)
-    results, plans = zip(*(planned_step(x, centroids, None, *L2) for _ in range(1)))
-    assert plans == ((1, 3),)  # at most 64 tiles each
-    for resident, rows in ((2, 4), (40, 40), (1000, 158)):
-        emulated_kmeans.library().set_resident(resident)
-        found, (blocks, there) = planned_step(x, centroids, None, *L2)
-        assert blocks <= resident and there == rows
-        assert found[0].equal(results[0][0]) and found[2].equal(results[0][2])
-        torch.testing.assert_close(found[1], results[0][1], rtol=1e-5, atol=1e-4)
+    assert planned_step(x, centroids, None, *L2)[1] == plan
     judge(x, centroids, torch.rand(2, 5000), UNIT)
 
 
-def test_sums_of_equal_vectors_are_exact():
-    """Float32 holds the sum of 4096 bfloat16 numbers of like size, float64 those sums."""
-    x = torch.full((1, 16, 20000), 1.0078125, dtype=torch.bfloat16).transpose(1, 2)
-    _, sums, counts, _ = planned_step(x, torch.ones(1, 16), None, *L2)[0]
-    assert counts.tolist() == [20000] and (sums == 20156.25).all()
+def float32_adds_a_bounded_number_of_vectors(own=None):
+    """4096 heavy ones, beside whose sum float32 would lose a tile of light ones."""
+    weight = torch.full((1, 8192), 0.1)
+    weight[:, :4096] = 2**16
+    x = torch.ones(1, 16, 8192, dtype=torch.bfloat16).transpose(1, 2)
+    _, sums, counts, _ = planned_step(x, torch.ones(1, 16), weight, *L2, own)[0]
+    exact = weight.double().sum().item()
+    assert counts.item() == pytest.approx(exact, rel=1e-8)
+    assert sums[0].tolist() == pytest.approx([exact] * 16, rel=1e-7)
+
+
+def test_float32_adds_a_bounded_number_of_vectors():
+    float32_adds_a_bounded_number_of_vectors()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -240,6 +243,7 @@ MISTAKES = {
     "of equals the last warp": ("step", "kTile + p] > best", "kTile + p] >= best"),
     "centroids in 16 digits": ("centroids", "kParts = 3", "kParts = 2"),
     "factors in 16 digits": ("step", "kFactorParts = 3", "kFactorParts = 2"),
+    "float32 adds without end": ("step", "kMostTiles = 4096 / kTile", "kMostTiles = 1 << 20"),
     "sums go on": ("step", "sums_[i][run][j] = 0;", ""),
 }
 
@@ -251,6 +255,7 @@ def judge_all(own):
     judge(maps(2, 145, 32), torch.randn(27, 32), None, L2, own)
     judge(maps(1, 49, 16, gap=3), torch.randn(40, 16), torch.rand(1, 49), UNIT, own)
     judge(maps(1, 4200, 16), torch.randn(3, 16), None, L2, own)
+    float32_adds_a_bounded_number_of_vectors(own)
     x, centroids = maps(1, 64, 16), torch.randn(50, 16)
     centroids[4:] = centroids[3]
     labels = planned_step(x, centroids, None, *L2, own)[0][0]
