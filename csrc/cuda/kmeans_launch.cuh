@@ -45,6 +45,9 @@ __global__ void __launch_bounds__(kCombineThreads, 1)
     found.counts[cluster] = int64_t(total);
 }
 
+static_assert(Step<__half, kMostClusters, true>::floats(kMostWidth) * sizeof(float) <= 99 << 10,
+              "the least shared memory that a block can have on sm_80 and later chips");
+
 // Calls f with the block of a step.
 template <class Element, class F>
 void with_step(int clusters, bool scaled, const F& f) {

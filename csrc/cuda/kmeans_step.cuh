@@ -35,7 +35,7 @@ class Step {
   static_assert(kRuns == kStepWarps, "a warp counts the vectors of 8 clusters");
   static constexpr int kChannelTiles = kMostWidth / kDepth / kStepWarps;  // a warp's
 
-  static int floats(int width) {
+  static constexpr int floats(int width) {
     return kStages * width * kPitch / 2 + width * CLUSTERS + 2 * kGroups * kTile + kStepWarps * kTile + kTile / 2 +
            (SCALED ? 2 * kTile + kFactorParts * kTile / 2 : 0);
   }

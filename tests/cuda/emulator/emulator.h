@@ -191,7 +191,8 @@ inline Block& block() {
 struct Launch {
   template <class... Parameters>
   int64_t resident(void (*)(Parameters...), int, int floats) const {
-    return floats > kSharedFloats ? 0 : resident_blocks;
+    if (floats > kSharedFloats) throw std::runtime_error("more shared memory than a block can have");
+    return resident_blocks;
   }
 
   template <class... Parameters, class... Arguments>
