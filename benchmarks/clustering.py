@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cmx_fast import reference
 from cmx_fast.ops import cluster_cross_entropy, kmeans_step
+from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
 
 from .peers import formulas, kernels, packages
 from .problems import Problem, cluster_problem
@@ -36,9 +37,9 @@ def _step(p: Problem) -> Tensor:
     return _means(sums, counts, p["centroids"])
 
 
-def _our_step(p: Problem) -> Loss:
+def _our_step(p: Problem, impl: str = "auto") -> Loss:
     def step() -> Tensor:
-        _, sums, counts, _ = kmeans_step(p["x"], p["centroids"])
+        _, sums, counts, _ = kmeans_step(p["x"], p["centroids"], impl=impl)
         return _means(sums, counts, p["centroids"])
 
     return step
@@ -78,6 +79,9 @@ def _pixels(p: Problem) -> Tensor:
     return formulas.pixel_cross_entropy(p["x"], p["centroids"], p["target"])
 
 
+IN_CUDA = f"{OURS} in CUDA C++"
+# Beside Triton's, where there is a GPU to run it.
+ON_DEVICE = (OURS, IN_CUDA) if "kmeans" in COMPILED_FOR_CUDA and torch.cuda.is_available() else (OURS,)
 PROVIDERS: dict[str, dict[str, Provider]] = {
     "step": {
         "scikit-learn's Lloyd iteration": Provider(
@@ -107,6 +111,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = {
             _of_rows(kernels.cuml_iteration), _step, dtype=torch.float32, package="cuml-cu13"
         ),
         OURS: Provider(_our_step, _step),
+        IN_CUDA: Provider(lambda p: _our_step(p, "cuda"), _step),
     },
     "maps": {
         "PiCIE's way": Provider(

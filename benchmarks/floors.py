@@ -21,6 +21,9 @@ from dataclasses import replace
 
 import torch
 
+from cmx_fast.ops.kmeans import CUDA_MOST_CENTROIDS
+
+from . import clustering
 from .case import Case, Goal
 from .correlation import IN_CUDA
 from .provider import OURS
@@ -56,9 +59,10 @@ def _accuracy(what: str, loss: float | None, temperature: float) -> Case:
 
 
 def _step_of_maps(clusters: int, least: float, reach: float) -> Case:
+    ours = clustering.ON_DEVICE if clusters <= CUDA_MOST_CENTROIDS else (OURS,)
     return Case(
         f"floors/kmeans-{clusters}", "kmeans", "step of maps", 192, 128, clusters=clusters, size=(80, 80),
-        dtype=torch.bfloat16, providers=("PyTorch, 4096 rows at a time", FLASH, *ROWS_READY, OURS),
+        dtype=torch.bfloat16, providers=("PyTorch, 4096 rows at a time", FLASH, *ROWS_READY, *ours),
         goals=(_within(least, reach), *(_faster(OURS, name) for name in (FLASH, ROWS_READY[0]))),
     )  # fmt: skip
 

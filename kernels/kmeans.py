@@ -111,13 +111,18 @@ def assign_kernel(
 
 
 @triton.jit
-def add_one_hot(sums, own, x, DIGITS: tl.constexpr):
-    """sums + own @ x, exact products of ones with x as the sum of DIGITS TF32 numbers."""
+def add_one_hot(sums, own, x, used, DIGITS: tl.constexpr):
+    """sums + own @ x, exact products of ones with x as the sum of DIGITS TF32 numbers; the rows ``used`` of it.
+
+    A matrix unit rounds what it adds up towards zero: over thousands of vectors that is a drift. So only a tile's own
+    sum is made there, and what masks it keeps the compiler from adding the tiles there as well.
+    """
+    total = tl.zeros(sums.shape, tl.float32)
     for _ in tl.static_range(DIGITS):
         high = leading_digits(x) if DIGITS > 1 else x
-        sums = tl.dot(own, high, sums, input_precision="tf32")
+        total = tl.dot(own, high, total, input_precision="tf32")
         x -= high
-    return sums
+    return sums + tl.where(used[:, None], total, 0.0)
 
 
 @triton.jit
@@ -181,7 +186,7 @@ def step_kernel(
             counts += tl.sum(tl.where(own, weight[None, :], 0.0), 1)
         else:
             counts += tl.sum(own.to(tl.int32), 1)
-        sums = add_one_hot(sums, own.to(tl.float32), x * factor[:, None], DIGITS)
+        sums = add_one_hot(sums, own.to(tl.float32), x * factor[:, None], k < K, DIGITS)
         inertia += distance
     place = program.to(tl.int64) * K + k
     mask = (k < K)[:, None] & (d < D)[None, :]
@@ -251,7 +256,8 @@ def kmeans_step(
         labels, distance, scale = _assign(x, prepared, metric, normalize, normalize or metric == "cosine")
         weighted = distance.double() if weight is None else distance.double() * weight
         return labels, *sums_of_sorted(x, labels, weight, scale, k), weighted.sum()
-    block = 32
+    half = x.dtype != torch.float32
+    block = 16 if half and k > 32 else 32  # what the sums leave of the registers
     length = min(VECTORS_PER_PROGRAM, block * triton.cdiv(n, 2 * multiprocessors(x.device) * block))
     programs = triton.cdiv(n, max(length, 1))
     labels = x.new_empty(x.shape[:2], dtype=torch.int64)
@@ -260,7 +266,6 @@ def kmeans_step(
     inertia = x.new_empty(programs, dtype=torch.float32)
     if n:
         norms = _norms(metric, normalize)
-        half = x.dtype != torch.float32
         exact = half and weight is None and not norms["UNIT"]
         step_kernel[(programs,)](
             x, prepared.values, prepared.origin, prepared.parts, prepared.half, weight, labels, sums, counts, inertia,

@@ -56,10 +56,13 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     return [_compile(chip, *launch) for launch in launches.values()]
 
 
-def _kmeans(x: torch.Tensor) -> None:
-    from cmx_fast.kernels.kmeans import kmeans_step
+def _kmeans(clusters: int):
+    def call(x: torch.Tensor) -> None:
+        from cmx_fast.kernels.kmeans import kmeans_step
 
-    kmeans_step(x, torch.zeros(27, x.shape[2]), torch.ones(x.shape[:2]), "l2", True)
+        kmeans_step(x, torch.zeros(clusters, x.shape[2]), torch.ones(x.shape[:2]), "l2", True)
+
+    return call
 
 
 def _kmeans_many(x: torch.Tensor) -> None:
@@ -188,7 +191,8 @@ OTHERS = {
     "attention 64 512": _attention(64, 512),
     "attention 256 512": _attention(256, 512),
     "attention 24 96": _attention(24, 96),
-    "kmeans": _kmeans,
+    "kmeans 27": _kmeans(27),
+    "kmeans 64": _kmeans(64),
     "kmeans_many": _kmeans_many,
     "cluster_cross_entropy": _cluster_cross_entropy,
     "sparse_code": _sparse_code,

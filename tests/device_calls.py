@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast import ops
+from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
 
 
 class Call(NamedTuple):
@@ -50,6 +51,12 @@ def _frames(dtype: torch.dtype) -> list[Tensor]:
     frames = torch.randint(0, 256, (2, 4, 3, 40, 50), dtype=torch.uint8)
     windows = torch.tensor([[3.0, 2.0, 30.0, 30.0], [0.0, 5.0, 50.0, 20.0]])
     return [frames, windows, torch.tensor([True, False]), 0.5 + torch.rand(2, 3)]
+
+
+def _in_cuda(operator: str, x: Tensor) -> str:
+    """Of what takes halves alone: CUDA C++ where it can run, so that it is tried like the others."""
+    built = operator in COMPILED_FOR_CUDA and x.is_cuda
+    return "cuda" if built and x.dtype in (torch.bfloat16, torch.float16) else "auto"
 
 
 CALLS: dict[str, Call] = {
@@ -98,6 +105,13 @@ CALLS: dict[str, Call] = {
     "kmeans-many": Call(
         lambda dtype: [maps(dtype, 1000, 32), torch.randn(300, 32), torch.rand(1000)],
         lambda x, centroids, weight: ops.kmeans_step(x, centroids, weight=weight, metric="cosine"),
+        0,
+    ),
+    "kmeans-maps": Call(
+        lambda dtype: [maps(dtype, 3, 32, 9, 11), torch.randn(27, 32), torch.rand(3, 9, 11)],
+        lambda x, centroids, weight: ops.kmeans_step(
+            x, centroids, weight=weight, normalize=True, impl=_in_cuda("kmeans", x)
+        ),
         0,
     ),
     "cluster_cross_entropy": Call(

@@ -16,7 +16,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shutil.which("g++")
-FLAGS = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+# The kernels keep numbers of several types in one shared memory, which a GPU's compiler allows.
+FLAGS = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
 FOLDERS = [f"-I{ROOT / 'tests/cuda/emulator'}", f"-I{ROOT / 'csrc'}"]
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 NORMS = ("cosine", "softmax", "none")
@@ -36,9 +37,10 @@ class Given(ctypes.Structure):
     ]
 
 
-def compile_to(path: Path, source: str, *flags: str) -> Path:
-    """tests/cuda/<source> as a program or library."""
-    command = [COMPILER, *FLAGS, *FOLDERS, *flags, str(ROOT / "tests/cuda" / source), "-o", str(path)]
+def compile_to(path: Path, source: str, *flags: str, first: Path | None = None) -> Path:
+    """tests/cuda/<source> as a program or library, of the kernels in ``first`` where it has them."""
+    folders = [FOLDERS[0], *([f"-I{first}"] if first else []), *FOLDERS[1:]]
+    command = [COMPILER, *FLAGS, *folders, *flags, str(ROOT / "tests/cuda" / source), "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return path

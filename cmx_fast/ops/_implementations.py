@@ -40,7 +40,7 @@ TRITON_MAX_FEATURES = {
 TRITON_MOST_FEATURES = 2048
 
 # Of the operators that csrc/cuda has kernels for, one that stands for them: where it is registered, so are the others.
-CUDA_OPERATORS = {"pyramid_correlation": "pyramid_correlation_cuda_fwd"}
+CUDA_OPERATORS = {"pyramid_correlation": "pyramid_correlation_cuda_fwd", "kmeans": "kmeans_cuda_step"}
 
 logger = logging.getLogger("cmx_fast")
 
@@ -115,7 +115,7 @@ def _log_once(op: str, device: str, chosen: str, reason: str) -> None:
 
 
 def operator(op: str, way: str, impl: str) -> Callable:
-    """The registered op of an implementation, ``way`` "fwd" or "bwd"; CUDA C++ has its own beside Triton's."""
+    """The registered op of an implementation, ``way`` "fwd", "bwd" or "step"; CUDA C++ has its own beside Triton's."""
     return getattr(torch.ops.cmx_fast, f"{op}_cuda_{way}" if impl == "cuda" else f"{op}_{way}")
 
 

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from cmx_fast import reference
 from cmx_fast.ops import _checks
-from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+from cmx_fast.ops._implementations import HAS_EXTENSION, choose, operator, register_triton
 
 METRICS = ("l2", "cosine")
+# What the CUDA C++ step takes: channels by the depth of the matrix unit's products, all of them at once.
+CUDA_MOST_CENTROIDS, CUDA_MOST_FEATURES, CUDA_FEATURE_STEP = 64, 128, 16
 
 
 def kmeans_assign(
@@ -52,6 +54,8 @@ def kmeans_assign(
         ([0, 1], [1.0, 1.0])
     """
     x, centroids, impl = _prepare(x, centroids, metric, normalize, impl)
+    if impl == "cuda":
+        raise ValueError("kmeans_assign: impl='cuda' has no kernel, only kmeans_step; use impl='triton'")
     if impl == "reference":
         return reference.kmeans_assign(x, centroids, metric=metric, normalize=normalize)
     shape = x.shape[:1] + x.shape[2:]
@@ -78,9 +82,12 @@ def kmeans_step(
     with the number of points; both come out the same for any number of threads.
 
     Args:
-        x, centroids, metric, normalize, impl: as for :func:`kmeans_assign`. The sums are of the rows as the metric sees
+        x, centroids, metric, normalize: as for :func:`kmeans_assign`. The sums are of the rows as the metric sees
             them: unit rows with "cosine" or ``normalize``.
         weight: (N,) or (B, H, W) non-negative float32 (float64 for float64 ``x``) sample weights; default 1.
+        impl: "auto", "reference", "cpp" (CPU), "triton" or "cuda" (CUDA; the latter in CUDA C++, for maps (B, D, H, W)
+            with neighbouring positions next to each other, bfloat16 or float16, D a multiple of 16 up to 128, K up to
+            64; it has never run on a GPU).
 
     Returns:
         labels int64 as for :func:`kmeans_assign`; sums (K, D) float32 (float64 for float64 ``x``); counts (K,), int64
@@ -88,9 +95,11 @@ def kmeans_step(
         where a vector had a NaN. The next centroids are ``sums / counts`` where counts are not 0.
 
     Raises:
-        TypeError, ValueError: as :func:`kmeans_assign`; on the CPU also a negative or NaN weight.
+        TypeError, ValueError: as :func:`kmeans_assign`, and what "cuda" does not take; on the CPU also a negative or
+            NaN weight.
 
-    Memory: partial sums of at most 32 MiB, or twice K x D float64. Cost: one N x K x D product, as above.
+    Memory: partial sums of at most 32 MiB, or twice K x D float64; on a GPU K x D float32 per 4096 vectors. Cost: one
+    N x K x D product, as above.
 
     Example:
         >>> import torch
@@ -108,7 +117,9 @@ def kmeans_step(
         return reference.kmeans_step(x, centroids, weight=weight, metric=metric, normalize=normalize)
     flat = None if weight is None else weight.detach().reshape(x.shape[0], -1)
     flat = flat.reshape(1, -1) if flat is not None and x.dim() == 2 else flat
-    labels, sums, counts, inertia = torch.ops.cmx_fast.kmeans_step(
+    if impl == "cuda":
+        _check_for_cuda(x, centroids)
+    labels, sums, counts, inertia = operator("kmeans", "step", impl)(
         vectors(x), centroids, flat, metric, normalize
     )
     _check_directions(metric, x, inertia)
@@ -157,6 +168,28 @@ def _prepare(
     return x.detach(), centroids, impl
 
 
+def _check_for_cuda(x: Tensor, centroids: Tensor) -> None:
+    def refuse(what: str) -> None:
+        raise ValueError(f"kmeans_step: impl='cuda' takes {what}; use impl='triton'")
+
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        refuse(f"x in bfloat16 or float16, not {x.dtype}")
+    if x.dim() != 4:
+        refuse(f"maps (B, D, H, W), not x of shape {tuple(x.shape)}")
+    if x.shape[1] % CUDA_FEATURE_STEP or x.shape[1] > CUDA_MOST_FEATURES:
+        refuse(
+            f"x with a multiple of {CUDA_FEATURE_STEP} features up to {CUDA_MOST_FEATURES}, not {x.shape[1]}"
+        )
+    if len(centroids) > CUDA_MOST_CENTROIDS:
+        refuse(f"at most {CUDA_MOST_CENTROIDS} centroids, not {len(centroids)}")
+    flat = vectors(x)
+    if flat.shape[1] > 1 and flat.stride(1) != 1:
+        refuse(
+            f"maps with neighbouring positions next to each other, not x with strides {x.stride()}: "
+            "x.contiguous() has them"
+        )
+
+
 def _check_weight(weight: Tensor, shape: torch.Size, centroids: Tensor) -> None:
     if not isinstance(weight, Tensor) or weight.dtype != centroids.dtype:
         found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -186,8 +219,7 @@ if HAS_EXTENSION:
     def _(x, centroids, metric, normalize):
         return x.new_empty(x.shape[:2], dtype=torch.int64), centroids.new_empty(x.shape[:2])
 
-    @torch.library.register_fake("cmx_fast::kmeans_step")
-    def _(x, centroids, weight, metric, normalize):
+    def _step(x, centroids, weight, metric, normalize):
         counted = torch.int64 if weight is None else torch.float64
         return (
             x.new_empty(x.shape[:2], dtype=torch.int64),
@@ -196,5 +228,7 @@ if HAS_EXTENSION:
             centroids.new_empty((), dtype=torch.float64),
         )
 
+    torch.library.register_fake("cmx_fast::kmeans_step", _step)
+    torch.library.register_fake("cmx_fast::kmeans_cuda_step", _step)
     register_triton("kmeans_assign", "kmeans.kmeans_assign")
     register_triton("kmeans_step", "kmeans.kmeans_step")

@@ -24,16 +24,40 @@ class Launch {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
+  // Blocks that the device runs at a time.
+  template <class Kernel>
+  int64_t resident(Kernel kernel, int threads, int shared_floats) const {
+    allow(kernel, shared_floats);
+    int device = 0, processors = 0, blocks = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_floats * sizeof(float)));
+    STD_TORCH_CHECK(blocks > 0, "cmx_fast: a CUDA kernel does not fit this GPU");
+    return int64_t(processors) * blocks;
+  }
+
   template <class Kernel, class... Arguments>
   void operator()(Kernel kernel, int64_t blocks, int threads, int shared_floats, Arguments... arguments) const {
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(), "cmx_fast: the tensor is too large for one launch, ",
                     blocks, " blocks");
+    allow(kernel, shared_floats);
     kernel<<<unsigned(blocks), unsigned(threads), shared_floats * sizeof(float), stream_>>>(arguments...);
-    const cudaError_t error = cudaGetLastError();
-    STD_TORCH_CHECK(error == cudaSuccess, "cmx_fast: a CUDA kernel was not launched: ", cudaGetErrorString(error));
+    check(cudaGetLastError());
   }
 
  private:
+  static void check(cudaError_t error) {
+    STD_TORCH_CHECK(error == cudaSuccess, "cmx_fast: a CUDA kernel was not launched: ", cudaGetErrorString(error));
+  }
+
+  // More shared memory than every kernel may have is asked for.
+  template <class Kernel>
+  static void allow(Kernel kernel, int shared_floats) {
+    constexpr int kCommon = 48 << 10;
+    const int bytes = shared_floats * int(sizeof(float));
+    if (bytes > kCommon) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };

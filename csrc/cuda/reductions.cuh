@@ -9,7 +9,8 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Over `width` neighbours, a power of two up to 32; every one of them gets the sum.
-__device__ inline float sum_neighbours(float value, int width) {
+template <class T>
+__device__ T sum_neighbours(T value, int width) {
   for (int offset = width / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
   return value;
 }

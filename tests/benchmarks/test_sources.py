@@ -34,6 +34,10 @@ def test_what_a_kernel_is_built_of_is_followed():
     on_gpu = sources.source_files("info_nce", "cuda")
     assert {"kernels/info_nce_backward.py", "kernels/common/tiles.py"} <= set(on_gpu)
     assert not any(path.startswith("csrc/cpu/") for path in on_gpu)
+    # By the include path, not by the including file's folder.
+    assert {"csrc/cuda/kmeans_step.cuh", "csrc/cuda/matrix_unit.cuh"} <= set(
+        sources.source_files("kmeans", "cuda")
+    )
 
 
 def planted(folder, **changes):

@@ -169,5 +169,13 @@ def test_the_emulator_finds_mistakes(tmp_path):
         "beyond_shared_memory": "refused",
         "unwritten_shared_memory": "NaN",
         "missing_barrier": "depends on the order",
+        "unawaited_copy": "NaN",
+        "copy_into_what_is_read": "depends on the order",
+        "copy_of_the_group_before": "NaN",
+        "abandoned_copy": "refused",
+        "unaligned_copy": "refused",
+        "unaligned_row": "refused",
+        "diverging_product": "refused",
+        "sound_copy": "sound",
         "sound": "sound",
     }

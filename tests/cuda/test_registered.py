@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import emulated_cuda
+import emulated_kmeans
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cmx_fast import reference
-from cmx_fast.ops import _implementations, attention_consistency, pyramid_correlation
+from cmx_fast.ops import (
+    _implementations,
+    attention_consistency,
+    kmeans_assign,
+    kmeans_step,
+    pyramid_correlation,
+)
 
 OPERATORS = torch.ops.cmx_fast
 pytestmark = pytest.mark.skipif(
@@ -21,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 def on_cpu():
     """Until the test's end CPU tensors go to the emulator."""
     with torch.library._scoped_library("cmx_fast", "IMPL") as library:
-        for name, function in vars(emulated_cuda.kernels()).items():
+        for name, function in (vars(emulated_cuda.kernels()) | vars(emulated_kmeans.kernels())).items():
             operator, way = name.rsplit("_", 1)
             library.impl(f"{operator}_cuda_{way}", function, "CPU")
         yield
@@ -82,6 +89,65 @@ def test_chosen_by_name_for_tensors_on_a_gpu(monkeypatch):
         (loss, "attention_consistency_cuda_fwd"),
     ):
         assert operator in "".join(graph_of(value))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_kmeans_step_is_registered_as_pytorch_wants_it(on_cpu, dtype, weighted):
+    x = torch.randn(2, 16, 70).to(dtype).transpose(1, 2)
+    weight = torch.rand(2, 70) if weighted else None
+    torch.library.opcheck(OPERATORS.kmeans_cuda_step, (x, torch.randn(5, 16), weight, "cosine", False))
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """CPU tensors count as a GPU's where an implementation is chosen."""
+    choose = _implementations.choose
+    monkeypatch.setattr(_implementations, "COMPILED_FOR_CUDA", frozenset(["kmeans"]))
+    monkeypatch.setattr(
+        "cmx_fast.ops.kmeans.choose", lambda op, impl, device, *rest: choose(op, impl, "cuda", *rest)
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_public_step_runs_it(on_cpu, chosen, weighted):
+    x, centroids = torch.randn(2, 16, 7, 9).bfloat16(), torch.randn(5, 16)
+    weight = torch.rand(2, 7, 9) if weighted else None
+    emulated_kmeans.library().launched()
+    found = kmeans_step(x, centroids, weight=weight, normalize=True, impl="cuda")
+    assert emulated_kmeans.library().launched() == 3
+    for one, other in zip(found, reference.kmeans_step(x, centroids, weight=weight, normalize=True)):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "clusters", "problem"),
+    [
+        (torch.empty(2, 16, 7, 9), 5, "x in bfloat16 or float16, not torch.float32; use impl='triton'"),
+        (torch.empty(20, 16).half(), 5, r"maps \(B, D, H, W\), not x of shape \(20, 16\); use impl='triton'"),
+        (
+            torch.empty(2, 24, 7, 9).half(),
+            5,
+            "a multiple of 16 features up to 128, not 24; use impl='triton'",
+        ),
+        (torch.empty(1, 144, 2, 2).half(), 5, "a multiple of 16 features up to 128, not 144; use"),
+        (torch.empty(2, 16, 7, 9).half(), 65, "at most 64 centroids, not 65; use impl='triton'"),
+        (
+            torch.empty(2, 16, 7, 9).half().to(memory_format=torch.channels_last),
+            5,
+            r"neighbouring positions .* not x with strides \(1008, 1, 144, 16\)",
+        ),
+    ],
+)
+def test_a_step_that_it_does_not_take_is_refused(on_cpu, chosen, x, clusters, problem):
+    with pytest.raises(ValueError, match=problem):
+        kmeans_step(x, torch.randn(clusters, x.shape[1]), impl="cuda")
+
+
+def test_there_is_no_assignment_in_cuda(chosen):
+    with pytest.raises(ValueError, match="only kmeans_step; use impl='triton'"):
+        kmeans_assign(torch.zeros(2, 16, 7, 9).half(), torch.randn(5, 16), impl="cuda")
 
 
 def graph_of(value):

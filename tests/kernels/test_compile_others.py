@@ -22,7 +22,8 @@ KERNELS = {
     "gates": {"pool_kernel", "apply_kernel", "slope_kernel", "gradient_kernel", "spread_kernel"},
     "band_spectrogram": {"frame_kernel", "band_kernel"},
     "warp_and_mask": {"warp_kernel"},
-    "kmeans": {"prepare_kernel", "step_kernel"},
+    "kmeans 27": {"prepare_kernel", "step_kernel"},
+    "kmeans 64": {"prepare_kernel", "step_kernel"},
     "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
     "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
     "sparse_code": {"forward_kernel", "backward_kernel"},
@@ -36,8 +37,10 @@ CASES = [
     (chip, dtype, width, call)
     for chip in SHARED_BYTES
     for dtype, width, call in (
-        ("bfloat16", 128, "kmeans"),
-        ("float32", 128, "kmeans"),
+        ("bfloat16", 128, "kmeans 27"),
+        ("float32", 128, "kmeans 27"),
+        ("bfloat16", 128, "kmeans 64"),
+        ("float32", 128, "kmeans 64"),
         ("bfloat16", 128, "kmeans_many"),
         ("float32", 4096, "kmeans_many"),
         ("bfloat16", 128, "cluster_cross_entropy"),

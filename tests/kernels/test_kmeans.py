@@ -1,12 +1,17 @@
-"""The k-means launchers against float64 truth."""
+"""The k-means launchers, Triton's and CUDA C++'s, against float64 truth.
+
+Without a GPU the first run in Triton's interpreter, the second in tests/cuda/emulator.
+"""
 
 from __future__ import annotations
 
+import emulated_kmeans
 import pytest
 import torch
 from torch import Tensor
 
 from cmx_fast import reference
+from cmx_fast.ops._implementations import COMPILED_FOR_CUDA, operator
 
 pytest.importorskip("triton")
 from cmx_fast.kernels import kmeans, kmeans_sums
@@ -22,9 +27,19 @@ def vectors(b: int, p: int, d: int, layout: str, dtype=torch.float32) -> Tensor:
     return x if layout == "rows" else x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def check(device, x, centroids, weight, metric, normalize, tolerance=2e-6):
+@pytest.fixture
+def cuda_step(device):
+    """The function behind the operator in CUDA C++."""
+    if device.type == "cpu":
+        return emulated_kmeans.kernels().kmeans_step
+    if "kmeans" not in COMPILED_FOR_CUDA:
+        pytest.skip("the extension was built without its CUDA files")
+    return operator("kmeans", "step", "cuda")
+
+
+def check_step(step, device, x, centroids, weight, metric, normalize, tolerance=2e-6):
     there = [t if t is None else t.to(device) for t in (x, centroids, weight)]
-    labels, sums, counts, inertia = (t.cpu() for t in kmeans_step(*there, metric, normalize))
+    labels, sums, counts, inertia = (t.cpu() for t in step(*there, metric, normalize))
     flat = None if weight is None else weight.reshape(-1).double()
     truth = reference.kmeans_step(
         x.reshape(-1, x.shape[2]).double(),
@@ -38,7 +53,12 @@ def check(device, x, centroids, weight, metric, normalize, tolerance=2e-6):
     assert counts.dtype == truth[2].dtype
     torch.testing.assert_close(counts, truth[2], rtol=1e-6, atol=1e-6)
     assert inertia.item() == pytest.approx(truth[3].item(), rel=1e-5)
-    again, distance = (t.cpu() for t in kmeans_assign(*there[:2], metric, normalize))
+    return labels
+
+
+def check(device, x, centroids, weight, metric, normalize, tolerance=2e-6):
+    labels = check_step(kmeans_step, device, x, centroids, weight, metric, normalize, tolerance)
+    again, distance = (t.cpu() for t in kmeans_assign(x.to(device), centroids.to(device), metric, normalize))
     assert again.equal(labels)
     _, expected = reference.kmeans_assign(
         x.reshape(-1, x.shape[2]).double(), centroids.double(), metric=metric, normalize=normalize
@@ -78,6 +98,23 @@ def test_step(device, b, p, d, k, layout, way, weighted):
 )
 def test_half_precision(device, dtype, d, k, way):
     check(device, vectors(2, 40, d, "maps", dtype), torch.randn(k, d), None, *way)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("b", "p", "d", "k", "way"),
+    [
+        (3, 49, 128, 27, L2),
+        (2, 400, 32, 27, UNIT),  # several tiles a block
+        (1, 130, 16, 1, COSINE),
+        (2, 63, 64, 64, COSINE),
+        (2, 66, 48, 33, L2),
+    ],
+)
+def test_step_in_cuda(device, cuda_step, b, p, d, k, way, weighted, dtype):
+    x, weight = vectors(b, p, d, "maps", dtype), torch.rand(b, p) if weighted else None
+    check_step(cuda_step, device, x, torch.randn(k, d), weight, *way)
 
 
 def test_programs_add_a_bounded_number_of_vectors(device, monkeypatch):

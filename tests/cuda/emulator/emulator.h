@@ -1,12 +1,13 @@
 // CUDA C++ on the CPU, for tests: a kernel's blocks run one after the other, the threads of a block as fibers that
 // switch where they meet. What a GPU leaves undefined shows: shared memory begins as NaN and ends where the launch
-// said, threads that don't meet are an error, and a missing barrier gives other results in another `order` of the
-// threads.
+// said, threads that don't meet are an error, a missing barrier gives other results in another `order` of the threads,
+// and where a copy goes that nobody has waited for, there is NaN.
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -22,6 +23,7 @@
 #define __host__
 #define __shared__
 #define __launch_bounds__(...)
+#define __align__(...)
 
 namespace cmx {
 alignas(16) extern float shared[];  // the memory behind `extern __shared__ float shared[]`
@@ -35,7 +37,7 @@ struct Index {
 inline Index thread_index, block_index, block_size;
 
 constexpr int kLanes = 32;
-constexpr int kSharedFloats = 48 * 1024 / sizeof(float);
+constexpr int kSharedFloats = 99 * 1024 / sizeof(float);  // of a block: the least of the chips
 constexpr size_t kStackBytes = 128 << 10;
 constexpr uint32_t kCanary = 0x7fc0cafe;  // a NaN
 
@@ -44,6 +46,14 @@ enum class Order { kForward, kBackward };
 
 inline Order order = Order::kForward;
 inline int launches = 0;
+inline int resident_blocks = 1;
+
+// A copy that has been started: `size` bytes, of which the first `bytes` come from there.
+struct Copy {
+  char* to;
+  const char* from;
+  int size, bytes;
+};
 
 // The threads of the block that is running.
 class Block {
@@ -54,7 +64,10 @@ class Block {
     body_ = &body;
     block_size.x = threads;
     at_.assign(threads, At::kRunning);
-    values_.assign(threads, 0);
+    turn_.assign(threads, 0);
+    started_.assign(threads, std::vector<std::vector<Copy>>(1));
+    for (auto& slots : given_) slots.resize(threads);
+    error_ = nullptr;
     fibers_.resize(std::max<size_t>(fibers_.size(), threads));
     stacks_.resize(fibers_.size());
     for (unsigned i = 0; i < threads; ++i) start(i);
@@ -69,15 +82,41 @@ class Block {
     swapcontext(&fibers_[self], &scheduler_);
   }
 
-  // Every lane's value lies there until its next shuffle, which no lane reaches before all have read.
-  float exchange(float value, int mask) {
+  // What every lane of the warp gives here; it lies there until the next call but one, which no lane reaches before all
+  // have read.
+  template <class T>
+  std::array<const T*, kLanes> share(const T& mine) {
     const unsigned self = thread_index.x;
-    float& mine = values_[self];
-    mine = value;
+    auto& slots = given_[turn_[self] ^= 1];
+    static_assert(sizeof(T) <= sizeof slots[0].bytes);
+    std::memcpy(slots[self].bytes, &mine, sizeof mine);
     meet(At::kShuffle);
-    const float other = values_[self ^ mask];
-    meet(At::kShuffle);
-    return other;
+    std::array<const T*, kLanes> all;
+    for (int i = 0; i < kLanes; ++i) all[i] = reinterpret_cast<const T*>(slots[self / kLanes * kLanes + i].bytes);
+    return all;
+  }
+
+  // Ends the launch, from a thread.
+  void fail(const char* error) {
+    error_ = error;
+    meet(At::kEnd);
+  }
+
+  // Copies of this thread, the last group still open. What arrives may arrive at once: the old content is gone.
+  void start_copy(const Copy& copy) {
+    if (reinterpret_cast<uintptr_t>(copy.to) % copy.size || reinterpret_cast<uintptr_t>(copy.from) % copy.size)
+      fail("an unaligned copy");
+    std::memset(copy.to, 0xff, copy.size);
+    started_[thread_index.x].back().push_back(copy);
+  }
+  void end_group() { started_[thread_index.x].emplace_back(); }
+  void wait_for_groups(unsigned left) {
+    auto& groups = started_[thread_index.x];
+    for (; groups.size() > left + 1; groups.erase(groups.begin()))
+      for (const Copy& copy : groups.front()) {
+        std::memset(copy.to, 0, copy.size);
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      }
   }
 
  private:
@@ -95,6 +134,7 @@ class Block {
     at_[thread] = At::kRunning;
     running_ = this;
     swapcontext(&scheduler_, &fibers_[thread]);
+    if (error_) throw std::runtime_error(error_);
   }
 
   // Runs every warp up to its next barrier; whether the block has ended.
@@ -112,8 +152,16 @@ class Block {
     }
     for (unsigned i = 1; i < threads; ++i)
       if (at_[i] != at_[0]) throw std::runtime_error("threads of a block don't meet");
-    return at_[0] == At::kEnd;
+    if (at_[0] != At::kEnd) return false;
+    for (const auto& groups : started_)
+      for (const auto& group : groups)
+        if (!group.empty()) throw std::runtime_error("a block ends before its copies");
+    return true;
   }
+
+  struct alignas(16) Slot {
+    char bytes[64];
+  };
 
   static inline Block* running_;
   void (*call_)(const void*);
@@ -122,7 +170,10 @@ class Block {
   std::vector<ucontext_t> fibers_;
   std::vector<std::unique_ptr<char[]>> stacks_;
   std::vector<At> at_;
-  std::vector<float> values_;
+  std::vector<int> turn_;  // which slots a thread gave last
+  std::vector<Slot> given_[2];
+  std::vector<std::vector<std::vector<Copy>>> started_;  // by thread and group
+  const char* error_ = nullptr;
 };
 
 inline void Block::main() {
@@ -138,6 +189,12 @@ inline Block& block() {
 
 // What the .cu file's Launch does on a GPU.
 struct Launch {
+  template <class... Parameters>
+  int64_t resident(void (*)(Parameters...), int, int floats) const {
+    if (floats > kSharedFloats) throw std::runtime_error("more shared memory than a block can have");
+    return resident_blocks;
+  }
+
   template <class... Parameters, class... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads, int floats, Arguments... given) const {
     if (blocks < 1 || threads < 1 || threads > 1024 || floats > kSharedFloats)
@@ -165,4 +222,7 @@ using std::max;
 using std::min;
 
 inline void __syncthreads() { emulator::block().meet(emulator::At::kBarrier); }
-inline float __shfl_xor_sync(unsigned, float value, int mask) { return emulator::block().exchange(value, mask); }
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return *emulator::block().share(value)[threadIdx.x % emulator::kLanes ^ mask];
+}
