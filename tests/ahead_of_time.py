@@ -224,7 +224,7 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     if call in ("clip", "unit"):
         bank, options = [], (True, False, "dot", True, call == "clip", 0.0)
     elif call == "small":
-        bank, options = [torch.zeros(4096, width, dtype=dtype)], (True, True, "dot", True, True, 0.0)
+        bank, options = [], (True, True, "dot", True, True, 0.0)
     elif call == "banks":
         bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 300)]
         options = (False, False, "dot", False, True, 0.0)
@@ -236,8 +236,7 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         x, y, target = x[:, :1], y[:, :1], torch.zeros(1, 1, dtype=torch.int64)
         bank, options = [], (True, False, "dot", True, False, 0.0)
     else:
-        bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 1)]
-        options = (True, True, "l2", True, True, 0.1)
+        bank, options = [torch.zeros(65536, width, dtype=dtype)], (True, True, "l2", True, True, 0.1)
     _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, call == "banks")
     info_nce_bwd(torch.ones(x.shape[:2]), x, y, scale, bank, target, *options, *saved, True, True)
 
@@ -278,7 +277,7 @@ def _compile(chip: int, kernel, values: dict, options: dict) -> Compiled:
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
     ptx = compiled.asm["ptx"]
-    registers, spilled = _registers(chip, ptx)
+    registers, spilled = _registers(compiled.asm["cubin"])
     tile = {k: values[k] for k in ("ROWS", "COLS", "DEPTH", "OUT", "PRODUCT") if k in values} | options
     return Compiled(
         kernel.__name__,
@@ -293,18 +292,16 @@ def _compile(chip: int, kernel, values: dict, options: dict) -> Compiled:
     )
 
 
-def _registers(chip: int, ptx: str) -> tuple[int, int]:
-    """Registers per thread and bytes of spill stores, from the assembler that Triton bundles."""
+def _registers(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, where registers spill, of the assembled kernel."""
     import triton
 
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    target = re.search(r"\.target (\w+)", ptx).group(1)
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
         file.flush()
-        command = [tools / ("ptxas-blackwell" if chip >= 100 else "ptxas"), "-v", f"--gpu-name={target}"]
         report = subprocess.run(
-            [*command, file.name, "-o", "/dev/null"], capture_output=True, text=True, check=True
-        ).stderr
-    found = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", report, re.DOTALL)
-    return int(found.group(2)), int(found.group(1))
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    return int(found.group(1)), int(found.group(2))

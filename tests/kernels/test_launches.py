@@ -63,16 +63,16 @@ def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, b
     return call
 
 
-def supcon(*, normalize=False, references=False, n=128):
+def supcon(*, normalize=False, references=False):
     def call(device):
         from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
 
-        x, scale = features(n, 32).to(device), torch.ones((), device=device)
-        labels = (torch.arange(n) % 7).to(device)
+        x, scale = features(128, 32).to(device), torch.ones((), device=device)
+        labels = (torch.arange(128) % 7).to(device)
         columns = (x[:50], labels[:50]) if references else (None, None)
         inputs = x, labels, scale, *columns, normalize
         _, *saved = supcon_fwd(*inputs, False)
-        supcon_bwd(torch.ones(n, device=device), *inputs, *saved, True, references)
+        supcon_bwd(torch.ones(128, device=device), *inputs, *saved, True, references)
 
     return call
 
@@ -190,7 +190,6 @@ LAUNCHES = {
     info_nce(normalize=True): 6,
     info_nce(targets=True): 8,
     supcon(): 4,
-    supcon(n=4200): 4,
     supcon(normalize=True): 5,
     supcon(normalize=True, references=True): 6,
     softmax_block: 3,
