@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector
 from cmx_fast.kernels.common.tiles import INTERPRETED, architecture, dot_precision, upcast
 from torch import Tensor
@@ -288,7 +289,7 @@ def _tile(
     else:
         halves, arch = x.dtype != torch.float32, architecture(x.device)
         tile = table.get((arch, halves), table["sm80", halves])
-    depth, out = (max(16, triton.next_power_of_2(size)) for size in (features, width))
+    depth, out = (max(16, next_power_of_2(size)) for size in (features, width))
     return tile._replace(depth=min(tile.depth, depth), out=min(tile.out, out))
 
 
@@ -318,8 +319,8 @@ def attention_fwd(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tu
     if b * n == 0:
         return out, stats
     tile = _tile(FORWARD_TILES, query, d, e)
-    chunks = max(1, triton.cdiv(e, tile.out))
-    forward_kernel[(b * chunks * triton.cdiv(n, tile.rows),)](
+    chunks = max(1, ceil_div(e, tile.out))
+    forward_kernel[(b * chunks * ceil_div(n, tile.rows),)](
         query, key, value, out, stats, n, m, d, e, chunks, scale, **_options(tile, query)
     )  # fmt: skip
     return out, stats
@@ -352,16 +353,16 @@ def attention_bwd(
         # Of the slopes as the gradients' kernel has them: where one weight is 1, they cancel.
         tile = _tile(BACKWARD_TILES, query, max(d, e), 1)
         options = {name: value for name, value in _options(tile, query).items() if name != "OUT"}
-        mean_slope_kernel[(b * triton.cdiv(n, tile.rows),)](
+        mean_slope_kernel[(b * ceil_div(n, tile.rows),)](
             query, key, grad_out, value, row_stats, means, n, m, d, e, scale, **options
         )
     dquery, dkey, dvalue = (x if x.numel() else None for x in results)
     tile = _tile(BACKWARD_TILES, query, max(d, e), d)
     wide = _tile(BACKWARD_TILES, query, max(d, e), e).out
-    key_blocks = triton.cdiv(m, tile.rows)
-    programs = 0 if dquery is None else triton.cdiv(d, tile.out) * triton.cdiv(n, tile.rows)
-    programs += 0 if dkey is None else triton.cdiv(d, tile.out) * key_blocks
-    programs += 0 if dvalue is None else triton.cdiv(e, wide) * key_blocks
+    key_blocks = ceil_div(m, tile.rows)
+    programs = 0 if dquery is None else ceil_div(d, tile.out) * ceil_div(n, tile.rows)
+    programs += 0 if dkey is None else ceil_div(d, tile.out) * key_blocks
+    programs += 0 if dvalue is None else ceil_div(e, wide) * key_blocks
     if programs:
         gradient_kernel[(b * programs,)](
             query, key, value, grad_out, row_stats, means, dquery, dkey, dvalue, b, n, m, d, e, scale,

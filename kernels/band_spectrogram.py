@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import on_own_device
+from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
 
 __all__ = ["band_spectrogram_fwd"]
@@ -130,7 +131,7 @@ def band_spectrogram_fwd(
     decibels, natural = logarithm == 1, logarithm == 2
     lowest = 10 * math.log10(floor) if decibels else math.log(floor) if natural else 0.0
     spectrum = torch.view_as_real(torch.fft.rfft(framed))
-    band_kernel[triton.cdiv(frames, FRAMES), triton.cdiv(count, BANDS), batch](
+    band_kernel[ceil_div(frames, FRAMES), ceil_div(count, BANDS), batch](
         spectrum, bands.contiguous(), reach.contiguous(), mean, std, out, frames, bins, count, floor,
         lowest, DECIBELS=decibels, NATURAL=natural, FRAMES=FRAMES, BANDS=BANDS, BINS=BINS, num_warps=4,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device, without_autocast
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from torch import Tensor
 
 __all__ = ["channel_gate_bwd", "channel_gate_fwd"]
@@ -148,9 +149,9 @@ def _launch(planes: int, positions: int) -> tuple[tuple[int], dict[str, int]]:
 
     Eight to a thread: more spill where planes are no multiple of 16 bytes, as those of 7 x 7 maps.
     """
-    cols = min(1024, triton.next_power_of_2(positions))
+    cols = min(1024, next_power_of_2(positions))
     rows = 2048 // max(cols, 64)
-    return (triton.cdiv(planes, rows),), {"ROWS": rows, "COLS": cols, "num_warps": 8}
+    return (ceil_div(planes, rows),), {"ROWS": rows, "COLS": cols, "num_warps": 8}
 
 
 @on_own_device

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import softplus
 from cmx_fast.kernels.kmeans_products import (
     RESIDENT_WIDTH,
@@ -203,7 +204,7 @@ def cluster_cross_entropy_fwd(
             options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
         else:
             options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
-        loss_kernel[(triton.cdiv(n, options["BLOCK"]),)](
+        loss_kernel[(ceil_div(n, options["BLOCK"]),)](
             x, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses, lse,
             n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,
         )  # fmt: skip
@@ -222,12 +223,12 @@ def cluster_cross_entropy_bwd(
     n, width = labels.numel(), x.shape[2]
     if n:
         prepared = prepare(centroids, x.dtype)
-        out, half = min(max(16, triton.next_power_of_2(width)), GRADIENT_WIDTH), x.dtype != torch.float32
+        out, half = min(max(16, next_power_of_2(width)), GRADIENT_WIDTH), x.dtype != torch.float32
         options = product_options(
             x, RESIDENT_WIDTH if half else 16, 32 if half else 16,
             BLOCK=32 if out <= RESIDENT_WIDTH and half else 16, CLUSTERS=16, num_warps=8,
         )  # fmt: skip
-        gradient_kernel[(triton.cdiv(n, options["BLOCK"]), triton.cdiv(width, out))](
+        gradient_kernel[(ceil_div(n, options["BLOCK"]), ceil_div(width, out))](
             grad_losses.contiguous(), x, prepared.values, prepared.origin, prepared.parts, prepared.bias, labels,
             log_sum_exp, dx, n, x.shape[1], len(centroids), width, *x.stride(), *dx.stride(), UNIT=normalize,
             GRADIENT_PRECISION="tf32x3" if half else options["PRECISION"], OUT=out, **options,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import add_partials, empty_statistics, log_sum_exp_and_mean, softplus
 from cmx_fast.kernels.common.norms import (
     DEPTH,
@@ -201,7 +202,7 @@ def info_nce_fwd(
     banks = [allocate_rows(rows, False, distance) for rows in bank]
     owner = torch.empty_like(target) if symmetric and target is not None else None
     measured = norm_arguments([queries, keys, *banks])
-    programs = norm_programs(measured[-1]) + (triton.cdiv(batch * n, BLOCK) if owner is not None else 0)
+    programs = norm_programs(measured[-1]) + (ceil_div(batch * n, BLOCK) if owner is not None else 0)
     if programs:
         prepare_kernel[(programs,)](
             *measured, width, target, owner, batch * n, n,
@@ -229,7 +230,7 @@ def info_nce_fwd(
                 keys, queries if in_batch else None, banks, target, logit_scale,
                 exclude="row of column", **options,
             )  # fmt: skip
-    loss_kernel[(triton.cdiv(batch * n, BLOCK),)](
+    loss_kernel[(ceil_div(batch * n, BLOCK),)](
         query,
         key,
         target,

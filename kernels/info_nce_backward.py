@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
@@ -202,8 +203,8 @@ def info_nce_bwd(
         )  # fmt: skip
 
     rows_per_program, padded = finish_tile(width)
-    query_programs = batch * triton.cdiv(n, rows_per_program) if need_query else 0
-    key_programs = batch * triton.cdiv(m, rows_per_program) if need_key else 0
+    query_programs = batch * ceil_div(n, rows_per_program) if need_query else 0
+    key_programs = batch * ceil_div(m, rows_per_program) if need_key else 0
     finish_kernel[(max(1, query_programs + key_programs),)](
         query,
         key,
@@ -253,7 +254,7 @@ def _weights(
     (batch, n, width), m = query.shape, key.shape[1]
     row_softmax, col_softmax = torch.empty_like(row_stats), torch.empty_like(col_stats)
     positive = logit_scale.new_empty(batch, n)
-    programs = triton.cdiv(batch * n, BLOCK)
+    programs = ceil_div(batch * n, BLOCK)
     dscale_part = logit_scale.new_empty(programs)
     weights_kernel[(programs + norm_programs(measured[-1]),)](
         grad_loss,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.gradient import product_form
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
     LOG2E,
     chunked_products,
@@ -156,9 +157,9 @@ def scan_banks(
     device = queries.data.device
     tile = choose_tile(GRADIENT_TILES, architecture(device), queries.data.dtype, width)
     resident = tile.depth >= width
-    chunks = 1 if resident else triton.cdiv(width, tile.out)
-    programs = triton.cdiv(n, tile.rows) * chunks
-    splits = column_splits(device, programs, sum(triton.cdiv(bank.length, tile.cols) for bank in banks))
+    chunks = 1 if resident else ceil_div(width, tile.out)
+    programs = ceil_div(n, tile.rows) * chunks
+    splits = column_splits(device, programs, sum(ceil_div(bank.length, tile.cols) for bank in banks))
     part = logit_scale.new_empty(splits, 3, n)
     sums = logit_scale.new_empty(splits, n, width)
     bank_kernel[(programs * splits,)](

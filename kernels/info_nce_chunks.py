@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_vector
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
@@ -206,7 +207,7 @@ def _add(
     for first in range(0, n, size):
         last = min(n, first + size)
         h = chunk[: last - first]
-        logit_gradient_kernel[(triton.cdiv(last - first, tile.rows) * triton.cdiv(m, tile.cols),)](
+        logit_gradient_kernel[(ceil_div(last - first, tile.rows) * ceil_div(m, tile.cols),)](
             rows.data,
             rows.inverse_norm,
             *(row_softmax or (None, None, None)),

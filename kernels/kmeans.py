@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
 from cmx_fast.kernels.kmeans_products import (
     RESIDENT_WIDTH,
@@ -211,7 +212,7 @@ def _assign(
             options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
         else:
             options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
-        assign_kernel[(triton.cdiv(n, options["BLOCK"]),)](
+        assign_kernel[(ceil_div(n, options["BLOCK"]),)](
             x, centroids.values, centroids.origin, centroids.parts, centroids.half, labels, distance, scale,
             n, x.shape[1], k, x.shape[2], *x.stride(), **_norms(metric, normalize), **options,
         )  # fmt: skip
@@ -258,8 +259,8 @@ def kmeans_step(
         return labels, *sums_of_sorted(x, labels, weight, scale, k), weighted.sum()
     half = x.dtype != torch.float32
     block = 16 if half and k > 32 else 32  # what the sums leave of the registers
-    length = min(VECTORS_PER_PROGRAM, block * triton.cdiv(n, 2 * multiprocessors(x.device) * block))
-    programs = triton.cdiv(n, max(length, 1))
+    length = min(VECTORS_PER_PROGRAM, block * ceil_div(n, 2 * multiprocessors(x.device) * block))
+    programs = ceil_div(n, max(length, 1))
     labels = x.new_empty(x.shape[:2], dtype=torch.int64)
     sums = x.new_empty(programs, k, width, dtype=torch.float32)
     counts = x.new_empty(programs, k, dtype=torch.int32 if weight is None else torch.float32)
@@ -270,7 +271,7 @@ def kmeans_step(
         step_kernel[(programs,)](
             x, prepared.values, prepared.origin, prepared.parts, prepared.half, weight, labels, sums, counts, inertia,
             n, x.shape[1], k, width, length, *x.stride(), **norms, DIGITS=1 if exact else 3,
-            ALL_CLUSTERS=max(16, triton.next_power_of_2(k)), ALL_FEATURES=max(16, triton.next_power_of_2(width)),
+            ALL_CLUSTERS=max(16, next_power_of_2(k)), ALL_FEATURES=max(16, next_power_of_2(width)),
             **product_options(
                 x, RESIDENT_WIDTH if half else 16, 16, BLOCK=block, CLUSTERS=32, num_warps=8, num_stages=2
             ),

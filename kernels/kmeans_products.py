@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import dot_precision
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def prepare(centroids: Tensor, dtype: torch.dtype, metric: str = "l2") -> Centro
         centroids.new_empty(k),
         centroids.new_empty(k),
     )
-    prepare_kernel[(triton.cdiv(k, PREPARED_BLOCK),)](
+    prepare_kernel[(ceil_div(k, PREPARED_BLOCK),)](
         centroids, prepared.origin, prepared.parts, prepared.half, prepared.bias, k, width,
         PARTS=parts, BLOCK=PREPARED_BLOCK, DEPTH=PREPARED_DEPTH,
     )  # fmt: skip
@@ -175,7 +176,7 @@ def best_of(products, half_ptr, k, K):
 def product_options(x: Tensor, resident: int, depth: int, **tile: int) -> dict:
     """Precision and tile of the products with x (B, P, D): resident up to a width, beyond it in chunks of ``depth``."""
     width, half = x.shape[2], x.dtype != torch.float32
-    padded = max(16, triton.next_power_of_2(width))
+    padded = max(16, next_power_of_2(width))
     # Rows that don't begin at whole transactions are loaded in a layout that a resident tile has no registers for.
     stays = padded <= resident and width % 16 == 0
     return {

@@ -7,6 +7,7 @@ label and segment by binary search, and those left over return.
 import torch
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
 
 SEGMENT = 1024  # vectors that one program adds
@@ -109,7 +110,7 @@ def sums_of_sorted(
     bounds = torch.searchsorted(values, torch.arange(k + 1, device=x.device))
     first, count = bounds[:-1], bounds.diff()
     last_segment = ((count + SEGMENT - 1) // SEGMENT).cumsum(0)
-    chunks = triton.cdiv(width, DEPTH)
+    chunks = ceil_div(width, DEPTH)
     segments = n // SEGMENT + min(k, n)
     partial = x.new_empty(max(segments, 1), width, dtype=torch.float32)
     sums = x.new_empty(k, width, dtype=torch.float32)

@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
 from torch import Tensor
 
@@ -132,10 +133,10 @@ def _launch(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     Eight warps, as the gates of channels have.
     """
     batch, _, positions = x.shape
-    cols = min(128, triton.next_power_of_2(positions))
-    while cols > 16 and batch * triton.cdiv(positions, cols) < 2 * multiprocessors(x.device):
+    cols = min(128, next_power_of_2(positions))
+    while cols > 16 and batch * ceil_div(positions, cols) < 2 * multiprocessors(x.device):
         cols //= 2
-    return (batch, triton.cdiv(positions, cols)), {
+    return (batch, ceil_div(positions, cols)), {
         "ROWS": 2048 // max(cols, 16),
         "COLS": cols,
         "num_warps": 8,

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import contiguous, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from torch import Tensor
 
 __all__ = ["prepare_frames"]
@@ -199,7 +200,7 @@ def prepare_frames(
     if not out.numel():
         return out
     pixels = size[0] * size[1]
-    parts = triton.next_power_of_2(triton.cdiv(pixels, PART))
+    parts = next_power_of_2(ceil_div(pixels, PART))
     of_clips = (frames, windows, sizes, mirrored, factors)
     layout = (count, *source, *size, *frames.stride())
     grey = None
@@ -208,6 +209,6 @@ def prepare_frames(
         grey_kernel[clips * count, parts](*of_clips, grey, *layout, COLS=COLS, PART=PART)
     white = 255 if factors is None else 1  # of what the last step gets
     colours = (*(white * value for value in mean), *(1 / (white * value) for value in std))
-    grid = (clips * count, triton.cdiv(pixels, COLS))
+    grid = (clips * count, ceil_div(pixels, COLS))
     view_kernel[grid](*of_clips, grey, out, *layout, *colours, COLS=COLS, PARTS=parts, LAST=channels_last)
     return out

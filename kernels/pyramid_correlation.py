@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
 from cmx_fast.kernels.pyramid_maps import Pyramid, inverse_length, make_maps, pull_on_windows, sum_filters
 from torch import Tensor
@@ -215,10 +216,10 @@ def tiling(pyramid: Pyramid, channels: int) -> dict[str, int]:
     """Tile sizes: windows of the coarsest level, the positions in each, and channels."""
     side = 2 ** (pyramid.levels - 1)
     inner = side * side
-    windows = triton.cdiv(pyramid.height, side) * triton.cdiv(pyramid.width, side)
-    tile = min(triton.next_power_of_2(windows), max(1, 64 // inner))
-    depth = min(max(16, triton.next_power_of_2(channels)), max(16, ELEMENTS // (tile * inner)), 128)
-    return {"N_TILES": triton.cdiv(windows, tile), "TILE": tile, "INNER": inner, "CHANNELS": depth}
+    windows = ceil_div(pyramid.height, side) * ceil_div(pyramid.width, side)
+    tile = min(next_power_of_2(windows), max(1, 64 // inner))
+    depth = min(max(16, next_power_of_2(channels)), max(16, ELEMENTS // (tile * inner)), 128)
+    return {"N_TILES": ceil_div(windows, tile), "TILE": tile, "INNER": inner, "CHANNELS": depth}
 
 
 def correlate(
@@ -301,7 +302,7 @@ def pyramid_correlation_bwd(
     tiles = tiling(pyramid, channels)
     # Its tile holds the features and their gradient.
     tiles["CHANNELS"] = max(16, tiles["CHANNELS"] // 2)
-    n_tiles, chunks = pyramid.times * tiles["N_TILES"], triton.cdiv(channels, tiles["CHANNELS"])
+    n_tiles, chunks = pyramid.times * tiles["N_TILES"], ceil_div(channels, tiles["CHANNELS"])
     splits = max(1, min(2 * multiprocessors(features.device) // (batch * chunks), n_tiles // FEWEST_TILES))
     sums = filters.new_empty(batch, splits, channels)
     gradient_kernel[(batch * splits, chunks)](

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
 
 FLOOR = tl.constexpr(1e-12)  # a vector no longer than this answers with a cosine of 0 and gets no gradient
@@ -26,7 +27,7 @@ class Pyramid(NamedTuple):
     def cells(self) -> int:
         """Windows of all levels; those of a level lie together, (T, h, w)."""
         return sum(
-            self.times * triton.cdiv(self.height, 2**level) * triton.cdiv(self.width, 2**level)
+            self.times * ceil_div(self.height, 2**level) * ceil_div(self.width, 2**level)
             for level in range(self.levels)
         )
 
@@ -263,7 +264,7 @@ def sum_filters(partial: Tensor, filters: Tensor, turn: Tensor | None) -> Tensor
     """The filters' gradient (B, C) from the programs' sums, in their order."""
     batch, programs, channels = partial.shape
     out = filters.new_empty(batch, channels)
-    filters_kernel[(batch, triton.cdiv(channels, BLOCK))](
+    filters_kernel[(batch, ceil_div(channels, BLOCK))](
         partial,
         filters,
         turn,

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device, without_autocast
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from torch import Tensor
 
 __all__ = ["sparse_code_bwd", "sparse_code_fwd"]
@@ -94,7 +95,7 @@ def backward_kernel(
 def _options(k: int, steps: int) -> dict:
     if k > MOST_ATOMS:
         raise ValueError(f"the Triton kernels take at most {MOST_ATOMS} atoms, got {k}; use impl='reference'")
-    atoms = max(16, triton.next_power_of_2(k))
+    atoms = max(16, next_power_of_2(k))
     return {"STEPS": steps, "BLOCK": BLOCK, "ATOMS": atoms, "num_warps": 8, "num_stages": 1}
 
 
@@ -124,7 +125,7 @@ def sparse_code_fwd(x: Tensor, dictionary: Tensor, step_size: Tensor, lam: float
     for begin, rows in _chunks(x):
         r = step_size * (rows @ dictionary - lam)
         out = codes.view(-1, k)[begin : begin + len(rows)]
-        forward_kernel[(triton.cdiv(len(rows), BLOCK),)](r, transition, out, len(rows), k, **options)
+        forward_kernel[(ceil_div(len(rows), BLOCK),)](r, transition, out, len(rows), k, **options)
     return codes
 
 
@@ -149,7 +150,7 @@ def sparse_code_bwd(
         r = step_size * (rows @ dictionary - lam)
         before, through = (r.new_empty(max(steps - 1, 1), n, k) for _ in "bt")
         by_r = torch.empty_like(r)
-        backward_kernel[(triton.cdiv(n, BLOCK),)](
+        backward_kernel[(ceil_div(n, BLOCK),)](
             upstream[begin : begin + n], r, transition, before, through, by_r, n, k, **options
         )
         if steps > 1:

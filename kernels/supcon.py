@@ -7,6 +7,7 @@ launches, three to normalise, whatever the number of rows and labels.
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import LN2, LOG2E, add_partials, empty_statistics, log_sum_exp_and_mean
 from cmx_fast.kernels.common.norms import measure
 from cmx_fast.kernels.supcon_backward import sides, supcon_bwd
@@ -104,5 +105,5 @@ def supcon_fwd(
     if m == 0:
         return loss, stats, class_rows, norms
     part, positives = scan(rows, columns, labels, ref_labels, logit_scale)
-    loss_kernel[(triton.cdiv(m, BLOCK),)](logit_scale, *part, positives, loss, stats, m, BLOCK=BLOCK)
+    loss_kernel[(ceil_div(m, BLOCK),)](logit_scale, *part, positives, loss, stats, m, BLOCK=BLOCK)
     return loss, stats, class_rows, norms

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import Rows, finish_tile, inverse_norm, through_normalization
 from cmx_fast.kernels.supcon_gradient import row_gradient
 from torch import Tensor
@@ -142,8 +143,8 @@ def supcon_bwd(
             columns, ref_labels, rows, labels, stats, grad_loss, logit_scale, of_rows=False
         )
     rows_per_program, padded = finish_tile(width)
-    programs = (triton.cdiv(m, rows_per_program) if need_features else 0) + (
-        triton.cdiv(r, rows_per_program) if need_ref else 0
+    programs = (ceil_div(m, rows_per_program) if need_features else 0) + (
+        ceil_div(r, rows_per_program) if need_ref else 0
     )
     finish_kernel[(max(1, programs),)](
         features,

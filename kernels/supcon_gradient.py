@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.gradient import product_form
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
@@ -143,9 +144,9 @@ def row_gradient(
     columns = columns or rows
     tile = choose_tile(GRADIENT_TILES, architecture(rows.data.device), rows.data.dtype, width)
     resident = tile.depth >= width
-    chunks = 1 if resident else triton.cdiv(width, tile.out)
-    programs = triton.cdiv(n, tile.rows) * chunks
-    splits = column_splits(rows.data.device, programs, triton.cdiv(columns.length, tile.cols))
+    chunks = 1 if resident else ceil_div(width, tile.out)
+    programs = ceil_div(n, tile.rows) * chunks
+    splits = column_splits(rows.data.device, programs, ceil_div(columns.length, tile.cols))
     part = logit_scale.new_empty(splits, n, width)
     gradient_kernel[(programs * splits,)](
         *rows[:2],

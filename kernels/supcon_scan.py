@@ -8,6 +8,7 @@ alone, and a row's inverse norm is part of the factor of its logits.
 
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
     LOG2E,
     chunked_products,
@@ -171,8 +172,8 @@ def scan(
     elif rows.data.element_size() == 4 and not resident:
         # Of its own choice the assembler spills a few.
         registers = 168
-    programs = triton.cdiv(n, tile.rows)
-    splits = column_splits(rows.data.device, programs, triton.cdiv(columns.length, tile.cols))
+    programs = ceil_div(n, tile.rows)
+    splits = column_splits(rows.data.device, programs, ceil_div(columns.length, tile.cols))
     part = logit_scale.new_empty(splits, 3, n)
     positives = logit_scale.new_empty(splits, n, 2)
     scan_kernel[(programs * splits,)](

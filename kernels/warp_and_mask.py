@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import on_own_device
+from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
 
 __all__ = ["warp_and_mask_fwd"]
@@ -49,7 +50,7 @@ def warp_and_mask_fwd(x: Tensor, position: Tensor, hidden_bands: Tensor, hidden_
     out = torch.empty_like(x)
     if out.numel():
         rows, cols = 16, 64
-        warp_kernel[triton.cdiv(bands, rows), triton.cdiv(frames, cols), batch](
+        warp_kernel[ceil_div(bands, rows), ceil_div(frames, cols), batch](
             x, position.contiguous(), hidden_bands.contiguous().view(torch.uint8),
             hidden_frames.contiguous().view(torch.uint8), out, bands, frames, ROWS=rows, COLS=cols, num_warps=4,
         )  # fmt: skip

@@ -6,6 +6,7 @@ called on CPU tensors with ``JITFunction.run`` replaced, so signatures, constant
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -30,9 +31,14 @@ class Compiled(NamedTuple):
     narrow_offsets: tuple[str, ...]
 
 
+def without_interpreter() -> None:
+    """What a process that compiles does before it imports Triton."""
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
-    """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "target",
-    "small", "banks", "supcon", "unit supcon", "references", or a key of OTHERS."""
+    """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "distances",
+    "target", "small", "banks", "supcon", "unit supcon", "references", or a key of OTHERS."""
     import triton
     from cmx_fast.kernels import position_gate
     from cmx_fast.kernels.common import tiles
@@ -231,6 +237,8 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     elif call == "wide":
         bank = [torch.zeros(4096, width, dtype=dtype)]
         options = (True, True, "dot", True, True, 0.1)
+    elif call == "distances":
+        bank, options = [], (True, False, "l2", True, True, 0.1)
     elif call == "target":
         # Sizes of 1 are constants to the compiler.
         x, y, target = x[:, :1], y[:, :1], torch.zeros(1, 1, dtype=torch.int64)

@@ -55,6 +55,10 @@ COMPILED_FOR_CUDA = frozenset(
 )
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
+#: For the forward pass inside of an autograd.Function: without it an op called there still walks through the Python
+#: that register_autograd installed for it, 15 us a call, only to find that no gradient is asked for.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
 
 def _unavailable(op: str, impl: str, device: str, dtype: torch.dtype, features: int) -> str | None:
     """Why this implementation can't run there, or None when it can."""

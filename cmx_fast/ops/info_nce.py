@@ -12,7 +12,7 @@ from torch import Tensor
 from cmx_fast import reference
 from cmx_fast.ops import _checks
 from cmx_fast.ops._cache import worth_keeping
-from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+from cmx_fast.ops._implementations import HAS_EXTENSION, below_autograd, choose, register_triton
 
 SIMILARITIES = ("dot", "l2", "sql2")
 REDUCTIONS = ("mean", "sum", "none")
@@ -248,7 +248,8 @@ if HAS_EXTENSION:
 
         @staticmethod
         def forward(ctx, *inputs):
-            output = torch.ops.cmx_fast.info_nce_fwd(*inputs)
+            with below_autograd():
+                output = torch.ops.cmx_fast.info_nce_fwd(*inputs)
             _save(ctx, inputs, output)
             return output[:1]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from cmx_fast import reference
 from cmx_fast.ops import _checks
 from cmx_fast.ops._cache import worth_keeping
-from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
+from cmx_fast.ops._implementations import HAS_EXTENSION, below_autograd, choose, register_triton
 
 REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 
@@ -178,7 +178,8 @@ if HAS_EXTENSION:
 
         @staticmethod
         def forward(ctx, *inputs):
-            output = torch.ops.cmx_fast.supcon_fwd(*inputs)
+            with below_autograd():
+                output = torch.ops.cmx_fast.supcon_fwd(*inputs)
             _save(ctx, inputs, output)
             return output[:1]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton
 from cmx_fast.kernels.common.gradient_kernel import gradient_kernel
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
@@ -88,12 +88,12 @@ def row_gradient(
     device = rows.data.device
     tile = choose_tile(GRADIENT_TILES, architecture(device), rows.data.dtype, width)
     sizes = [m, *(bank.length for bank in banks), n if within else 0]
-    tiles = sum(triton.cdiv(size, tile.cols) for size in sizes)
+    tiles = sum(ceil_div(size, tile.cols) for size in sizes)
     if tiles == 0:
         return RowGradient(), RowGradient()
     resident = tile.depth >= width
-    chunks = 1 if resident else triton.cdiv(width, tile.out)
-    programs = triton.cdiv(n, tile.rows) * chunks * batch
+    chunks = 1 if resident else ceil_div(width, tile.out)
+    programs = ceil_div(n, tile.rows) * chunks * batch
     sides = 1 if back is None else 2
     splits = column_splits(device, sides * programs, tiles)
     smooth = any(s is not None and s.share is not None for s in (softmax, cross_softmax))

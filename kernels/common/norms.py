@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import load_tile
 from torch import Tensor
 
@@ -102,7 +103,7 @@ FINISH_ELEMENTS = 2048  # features that one program of an O(N D) kernel holds
 
 def finish_tile(width: int) -> tuple[int, int]:
     """Rows and padded width of a tile that holds whole rows of features."""
-    padded = triton.next_power_of_2(width)
+    padded = next_power_of_2(width)
     return max(1, FINISH_ELEMENTS // padded), padded
 
 
@@ -119,7 +120,7 @@ def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:
 
 def norm_programs(counts: Sequence[int]) -> int:
     """Programs that :func:`measure_rows` needs."""
-    return sum(triton.cdiv(count, ROWS_PER_PROGRAM) for count in counts)
+    return sum(ceil_div(count, ROWS_PER_PROGRAM) for count in counts)
 
 
 #: Below so many multiplications of a product, programs that find the norms of their rows and columns again and again

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
     LOG2E,
     chunked_products,
@@ -276,9 +277,9 @@ def scan(
     device = rows.data.device
     tile = choose_tile(SCAN_TILES, architecture(device), rows.data.dtype, width)
     sizes = [m, *(bank.length for bank in banks), n if within else 0]
-    programs = triton.cdiv(n, tile.rows) * batch
+    programs = ceil_div(n, tile.rows) * batch
     sides = 1 if back is None else 2
-    splits = column_splits(device, sides * programs, sum(triton.cdiv(size, tile.cols) for size in sizes))
+    splits = column_splits(device, sides * programs, sum(ceil_div(size, tile.cols) for size in sizes))
     parts = [logit_scale.new_empty(splits, 4 if smooth else 3, batch * n) for _ in range(sides)]
     if target is None and exclude == "row of column":
         exclude = "column of row"

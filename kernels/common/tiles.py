@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from cmx_fast.kernels.common.grids import next_power_of_2
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -104,7 +105,7 @@ def choose_tile(table: TileTable, arch: str, dtype: torch.dtype, width: int) -> 
                 arch = {"sm120": "sm80", "sm100": "sm90", "sm90": "sm80"}[arch]
         tile = next(tile for largest, tile in table[arch, dtype] if width <= largest or largest == MAX_WIDTH)
     # Narrow rows: no wider than the next power of two, and at least what a matrix instruction takes.
-    padded = max(16, triton.next_power_of_2(width))
+    padded = max(16, next_power_of_2(width))
     return tile._replace(depth=min(tile.depth, padded), out=min(tile.out, padded))
 
 

@@ -1,5 +1,7 @@
 """Where the launchers run: on the GPU, or on the CPU under Triton's interpreter (tests/conftest.py switches it on)."""
 
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.runtime.interpreter
+from ahead_of_time import compile_call, without_interpreter
 
 KERNEL_TYPE = (
     triton.runtime.interpreter.InterpretedFunction
@@ -18,6 +21,22 @@ KERNEL_TYPE = (
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def compilers():
+    """A pool of two processes without the interpreter."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, without_interpreter) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def compiled(request, compilers) -> dict[tuple, Future]:
+    """What ``compile_call`` finds for the parameters of the module's selected tests."""
+    tests = [item for item in request.session.items if item.module is request.module]
+    cases = [tuple(item.callspec.params.values()) for item in tests if hasattr(item, "callspec")]
+    return {case: compilers.submit(compile_call, *case) for case in cases}
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
-
 import pytest
 
 pytest.importorskip("triton")
-from ahead_of_time import compile_call
 
 # sm_80's tiles also serve sm_86 and sm_89 with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
@@ -64,20 +59,6 @@ CASES = [
         ("float16", 128, "attention 24 96"),
     )
 ]
-
-
-@pytest.fixture(scope="module")
-def compiled(request):
-    """Results of the selected cases, from a pool of two processes that start without the interpreter."""
-    tests = [item for item in request.session.items if item.module is request.module]
-    cases = [tuple(item.callspec.params.values()) for item in tests if hasattr(item, "callspec")]
-    interpret = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield {case: pool.submit(compile_call, *case) for case in cases}
-    finally:
-        if interpret is not None:
-            os.environ["TRITON_INTERPRET"] = interpret
 
 
 @pytest.mark.parametrize(("chip", "dtype", "width", "call"), CASES)
