@@ -235,8 +235,7 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         bank = [torch.zeros(k, width, dtype=dtype) for k in (65536, 300)]
         options = (False, False, "dot", False, True, 0.0)
     elif call == "wide":
-        bank = [torch.zeros(4096, width, dtype=dtype)]
-        options = (True, True, "dot", True, True, 0.1)
+        bank, options = [], (True, True, "dot", True, True, 0.1)
     elif call == "distances":
         bank, options = [], (True, False, "l2", True, True, 0.1)
     elif call == "target":
