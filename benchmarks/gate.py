@@ -28,14 +28,15 @@ class Verdict:
 
 def run_tests(operator: str) -> Verdict:
     """Run the operator's tests; where they don't lie beside the package (an installed wheel), the short check."""
-    tests = ROOT / "tests" / "ops" / f"test_{operator}.py"
-    if not tests.exists():
+    folder = ROOT / "tests" / "ops"
+    tests = [*folder.glob(f"test_{operator}.py"), *folder.glob(f"test_{operator}_*.py")]
+    if not tests:
         return short_check(operator)
     command = [
         sys.executable,
         "-m",
         "pytest",
-        str(tests),
+        *map(str, tests),
         "-q",
         "-x",
         "--no-header",
@@ -44,7 +45,8 @@ def run_tests(operator: str) -> Verdict:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     last = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()[-1].strip("= ")
-    return Verdict(done.returncode == 0, f"{tests.relative_to(ROOT)}: {last}")
+    names = " ".join(str(path.relative_to(ROOT)) for path in tests)
+    return Verdict(done.returncode == 0, f"{names}: {last}")
 
 
 def short_check(operator: str, device: str = "cpu") -> Verdict:

@@ -31,7 +31,8 @@ from torch import Tensor
 __all__ = ["info_nce_bwd", "info_nce_fwd"]
 
 BLOCK = 32  # queries of one program outside the matrix work
-LOSS_DEPTH = 32  # features of a positive pair at a time: 64 take over 200 registers where rows are not aligned
+# Features of a positive pair at a time: 64 take over 200 registers where rows are not aligned.
+LOSS_DEPTH = 32
 
 
 @triton.jit
