@@ -102,7 +102,7 @@ CASES: tuple[Case, ...] = (
     *(
         Case(
             f"pyramid_correlation/{size[1]}x{size[2]}", "pyramid_correlation", "correlation", n, 512, size=size,
-            providers=tuple(PROVIDERS["correlation"]),
+            providers=(FORMULA, COMPILED, OURS),
             goals=(Goal("speedup", 6, 12, FORMULA), Goal("units", 6, 3), Goal("working_share", 0.1, 0.1, FORMULA)),
         )
         for n, size in ((16, (4, 8, 8)), (8, (4, 28, 28)))
@@ -153,7 +153,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "pyramid_correlation/consistency", "pyramid_correlation", "consistency", 16, 512, size=(4, 8, 8),
-        providers=tuple(PROVIDERS["consistency"]), goals=(Goal("speedup", 6, 12, FORMULA),),
+        providers=(FORMULA, COMPILED, OURS), goals=(Goal("speedup", 6, 12, FORMULA),),
     ),
 )  # fmt: skip
 

@@ -1,5 +1,7 @@
 import dataclasses
+import importlib.metadata
 import json
+import math
 import subprocess
 import sys
 import time
@@ -54,6 +56,17 @@ def test_error_is_against_float64_and_finds_a_wrong_gradient():
     assert result_error(case, right) < 1e-5
     wrong = dataclasses.replace(right, bind=lambda p: lambda: 1.01 * right.bind(p)())
     assert result_error(case, wrong) == pytest.approx(0.01, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "case", {(case.task, case.providers): case for case in CASES}.values(), ids=lambda c: c.name
+)
+def test_every_contender_of_a_cpu_runs_there(case):
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    for name, provider in case.resized(64).contenders().items():
+        if provider.compiled or provider.package not in (None, *installed):
+            continue
+        assert math.isfinite(result_error(case.resized(64), provider)), name
 
 
 def test_gate_refuses_an_operator_that_computes_the_wrong_thing(monkeypatch):
