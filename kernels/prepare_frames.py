@@ -172,7 +172,7 @@ def view_kernel(
     if LAST:
         to, apart = out_ptr + (frame * P + p) * 3, 1
     else:
-        to, apart = out_ptr + (b * 3 * T + t) * P + p, T.to(tl.int64) * P
+        to, apart = out_ptr + (b * 3 * T + t) * P + p, tl.cast(T, tl.int64) * P
     tl.store(to, (red - mean_red) * scale_red, mask=inside)
     tl.store(to + apart, (green - mean_green) * scale_green, mask=inside)
     tl.store(to + 2 * apart, (blue - mean_blue) * scale_blue, mask=inside)

@@ -6,34 +6,8 @@ called on CPU tensors with ``JITFunction.run`` replaced, so signatures, constant
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import tempfile
-from pathlib import Path
-from typing import NamedTuple
-
 import torch
-from narrow_offsets import narrow_offsets
-
-
-class Compiled(NamedTuple):
-    """What the compiler reports about one kernel; bytes, and columns of tensor memory."""
-
-    kernel: str
-    tile: str
-    registers: int
-    spilled: int
-    shared: int
-    tensor_memory: int
-    matrix_instructions: bool
-    dots: bool
-    narrow_offsets: tuple[str, ...]
-
-
-def without_interpreter() -> None:
-    """What a process that compiles does before it imports Triton."""
-    os.environ.pop("TRITON_INTERPRET", None)
+from triton_compiler import Compiled, Launch, compile_launch, described
 
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
@@ -49,17 +23,14 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     torch.cuda.get_device_capability = lambda device: divmod(chip, 10)
     tiles.architecture.cache_clear()
     tiles.multiprocessors = position_gate.multiprocessors = lambda device: 132
-    launches: dict[str, tuple] = {}
+    launches: list[Launch] = []
 
     def record(self, *args, grid, warmup, **kwargs):
-        names = [p.name for p in self.params]
-        values = dict(zip(names, args)) | {k: v for k, v in kwargs.items() if k in names}
-        options = {k: v for k, v in kwargs.items() if k not in names}
-        launches[f"{self.__name__} {len(launches)}"] = (self, values, options)
+        launches.append(described(self, args, kwargs))
 
     JITFunction.run = record
     _call(call, getattr(torch, dtype), width)
-    return [_compile(chip, *launch) for launch in launches.values()]
+    return [compile_launch(launch, chip) for launch in launches]
 
 
 def _kmeans(clusters: int):
@@ -246,69 +217,3 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         bank, options = [torch.zeros(65536, width, dtype=dtype)], (True, True, "l2", True, True, 0.1)
     _, *saved = info_nce_fwd(x, y, scale, bank, target, *options, call == "banks")
     info_nce_bwd(torch.ones(x.shape[:2]), x, y, scale, bank, target, *options, *saved, True, True)
-
-
-def _describe(value, path, constants, attributes):
-    """Type of an argument as the JIT would specialise it."""
-    if isinstance(value, tuple):
-        return tuple(_describe(v, (*path, i), constants, attributes) for i, v in enumerate(value))
-    if value is None or (isinstance(value, int) and value == 1):
-        constants[path] = value
-        return "constexpr"
-    aligned = [["tt.divisibility", 16]]
-    if isinstance(value, torch.Tensor):
-        attributes[path] = aligned
-        kinds = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-        kinds |= {torch.int64: "i64", torch.int32: "i32", torch.float64: "fp64", torch.uint8: "u8"}
-        return "*" + kinds[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    if value % 16 == 0:
-        attributes[path] = aligned
-    return "i32"
-
-
-def _compile(chip: int, kernel, values: dict, options: dict) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        if parameter.is_constexpr:
-            constants[i,] = value
-            signature[parameter.name] = "constexpr"
-        else:
-            signature[parameter.name] = _describe(value, (i,), constants, attributes)
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
-    ptx = compiled.asm["ptx"]
-    registers, spilled = _registers(compiled.asm["cubin"])
-    tile = {k: values[k] for k in ("ROWS", "COLS", "DEPTH", "OUT", "PRODUCT") if k in values} | options
-    return Compiled(
-        kernel.__name__,
-        str(tile),
-        registers,
-        spilled,
-        compiled.metadata.shared,
-        getattr(compiled.metadata, "tmem_size", 0) or 0,
-        any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")),
-        "tt.dot" in compiled.asm["ttir"],
-        tuple(narrow_offsets(compiled.asm["ttir"])),
-    )
-
-
-def _registers(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread and bytes of stack, where registers spill, of the assembled kernel."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        report = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    return int(found.group(1)), int(found.group(2))

@@ -9,7 +9,8 @@ import pytest
 import torch
 import triton
 import triton.runtime.interpreter
-from ahead_of_time import compile_call, without_interpreter
+from ahead_of_time import compile_call
+from triton_compiler import check_front_end, described, without_interpreter
 
 KERNEL_TYPE = (
     triton.runtime.interpreter.InterpretedFunction
@@ -37,6 +38,33 @@ def compiled(request, compilers) -> dict[tuple, Future]:
     tests = [item for item in request.session.items if item.module is request.module]
     cases = [tuple(item.callspec.params.values()) for item in tests if hasattr(item, "callspec")]
     return {case: compilers.submit(compile_call, *case) for case in cases}
+
+
+@pytest.fixture(scope="session")
+def checked() -> set[str]:
+    """The launches that the compiler's front end has seen."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def launches_compile(monkeypatch, compilers, checked):
+    """What a test launches under the interpreter has to pass the compiler's front end, too."""
+    if not triton.knobs.runtime.interpret:
+        yield
+        return
+    checks, original = [], KERNEL_TYPE.run
+
+    def run(self, *args, grid, warmup, **kwargs):
+        launch = described(self, args, kwargs)
+        if repr(launch) not in checked and launch.module.startswith("cmx_fast."):
+            checked.add(repr(launch))
+            checks.append(compilers.submit(check_front_end, launch))
+        return original(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    monkeypatch.setattr(KERNEL_TYPE, "run", run)
+    yield
+    for check in checks:
+        check.result()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,156 @@
+"""Triton kernels compiled for a chip that need not be there, from launches recorded where nothing is compiled.
+
+A launch is described as Triton's JIT would specialise it, in plain values, so that a process without the interpreter
+can compile it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from narrow_offsets import narrow_offsets
+
+KINDS = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64", torch.int64: "i64",
+    torch.int32: "i32", torch.uint8: "u8", torch.bool: "i1",
+}  # fmt: skip
+
+
+class Compiled(NamedTuple):
+    """What the compiler reports about one kernel; bytes, and columns of tensor memory."""
+
+    kernel: str
+    tile: str
+    registers: int
+    spilled: int
+    shared: int
+    tensor_memory: int
+    matrix_instructions: bool
+    dots: bool
+    narrow_offsets: tuple[str, ...]
+
+
+class Launch(NamedTuple):
+    """A kernel by its module and name, what its arguments are to the compiler, and how many warps and stages it has."""
+
+    module: str
+    kernel: str
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], list]
+    options: dict[str, int]
+
+
+def without_interpreter() -> None:
+    """What a process that compiles does before it imports Triton."""
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def described(kernel, arguments: tuple, named: dict[str, Any]) -> Launch:
+    """The launch ``kernel[grid](*arguments, **named)`` of a function of ``triton.jit``, interpreted or not."""
+    parameters = inspect.signature(kernel.fn).parameters
+    values = dict(zip(parameters, arguments)) | {k: v for k, v in named.items() if k in parameters}
+    signature, constants, attributes = {}, {}, {}
+    for i, (name, parameter) in enumerate(parameters.items()):
+        if "constexpr" in str(parameter.annotation):
+            constants[i,] = values[name]
+            signature[name] = "constexpr"
+        else:
+            signature[name] = _kind(values[name], (i,), constants, attributes)
+    options = {k: v for k, v in named.items() if k not in parameters}
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, signature, constants, attributes, options)
+
+
+def _kind(value, path, constants, attributes):
+    if isinstance(value, tuple):
+        return tuple(_kind(v, (*path, i), constants, attributes) for i, v in enumerate(value))
+    if isinstance(value, bool):
+        return "u1"
+    if value is None or (isinstance(value, int) and value == 1):
+        constants[path] = value
+        return "constexpr"
+    if isinstance(value, float):
+        return "fp32"
+    address = value.data_ptr() if isinstance(value, torch.Tensor) else value
+    if address % 16 == 0:
+        attributes[path] = [["tt.divisibility", 16]]
+    if isinstance(value, torch.Tensor):
+        return "*" + KINDS[value.dtype]
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _source(launch: Launch):
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    return ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
+
+
+def check_front_end(launch: Launch, chip: int = 90) -> None:
+    """What the interpreter lets through and Triton's compiler refuses: types, shapes, methods that a constant lacks.
+
+    Raises:
+        AssertionError: the compiler refuses the launch.
+    """
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+
+    target = GPUTarget("cuda", chip, 32)
+    backend = make_backend(target)
+    options = backend.parse_options(dict(launch.options))
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    functions = backend.get_codegen_implementation(options)
+    try:
+        _source(launch).make_ir(target, options, functions, backend.get_module_map(), context)
+    except Exception as error:  # its own holds syntax trees, which no process can send to another
+        raise AssertionError(f"Triton does not compile {launch}:\n{error}") from None
+
+
+def compile_launch(launch: Launch, chip: int) -> Compiled:
+    """Down to machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    compiled = triton.compile(_source(launch), target=GPUTarget("cuda", chip, 32), options=launch.options)
+    ptx = compiled.asm["ptx"]
+    registers, spilled = _registers(compiled.asm["cubin"])
+    names = list(launch.signature)
+    tile = {names[path[0]]: value for path, value in launch.constants.items()}
+    tile = {k: tile[k] for k in ("ROWS", "COLS", "DEPTH", "OUT", "PRODUCT") if k in tile}
+    return Compiled(
+        launch.kernel,
+        str(tile | launch.options),
+        registers,
+        spilled,
+        compiled.metadata.shared,
+        getattr(compiled.metadata, "tmem_size", 0) or 0,
+        any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")),
+        "tt.dot" in compiled.asm["ttir"],
+        tuple(narrow_offsets(compiled.asm["ttir"])),
+    )
+
+
+def _registers(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread and bytes of stack, where registers spill, of the assembled kernel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    return int(found.group(1)), int(found.group(2))
