@@ -2,8 +2,9 @@
 
 Builds what is missing, runs the kernels' tests on the device and those of tests/device (graphs, streams, memory), then
 measures, most important case first, and stops in time with what it has. Needs torch, triton, pytest and a C++ compiler;
-results go to ``<out>/<gpu>.json`` after every case. An operator whose tests fail gets no figure. ``--only floors``
-measures what is held against an H200's limits; ``--sanitize`` instead runs every kernel once under compute-sanitizer.
+where pytest-xdist is, the tests run side by side, without it they take some ten minutes more. Results go to
+``<out>/<gpu>.json`` after every case. An operator whose tests fail gets no figure. ``--only floors`` measures what is
+held against an H200's limits; ``--sanitize`` instead runs every kernel once under compute-sanitizer.
 
 Packages compared with are named where they are not installed. A machine without a registry gets them from a folder:
 ``pip download --no-deps -d DIR -r benchmarks/peers/wheels.txt`` elsewhere, then ``--wheels DIR``.
@@ -23,7 +24,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS_PER_CASE = 4.0
-DEVICE_TESTS_SHARE = 0.3  # of the whole time, for tests/device
+TESTS_SHARE = 0.6  # of the whole time, at most
 SLOWEST_CASE = 30.0  # what starting another case may cost: compilation and the eager formula at its largest
 
 
@@ -59,34 +60,6 @@ def install_wheels(folder: Path) -> None:
         )
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *wheels]
     subprocess.run(command, check=True)
-
-
-def tested() -> list[str]:
-    """Operators that have tests for a device: the names of tests/kernels, less those that only compile."""
-    names = (path.stem.removeprefix("test_") for path in sorted((ROOT / "tests/kernels").glob("test_*.py")))
-    return [name for name in names if not name.startswith("compile")]
-
-
-def run_tests(operator: str, seconds: float) -> tuple[bool, str]:
-    """The operator's kernel tests on the device: whether they passed, and pytest's last line."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        f"tests/kernels/test_{operator}.py",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-    ]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return False, f"not finished after {seconds:.0f} s"
-    lines = (done.stdout.strip() or done.stderr.strip() or "no output").splitlines()
-    for line in lines if done.returncode else lines[-1:]:
-        print(f"  {line}")
-    return done.returncode == 0, lines[-1].strip("= ")
 
 
 def main() -> int:
@@ -129,30 +102,23 @@ def main() -> int:
     floors = {case.name for case in FLOORS if "H200" in about["gpu"]}
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
-    passed: dict[str | None, bool] = {}
-    failures = 0
     # Those that no case measures last.
-    others = [name for name in tested() if name not in measured and name in (arguments.only or [name])]
+    tested = device_tests.tested()
+    others = [name for name in tested if name not in measured and name in (arguments.only or [name])]
+    until = time.monotonic() + TESTS_SHARE * (deadline - time.monotonic())
+    found = device_tests.failed_operators(measured + others, until, only=bool(arguments.only))
+    failures = 0
+    for operator in found.keys() - {*measured, *others}:
+        print(f"{operator or 'the suite itself'}: FAILED, {'; '.join(found[operator])}", flush=True)
+        failures += 1
+    passed = {}
     for operator in measured + others:
-        print(f"{operator}: tests", flush=True)
-        passed[operator], last = run_tests(operator, max(1.0, (deadline - time.monotonic()) / 2))
-        verdict = gate.Verdict(passed[operator], last)
-        if passed[operator] and operator in measured:
+        verdict = gate.Verdict(operator not in found, "; ".join(found.get(operator, ["tests pass"])))
+        if verdict.passed and operator in measured:
             verdict = gate.short_check(operator, "cuda")
-        passed[operator] &= verdict.passed
-        print(
-            f"{operator}: {'tests pass' if passed[operator] else 'NOT REPORTED'} ({last}; {verdict.reason})",
-            flush=True,
-        )
-        failures += not passed[operator]
-    share = min(60 * arguments.minutes * DEVICE_TESTS_SHARE, (deadline - time.monotonic()) / 2)
-    found = device_tests.failed_operators(
-        measured + others, time.monotonic() + share, only=bool(arguments.only)
-    )
-    for failing, tests in found.items():
-        print(f"{failing or 'the suite itself'}: NOT REPORTED, fails {', '.join(tests)}", flush=True)
-        failures += passed.get(failing, True)
-        passed[failing] = False
+        passed[operator] = verdict.passed
+        failures += not verdict.passed
+        print(f"{operator}: {'' if verdict.passed else 'NOT REPORTED, '}{verdict.reason}", flush=True)
     for number, case in enumerate(cases):
         if time.monotonic() + SLOWEST_CASE > deadline:
             print(f"time is up: {len(cases) - number} of {len(cases)} cases not measured")

@@ -1,10 +1,12 @@
-"""Runs the tests of tests/device, most important first, and says which operators failed them on their own."""
+"""Runs the tests of the GPU kernels, side by side, and says which operators failed them on their own."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,18 +16,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = "tests/device"
-#: What goes wrong silently first; what takes longest last.
+KERNELS, FOLDER = "tests/kernels", "tests/device"
+#: Of tests/device: what goes wrong silently first, what takes longest last.
 FILES = (
     "test_graphs",
     "test_edges",
     "test_repeatability",
     "test_streams",
     "test_out_of_memory",
-    "test_large",
     "test_modes",
 )
-OUTCOME = re.compile(r"^(\S+\.py::\S+) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", re.MULTILINE)
+LARGE = "test_large"  # alone: it takes tens of gigabytes
+MOST_WORKERS = 8  # ours; each holds half a gigabyte of the GPU
+OUTCOME = r"(PASSED|FAILED|ERROR|SKIPPED|XFAIL)"
+SERIAL = re.compile(rf"^(tests/\S+?\.py::.+?) {OUTCOME}(?: \(.*)? *(?:\[ *\d+%\])?$", re.MULTILINE)
+SIDE_BY_SIDE = re.compile(rf"^\[gw\d+\] \[ *\d+%\] {OUTCOME} (tests/\S+?\.py::.+?) *$", re.MULTILINE)
+OF_ALL = ("launches", "operators")  # of tests/kernels: these files call every operator
 #: One call of every operator at a small size: under the sanitizer a kernel takes many times longer.
 SANITIZED = "tests/kernels/test_launches.py"
 CHECKS = ("memcheck", "racecheck")
@@ -36,37 +42,86 @@ class Outcomes(NamedTuple):
 
     passed: list[str]
     failed: list[str]
+    skipped: list[str]
     finished: bool
     last: str
 
+    def ran(self) -> set[str]:
+        return {*self.passed, *self.failed, *self.skipped}
 
-def run_pytest(arguments: Iterable[str], seconds: float, root: Path = ROOT) -> Outcomes:
-    """Tests in a process of their own; what had run when the time was up, or the process died, counts."""
+
+def kernel_files(root: Path = ROOT) -> list[str]:
+    """The tests of launchers, less those that only compile."""
+    names = sorted(path.name for path in (root / KERNELS).glob("test_*.py"))
+    return [f"{KERNELS}/{name}" for name in names if not name.startswith("test_compile")]
+
+
+def tested() -> list[str]:
+    """Operators that have tests for a device: tests/kernels/test_<operator>.py, beside which test_<operator>_*.py."""
+    names = [Path(file).stem.removeprefix("test_") for file in kernel_files()]
+    parts = {name for name in names for other in names if name.startswith(f"{other}_")}
+    return [name for name in names if name not in parts and name not in OF_ALL]
+
+
+def workers() -> int:
+    """Processes that share the tests: one takes ten minutes to compile a thousand kernels."""
+    if importlib.util.find_spec("xdist") is None:
+        return 1
+    return min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def run_pytest(
+    arguments: Iterable[str], seconds: float, root: Path = ROOT, *, processes: int = 1
+) -> Outcomes:
+    """Tests in processes of their own; what had run when the time was up, or the process died, counts."""
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if processes > 1:
+        command += ["-n", str(processes), "--dist", "worksteal"]
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        environment |= {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                command, cwd=root, stdout=output, stderr=subprocess.STDOUT, timeout=seconds, check=False,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
-            finished = done.returncode in (0, 1, 5)  # all passed, some failed, none selected
+            # All passed, some failed, none selected.
+            finished = process.wait(seconds) in (0, 1, 5)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            process.wait()
             finished = False
         output.seek(0)
         text = output.read()
-    outcomes = OUTCOME.findall(text)
-    failed = [test for test, outcome in outcomes if outcome in ("FAILED", "ERROR")]
+    outcomes = [(test, outcome) for test, outcome in SERIAL.findall(text)]
+    outcomes += [(test, outcome) for outcome, test in SIDE_BY_SIDE.findall(text)]
+    failed = list(dict.fromkeys(test for test, outcome in outcomes if outcome in ("FAILED", "ERROR")))
     if failed or not finished:
         print("\n".join(f"  {line}" for line in text.splitlines()[-60:]))
-    passed = [test for test, outcome in outcomes if outcome == "PASSED"]
+    passed = [test for test, outcome in outcomes if outcome == "PASSED" and test not in failed]
+    skipped = [test for test, outcome in outcomes if outcome in ("SKIPPED", "XFAIL")]
     last = (text.strip() or "no output").splitlines()[-1].strip("= ")
-    return Outcomes(passed, failed, finished, last)
+    return Outcomes(passed, failed, skipped, finished, last)
+
+
+def collected(arguments: Iterable[str], root: Path = ROOT) -> list[str]:
+    """The tests that pytest would run."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return [line for line in done.stdout.splitlines() if ".py::" in line]
 
 
 def operator_of(test: str, operators: Iterable[str]) -> str | None:
-    """The operator that a test's id names; None for tests of the suite itself."""
-    name = test.partition("::")[2]
-    return max((stem for stem in operators if stem in name), key=len, default=None)
+    """The operator that a test's file or else its name says; None for tests of the suite itself."""
+    path, _, name = test.partition("::")
+    file = Path(path).stem.removeprefix("test_")
+    by_file = [stem for stem in operators if f"{file}_".startswith(f"{stem}_")]
+    return max(by_file or [stem for stem in operators if stem in name], key=len, default=None)
 
 
 def failed_operators(
@@ -74,38 +129,54 @@ def failed_operators(
 ) -> dict[str | None, list[str]]:
     """The failed tests of each operator, and under None those of the suite itself; ``only``: no others are run.
 
-    An illegal access spoils the process for the operators that follow. So where several fail in a file, each is tried
-    again alone, and counts only if it fails there, or if there is no time left to try.
+    An illegal access spoils the process for the tests that follow. So where several operators fail together, the failed
+    tests of each are tried again alone, and count only if they fail there, or if there is no time left to try. Without
+    a result in time, a test of a kernel counts as failed, those of tests/device under None.
     """
     failures: dict[str | None, list[str]] = {}
     # The same on the CPU is no news here.
     selected = f"not cpu and ({' or '.join(operators)})" if only else "not cpu"
-    for file in FILES:
+    together = kernel_files(root) + [f"{FOLDER}/{file}.py" for file in FILES]
+    for files, processes in ((together, workers()), ([f"{FOLDER}/{LARGE}.py"], 1)):
         left = deadline - time.monotonic()
-        if left <= 0:
-            print(f"{FOLDER}/{file}.py: no time left")
-            continue
-        outcomes = run_pytest([f"{FOLDER}/{file}.py", "-k", selected], left, root)
-        unfinished = "" if outcomes.finished else ", NOT FINISHED"
-        print(
-            f"{FOLDER}/{file}.py: {len(outcomes.passed)} passed, {len(outcomes.failed)} failed{unfinished}",
-            flush=True,
+        what = (
+            "tests of every kernel, graphs, streams, memory" if files is together else f"{FOLDER}/{LARGE}.py"
         )
-        found: dict[str | None, list[str]] = {}
-        for test in outcomes.failed:
-            found.setdefault(operator_of(test, operators), []).append(test)
-        for operator, tests in found.items():
-            alone = tests
-            left = deadline - time.monotonic()
-            if operator is not None and len(found) > 1 and left > 0:
-                again = run_pytest([f"{FOLDER}/{file}.py", "-k", f"not cpu and {operator}"], left, root)
-                alone = again.failed if again.finished else tests
-            if alone:
-                failures.setdefault(operator, []).extend(alone)
-        if not outcomes.finished and time.monotonic() < deadline:
-            # What it had not reached is unknown.
-            failures.setdefault(None, []).append(f"{FOLDER}/{file}.py died: {outcomes.last}")
+        if left <= 0:
+            failures.setdefault(None, []).append(f"{what}: no time left")
+            continue
+        arguments = [*files, "-k", selected]
+        outcomes = run_pytest(arguments, left, root, processes=processes)
+        counts = (
+            f"{len(outcomes.passed)} passed, {len(outcomes.failed)} failed, {len(outcomes.skipped)} skipped"
+        )
+        unfinished = "" if outcomes.finished else ", NOT FINISHED"
+        print(f"{what}, {processes} side by side: {counts}{unfinished}", flush=True)
+        for operator, tests in _alone(outcomes.failed, operators, deadline, root).items():
+            failures.setdefault(operator, []).extend(tests)
+        if not outcomes.finished:
+            failures.setdefault(None, []).append(f"{what} not finished: {outcomes.last}")
+            for test in collected(arguments, root):
+                if test.startswith(KERNELS) and test not in outcomes.ran():
+                    failures.setdefault(operator_of(test, operators), []).append(f"{test} (no result)")
     return failures
+
+
+def _alone(
+    failed: list[str], operators: list[str], deadline: float, root: Path
+) -> dict[str | None, list[str]]:
+    """Of the failed tests, by operator, those that fail without the others' company."""
+    found: dict[str | None, list[str]] = {}
+    for test in failed:
+        found.setdefault(operator_of(test, operators), []).append(test)
+    if len(found) < 2:
+        return found
+    for operator, tests in found.items():
+        left = deadline - time.monotonic()
+        again = run_pytest(tests, left, root) if left > 0 else None
+        if again is not None and again.finished:
+            found[operator] = again.failed
+    return {operator: tests for operator, tests in found.items() if tests}
 
 
 def sanitize(seconds: float) -> int:

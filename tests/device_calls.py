@@ -53,6 +53,11 @@ def _frames(dtype: torch.dtype) -> list[Tensor]:
     return [frames, windows, torch.tensor([True, False]), 0.5 + torch.rand(2, 3)]
 
 
+def _softmax(rows: int) -> Tensor:
+    """Statistics of logits up to 10: log-sum-exps, weights and constants."""
+    return torch.rand(3, rows) + torch.tensor([[11.0], [0.0], [0.0]])
+
+
 def _in_cuda(operator: str, x: Tensor) -> str:
     """Of what takes halves alone: CUDA C++ where it can run, so that it is tried like the others."""
     built = operator in COMPILED_FOR_CUDA and x.is_cuda
@@ -92,9 +97,21 @@ CALLS: dict[str, Call] = {
         2,
         1,
     ),
-    "softmax_block": Call(
+    "softmax_block-statistics": Call(
         lambda dtype: [unit(dtype, 100, 32), unit(dtype, 70, 32), torch.tensor(10.0)],
         lambda x, y, scale: ops.block_statistics(x, y, scale),
+        0,
+    ),
+    "softmax_block-gradients": Call(
+        lambda dtype: [
+            unit(dtype, 100, 32), unit(dtype, 70, 32), torch.tensor(10.0), _softmax(100), _softmax(70),
+        ],
+        lambda x, y, scale, rows, columns: ops.block_gradients(x, y, scale, rows, columns, need_y=True),
+        0,
+    ),
+    "kmeans-assign": Call(
+        lambda dtype: [maps(dtype, 300, 32), torch.randn(27, 32)],
+        lambda x, centroids: ops.kmeans_assign(x, centroids),
         0,
     ),
     "kmeans-few": Call(
