@@ -11,7 +11,7 @@ DEMO := build/demo
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
 
-.PHONY: install build demo test bench lint format sanitize compile-cuda test-torch-latest clean
+.PHONY: install build demo test gates bench lint format sanitize compile-cuda test-torch-latest clean
 .DELETE_ON_ERROR:
 
 install: build
@@ -45,6 +45,11 @@ demo: build
 
 test: build
 	$(BIN)/pytest
+
+# Every kernel compiled for four chips with nothing kept from before, and the operators' launches counted. Needs no GPU.
+gates: build
+	rm -rf build/triton && TRITON_CACHE_DIR=$(CURDIR)/build/triton $(BIN)/pytest -q tests/kernels/test_compile.py \
+		tests/kernels/test_compile_others.py tests/kernels/test_launches.py tests/cuda/test_compile_cuda.py
 
 bench: build
 	$(BIN)/cmx bench

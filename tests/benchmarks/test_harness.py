@@ -2,6 +2,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -119,3 +120,16 @@ def test_device_suite_says_that_there_is_no_gpu():
         [sys.executable, "-m", "benchmarks.device"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "no CUDA device" in done.stdout
+
+
+def test_the_hosts_share_is_that_of_every_launch():
+    """In a process without the interpreter, in which nothing is compiled or launched."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cmx_fast.benchmarks.host"], capture_output=True, text=True, env=environment
+    )
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [(name, launches) for name, launches, _ in rows] == [("info_nce", "4"), ("supcon", "4")], (
+        done.stderr
+    )
+    assert all(0 < float(microseconds) < 1e5 for *_, microseconds in rows)
