@@ -120,8 +120,7 @@ def cmac(preset: str, batch: int | None, device: torch.device) -> System:
     shape = (batch, recipe.frames, 3, height, width)
     frames = torch.randint(256, shape, dtype=torch.uint8, device=device)
     wave = torch.randn(batch, int(recipe.seconds * recipe.sample_rate), device=device)
-    index = torch.arange(batch, device=device)
-    sizes = torch.tensor([[height, width]], device=device).repeat(batch, 1)
+    index, sizes = torch.arange(batch), torch.tensor([[height, width]]).repeat(batch, 1)
 
     def prepare() -> Batch:
         views = ClipViews(
@@ -154,7 +153,7 @@ def c2l(preset: str, batch: int | None, device: torch.device) -> System:
     model = C2L(recipe).to(device)
     side = recipe.size
     pictures = torch.randint(256, (batch, 3, side, side), dtype=torch.uint8, device=device)
-    index = torch.arange(batch, device=device)
+    index = torch.arange(batch)
     clusterings = [
         PiCIEClustering(
             recipe.clusters, init_batches=1, init_iterations=recipe.init_iterations, random_state=view

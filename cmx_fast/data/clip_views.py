@@ -8,6 +8,7 @@ from torch import Tensor
 from cmx_fast.ops import prepare_frames
 
 from .clip_reader import AUGMENTED, random_stream
+from .upload import upload
 
 #: Pixel values in [0, 1] to about [-2, 2] (GDT's code).
 MEAN, STD = 0.45, 0.225
@@ -17,7 +18,8 @@ class CentreCrop:
     """The largest centred square of each clip, resized to ``crop`` pixels.
 
     Args:
-        sizes: (B, 2), height and width of each clip in pixels: "size" of a batch of :class:`cmx_fast.data.clips.Clips`.
+        sizes: (B, 2), height and width of each clip in pixels: "size" of a batch of :class:`cmx_fast.data.clips.Clips`,
+            on the host, so that no view waits for the device that prepares it.
         crop: side of the views; 128 is CMAC's.
 
     Attributes:
@@ -36,11 +38,11 @@ class CentreCrop:
             raise ValueError(f"sizes must be (B, 2), height and width, got shape {tuple(sizes.shape)}")
         if crop < 1:
             raise ValueError(f"crop must be at least 1, got {crop}")
-        self.crop, self.sizes = crop, sizes.float()
+        self.crop, self.sizes = crop, sizes.cpu().float()
         height, width = self.sizes.unbind(1)
         self.side = torch.minimum(height, width)
         self.left, self.top = (width - self.side) / 2, (height - self.side) / 2
-        self.mirrored = torch.zeros(len(sizes), dtype=torch.bool, device=sizes.device)
+        self.mirrored = torch.zeros(len(sizes), dtype=torch.bool)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """uint8 (B, T, 3, h, w) to float32 (B, 3, T, crop, crop), bilinear, as (x / 255 - 0.45) / 0.225.
@@ -51,21 +53,19 @@ class CentreCrop:
             raise ValueError(
                 f"frames must be uint8 (B, T, 3, h, w), got {frames.dtype} of shape {tuple(frames.shape)}"
             )
-        if (
-            len(frames) != len(self.sizes)
-            or (self.sizes.amax(0).cpu() > torch.tensor(frames.shape[3:])).any()
-        ):
+        if len(frames) != len(self.sizes) or (self.sizes.amax(0) > torch.tensor(frames.shape[3:])).any():
             raise ValueError(
                 f"frames of shape {tuple(frames.shape)} can't hold {len(self.sizes)} clips of these sizes: "
                 f"{self.sizes.int().tolist()}"
             )
+        windows = torch.stack([self.left, self.top, self.side, self.side], 1)
         return prepare_frames(
             frames,
-            torch.stack([self.left, self.top, self.side, self.side], 1),
+            upload(windows, frames.device),
             size=self.crop,
-            sizes=self.sizes.int(),
-            mirrored=self.mirrored,
-            factors=self.factors,
+            sizes=upload(self.sizes.int(), frames.device),
+            mirrored=upload(self.mirrored, frames.device),
+            factors=None if self.factors is None else upload(self.factors, frames.device),
             mean=MEAN,
             std=STD,
         )
@@ -113,7 +113,7 @@ class ClipViews(CentreCrop):
         rows = [
             torch.rand(7, generator=random_stream(seed, epoch, clip, AUGMENTED)) for clip in index.tolist()
         ]
-        drawn = torch.stack(rows).to(sizes.device)
+        drawn = torch.stack(rows)
         height, width = self.sizes.unbind(1)
         self.side = self.side / (1 + drawn[:, 0] * (1 / smallest_crop - 1))
         self.left, self.top = drawn[:, 1] * (width - self.side), drawn[:, 2] * (height - self.side)

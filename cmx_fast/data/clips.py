@@ -16,6 +16,7 @@ from .clip_reader import ClipFormat, RandomClips, Source, UniformClips, WholeRec
 from .decode import BrokenVideoError, Media, check_backend, probe
 from .media_files import check_enough_left
 from .recordings import Recording, Recordings
+from .upload import upload
 from .worker_loader import CORES, load_batches
 
 #: A recording has to be this many seconds longer than a clip: for 32 frames at 30 fps that is GDT's 1.1 s.
@@ -106,10 +107,10 @@ class Clips:
     def load(self, batches: Iterable[Tensor], *, seed: int, epoch: int) -> Iterator[dict[str, Tensor]]:
         """A random clip of each recording in ``batches`` of indices (B,), the same for the same seed, epoch and index.
 
-        Yields "frames" uint8 (B, T, 3, h, w); "wave" float32 (B, samples) in [-1, 1], without ``audio`` none; "index"
-        int64 (B,); "start" float64 (B,), seconds on the recording's clock; "size" int64 (B, 2), the height and width
-        of each clip: smaller ones fill the upper left corner of their frames. A recording that breaks is replaced by
-        one that is not in the batch.
+        Yields "frames" uint8 (B, T, 3, h, w) and "wave" float32 (B, samples) in [-1, 1], without ``audio`` none, on the
+        device. On the host, where what is drawn for a clip follows from them: "index" int64 (B,); "start" float64 (B,),
+        seconds on the recording's clock; "size" int64 (B, 2), the height and width of each clip: smaller ones fill the
+        upper left corner of their frames. A recording that breaks is replaced by one that is not in the batch.
 
         Raises:
             ValueError: nothing is left that could replace what breaks.
@@ -140,7 +141,8 @@ class Clips:
         for batch in loader:
             self._leave_out(batch.pop("broken"))
             if batch:
-                batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+                there = {name: upload(batch.pop(name), self.device) for name in ("frames", "wave")}
+                batch |= there
                 wave = batch.pop("wave").float() / 32768
                 yield batch if wave.shape[-1] == 0 else batch | {"wave": wave}
 

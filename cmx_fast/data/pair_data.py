@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from .decode import FILE_BACKENDS, check_backend
 from .reverberation import peak_normalise, reverberate
+from .upload import upload
 from .worker_loader import CORES, load_batches
 
 Batch = dict[str, Tensor]
@@ -86,7 +87,7 @@ class PairData:
                 pin_memory=self.device.type == "cuda" and not together,
             )
         for batch in loader:
-            batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+            batch = {name: upload(value, self.device) for name, value in batch.items()}
             if "dry" in batch:
                 with torch.no_grad():
                     waves = reverberate(batch.pop("dry"), batch.pop("air"), self.dataset.samples)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .decode import FILE_BACKENDS, check_backend
+from .upload import upload
 from .worker_loader import CORES, load_batches
 
 Loaded = tuple[Tensor, Tensor]
@@ -51,7 +52,7 @@ class Pictures:
                 pin_memory=self.device.type == "cuda" and not together,
             )
         for index, images in loader:
-            yield index, images.to(self.device, non_blocking=True).float() / 255
+            yield index, upload(images, self.device).float() / 255
 
     def in_order(self, batch: int = 32) -> Iterator[Loaded]:
         """Every picture once."""

@@ -11,6 +11,8 @@ from torch import Tensor
 from cmx_fast.nn import warp
 from cmx_fast.reference import blend, grey
 
+from .upload import upload
+
 #: Random numbers per picture: the crop's scale and place and the mirror, then those of each view's colours.
 GEOMETRIC, PHOTOMETRIC = 4, 10
 #: How often a colour change and a blur happen (PiCIE's code).
@@ -59,8 +61,8 @@ class Views:
         for picture in index.tolist():
             generator.manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + picture) % 2**63)
             drawn.append(torch.rand(GEOMETRIC + 2 * PHOTOMETRIC, generator=generator))
-        geometric, *self.colours = (
-            torch.stack(drawn).to(device).split([GEOMETRIC, PHOTOMETRIC, PHOTOMETRIC], 1)
+        geometric, *self.colours = upload(torch.stack(drawn), device).split(
+            [GEOMETRIC, PHOTOMETRIC, PHOTOMETRIC], 1
         )
         scale = 1 - (1 - smallest_crop) * geometric[:, 0]
         self.theta = torch.zeros(len(index), 2, 3, device=device)

@@ -32,10 +32,11 @@ class Exchange:
             raise ValueError("group must be one that this process belongs to")
 
     def counts(self, *tensors: Tensor) -> list[list[int]]:
-        """For every process the lengths of its tensors; one wait for the device."""
-        own = torch.tensor([len(tensor) for tensor in tensors], device=tensors[0].device)
+        """For every process the lengths of its tensors; one wait for the device where there are several processes."""
+        lengths = [len(tensor) for tensor in tensors]
         if self.size == 1:
-            return [own.tolist()]
+            return [lengths]
+        own = torch.tensor(lengths, device=tensors[0].device)
         everyone = own.new_empty(self.size * len(own))
         dist.all_gather_into_tensor(everyone, own, group=self.group)
         return everyone.view(self.size, -1).tolist()

@@ -98,7 +98,7 @@ def video_features(model: CMAC, clips: Clips, *, mixed: bool = False) -> tuple[T
     for batch in evenly(clips, model.recipe):
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             maps = model.video.encoder(batch.clip)
-        found.append((pooled(maps, model.recipe.clips).cpu(), clips.labels[batch.index.cpu()]))
+        found.append((pooled(maps, model.recipe.clips).cpu(), clips.labels[batch.index]))
     rows, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return rows, labels
 

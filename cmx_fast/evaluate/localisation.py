@@ -38,8 +38,8 @@ class Positions:
         """Where the object is while each of ``times`` steps of a map lasts, (B * clips, times, S, S) bool."""
         count = len(batch.clip)
         per_step = frames // times
-        rows = batch.index.cpu().repeat_interleave(count // len(batch.index)).tolist()
-        seconds = batch.start.cpu()[:, None] + torch.arange(times * per_step) / fps
+        rows = batch.index.repeat_interleave(count // len(batch.index)).tolist()
+        seconds = batch.start[:, None] + torch.arange(times * per_step) / fps
         shares, radii = [], []
         for row, moments in zip(rows, seconds, strict=True):
             track, media = self.tracks[row], self.clips.media[row]
@@ -47,8 +47,8 @@ class Positions:
             shares.append(track[frame, :2] / torch.tensor([media.width, media.height]))
             radii.append(track[frame, 2] / media.height)
         crop, side = batch.crop, batch.crop.crop
-        centres = crop.places(torch.stack(shares).to(crop.side.device)).cpu() * side  # (B * clips, F, 2)
-        scale = (crop.sizes[:, 0] / crop.side).cpu() * side
+        centres = crop.places(torch.stack(shares)) * side  # (B * clips, F, 2)
+        scale = crop.sizes[:, 0] / crop.side * side
         radius = torch.stack(radii) * scale[:, None]
         grid = torch.arange(side) + 0.5
         x, y = (grid - centres[..., axis, None] for axis in (0, 1))

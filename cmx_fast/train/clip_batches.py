@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cmx_fast.data.clip_views import ClipViews
 from cmx_fast.data.clips import Clips
+from cmx_fast.data.upload import upload
 from cmx_fast.models.cmac_recipe import CMACRecipe
 
 Batch = dict[str, Tensor]
@@ -42,7 +43,10 @@ class ClipBatches:
         return max(1, len(self.clips) // (self.batch * self.world))
 
     def __call__(self, start: int) -> Iterator[Batch]:
-        """Endless batches of "clip" (B, 3, T, S, S), "wave" (B, samples), where there is sound, "label" and "index"."""
+        """Endless batches of "clip" (B, 3, T, S, S), "wave" (B, samples), where there is sound, "label" and "index".
+
+        All on the device; but a process alone has "index" on the host, where the banks look for a recording's own keys.
+        """
         epoch, skip = divmod(start, self.steps_per_epoch)
         while True:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -70,10 +74,13 @@ class ClipBatches:
             smallest_crop=recipe.smallest_crop,
             jitter=recipe.jitter,
         )
-        batch = {f"clip{suffix}": views(loaded["frames"])}
+        frames = loaded["frames"]
+        batch = {f"clip{suffix}": views(frames)}
         if "wave" in loaded:
             batch[f"wave{suffix}"] = loaded["wave"]
         if not suffix:
             index = loaded["index"]
-            batch |= {"index": index, "label": self.clips.labels[index.cpu()].to(index.device)}
+            label = upload(self.clips.labels[index], frames.device)
+            # Processes exchange it from device to device.
+            batch |= {"index": index if self.world == 1 else upload(index, frames.device), "label": label}
         return batch

@@ -159,5 +159,5 @@ def accuracy(classifier: Classifier, clips: Clips, recipe: CMACRecipe, *, mixed:
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             logits = classifier.logits(batch.clip)
         answer = logits.float().softmax(1).unflatten(0, (-1, recipe.clips)).mean(1).argmax(1).cpu()
-        right.append(answer == clips.labels[batch.index.cpu()])
+        right.append(answer == clips.labels[batch.index])
     return float(torch.cat(right).double().mean())

@@ -14,6 +14,7 @@ from torch import Tensor
 from cmx_fast.data.recordings import left_out
 from cmx_fast.data.scene_data import SceneData
 from cmx_fast.data.scenes import open_scenes
+from cmx_fast.data.upload import upload
 from cmx_fast.evaluate.select_moments import DATASETS, own_is_best
 from cmx_fast.models.localiser import Localiser, load_imagenet_resnet18
 from cmx_fast.models.localiser_recipe import LocaliserRecipe
@@ -138,7 +139,7 @@ class VideoBatches:
                 both = torch.isin(index, heard)
                 if not both.any():  # all that could not be read of one kind
                     continue
-                wave = wave[torch.isin(heard, index)].to(self.device)
+                wave = upload(wave[torch.isin(heard, index)], self.device)
                 picture = torch.where(mirrored[index][:, None, None, None], picture.flip(3), picture)[both]
-                yield {"picture": picture.to(self.device).float() / 255, "wave": wave}
+                yield {"picture": upload(picture, self.device).float() / 255, "wave": wave}
             epoch, skip = epoch + 1, 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.data.scene_data import SceneData
+from cmx_fast.data.upload import upload
 from cmx_fast.data.views import Views
 from cmx_fast.evaluate.retrieval import rank
 
@@ -47,7 +48,7 @@ class ViewBatches:
             epoch, skip = epoch + 1, 0
 
     def _views(self, index: Tensor, pictures: Tensor, epoch: int) -> Batch:
-        images = pictures.to(self.device).float() / 255
+        images = upload(pictures, self.device).float() / 255
         views = {}
         # A scene that breaks loses both of its pictures, so they still alternate.
         for name, k in (("view0", 0), ("view1", 1)):
@@ -123,8 +124,8 @@ class NeighbourBatches:
             instance = torch.where(drawn.mirrored[:, None], self.mirrored[drawn.instance], instance)
             pictures = torch.where(drawn.flipped[kept][:, None, None, None], pictures.flip(3), pictures)
         return {
-            "instance": F.normalize(instance[kept], dim=1).to(self.device),
-            "picture": pictures.to(self.device).float() / 127.5 - 1,
+            "instance": upload(F.normalize(instance[kept], dim=1), self.device),
+            "picture": upload(pictures, self.device).float() / 127.5 - 1,
         }
 
     def _draw(self, step: int) -> Draw:

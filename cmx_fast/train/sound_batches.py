@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmx_fast.data.scene_data import SceneData
+from cmx_fast.data.upload import upload
 
 Batch = dict[str, Tensor]
 
@@ -49,5 +50,5 @@ class SoundBatches:
             batches = order.split(self.batch * self.world)[skip : self.steps_per_epoch]
             for index, waves in self.data.sounds([rows[self.rank :: self.world] for rows in batches]):
                 picture = self.features[index, moments[index]]
-                yield {"wave": waves.to(self.device), "picture": picture.to(self.device)}
+                yield {"wave": upload(waves, self.device), "picture": upload(picture, self.device)}
             epoch, skip = epoch + 1, 0

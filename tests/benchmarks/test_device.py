@@ -17,7 +17,7 @@ HERE = Chip("here", 7e14, 5e13, 4e12, 1, 1)
 def suite(monkeypatch, tmp_path):
     """Runs the suite with arguments on a pretended GPU; gives its exit status, the cases measured and the results."""
 
-    def run(gpu, *arguments):
+    def run(gpu, *arguments, wrong=(), failed=None):
         seen = {}
 
         def pretended(case, *, seconds, device):
@@ -32,8 +32,10 @@ def suite(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
         monkeypatch.setattr(device, "install_if_missing", lambda: None)
-        monkeypatch.setattr(device_tests, "failed_operators", lambda *_, **__: {})
-        monkeypatch.setattr(gate, "short_check", lambda *_: gate.Verdict(True, "as float64"))
+        monkeypatch.setattr(device_tests, "failed_operators", lambda *_, **__: failed or {})
+        monkeypatch.setattr(
+            gate, "check", lambda case, _: gate.Verdict(case.name not in wrong, f"{case.name} is wrong")
+        )
         monkeypatch.setattr(ceilings, "measured", lambda _: HERE)
         monkeypatch.setattr(measure, "measure", pretended)
         monkeypatch.setattr(sys, "argv", ["device", "--out", str(tmp_path), *arguments])
@@ -66,3 +68,18 @@ def test_floors_are_measured_first(suite, capsys):
     first = list(seen)[:3]
     assert first == ["floors/info_nce-65536x768", "floors/info_nce-32768x512", "floors/supcon-16384x128"]
     assert ": failed" not in capsys.readouterr().out
+
+
+def test_what_is_wrong_gets_no_figure_and_the_others_go_on(suite, capsys):
+    status, seen, document = suite(
+        "NVIDIA H200",
+        *("--only", "floors/supcon", "gates/device-CBAM", "kmeans/device"),
+        wrong=["gates/device-CBAM-56"],
+        failed={"kmeans": ["tests/kernels/test_kmeans.py::test_one"], None: ["a file died"]},
+    )
+    said = capsys.readouterr().out
+    assert status == 1
+    assert set(seen) == set(document["cases"]) == {"floors/supcon-16384x128", "gates/device-CBAM-7"}
+    assert "kmeans: NOT REPORTED, tests/kernels/test_kmeans.py::test_one" in said
+    assert "gates/device-CBAM-56: NOT REPORTED, failed: gates/device-CBAM-56 is wrong" in said
+    assert "the suite itself: FAILED, a file died" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 
@@ -14,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from cmx_fast.cli import app
+from cmx_fast.models import c2l
+from cmx_fast.ops import _implementations
 from cmx_fast.train.options import new_fabric
 
 FEW = {"csir": 4, "cmac": 2, "c2l": 2, "sound2scene": 3}
@@ -49,6 +52,44 @@ def test_a_step_with_formulas_runs_no_kernel_and_gives_the_same_loss(name, fabri
         ran[contender] = kernels.names
     assert ran[OURS] and not ran[steps.FORMULAS]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.fixture
+def with_kernels_for_meta(monkeypatch):
+    """Operators choose on "meta" as on a GPU. Left out there: autocast, which does not know that device, and C2L's
+    matching of parts, which is solved on the host."""
+    automatic, autocast = _implementations.automatic, torch.autocast
+    monkeypatch.setattr(_implementations, "automatic", lambda op, _, *rest: automatic(op, "cuda", *rest))
+    monkeypatch.setattr(
+        torch,
+        "autocast",
+        lambda device, *rest, **options: (
+            contextlib.nullcontext() if device == "meta" else autocast(device, *rest, **options)
+        ),
+    )
+    monkeypatch.setattr(c2l, "linear_assignment", lambda cost, **_: (None, cost.argmax(2)))
+
+
+@pytest.mark.skipif(not _implementations.HAS_TRITON, reason="what a GPU chooses")
+@pytest.mark.parametrize("name", list(SYSTEMS))
+def test_a_step_never_waits_for_the_device(request, name):
+    """Tensors of device "meta" hold no values: where the host asked for one, a GPU would have to finish first."""
+    preset = "demo" if name == "c2l" else "paper"  # CMAC has banks in the paper's alone
+    clusters = {}  # found once an epoch, and that waits
+    if name == "c2l":
+        clusters = SYSTEMS[name](preset, FEW[name], torch.device("cpu")).cluster()
+    request.getfixturevalue("with_kernels_for_meta")
+    system = SYSTEMS[name](preset, FEW[name], torch.device("meta"))
+    optimizer = system.optimizer(system.groups)
+    system.module.train()
+    for _ in range(2):
+        batch = system.prepare() | {key: value.to("meta") for key, value in clusters.items()}
+        loss = system.module.losses(system.module(batch), batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        if system.after_step is not None:
+            system.after_step()
+    assert loss.is_meta
 
 
 def test_formulas_are_for_the_block_alone():

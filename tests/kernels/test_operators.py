@@ -45,20 +45,20 @@ def as_on_a_gpu(device, monkeypatch):
         yield
         return
     of_cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-    library = torch.library.Library("cmx_fast", "IMPL")
 
     def launcher(op):
         return lambda *args: op.redispatch(of_cuda, *args)
 
-    for name in registered_for("CUDA") & registered_for("CPU"):
-        library.impl(name, launcher(getattr(torch.ops.cmx_fast, name).default), "CPU", allow_override=True)
     automatic = _implementations.automatic
     monkeypatch.setattr(
         _implementations, "automatic", lambda op, _, dtype, features: automatic(op, "cuda", dtype, features)
     )
     monkeypatch.setattr(_checks, "readable", lambda tensor: False)
-    yield
-    library._destroy()
+    with torch.library._scoped_library("cmx_fast", "IMPL") as library:
+        for name in registered_for("CUDA") & registered_for("CPU"):
+            op = getattr(torch.ops.cmx_fast, name).default
+            library.impl(name, launcher(op), "CPU", allow_override=True)
+        yield
 
 
 def layout(result: object) -> list[tuple]:
