@@ -123,13 +123,12 @@ def main() -> int:
         if case.operator in found:
             continue
         try:
-            verdict = gate.check(case, "cuda") if "time" in case.measures else gate.Verdict(True, "")
-            if not verdict.passed:
+            if "time" in case.measures and not (verdict := gate.check(case, "cuda")).passed:
                 raise RuntimeError(verdict.reason)
             judged = case if case.name in floors else replace(case, goals=())
             record = measure(judged, seconds=SECONDS_PER_CASE, device="cuda")
         except Exception as error:  # a kernel that doesn't compile, or one that is wrong; the others go on
-            print(f"{case.name}: NOT REPORTED, failed: {error}", flush=True)
+            print(f"{case.name}: failed, NOT REPORTED: {error}", flush=True)
             failures += 1
             torch.cuda.empty_cache()
             continue

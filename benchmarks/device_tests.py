@@ -98,8 +98,7 @@ def run_pytest(
             finished = False
         output.seek(0)
         text = output.read()
-    outcomes = [(test, outcome) for test, outcome in SERIAL.findall(text)]
-    outcomes += [(test, outcome) for outcome, test in SIDE_BY_SIDE.findall(text)]
+    outcomes = SERIAL.findall(text) + [(test, outcome) for outcome, test in SIDE_BY_SIDE.findall(text)]
     failed = list(dict.fromkeys(test for test, outcome in outcomes if outcome in ("FAILED", "ERROR")))
     if failed or not finished:
         print("\n".join(f"  {line}" for line in text.splitlines()[-60:]))
@@ -137,11 +136,12 @@ def failed_operators(
     # The same on the CPU is no news here.
     selected = f"not cpu and ({' or '.join(operators)})" if only else "not cpu"
     together = kernel_files(root) + [f"{FOLDER}/{file}.py" for file in FILES]
-    for files, processes in ((together, workers()), ([f"{FOLDER}/{LARGE}.py"], 1)):
+    large = f"{FOLDER}/{LARGE}.py"
+    for what, files, processes in (
+        ("tests of every kernel, graphs, streams, memory", together, workers()),
+        (large, [large], 1),
+    ):
         left = deadline - time.monotonic()
-        what = (
-            "tests of every kernel, graphs, streams, memory" if files is together else f"{FOLDER}/{LARGE}.py"
-        )
         if left <= 0:
             failures.setdefault(None, []).append(f"{what}: no time left")
             continue

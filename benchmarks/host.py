@@ -7,13 +7,13 @@ step.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
-ROWS, FEATURES, ROUNDS = 256, 128, 2000
+from . import timing
+
+ROWS, FEATURES, SECONDS = 256, 128, 1.0
 CAPABILITY, MULTIPROCESSORS = (9, 0), 132  # of an H200, whose tiles the launchers then take
 
 
@@ -90,27 +90,21 @@ def steps() -> dict[str, Callable[[], object]]:
     return {"info_nce": info_nce, "supcon": supcon}
 
 
-def measure(step: Callable[[], object], rounds: int = ROUNDS) -> tuple[float, int]:
-    """Median microseconds of a call, and its launches."""
-    for _ in range(rounds // 10 + 1):
-        step()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
+def launches_of(step: Callable[[], object]) -> int:
+    """Kernels that a call launches."""
     before = NoKernel.launches
     step()
-    return 1e6 * statistics.median(times), NoKernel.launches - before
+    return NoKernel.launches - before
 
 
 def main() -> None:
     print(f"{ROWS} x {FEATURES} bfloat16, forward and backward; nothing is launched")
     print(f"{'operator':12}{'launches':>10}{'us of Python':>14}")
     launch_nothing()
-    for name, step in steps().items():
-        microseconds, launches = measure(step)
-        print(f"{name:12}{launches:10}{microseconds:14.0f}")
+    contenders = steps()
+    timings = timing.interleaved(contenders, seconds=SECONDS)
+    for name, step in contenders.items():
+        print(f"{name:12}{launches_of(step):10}{1e6 * timings[name].median:14.0f}")
 
 
 if __name__ == "__main__":

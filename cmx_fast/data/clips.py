@@ -141,8 +141,7 @@ class Clips:
         for batch in loader:
             self._leave_out(batch.pop("broken"))
             if batch:
-                there = {name: upload(batch.pop(name), self.device) for name in ("frames", "wave")}
-                batch |= there
+                batch |= {name: upload(batch[name], self.device) for name in ("frames", "wave")}
                 wave = batch.pop("wave").float() / 32768
                 yield batch if wave.shape[-1] == 0 else batch | {"wave": wave}
 

@@ -81,5 +81,5 @@ def test_what_is_wrong_gets_no_figure_and_the_others_go_on(suite, capsys):
     assert status == 1
     assert set(seen) == set(document["cases"]) == {"floors/supcon-16384x128", "gates/device-CBAM-7"}
     assert "kmeans: NOT REPORTED, tests/kernels/test_kmeans.py::test_one" in said
-    assert "gates/device-CBAM-56: NOT REPORTED, failed: gates/device-CBAM-56 is wrong" in said
+    assert "gates/device-CBAM-56: failed, NOT REPORTED: gates/device-CBAM-56 is wrong" in said
     assert "the suite itself: FAILED, a file died" in said

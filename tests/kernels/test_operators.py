@@ -31,10 +31,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 def registered_for(key: str) -> set[str]:
     """Names of this package's ops that have a kernel there."""
-    ops = {name.removeprefix("cmx_fast::") for name in torch._C._dispatch_get_all_op_names()}
-    names = {name for name in ops if hasattr(torch.ops.cmx_fast, name)}
     return {
-        name for name in names if torch._C._dispatch_has_kernel_for_dispatch_key(f"cmx_fast::{name}", key)
+        name.removeprefix("cmx_fast::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("cmx_fast::") and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
     }
 
 
