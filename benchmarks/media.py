@@ -281,32 +281,32 @@ def bench_data(
         raise ValueError(f"{folder} holds no files that end in {', '.join(VIDEOS + SOUNDS + PICTURES)}")
     if kinds["videos"]:
         _bench_videos(console, kinds["videos"], clips, seed, workers)
-    for kind, problem, ours, dali, peer, title in (
-        (
-            "sounds",
-            audio_problem,
-            loops.ours_of_sound,
-            loops.ours_of_sounds_by_dali,
-            loops.by_torchaudio,
-            "torchaudio loop",
-        ),
+    # torchaudio reads files with TorchCodec.
+    without_torchaudio = unavailable("torchcodec")
+    sound_peers = {"soundfile loop": loops.by_soundfile}
+    if not without_torchaudio:
+        sound_peers["torchaudio loop"] = loops.by_torchaudio
+    for kind, problem, ours, dali, peers in (
+        ("sounds", audio_problem, loops.ours_of_sound, loops.ours_of_sounds_by_dali, sound_peers),
         (
             "pictures",
             picture_problem,
             loops.ours_of_pictures,
             loops.ours_of_pictures_by_dali,
-            loops.by_torchvision,
-            "Pillow, torchvision loop",
+            {"Pillow, torchvision loop": loops.by_torchvision},
         ),
     ):
         good = usable(kinds[kind][:clips], problem, ours)
         if good:
             chosen = [good[place % len(good)] for place in range(clips)]
-            contenders = {"ours": through_workers(ours, chosen, workers), title: plain(peer, chosen)}
+            contenders = {"ours": through_workers(ours, chosen, workers)}
+            contenders |= {title: plain(read, chosen) for title, read in peers.items()}
             if not unavailable("dali"):
                 contenders["ours, DALI"] = together(dali, chosen)
             found = compare(contenders)
             console.print(speeds(f"{clips} {kind} of {len(good)} files", found, kind))
+            if kind == "sounds" and without_torchaudio:
+                console.print(f"torchaudio loop left out: {without_torchaudio}")
         if len(good) < len(kinds[kind][:clips]):
             console.print(f"{len(kinds[kind][:clips]) - len(good)} {kind} left out: they can't be read")
 

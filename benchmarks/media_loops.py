@@ -116,10 +116,17 @@ IMAGENET = list(IMAGENET_MEAN), list(IMAGENET_STD)
 
 
 def by_torchaudio(path: Path) -> Tensor:
-    """``torchaudio.load`` and ``resample``."""
+    """``torchaudio.load``, which decodes with TorchCodec, and ``resample``."""
     torchaudio = require("torchaudio", "media")
     wave, rate = torchaudio.load(str(path))
     return _whole(torchaudio.functional.resample(wave[0], rate, SAMPLE_RATE))
+
+
+def by_soundfile(path: Path) -> Tensor:
+    """``soundfile.read`` and torchaudio's ``resample``: the loop where TorchCodec finds no FFmpeg."""
+    torchaudio = require("torchaudio", "media")
+    samples, rate = require("soundfile", "media").read(str(path), dtype="float32", always_2d=True)
+    return _whole(torchaudio.functional.resample(torch.from_numpy(samples[:, 0].copy()), rate, SAMPLE_RATE))
 
 
 def ours_of_sound(path: Path) -> Tensor:
