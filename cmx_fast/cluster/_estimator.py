@@ -105,8 +105,7 @@ class Estimator:
     def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:
         """Minus the inertia of these samples: their weighted distances, squared with "l2", to their centroids."""
         samples = self._samples_like_fitted("score", X, sample_weight)
-        distance = samples.assign(self._centroids(samples))[1].double()
-        return -(distance * samples.flat_weight().double()).sum().item()
+        return -samples.inertia(samples.assign(self._centroids(samples))[1])
 
     def _check_options(self) -> None:
         if not isinstance(self.n_clusters, numbers.Integral) or self.n_clusters < 1:
@@ -157,12 +156,11 @@ def means(sums: Tensor, counts: Tensor, before: Tensor, metric: str) -> Tensor:
 
 
 def mean_variance(samples: Samples) -> float:
-    """Mean over the features of their variance, the weights aside as in scikit-learn: the inertia of one cluster."""
-    plain = samples.unweighted()
+    """Weighted mean over the features of their variance: what one cluster of them has as inertia."""
     centre = samples.take(torch.zeros(1, dtype=torch.int64))
-    _, sums, counts, _ = plain.step(centre)
+    _, sums, counts, _ = samples.step(centre)
     centre = means(sums, counts, centre, "l2")
     if samples.metric == "cosine":
         # Of unit rows: E|x|^2 - |E x|^2.
         return max(0.0, 1 - centre.double().square().sum().item()) / samples.d
-    return plain.step(centre)[3].item() / samples.n / samples.d
+    return samples.step(centre)[3].item() / counts.item() / samples.d

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ def to_tensor(name: str, value: Any) -> Tensor:
 class Samples:
     """Vectors (N, D) or maps (B, D, H, W) with their weights, as the k-means operators take them.
 
+    ``weight`` holds the weights divided by ``scale``, the power of two that brings the largest into 1 to 2: exact, and
+    no sum of theirs leaves float32. Times ``scale`` counts and inertia are in the caller's units again.
+
     Raises:
         ValueError: another shape, nothing in it, a value that is not finite, a zero vector with "cosine", or weights
             that don't fit; the message says which and how many.
@@ -64,7 +68,10 @@ class Samples:
                 else "X holds 0 sample(s) while a minimum of 1 is required"
             )
         self._check_values()
-        self.weight = None if weight is None else self._weights(weight)
+        self.weight: Tensor | None = None
+        self.scale = 1.0
+        if weight is not None:
+            self.weight, self.scale = self._weights(weight)
 
     @property
     def wide(self) -> torch.dtype:
@@ -90,11 +97,11 @@ class Samples:
         part.weight = None if self.weight is None else self.weight.flatten()[indices.to(self.x.device)]
         return part
 
-    def unweighted(self) -> Samples:
-        """The same samples, each counting once."""
-        plain = copy.copy(self)
-        plain.weight = None
-        return plain
+    def weighted(self, weight: Tensor | None, scale: float = 1.0) -> Samples:
+        """The same samples with other weights, or with None each counting once."""
+        other = copy.copy(self)
+        other.weight, other.scale = weight, scale
+        return other
 
     def assign(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and distances, flat."""
@@ -102,7 +109,7 @@ class Samples:
         return labels.flatten(), distance.flatten()
 
     def step(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Flat labels, sums, float64 counts or weights, inertia."""
+        """Flat labels, sums, float64 counts or weights, inertia; all that is weighted in units of ``scale``."""
         labels, sums, counts, inertia = kmeans_step(
             self.x, centroids, weight=self.weight, metric=self.metric, normalize=self.normalize
         )
@@ -113,9 +120,19 @@ class Samples:
         return labels.reshape(self.x.shape[:1] + self.x.shape[2:])
 
     def flat_weight(self) -> Tensor:
+        """Float64 weights (N,) in units of ``scale``; ones where there are none."""
         if self.weight is None:
-            return torch.ones(self.n, dtype=self.wide, device=self.x.device)
-        return self.weight.flatten()
+            return torch.ones(self.n, dtype=torch.float64, device=self.x.device)
+        return self.weight.flatten().double()
+
+    @property
+    def present(self) -> int:
+        """How many samples have any weight."""
+        return self.n if self.weight is None else int((self.weight > 0).sum())
+
+    def inertia(self, distance: Tensor) -> float:
+        """The weighted sum of these distances, in the caller's units."""
+        return (distance.double() * self.flat_weight()).sum().item() * self.scale
 
     def _check_values(self) -> None:
         if not self.x.isfinite().all():
@@ -132,8 +149,8 @@ class Samples:
                     f"{zero[:10]}. Drop them or use metric='l2'"
                 )
 
-    def _weights(self, weight: Any) -> Tensor:
-        weights = to_tensor("sample_weight", weight).to(self.x.device, self.wide)
+    def _weights(self, weight: Any) -> tuple[Tensor, float]:
+        weights = to_tensor("sample_weight", weight).to(self.x.device, torch.float64)
         if weights.numel() == 1:
             weights = weights.reshape(()).expand(self.x.shape[:1] + self.x.shape[2:]).contiguous()
         if weights.shape != self.x.shape[:1] + self.x.shape[2:]:
@@ -142,8 +159,12 @@ class Samples:
             )
         if not weights.any():
             raise ValueError(f"sample_weight is zero for all {weights.numel()} samples")
-        if not (weights >= 0).all():
+        wrong = ~((weights >= 0) & weights.isfinite())
+        if wrong.any():
+            first = int(wrong.flatten().nonzero()[0])
             raise ValueError(
-                f"sample_weight must not be negative or NaN; its least value is {weights.min().item()}"
+                f"sample_weight must be finite and not negative, but {int(wrong.sum())} of {wrong.numel()} are not; "
+                f"the first is sample {first} with {weights.flatten()[first].item()}"
             )
-        return weights
+        scale = math.ldexp(1.0, math.frexp(weights.max().item())[1] - 1)
+        return (weights / scale).to(self.wide), scale

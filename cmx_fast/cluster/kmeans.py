@@ -51,7 +51,7 @@ class KMeans(Estimator):
             as it was given with NumPy's ``RandomState``, or for a tensor a ``torch.Generator``.
         n_init: runs from different starts, the best by inertia is kept; "auto": 10 for "random" and callables, else 1.
         max_iter: most iterations of a run.
-        tol: stop where the centroids' squared shift falls below this times the mean variance of the features.
+        tol: stop where the centroids' squared shift falls below this times the mean weighted variance of the features.
         random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time. The
             global seed is not touched.
         metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
@@ -171,7 +171,9 @@ class KMeans(Estimator):
                     break
             # The labels belong to the centroids before the last update, unless nothing changed.
             labels, _, counts, inertia = samples.step(centroids)
-            return Run(centroids, labels, counts, inertia.item(), iterations, moved)
+            return Run(
+                centroids, labels, counts * samples.scale, inertia.item() * samples.scale, iterations, moved
+            )
 
         return run
 
@@ -195,7 +197,9 @@ class KMeans(Estimator):
             trainer.train(rows, weights=weight, init_centroids=given)
             centroids = torch.from_numpy(trainer.centroids).to(samples.x.device, samples.wide)
             labels, _, counts, inertia = samples.step(centroids)
-            return Run(centroids, labels, counts, inertia.item(), self.max_iter, 0)
+            return Run(
+                centroids, labels, counts * samples.scale, inertia.item() * samples.scale, self.max_iter, 0
+            )
 
         return run
 
@@ -211,6 +215,6 @@ def _relocate(
     weight, owner = samples.flat_weight()[taken], labels[taken]
     rows = samples.take(taken).to(sums.dtype) * weight[:, None].to(sums.dtype)
     sums.index_add_(0, owner, -rows)
-    counts.index_add_(0, owner, -weight.double())
-    sums[target], counts[target] = rows, weight.double()
+    counts.index_add_(0, owner, -weight)
+    sums[target], counts[target] = rows, weight
     return len(taken)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cmx_fast.cluster._estimator import Array, Estimator, RandomState, generator_of, mean_variance, means
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.kmeans import EmptyClusterWarning
-from cmx_fast.cluster.seeding import Init, start
+from cmx_fast.cluster.seeding import Init, choice, draw, sketch, start
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,24 @@ class MiniBatchKMeans(Estimator):
 
     .. math:: \mu_k \leftarrow \frac{c_k \mu_k + S_k}{c_k + n_k}, \qquad c_k \leftarrow c_k + n_k
 
+    ``fit`` draws its batches by ``sample_weight``, with replacement, and every sample of a batch counts once, as in
+    scikit-learn; in ``partial_fit`` the weights count as they are. A sample of weight 0 is as good as not there.
+
     Takes NumPy arrays or tensors on any device and gives the same kind back. Differences to scikit-learn's class:
     ``metric``, ``normalize``, maps as input, :meth:`fit_stream`, and no ``verbose``.
 
     Args:
         n_clusters: K.
-        init, n_init: as in :class:`KMeans`, tried on ``init_size`` samples; "auto": 3 for "random" and callables,
-            else 1.
+        init, n_init: as in :class:`KMeans`, tried on ``init_size`` samples, also of the first batch of
+            ``partial_fit``; "auto": 3 for "random" and callables, else 1.
         max_iter: passes over the data, in samples drawn.
         batch_size: samples per batch of ``fit``.
         compute_labels: assign the whole data at the end of ``fit``, and a batch after ``partial_fit``: one more read.
         random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time.
         tol: stop where the averaged squared shift of the centroids falls below this times the mean variance; 0: don't.
         max_no_improvement: stop after so many batches without a lower averaged inertia; None: don't.
-        init_size: samples that starts are tried on; None: 3 batches, or 3 K where that is more.
+        init_size: samples that starts are tried on, different ones drawn by weight; None: 3 batches, or 3 K where that
+            is more.
         reassignment_ratio: clusters that have seen less than this share (0 to 1) of the largest one's samples are moved
             to random samples now and then.
         metric, normalize: as in :class:`KMeans`.
@@ -54,7 +58,7 @@ class MiniBatchKMeans(Estimator):
     Attributes:
         cluster_centers_, n_features_in_: as in :class:`KMeans`.
         labels_, inertia_: of the last ``fit`` data or ``partial_fit`` batch; none after ``fit_stream``.
-        counts_: (K,) float64 samples, or weights, that each cluster has seen.
+        counts_: (K,) float64 samples drawn, and weights of ``partial_fit``, that each cluster has seen.
         n_steps_, n_iter_: batches so far, and passes over the data that they make.
         n_reassigned_: how often a cluster was moved to a random sample; ``fit`` and ``fit_stream`` warn of it once.
 
@@ -116,10 +120,11 @@ class MiniBatchKMeans(Estimator):
         batch = min(self.batch_size, samples.n)
         tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
         progress = _Progress(batch, samples.n, tolerance, self.max_no_improvement)
+        # Drawn by weight, each sample of a batch counts once.
+        once, sums = samples.weighted(None), samples.flat_weight().cumsum(0)
         for _ in range(self.max_iter * samples.n // batch):
-            indices = torch.randint(samples.n, (batch,), generator=generator)
-            clusters, inertia, shift = self._step(clusters, samples.subset(indices))
-            if progress.finished(inertia, shift):
+            clusters, inertia, shift = self._step(clusters, once.subset(draw(sums, batch, generator)))
+            if progress.finished(inertia / batch, shift):
                 break
         self._publish(clusters, samples, X)
         self.n_iter_ = -(-clusters.steps * batch // samples.n)
@@ -170,7 +175,7 @@ class MiniBatchKMeans(Estimator):
         return self._samples(X, weight)
 
     def _best_start(self, samples: Samples, generator: torch.Generator) -> Tensor:
-        """Of ``n_init`` starts on random samples the one with the least inertia on other random samples."""
+        """Of ``n_init`` starts on random samples the one with the least weighted inertia on other random samples."""
         size = self.init_size or max(3 * self.batch_size, 3 * self.n_clusters)
         size = min(max(size, self.n_clusters), samples.n)
         given = not isinstance(self.init, str) and not callable(self.init)
@@ -178,16 +183,14 @@ class MiniBatchKMeans(Estimator):
         tries = 1 if given else (3 if several else 1) if self.n_init == "auto" else self.n_init
         if isinstance(tries, str) or tries < 1:
             raise ValueError(f"n_init must be 'auto' or at least 1, got {self.n_init!r}")
-        trial = samples.subset(torch.randint(samples.n, (size,), generator=generator))
-        best: tuple[float, Tensor] | None = None
-        for _ in range(tries):
-            drawn = samples.subset(torch.randperm(samples.n, generator=generator)[:size])
-            centroids = start(drawn, self.n_clusters, self.init, generator)
-            inertia = trial.assign(centroids)[1].sum().item() if tries > 1 else 0.0
-            if best is None or inertia < best[0]:
-                best = inertia, centroids
-        assert best is not None
-        return best[1]
+        if tries == 1:
+            return start(sketch(samples, size, generator), self.n_clusters, self.init, generator)
+        trial = sketch(samples, size, generator)
+        starts = (
+            start(sketch(samples, size, generator), self.n_clusters, self.init, generator)
+            for _ in range(tries)
+        )
+        return min(starts, key=lambda centroids: trial.inertia(trial.assign(centroids)[1]))
 
     def _begin(self, centroids: Tensor, generator: torch.Generator) -> _Clusters:
         if self.metric == "cosine":
@@ -201,44 +204,45 @@ class MiniBatchKMeans(Estimator):
             if batch.n < self.n_clusters:
                 raise ValueError(f"n_samples={batch.n} should be >= n_clusters={self.n_clusters}.")
             generator = generator_of(self.random_state)
-            clusters = self._begin(start(batch, self.n_clusters, self.init, generator), generator)
+            clusters = self._begin(self._best_start(batch, generator), generator)
         self._check_width(batch, clusters.centroids.shape[1])
         device = batch.x.device
         here = replace(clusters, centroids=clusters.centroids.to(device), seen=clusters.seen.to(device))
         return self._step(here, batch)[0]
 
     def _step(self, clusters: _Clusters, batch: Samples) -> tuple[_Clusters, float, float]:
-        """One update; the batch's inertia per unit of weight, and the centroids' squared shift."""
+        """One update; the batch's inertia in units of its scale, and the centroids' squared shift."""
         before = clusters.centroids
         _, sums, counts, inertia = batch.step(before)
-        seen = clusters.seen + counts
-        weighted = before.double() * clusters.seen[:, None] + sums.double()
+        had, weight = counts > 0, counts * batch.scale
+        seen = clusters.seen + weight
+        kept, share = (torch.where(had, part / seen, 0)[:, None] for part in (clusters.seen, weight))
+        mean = sums.double() / torch.where(had, counts, 1)[:, None]
         # A cluster without weight in the batch stays.
-        centroids = torch.where((counts > 0)[:, None], means(weighted, seen, before, self.metric), before)
+        centroids = means(before.double() * kept + mean * share, had.double(), before, self.metric)
         after = replace(
             clusters,
             centroids=centroids,
             seen=seen,
-            since_reassignment=clusters.since_reassignment + batch.n,
+            since_reassignment=clusters.since_reassignment + batch.present,
             steps=clusters.steps + 1,
         )
         if (seen == 0).any() or after.since_reassignment >= 10 * self.n_clusters:
             after = self._reassigned(after, batch)
-        weight = batch.flat_weight().sum(dtype=torch.float64).item()
         shift = (after.centroids - before).double().square().sum().item()
-        return after, inertia.item() / weight if weight else 0.0, shift
+        return after, inertia.item(), shift
 
     def _reassigned(self, clusters: _Clusters, batch: Samples) -> _Clusters:
-        """Clusters that have seen too little moved to random samples of the batch, at most half of these."""
+        """Clusters that have seen too little moved to samples of the batch, drawn by weight, at most half of these."""
         clusters = replace(clusters, since_reassignment=0)
         few = clusters.seen < self.reassignment_ratio * clusters.seen.max()
-        most = batch.n // 2
+        most = batch.present // 2
         if int(few.sum()) > most:
             few[clusters.seen.argsort()[most:]] = False
         moved = few.nonzero().flatten()
         if not len(moved):
             return clusters
-        chosen = torch.randperm(batch.n, generator=clusters.generator)[: len(moved)]
+        chosen = choice(batch.flat_weight(), len(moved), clusters.generator)
         centroids, seen = clusters.centroids.clone(), clusters.seen.clone()
         centroids[moved] = batch.take(chosen).to(centroids.dtype)
         seen[moved] = seen[~few].min()
@@ -250,7 +254,7 @@ class MiniBatchKMeans(Estimator):
         if label and self.compute_labels:
             labels, distance = samples.assign(clusters.centroids)
             fitted["labels_"] = self._give(samples.shaped(labels), like)
-            fitted["inertia_"] = (distance.double() * samples.flat_weight().double()).sum().item()
+            fitted["inertia_"] = samples.inertia(distance)
         for name in ("labels_", "inertia_"):
             self.__dict__.pop(name, None)
         self.__dict__.update(

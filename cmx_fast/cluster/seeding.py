@@ -28,7 +28,7 @@ def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Genera
                 f"init must be one of {', '.join(map(repr, INITS))}, an array or a callable; got {init!r}"
             )
         if init == "random":
-            return samples.take(_choice(samples.flat_weight(), n_clusters, generator))
+            return samples.take(choice(samples.flat_weight(), n_clusters, generator))
         return plus_plus(samples, n_clusters, generator)
     if callable(init):
         if samples.is_tensor:
@@ -56,18 +56,19 @@ def plus_plus(samples: Samples, n_clusters: int, generator: torch.Generator) -> 
     memory: one distance per sample.
     """
     weight = samples.flat_weight()
-    chosen = samples.take(_choice(weight, 1, generator))
+    chosen = samples.take(choice(weight, 1, generator))
     closest = samples.assign(chosen)[1]
     trials = 2 + int(math.log(n_clusters))
     for _ in range(1, n_clusters):
         potential = weight * closest
         # All points on centroids already: any will do, by weight.
-        drawn = _draws(potential if potential.sum() > 0 else weight, trials, generator)
+        probability = potential if potential.sum() > 0 else weight
+        drawn = draw(probability.cumsum(0), trials, generator)
         best: tuple[float, Tensor, Tensor] | None = None
         for index in drawn:
             candidate = samples.take(index.reshape(1))
             distance = torch.minimum(closest, samples.assign(candidate)[1])
-            total = (weight * distance).sum(dtype=torch.float64).item()
+            total = (weight * distance).sum().item()
             if best is None or total < best[0]:
                 best = total, distance, candidate
         assert best is not None
@@ -76,16 +77,36 @@ def plus_plus(samples: Samples, n_clusters: int, generator: torch.Generator) -> 
     return chosen
 
 
-def _draws(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices with these probabilities, with replacement; of any number of weights."""
-    sums = weight.double().cumsum(0)
+def draw(sums: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices with replacement, with probabilities that have these running sums; a sample without any never."""
     places = torch.rand(count, generator=generator, dtype=torch.float64).to(sums.device) * sums[-1]
-    return torch.searchsorted(sums, places, right=True).clamp_max(len(weight) - 1)
+    return torch.searchsorted(sums, places, right=True).clamp_max(len(sums) - 1)
 
 
-def _choice(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Different indices, those of weight 0 only where the others don't suffice."""
+def choice(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Different indices drawn by weight; where too few have any, one of these again and again."""
     # The largest of exponential races: a sample without replacement with these probabilities.
-    noise = torch.rand(len(weight), generator=generator, dtype=torch.float64).to(weight.device)
-    keys = noise.log() / weight.double().clamp_min(1e-300)
-    return keys.topk(count).indices
+    uniform = 1 - torch.rand(len(weight), generator=generator, dtype=torch.float64).to(weight.device)
+    keys = torch.where(weight > 0, uniform.log() / (weight / weight.max()), -torch.inf)
+    indices = keys.topk(count).indices
+    return torch.where(weight[indices] > 0, indices, indices[0])
+
+
+def sketch(samples: Samples, size: int, generator: torch.Generator) -> Samples:
+    """At most ``size`` different samples that stand for all: sums over them, by their new weights, are unbiased.
+
+    Priority sampling (Duffield, Lund and Thorup 2007): those with the largest w / u, u uniform in (0, 1], each with the
+    weight max(w, the largest w / u that was left out). Heavy samples stay as they are, light ones stand for others,
+    those of weight 0 never come before the rest. Of samples without weights: ``size`` of them, without weights.
+    """
+    if size >= samples.n:
+        return samples
+    weight = samples.flat_weight()
+    uniform = 1 - torch.rand(samples.n, generator=generator, dtype=torch.float64).to(weight.device)
+    best = (weight / uniform).topk(size + 1)
+    drawn = samples.subset(best.indices[:size])
+    if drawn.weight is None:
+        return drawn
+    drawn_weight = torch.where(drawn.weight > 0, drawn.flat_weight().clamp_min(best.values[size]), 0)
+    peak = drawn_weight.max()
+    return drawn.weighted((drawn_weight / peak).to(samples.wide), samples.scale * peak.item())
