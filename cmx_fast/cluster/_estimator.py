@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import inspect
 import numbers
+import warnings
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cmx_fast.cluster._samples import Samples, to_tensor
+from cmx_fast.cluster._conventions import (
+    Base,
+    NotFittedError,
+    check_column_names,
+    check_flag,
+    check_integer,
+    check_number,
+)
+from cmx_fast.cluster._samples import BLOCK, Samples, to_tensor
 from cmx_fast.ops.kmeans import METRICS
 
 Array = Any  # a NumPy array or a tensor: whatever was given
@@ -34,10 +43,15 @@ def generator_of(random_state: RandomState) -> torch.Generator:
     return torch.Generator().manual_seed(int(random_state))
 
 
-class Estimator:
+class Estimator(Base):
     """Parameters and prediction by scikit-learn's conventions, without needing scikit-learn; its tools take them."""
 
     n_clusters: int
+    init: Any
+    n_init: int | str
+    max_iter: int
+    tol: float
+    verbose: int
     metric: str
     normalize: bool
     cluster_centers_: Array
@@ -68,21 +82,16 @@ class Estimator:
         ]
         return f"{type(self).__name__}({', '.join(changed)})"
 
-    def __sklearn_tags__(self) -> Any:
-        """What scikit-learn's pipelines, searches and checks, which alone call this, ask of an estimator."""
-        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
-
-        return Tags(
-            estimator_type="clusterer",
-            target_tags=TargetTags(required=False),
-            transformer_tags=TransformerTags(),
-            input_tags=InputTags(),
-        )
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names of :meth:`transform`'s columns: the class's with a number; ``input_features`` has no part in them."""
+        self._check_fitted("get_feature_names_out")
+        name = type(self).__name__.lower()
+        return np.array([f"{name}{cluster}" for cluster in range(len(self.cluster_centers_))], dtype=object)
 
     def predict(self, X: Array) -> Array:
         """The nearest cluster of each sample: int64 (N,), or (B, H, W) for maps."""
         samples = self._samples_like_fitted("predict", X)
-        return self._give(samples.shaped(samples.assign(self._centroids(samples))[0]), X)
+        return samples.give(samples.shaped(samples.assign(self._centroids(samples))[0]))
 
     def fit_predict(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Array:
         """``fit`` and the labels of what was fitted."""
@@ -91,12 +100,17 @@ class Estimator:
     def transform(self, X: Array) -> Array:
         """Distances (N, K) to every centroid: Euclidean, or 1 - cosine; the one place where N x K is asked for."""
         samples = self._samples_like_fitted("transform", X)
-        rows, centroids = samples.take(torch.arange(samples.n)), self._centroids(samples)
-        if self.metric == "cosine":
-            return self._give(1 - rows @ torch.nn.functional.normalize(centroids, dim=1).T, X)
-        return self._give(
-            torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist"), X, like_input=True
-        )
+        centroids = self._centroids(samples)
+        centroids = torch.nn.functional.normalize(centroids, dim=1) if self.metric == "cosine" else centroids
+
+        def distances(rows: Tensor) -> Tensor:
+            if self.metric == "cosine":
+                return 1 - rows @ centroids.T
+            return torch.cdist(rows, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+
+        blocks = torch.arange(samples.n).split(max(1, BLOCK // samples.d))
+        distance = torch.cat([distances(samples.take(indices)) for indices in blocks])
+        return samples.give(distance if samples.is_tensor else distance.to(samples.dtype))
 
     def fit_transform(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Array:
         """``fit`` and :meth:`transform` of the same samples."""
@@ -108,18 +122,49 @@ class Estimator:
         return -samples.inertia(samples.assign(self._centroids(samples))[1])
 
     def _check_options(self) -> None:
-        if not isinstance(self.n_clusters, numbers.Integral) or self.n_clusters < 1:
-            raise ValueError(f"n_clusters must be an integer of at least 1, got {self.n_clusters!r}")
+        for name in ("n_clusters", "max_iter"):
+            check_integer(name, getattr(self, name), least=1)
+        if self.n_init != "auto":
+            check_integer("n_init", self.n_init, least=1, other="'auto' or ")
+        check_number("tol", self.tol)
+        if not isinstance(self.verbose, bool):
+            check_integer("verbose", self.verbose, least=0)
+        check_flag("normalize", self.normalize)
         if self.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {self.metric!r}")
 
-    def _samples(self, X: Array, weight: Array | None = None) -> Samples:
-        return Samples(X, weight, metric=self.metric, normalize=self.normalize)
+    def _starts(self, several: int) -> int:
+        """How many starts are tried: with "auto" several of those that vary much, else as many as asked for."""
+        varies = callable(self.init) or (isinstance(self.init, str) and self.init == "random")
+        if isinstance(self.n_init, str):
+            return several if varies else 1
+        if callable(self.init) or isinstance(self.init, str) or self.n_init == 1:
+            return self.n_init
+        warnings.warn(
+            f"Explicit initial center position passed: performing only one init in {type(self).__name__} instead of "
+            f"n_init={self.n_init}.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return 1
 
-    def _samples_like_fitted(self, method: str, X: Array, weight: Array | None = None) -> Samples:
+    def _samples(self, X: Array, weight: Array | None = None) -> Samples:
+        return Samples(X, weight, metric=self.metric, normalize=bool(self.normalize))
+
+    def _check_fitted(self, method: str) -> None:
         if not hasattr(self, "cluster_centers_"):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet; call fit before {method}")
+
+    def _keep_names(self, samples: Samples) -> None:
+        """Those of a data frame's columns as ``feature_names_in_``, none of anything else."""
+        self.__dict__.pop("feature_names_in_", None)
+        if samples.names is not None:
+            self.feature_names_in_ = samples.names
+
+    def _samples_like_fitted(self, method: str, X: Array, weight: Array | None = None) -> Samples:
+        self._check_fitted(method)
         samples = self._samples(X, weight)
+        check_column_names(self, samples.names)
         self._check_width(samples, self.n_features_in_)
         return samples
 
@@ -130,22 +175,7 @@ class Estimator:
             )
 
     def _centroids(self, samples: Samples) -> Tensor:
-        return to_tensor("cluster_centers_", self.cluster_centers_).to(samples.x.device, samples.wide)
-
-    def _give(self, value: Tensor, like: Array, like_input: bool = False) -> Array:
-        """A tensor for whoever gave one, else a NumPy array."""
-        if isinstance(like, Tensor):
-            return value
-        array = value.cpu().numpy()
-        return (
-            array.astype(np.asarray(like).dtype)
-            if like_input and np.asarray(like).dtype.kind == "f"
-            else array
-        )
-
-
-class NotFittedError(ValueError, AttributeError):
-    """An estimator is asked before it was fitted."""
+        return to_tensor("cluster_centers_", self.cluster_centers_).to(samples.device, samples.wide)
 
 
 def means(sums: Tensor, counts: Tensor, before: Tensor, metric: str) -> Tensor:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cmx_fast.cluster._conventions import column_names
 from cmx_fast.ops import kmeans_assign, kmeans_step
 
+BLOCK = 2**24  # numbers that are copied at a time: 64 MB of float32
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -30,15 +33,25 @@ def to_tensor(name: str, value: Any) -> Tensor:
             array = np.asarray(value)
             if np.iscomplexobj(array):
                 raise ValueError(f"{name}: Complex data not supported")
-            if array.dtype.kind not in "fiub":
+            if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
                 array = array.astype(np.float64)
         except ValueError as error:
             raise ValueError(f"{name} must hold numbers: {error}") from error
         # Negative strides and foreign byte orders have no tensor.
-        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+        native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        tensor = _shared(native)
     if tensor.is_complex():
         raise ValueError(f"{name}: Complex data not supported")
     return tensor if tensor.dtype in FLOATING else tensor.double()
+
+
+def _shared(array: np.ndarray) -> Tensor:
+    """A tensor on the array's memory, which nothing here writes to: PyTorch warns of arrays that are read-only."""
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 class Samples:
@@ -53,48 +66,54 @@ class Samples:
     """
 
     def __init__(self, x: Any, weight: Any, *, metric: str, normalize: bool):
-        self.x, self.is_tensor = to_tensor("X", x), isinstance(x, Tensor)
-        if self.x.dim() not in (2, 4):
-            raise ValueError(
-                f"X must have shape (N, D) or (B, D, H, W), got {tuple(self.x.shape)}. Expected 2D array. "
-                "Reshape your data; a single sample with X.reshape(1, -1)"
-            )
-        self.metric, self.normalize = metric, normalize
-        self.n, self.d = self.x.numel() // max(self.x.shape[1], 1), self.x.shape[1]
-        if self.d == 0 or self.n == 0:
-            raise ValueError(
-                f"X holds 0 feature(s) (shape={tuple(self.x.shape)}) while a minimum of 1 is required."
-                if self.d == 0
-                else "X holds 0 sample(s) while a minimum of 1 is required"
-            )
+        self.metric, self.normalize, self.names = metric, normalize, column_names(x)
+        self._read(x)
+        if self.d == 0:
+            shape = (*self.places[:1], 0, *self.places[1:])
+            raise ValueError(f"X holds 0 feature(s) (shape={shape}) while a minimum of 1 is required.")
+        if self.n == 0:
+            raise ValueError("X holds 0 sample(s) while a minimum of 1 is required")
         self._check_values()
         self.weight: Tensor | None = None
         self.scale = 1.0
         if weight is not None:
             self.weight, self.scale = self._weights(weight)
 
+    def _read(self, x: Any) -> None:
+        self.x, self.is_tensor = to_tensor("X", x), isinstance(x, Tensor)
+        if self.x.dim() not in (2, 4):
+            raise ValueError(
+                f"X must have shape (N, D) or (B, D, H, W), got {tuple(self.x.shape)}. Expected 2D array. "
+                "Reshape your data; a single sample with X.reshape(1, -1)"
+            )
+        self.device, self.dtype = self.x.device, self.x.dtype
+        self.n, self.d = self.x.numel() // max(self.x.shape[1], 1), self.x.shape[1]
+        self.places = self.x.shape[:1] + self.x.shape[2:]
+
     @property
     def wide(self) -> torch.dtype:
         """Of centroids and distances."""
-        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def give(self, value: Tensor) -> Any:
+        """A tensor for whoever gave one, else a NumPy array."""
+        return value if self.is_tensor else value.cpu().numpy()
+
+    def whole(self) -> Any:
+        """The samples, as a function that starts centroids gets them: of the kind they came in."""
+        return self.give(self.x)
 
     def take(self, indices: Tensor) -> Tensor:
         """Some samples (m, D) as the metric sees them."""
-        indices = indices.to(self.x.device)
-        if self.x.dim() == 2:
-            rows = self.x[indices]
-        else:
-            area = self.x[0, 0].numel()
-            rows = self.x.flatten(2)[indices // area, :, indices % area]
-        rows = rows.to(self.wide)
+        rows = self._rows(indices).to(self.wide)
         unit = self.metric == "cosine" or self.normalize
         return torch.nn.functional.normalize(rows, dim=1) if unit else rows
 
     def subset(self, indices: Tensor) -> Samples:
         """Some samples on their own."""
         part = copy.copy(self)
-        part.x, part.n, part.normalize = self.take(indices), len(indices), False
-        part.weight = None if self.weight is None else self.weight.flatten()[indices.to(self.x.device)]
+        part.x, part.n, part.places = self._rows(indices), len(indices), indices.shape
+        part.weight = None if self.weight is None else self.weight.flatten()[indices.to(self.device)]
         return part
 
     def weighted(self, weight: Tensor | None, scale: float = 1.0) -> Samples:
@@ -117,12 +136,12 @@ class Samples:
 
     def shaped(self, labels: Tensor) -> Tensor:
         """Flat labels in the shape of the samples."""
-        return labels.reshape(self.x.shape[:1] + self.x.shape[2:])
+        return labels.reshape(self.places)
 
     def flat_weight(self) -> Tensor:
         """Float64 weights (N,) in units of ``scale``; ones where there are none."""
         if self.weight is None:
-            return torch.ones(self.n, dtype=torch.float64, device=self.x.device)
+            return torch.ones(self.n, dtype=torch.float64, device=self.device)
         return self.weight.flatten().double()
 
     @property
@@ -134,15 +153,30 @@ class Samples:
         """The weighted sum of these distances, in the caller's units."""
         return (distance.double() * self.flat_weight()).sum().item() * self.scale
 
+    def _rows(self, indices: Tensor) -> Tensor:
+        indices = indices.to(self.device)
+        if self.x.dim() == 2:
+            return self.x[indices]
+        area = self.x[0, 0].numel()
+        return self.x.flatten(2)[indices // area, :, indices % area]
+
+    def _not_finite(self) -> list[int]:
+        if self.x.isfinite().all():
+            return []
+        return (~self.x.isfinite()).any(1).flatten().nonzero().flatten().tolist()
+
+    def _zero_vectors(self) -> list[int]:
+        return (self.x == 0).all(1).flatten().nonzero().flatten().tolist()
+
     def _check_values(self) -> None:
-        if not self.x.isfinite().all():
-            bad = (~self.x.isfinite()).any(1).flatten().nonzero().flatten().tolist()
+        bad = self._not_finite()
+        if bad:
             raise ValueError(
                 f"X contains NaN or infinity in {len(bad)} of {self.n} samples; the first are {bad[:10]}. Drop them or "
                 "fill them in"
             )
         if self.metric == "cosine":
-            zero = (self.x == 0).all(1).flatten().nonzero().flatten().tolist()
+            zero = self._zero_vectors()
             if zero:
                 raise ValueError(
                     f"X has {len(zero)} zero vectors among {self.n} samples, which have no cosine; the first are "
@@ -150,13 +184,11 @@ class Samples:
                 )
 
     def _weights(self, weight: Any) -> tuple[Tensor, float]:
-        weights = to_tensor("sample_weight", weight).to(self.x.device, torch.float64)
+        weights = to_tensor("sample_weight", weight).to(self.device, torch.float64)
         if weights.numel() == 1:
-            weights = weights.reshape(()).expand(self.x.shape[:1] + self.x.shape[2:]).contiguous()
-        if weights.shape != self.x.shape[:1] + self.x.shape[2:]:
-            raise ValueError(
-                f"sample_weight.shape == {tuple(weights.shape)}, expected {tuple(self.x.shape[:1] + self.x.shape[2:])}!"
-            )
+            weights = weights.reshape(()).expand(self.places).contiguous()
+        if weights.shape != self.places:
+            raise ValueError(f"sample_weight.shape == {tuple(weights.shape)}, expected {tuple(self.places)}!")
         if not weights.any():
             raise ValueError(f"sample_weight is zero for all {weights.numel()} samples")
         wrong = ~((weights >= 0) & weights.isfinite())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +13,19 @@ import torch
 from torch import Tensor
 
 from cmx_fast._extras import require
+from cmx_fast.cluster._conventions import ConvergenceWarning, check_flag
 from cmx_fast.cluster._estimator import Array, Estimator, RandomState, generator_of, mean_variance, means
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.seeding import Init, start
 
+ALGORITHMS = ("lloyd", "elkan")
 BACKENDS = ("cmx", "faiss")
+
+logger = logging.getLogger("cmx_fast")
 
 
 class EmptyClusterWarning(UserWarning):
     """Clusters lost all their samples and were moved elsewhere."""
-
-
-class ConvergenceWarning(UserWarning):
-    """Fewer different samples than clusters."""
 
 
 @dataclass
@@ -42,8 +43,9 @@ class Run:
 class KMeans(Estimator):
     """Lloyd's algorithm; every iteration reads the data once (:func:`cmx_fast.ops.kmeans_step`).
 
-    Takes NumPy arrays or tensors on any device and gives the same kind back. Differences to scikit-learn's class:
-    ``metric``, ``normalize``, ``backend``, maps as input, and no ``verbose``, ``copy_x`` and ``algorithm``.
+    Takes NumPy arrays, data frames or tensors on any device and gives arrays or tensors back. Beyond scikit-learn's
+    class there are ``metric``, ``normalize``, ``backend`` and maps as input. Where scikit-learn is installed, its
+    errors and warnings are raised, and ``set_output`` and ``set_fit_request`` are there.
 
     Args:
         n_clusters: K.
@@ -52,8 +54,12 @@ class KMeans(Estimator):
         n_init: runs from different starts, the best by inertia is kept; "auto": 10 for "random" and callables, else 1.
         max_iter: most iterations of a run.
         tol: stop where the centroids' squared shift falls below this times the mean weighted variance of the features.
+        verbose: print the inertia of every iteration.
         random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time. The
             global seed is not touched.
+        copy_x: without a part here: X is not written to either way.
+        algorithm: "lloyd", or "elkan", which by its bounds arrives at the same result and for which Lloyd's iterations
+            run, too; the log of "cmx_fast" says so.
         metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
         normalize: with "l2", cluster unit rows around plain means.
         backend: "cmx", or "faiss" for its iterations from the same starts: vectors with "l2", on the CPU in float32,
@@ -63,7 +69,7 @@ class KMeans(Estimator):
         cluster_centers_: (K, D) float32, or float64 for float64 data.
         labels_: int64 (N,) or (B, H, W). counts_: (K,) numbers of samples, float64 sums of weights with weights.
         inertia_: sum of the samples' weighted distances (squared with "l2").
-        n_iter_, n_features_in_: iterations of the best run, and D.
+        n_iter_, n_features_in_: iterations of the best run, and D. feature_names_in_: columns of a data frame.
         n_relocated_: how often in the best run an empty cluster was moved to the sample farthest from its centroid.
 
     Example:
@@ -82,7 +88,10 @@ class KMeans(Estimator):
         n_init: int | str = "auto",
         max_iter: int = 300,
         tol: float = 1e-4,
+        verbose: int = 0,
         random_state: RandomState = None,
+        copy_x: bool = True,
+        algorithm: str = "lloyd",
         metric: str = "l2",
         normalize: bool = False,
         backend: str = "cmx",
@@ -92,7 +101,10 @@ class KMeans(Estimator):
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
+        self.verbose = verbose
         self.random_state = random_state
+        self.copy_x = copy_x
+        self.algorithm = algorithm
         self.metric = metric
         self.normalize = normalize
         self.backend = backend
@@ -105,20 +117,13 @@ class KMeans(Estimator):
             MissingExtraError: ``backend="faiss"`` without faiss.
         """
         self._check_options()
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {self.backend!r}")
-        if self.max_iter < 1 or self.tol < 0:
-            raise ValueError(
-                f"max_iter ({self.max_iter}) must be at least 1 and tol ({self.tol}) not negative"
-            )
         samples = self._samples(X, sample_weight)
         if samples.n < self.n_clusters:
             raise ValueError(f"n_samples={samples.n} should be >= n_clusters={self.n_clusters}.")
         generator = generator_of(self.random_state)
         run = self._faiss_run(samples) if self.backend == "faiss" else self._run(samples)
-        best = min(
-            (run(self._start(samples, generator)) for _ in range(self._starts())), key=lambda run: run.inertia
-        )
+        runs = (run(self._start(samples, generator)) for _ in range(self._starts(several=10)))
+        best = min(runs, key=lambda run: run.inertia)
         if best.moved:
             warnings.warn(
                 f"{best.moved} times a cluster fell empty and was moved to the sample farthest from its centroid",
@@ -133,23 +138,35 @@ class KMeans(Estimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        self.cluster_centers_ = self._give(best.centroids, X)
-        self.labels_ = self._give(samples.shaped(best.labels), X)
-        counts = best.counts if samples.weight is not None else best.counts.long()
-        self.counts_ = self._give(counts, X)
+        self._keep_names(samples)
+        self.cluster_centers_ = samples.give(best.centroids)
+        self.labels_ = samples.give(samples.shaped(best.labels))
+        self.counts_ = samples.give(best.counts if samples.weight is not None else best.counts.long())
         self.inertia_, self.n_iter_, self.n_relocated_ = best.inertia, best.iterations, best.moved
         self.n_features_in_ = samples.d
         return self
 
-    def _starts(self) -> int:
-        if self.n_init == "auto":
-            return 10 if callable(self.init) or (isinstance(self.init, str) and self.init == "random") else 1
-        if isinstance(self.n_init, str) or self.n_init < 1:
-            raise ValueError(f"n_init must be 'auto' or at least 1, got {self.n_init!r}")
-        return 1 if not isinstance(self.init, str) and not callable(self.init) else self.n_init
+    def _check_options(self) -> None:
+        super()._check_options()
+        for name, known in (("backend", BACKENDS), ("algorithm", ALGORITHMS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(repr, known))}; got {getattr(self, name)!r}"
+                )
+        check_flag("copy_x", self.copy_x)
+        if self.algorithm == "elkan" and self.n_clusters == 1:
+            warnings.warn(
+                "algorithm='elkan' doesn't make sense for a single cluster. Using 'lloyd' instead.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        elif self.algorithm == "elkan":
+            logger.info("algorithm='elkan': Lloyd's iterations run, which arrive at the same result")
 
     def _start(self, samples: Samples, generator: torch.Generator) -> Tensor:
         centroids = start(samples, self.n_clusters, self.init, generator)
+        if self.verbose:
+            print("Initialization complete")
         return torch.nn.functional.normalize(centroids, dim=1) if self.metric == "cosine" else centroids
 
     def _run(self, samples: Samples) -> Callable[[Tensor], Run]:
@@ -161,14 +178,25 @@ class KMeans(Estimator):
             while iterations < self.max_iter:
                 iterations += 1
                 before, last = centroids, labels
-                labels, sums, counts, _ = samples.step(before)
+                labels, sums, counts, inertia = samples.step(before)
+                if self.verbose:
+                    print(f"Iteration {iterations - 1}, inertia {inertia.item() * samples.scale}.")
                 empty = (counts == 0).nonzero().flatten()
                 if len(empty):
                     moved += _relocate(samples, before, labels, sums, counts, empty)
                 centroids = means(sums, counts, before, self.metric)
                 shift = (centroids - before).double().square().sum().item()
-                if shift <= tolerance or (last is not None and labels.equal(last)):
-                    break
+                settled = last is not None and labels.equal(last)
+                if not settled and shift > tolerance:
+                    continue
+                if self.verbose:
+                    how = (
+                        "strict convergence"
+                        if settled
+                        else f"center shift {shift} within tolerance {tolerance}"
+                    )
+                    print(f"Converged at iteration {iterations - 1}: {how}.")
+                break
             # The labels belong to the centroids before the last update, unless nothing changed.
             labels, _, counts, inertia = samples.step(centroids)
             return Run(
@@ -195,7 +223,7 @@ class KMeans(Estimator):
         def run(first: Tensor) -> Run:
             given = np.ascontiguousarray(first.float().cpu().numpy())
             trainer.train(rows, weights=weight, init_centroids=given)
-            centroids = torch.from_numpy(trainer.centroids).to(samples.x.device, samples.wide)
+            centroids = torch.from_numpy(trainer.centroids).to(samples.device, samples.wide)
             labels, _, counts, inertia = samples.step(centroids)
             return Run(
                 centroids, labels, counts * samples.scale, inertia.item() * samples.scale, self.max_iter, 0

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from cmx_fast.cluster._conventions import check_column_names, check_flag, check_integer, check_number
 from cmx_fast.cluster._estimator import Array, Estimator, RandomState, generator_of, mean_variance, means
 from cmx_fast.cluster._samples import Samples
 from cmx_fast.cluster.kmeans import EmptyClusterWarning
@@ -36,8 +37,8 @@ class MiniBatchKMeans(Estimator):
     ``fit`` draws its batches by ``sample_weight``, with replacement, and every sample of a batch counts once, as in
     scikit-learn; in ``partial_fit`` the weights count as they are. A sample of weight 0 is as good as not there.
 
-    Takes NumPy arrays or tensors on any device and gives the same kind back. Differences to scikit-learn's class:
-    ``metric``, ``normalize``, maps as input, :meth:`fit_stream`, and no ``verbose``.
+    Takes and gives what :class:`KMeans` does. Beyond scikit-learn's class there are ``metric``, ``normalize``, maps as
+    input and :meth:`fit_stream`.
 
     Args:
         n_clusters: K.
@@ -45,19 +46,22 @@ class MiniBatchKMeans(Estimator):
             ``partial_fit``; "auto": 3 for "random" and callables, else 1.
         max_iter: passes over the data, in samples drawn.
         batch_size: samples per batch of ``fit``.
+        verbose: print the starts' and the batches' inertia.
         compute_labels: assign the whole data at the end of ``fit``, and a batch after ``partial_fit``: one more read.
         random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time.
-        tol: stop where the averaged squared shift of the centroids falls below this times the mean variance; 0: don't.
+        tol: stop where a batch moves the centroids, by their squared shift, no more than this times the mean weighted
+            variance of the features; 0: don't.
         max_no_improvement: stop after so many batches without a lower averaged inertia; None: don't.
-        init_size: samples that starts are tried on, different ones drawn by weight; None: 3 batches, or 3 K where that
-            is more.
+        init_size: samples that starts are tried on, different ones drawn by weight; None: 3 batches, or 3 K where
+            these are fewer than K.
         reassignment_ratio: clusters that have seen less than this share (0 to 1) of the largest one's samples are moved
             to random samples now and then.
         metric, normalize: as in :class:`KMeans`.
 
     Attributes:
-        cluster_centers_, n_features_in_: as in :class:`KMeans`.
-        labels_, inertia_: of the last ``fit`` data or ``partial_fit`` batch; none after ``fit_stream``.
+        cluster_centers_, n_features_in_, feature_names_in_: as in :class:`KMeans`.
+        labels_, inertia_: of the last ``fit`` data or ``partial_fit`` batch; none after ``fit_stream``. Without
+            ``compute_labels`` only an estimate of the inertia by the averaged batches of ``fit``.
         counts_: (K,) float64 samples drawn, and weights of ``partial_fit``, that each cluster has seen.
         n_steps_, n_iter_: batches so far, and passes over the data that they make.
         n_reassigned_: how often a cluster was moved to a random sample; ``fit`` and ``fit_stream`` warn of it once.
@@ -82,6 +86,7 @@ class MiniBatchKMeans(Estimator):
         init: Init = "k-means++",
         max_iter: int = 100,
         batch_size: int = 1024,
+        verbose: int = 0,
         compute_labels: bool = True,
         random_state: RandomState = None,
         tol: float = 0.0,
@@ -96,6 +101,7 @@ class MiniBatchKMeans(Estimator):
         self.init = init
         self.max_iter = max_iter
         self.batch_size = batch_size
+        self.verbose = verbose
         self.compute_labels = compute_labels
         self.random_state = random_state
         self.tol = tol
@@ -119,14 +125,26 @@ class MiniBatchKMeans(Estimator):
         clusters = self._begin(self._best_start(samples, generator), generator)
         batch = min(self.batch_size, samples.n)
         tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
+        steps = self.max_iter * samples.n // batch
         progress = _Progress(batch, samples.n, tolerance, self.max_no_improvement)
         # Drawn by weight, each sample of a batch counts once.
         once, sums = samples.weighted(None), samples.flat_weight().cumsum(0)
-        for _ in range(self.max_iter * samples.n // batch):
+        for step in range(1, steps + 1):
             clusters, inertia, shift = self._step(clusters, once.subset(draw(sums, batch, generator)))
-            if progress.finished(inertia / batch, shift):
+            reason = progress.reason_to_stop(inertia / batch, shift)
+            if self.verbose:
+                print(
+                    f"Minibatch step {step}/{steps}: mean batch inertia: {inertia / batch}, averaged: "
+                    f"{progress.average}"
+                )
+            if reason:
+                if self.verbose:
+                    print(f"Converged ({reason}) at step {step}/{steps}")
                 break
-        self._publish(clusters, samples, X)
+        self._publish(clusters, samples)
+        self._keep_names(samples)
+        if not self.compute_labels:
+            self.inertia_ = progress.average * samples.flat_weight().sum().item() * samples.scale
         self.n_iter_ = -(-clusters.steps * batch // samples.n)
         self._warn()
         return self
@@ -138,7 +156,7 @@ class MiniBatchKMeans(Estimator):
             TypeError, ValueError: as :meth:`fit`; also another number of features than before.
         """
         samples = self._checked(X, sample_weight)
-        self._publish(self._next(getattr(self, "_clusters", None), samples), samples, X)
+        self._publish(self._next(getattr(self, "_clusters", None), samples), samples)
         return self
 
     def fit_stream(self, batches: Iterable[Array]) -> Self:
@@ -156,7 +174,7 @@ class MiniBatchKMeans(Estimator):
                 clusters = self._next(clusters, samples)
             except ValueError as error:
                 raise ValueError(f"batch {number} of the stream: {error}") from error
-            self._publish(clusters, samples, batch, label=False)
+            self._publish(clusters, samples, label=False)
         if clusters is None:
             raise ValueError("the stream holds no batch")
         self._warn()
@@ -164,33 +182,44 @@ class MiniBatchKMeans(Estimator):
 
     def _checked(self, X: Array, weight: Array | None) -> Samples:
         self._check_options()
-        if self.max_iter < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"max_iter ({self.max_iter}) and batch_size ({self.batch_size}) must be at least 1"
-            )
-        if not self.tol >= 0:
-            raise ValueError(f"tol must not be negative, got {self.tol}")
-        if not 0 <= self.reassignment_ratio <= 1:
-            raise ValueError(f"reassignment_ratio must lie in 0 to 1, got {self.reassignment_ratio}")
+        check_integer("batch_size", self.batch_size, least=1)
+        if self.max_no_improvement is not None:
+            check_integer("max_no_improvement", self.max_no_improvement, least=0, other="None or ")
+        if self.init_size is not None:
+            check_integer("init_size", self.init_size, least=1, other="None or ")
+        check_number("reassignment_ratio", self.reassignment_ratio, most=1)
+        check_flag("compute_labels", self.compute_labels)
         return self._samples(X, weight)
 
     def _best_start(self, samples: Samples, generator: torch.Generator) -> Tensor:
         """Of ``n_init`` starts on random samples the one with the least weighted inertia on other random samples."""
-        size = self.init_size or max(3 * self.batch_size, 3 * self.n_clusters)
-        size = min(max(size, self.n_clusters), samples.n)
-        given = not isinstance(self.init, str) and not callable(self.init)
-        several = callable(self.init) or (isinstance(self.init, str) and self.init == "random")
-        tries = 1 if given else (3 if several else 1) if self.n_init == "auto" else self.n_init
-        if isinstance(tries, str) or tries < 1:
-            raise ValueError(f"n_init must be 'auto' or at least 1, got {self.n_init!r}")
-        if tries == 1:
+        size = 3 * min(self.batch_size, samples.n) if self.init_size is None else self.init_size
+        if self.init_size is not None and size < self.n_clusters:
+            warnings.warn(
+                f"init_size={size} should be larger than n_clusters={self.n_clusters}. Setting it to min(3*n_clusters, "
+                "n_samples)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        size = size if size >= self.n_clusters else 3 * self.n_clusters
+        size, tries = min(size, samples.n), self._starts(several=3)
+
+        def draw_start() -> Tensor:
             return start(sketch(samples, size, generator), self.n_clusters, self.init, generator)
+
+        if tries == 1:
+            return draw_start()
         trial = sketch(samples, size, generator)
-        starts = (
-            start(sketch(samples, size, generator), self.n_clusters, self.init, generator)
-            for _ in range(tries)
-        )
-        return min(starts, key=lambda centroids: trial.inertia(trial.assign(centroids)[1]))
+        best: tuple[float, Tensor] | None = None
+        for number in range(1, tries + 1):
+            centroids = draw_start()
+            inertia = trial.inertia(trial.assign(centroids)[1])
+            if self.verbose:
+                print(f"Inertia for init {number}/{tries}: {inertia}")
+            if best is None or inertia < best[0]:
+                best = inertia, centroids
+        assert best is not None
+        return best[1]
 
     def _begin(self, centroids: Tensor, generator: torch.Generator) -> _Clusters:
         if self.metric == "cosine":
@@ -205,9 +234,11 @@ class MiniBatchKMeans(Estimator):
                 raise ValueError(f"n_samples={batch.n} should be >= n_clusters={self.n_clusters}.")
             generator = generator_of(self.random_state)
             clusters = self._begin(self._best_start(batch, generator), generator)
+        else:
+            check_column_names(self, batch.names)
         self._check_width(batch, clusters.centroids.shape[1])
-        device = batch.x.device
-        here = replace(clusters, centroids=clusters.centroids.to(device), seen=clusters.seen.to(device))
+        centroids, seen = clusters.centroids.to(batch.device), clusters.seen.to(batch.device)
+        here = replace(clusters, centroids=centroids, seen=seen)
         return self._step(here, batch)[0]
 
     def _step(self, clusters: _Clusters, batch: Samples) -> tuple[_Clusters, float, float]:
@@ -248,25 +279,27 @@ class MiniBatchKMeans(Estimator):
         seen[moved] = seen[~few].min()
         return replace(clusters, centroids=centroids, seen=seen, reassigned=clusters.reassigned + len(moved))
 
-    def _publish(self, clusters: _Clusters, samples: Samples, like: Array, label: bool = True) -> None:
+    def _publish(self, clusters: _Clusters, samples: Samples, label: bool = True) -> None:
         """Fitted attributes, in the kind of array that the samples came in."""
         fitted: dict[str, object] = {}
         if label and self.compute_labels:
             labels, distance = samples.assign(clusters.centroids)
-            fitted["labels_"] = self._give(samples.shaped(labels), like)
+            fitted["labels_"] = samples.give(samples.shaped(labels))
             fitted["inertia_"] = samples.inertia(distance)
         for name in ("labels_", "inertia_"):
             self.__dict__.pop(name, None)
         self.__dict__.update(
             fitted,
             _clusters=clusters,
-            cluster_centers_=self._give(clusters.centroids, like),
-            counts_=self._give(clusters.seen, like),
+            cluster_centers_=samples.give(clusters.centroids),
+            counts_=samples.give(clusters.seen),
             n_steps_=clusters.steps,
             n_iter_=clusters.steps,
             n_reassigned_=clusters.reassigned,
             n_features_in_=samples.d,
         )
+        if clusters.steps == 1:
+            self._keep_names(samples)
 
     def _warn(self) -> None:
         if self.n_reassigned_:
@@ -278,25 +311,26 @@ class MiniBatchKMeans(Estimator):
 
 
 class _Progress:
-    """scikit-learn's early stopping: exponentially averaged inertia and shift."""
+    """scikit-learn's early stopping, from the second batch on: small shifts, or no lower averaged inertia."""
 
     def __init__(self, batch: int, samples: int, tolerance: float, patience: int | None):
         self.rate = min(2.0 * batch / (samples + 1), 1.0)
         self.tolerance, self.patience = tolerance, patience
-        self.steps, self.average, self.shift = 0, 0.0, 0.0
+        self.steps, self.average = 0, 0.0
         self.best, self.without = float("inf"), 0
 
-    def finished(self, inertia: float, shift: float) -> bool:
+    def reason_to_stop(self, inertia: float, shift: float) -> str:
+        """Why this batch is the last one; empty if it isn't."""
         self.steps += 1
-        if self.steps == 1:
-            return False  # the first batch's inertia is that of the start
-        first = self.steps == 2
+        first = self.steps <= 2
         self.average = inertia if first else self.average * (1 - self.rate) + inertia * self.rate
-        self.shift = shift if first else self.shift * (1 - self.rate) + shift * self.rate
-        if self.tolerance > 0 and self.shift <= self.tolerance:
-            return True
+        if self.steps == 1:
+            return ""  # the first batch's inertia is that of the start
+        if self.tolerance > 0 and shift <= self.tolerance:
+            return "small centers change"
         if self.average < self.best:
             self.best, self.without = self.average, 0
         else:
             self.without += 1
-        return self.patience is not None and self.without >= self.patience
+        out_of_patience = self.patience is not None and self.without >= self.patience
+        return "lack of improvement in inertia" if out_of_patience else ""

@@ -31,18 +31,17 @@ def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Genera
             return samples.take(choice(samples.flat_weight(), n_clusters, generator))
         return plus_plus(samples, n_clusters, generator)
     if callable(init):
-        if samples.is_tensor:
-            init = init(samples.x, n_clusters, random_state=generator)
-        else:
+        state: Any = generator
+        if not samples.is_tensor:
             seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-            legacy = np.random.RandomState(seed)  # what such callables are written for
-            init = init(samples.x.numpy(), n_clusters, random_state=legacy)
-    centroids = to_tensor("init", init).to(samples.x.device, samples.wide).clone()
-    if centroids.shape != (n_clusters, samples.d):
-        raise ValueError(
-            f"The shape of the initial centers {tuple(centroids.shape)} does not match the number of clusters "
-            f"{n_clusters} and of features {samples.d}"
-        )
+            state = np.random.RandomState(seed)  # what such callables are written for
+        init = init(samples.whole(), n_clusters, random_state=state)
+    centroids = to_tensor("init", init).to(samples.device, samples.wide).clone()
+    shape = f"The shape of the initial centers {tuple(centroids.shape)} does not match"
+    if centroids.dim() != 2 or len(centroids) != n_clusters:
+        raise ValueError(f"{shape} the number of clusters {n_clusters}")
+    if centroids.shape[1] != samples.d:
+        raise ValueError(f"{shape} the number of features of the data {samples.d}")
     if not centroids.isfinite().all():
         raise ValueError("init contains NaN or infinity")
     return centroids

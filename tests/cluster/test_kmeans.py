@@ -174,7 +174,7 @@ def test_weight_zero_is_absence_and_inertia_never_rises(n, clusters, seed):
         ({"metric": "l1"}, np.ones((3, 2)), "metric must be one of"),
         ({"init": "best"}, np.ones((3, 2)), "init must be one of 'k-means"),
         ({"init": np.ones((1, 2))}, np.ones((3, 2)), r"initial centers \(1, 2\) does not match"),
-        ({"n_init": 0}, np.ones((3, 2)), "n_init must be 'auto' or at least 1"),
+        ({"n_init": 0}, np.ones((3, 2)), "n_init must be 'auto' or an integer of at least 1, got 0"),
         ({"n_clusters": 2.5}, np.ones((3, 2)), "n_clusters must be an integer of at least 1, got 2.5"),
         ({"n_clusters": 0}, np.ones((3, 2)), "n_clusters must be an integer of at least 1"),
         ({"backend": "gpu"}, np.ones((3, 2)), "backend must be one of 'cmx', 'faiss'"),

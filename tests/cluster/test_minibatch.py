@@ -112,10 +112,10 @@ def test_maps_on_their_device_as_tensors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, r"batch_size \(0\) must be at least 1"),
-        ({"tol": -1.0}, "tol must not be negative, got -1.0"),
-        ({"n_init": 0}, "n_init must be 'auto' or at least 1"),
-        ({"reassignment_ratio": -1.0}, "reassignment_ratio must lie in 0 to 1, got -1.0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"tol": -1.0}, "tol must be a number of at least 0, got -1.0"),
+        ({"n_init": 0}, "n_init must be 'auto' or an integer of at least 1, got 0"),
+        ({"reassignment_ratio": -1.0}, "reassignment_ratio must be a number from 0 to 1, got -1.0"),
         ({"n_clusters": 900}, "n_samples=60 should be >= n_clusters=900"),
     ],
 )
