@@ -15,6 +15,11 @@ try:
     class Base(TransformerMixin, ClusterMixin, BaseEstimator):
         """``set_output``, the routing of metadata (``set_fit_request``), tags and the HTML of notebooks."""
 
+        def __sklearn_tags__(self) -> Any:
+            tags = super().__sklearn_tags__()
+            tags.input_tags.sparse = True
+            return tags
+
 except ImportError:
 
     class NotFittedError(ValueError, AttributeError):  # type: ignore[no-redef]

@@ -20,6 +20,7 @@ from cmx_fast.cluster._conventions import (
     check_number,
 )
 from cmx_fast.cluster._samples import BLOCK, Samples, to_tensor
+from cmx_fast.cluster._sparse import SparseSamples
 from cmx_fast.ops.kmeans import METRICS
 
 Array = Any  # a NumPy array or a tensor: whatever was given
@@ -149,7 +150,8 @@ class Estimator(Base):
         return 1
 
     def _samples(self, X: Array, weight: Array | None = None) -> Samples:
-        return Samples(X, weight, metric=self.metric, normalize=bool(self.normalize))
+        kind = SparseSamples if hasattr(X, "tocsr") else Samples
+        return kind(X, weight, metric=self.metric, normalize=bool(self.normalize))
 
     def _check_fitted(self, method: str) -> None:
         if not hasattr(self, "cluster_centers_"):

@@ -36,6 +36,8 @@ def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Genera
             seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
             state = np.random.RandomState(seed)  # what such callables are written for
         init = init(samples.whole(), n_clusters, random_state=state)
+        # Rows of sparse samples.
+        init = init.toarray() if hasattr(init, "toarray") else init
     centroids = to_tensor("init", init).to(samples.device, samples.wide).clone()
     shape = f"The shape of the initial centers {tuple(centroids.shape)} does not match"
     if centroids.dim() != 2 or len(centroids) != n_clusters:
