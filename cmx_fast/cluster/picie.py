@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmx_fast.cluster._conventions import check_integer
 from cmx_fast.ops import _checks, kmeans_assign, kmeans_step
 
 # What faiss moves the halves of a split cluster apart by.
@@ -69,8 +70,7 @@ class PiCIEClustering:
             "update_every": update_every,
         }
         for name, value in options.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_integer(name, value, least=1)
         self.n_clusters, self.init_iterations, self.update_every = n_clusters, init_iterations, update_every
         self.init_batches, self.random_state = init_batches, random_state
         self._start: list[Tensor] = []

@@ -150,9 +150,14 @@ def test_a_refused_batch_changes_nothing(bad, message, init_batches):
     assert clustering.counts_.equal(untouched.counts_) and clustering.loss_.equal(untouched.loss_)
 
 
+@pytest.mark.parametrize("option", ["n_clusters", "init_batches", "init_iterations", "update_every"])
+@pytest.mark.parametrize("value", [0, 2.5, float("nan"), "3", True])
+def test_refuses_an_option_by_its_name(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be an integer of at least 1, got {value!r}"):
+        PiCIEClustering(**{"n_clusters": 2} | {option: value})
+
+
 def test_refuses():
-    with pytest.raises(ValueError, match="n_clusters must be at least 1, got 0"):
-        PiCIEClustering(0)
     with pytest.raises(TypeError, match="features must be float32"):
         PiCIEClustering(2).update(torch.ones(4, 3, dtype=torch.int64))
     few = PiCIEClustering(20, init_batches=2)
