@@ -51,6 +51,7 @@ def write_video(
     pixels: str = "yuv420p",
     rate: int = RATE,
     layout: str = "stereo",
+    aspect: tuple[int, int] | None = None,
 ) -> Path:
     """Frames 0, 1, ... at ``fps`` or at ``times``, a key frame every 30, beside ``tone`` in packets of ``chunk``
     samples, the same in every channel."""
@@ -61,6 +62,8 @@ def write_video(
         video = container.add_stream(codec, rate=fps, options=options or {})
         video.width, video.height, video.pix_fmt = width, height, pixels
         video.codec_context.gop_size = 30
+        if aspect is not None:
+            video.codec_context.sample_aspect_ratio = Fraction(*aspect)
         if times is not None:
             video.codec_context.time_base = Fraction(1, 1000)
         sound = container.add_stream(audio, rate=rate, layout=layout) if audio else None
@@ -85,11 +88,12 @@ def write_video(
     return path
 
 
-def turned(content: bytes) -> bytes:
-    """An MP4 whose video, its first track, says to be shown turned by a quarter."""
+def turned(content: bytes, quarters: int = 1) -> bytes:
+    """An MP4 whose video, its first track, says to be shown turned by so many quarters clockwise."""
     matrix = content.index(b"tkhd") + 44
-    quarter = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
-    return content[:matrix] + quarter + content[matrix + 36 :]
+    a, b = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]
+    turn = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
+    return content[:matrix] + turn + content[matrix + 36 :]
 
 
 def with_cover(content: bytes, picture: bytes) -> bytes:

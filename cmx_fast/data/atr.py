@@ -20,9 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .media_files import stretched
+from .picture_formats import DAMAGE, UPRIGHT, Turn, labels, orientation
+from .recordings import read_list
 
 LABELS = 18
 SPLITS = ("train", "val", "test")
@@ -53,6 +57,9 @@ def load_merge(path: Path | None = None) -> dict[str, list[int]]:
 
 class ATR(Dataset[dict[str, object]]):
     """One split as square pictures and merged masks.
+
+    A picture that says to be turned (EXIF) comes upright, and its mask with it: by the mask's own word, or where it has
+    none and the size of the picture as stored, by the picture's.
 
     Args:
         root: folder with the layout above.
@@ -91,10 +98,11 @@ class ATR(Dataset[dict[str, object]]):
         classes = load_merge(merge)
         self.class_names = list(classes)
         table = torch.empty(LABELS, dtype=torch.int64)
-        for number, labels in enumerate(classes.values()):
-            table[labels] = number
+        for number, merged in enumerate(classes.values()):
+            table[merged] = number
         self._class_of_label = table
         self.skipped: list[tuple[Path, str]] = []
+        self._mask_turns: dict[str, Turn] = {}
         listed = self._read_list(Path(root), split)
         self.ids = []
         for name in listed:
@@ -120,9 +128,7 @@ class ATR(Dataset[dict[str, object]]):
 
     def load_image(self, index: int) -> Tensor:
         """The picture alone, uint8 (3, S, S)."""
-        with Image.open(self._image_path(self.ids[index])) as image:
-            resized = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+        return stretched(self._image_path(self.ids[index]), lambda *_: (self.size, self.size))
 
     def load_images(self, indices: Sequence[int], threads: int = 1) -> list[Tensor]:
         """As :meth:`load_image`, decoded together by DALI and left on the GPU if there is one."""
@@ -136,9 +142,10 @@ class ATR(Dataset[dict[str, object]]):
 
     def load_mask(self, index: int) -> Tensor:
         """The merged mask alone, int64 (S, S)."""
-        with Image.open(self._mask_path(self.ids[index])) as mask:
-            resized = mask.resize((self.size, self.size), Image.Resampling.NEAREST)
-        return self._class_of_label[torch.from_numpy(np.array(resized)).long()]
+        name = self.ids[index]
+        with Image.open(self._mask_path(name)) as mask:
+            resized = labels(mask.resize((self.size, self.size), Image.Resampling.NEAREST))
+        return self._class_of_label[self._mask_turns[name](torch.from_numpy(resized.astype(np.int64)))]
 
     def _image_path(self, name: str) -> Path:
         return self.folder / "JPEGImages" / f"{name}.jpg"
@@ -153,28 +160,27 @@ class ATR(Dataset[dict[str, object]]):
             )
         for path in (root / f"{split}_id.txt", self.folder / f"{split}_id.txt"):
             if path.exists():
-                return path.read_text().split()
+                return read_list(path)
         raise ValueError(f"there is no {split}_id.txt in {root} or {self.folder}")
 
     def _check(self, name: str) -> None:
         """Everything but the pixels of the picture, which decoding finds out later only where a file is cut short."""
-        sizes = []
+        sizes, turns = [], []
         for path in (self._image_path(name), self._mask_path(name)):
             try:
                 with Image.open(path) as image:
+                    turns.append(orientation(image))
                     sizes.append(image.size)
-                    highest = np.asarray(image).max() if path.suffix == ".png" else 0
+                    highest = labels(image).max() if path.suffix == ".png" else 0
                     image.load()
             except FileNotFoundError as error:
                 raise ValueError(f"{path} is missing, though {name} is in the list") from error
-            except (
-                UnidentifiedImageError,
-                OSError,
-                SyntaxError,
-                ValueError,
-            ) as error:  # as Pillow's readers raise
+            except DAMAGE as error:
                 raise ValueError(f"{path} can't be read as an image: {error}") from error
             if highest >= LABELS:
                 raise ValueError(f"{path} has label {highest}; ATR's go up to {LABELS - 1}")
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"{path} is a mask of {sizes[1]} pixels for a picture of {sizes[0]}")
+        turn = turns[0] if turns[1] == UPRIGHT and sizes[0] == sizes[1] else turns[1]
+        shown = turns[0].size(*sizes[0]), turn.size(*sizes[1])
+        if shown[0] != shown[1]:
+            raise ValueError(f"{path} is a mask of {shown[1]} pixels for a picture of {shown[0]}")
+        self._mask_turns[name] = turn

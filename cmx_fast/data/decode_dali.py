@@ -1,7 +1,7 @@
 """Decoding by DALI, on the GPU if there is one: pictures only, since it takes no sound out of video files.
 
 Without a GPU it decodes H.264, H.265, VP8, VP9 and Motion JPEG (DALI 2.0; later versions not H.264 and H.265). It
-reads all colours as BT.601 and does not turn a picture that the file says to turn.
+reads all colours as BT.601. What the file says to turn is turned here.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def batch(
     """What :func:`frames` gives for each path and its moments, decoded together by ``threads`` threads and left on
     the GPU; the error where a file breaks."""
     found: list[Any] = [None] * len(requests)
-    samples, orders = {}, []
+    samples, orders, turns = {}, [], []
     for place, (path, moments) in enumerate(requests):
         try:
-            begins, end, size = presented(path)
+            begins, end, size, turn = presented(path)
             height_and_width = resized(path, *size, short_side)[::-1]
             wanted, order = shown(begins, end, moments, path).unique(return_inverse=True)
             content = np.fromfile(path, np.uint8)
@@ -51,9 +51,10 @@ def batch(
                 "size": np.array(height_and_width, np.float32),
             }
             orders.append(order)
+            turns.append(turn)
 
     def take(number: int, pictures: Tensor) -> Tensor:
-        return pictures.permute(0, 3, 1, 2)[orders[number].to(pictures.device)].contiguous()
+        return turns[number](pictures.permute(0, 3, 1, 2)[orders[number].to(pictures.device)]).contiguous()
 
     for place, pictures in zip(samples, decode(_GRAPH, list(samples.values()), take, threads), strict=True):
         refused = isinstance(pictures, RefusedError)

@@ -1,11 +1,13 @@
 """Batches of picture and sound files by DALI: JPEG by nvJPEG where there is a GPU, sounds on the CPU.
 
-What DALI refuses (MP3, a progressive CMYK, a damaged file) goes to Pillow or libsndfile, which read it or say what is
-wrong with it.
+What DALI refuses (MP3, a damaged file) or reads otherwise (:data:`FORMATS`, :data:`MODES`) goes to Pillow or
+libsndfile, which read it or say what is wrong with it; the ``cmx_fast`` logger says so once per kind of file.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,14 @@ from torch import Tensor
 
 from .dali_pipelines import ENCODED, Graph, RefusedError, dali, decode, fn
 from .media_files import BrokenFileError, centred, fitted, read_audio, read_picture, sounding
+from .picture_formats import DAMAGE, Turn, orientation
 
+logger = logging.getLogger("cmx_fast")
+
+#: What DALI reads as Pillow does: it takes the second of 16-bit bytes, CMYK and Lab of TIFF for something else, and
+#: neither GIF nor WebP.
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "PPM")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
 #: Where decoding fails: the error that names the file.
 Read = Tensor | BrokenFileError
 
@@ -46,18 +55,26 @@ def stretched(
     """Each file's RGB uint8 (3, h, w), resized to what ``target`` makes of its width and height; None where DALI
     refuses."""
     samples: dict[int, dict[str, np.ndarray]] = {}
+    turns: list[Turn] = []
     for place, path in enumerate(paths):
         try:
             with Image.open(path) as image:
-                width, height = target(path, *image.size)
+                if image.format not in FORMATS or image.mode not in MODES:
+                    _say(f"{image.format} pictures of mode {image.mode} are read by Pillow, not by DALI")
+                    continue
+                turn = orientation(image)
+                width, height = turn.size(*target(path, *turn.size(*image.size)))
             content = np.fromfile(path, np.uint8)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except DAMAGE:
             continue
         samples[place] = {"encoded": content, "size": np.array([height, width], np.float32)}
-    pictures = decode(
-        _PICTURES, list(samples.values()), lambda _, picture: picture.permute(2, 0, 1).contiguous(), threads
-    )
-    return _in_place(len(paths), samples, pictures)
+        turns.append(turn)
+
+    def take(number: int, picture: Tensor) -> Tensor:
+        return turns[number](picture.permute(2, 0, 1)).contiguous()
+
+    pictures = decode(_PICTURES, list(samples.values()), take, threads)
+    return _in_place(paths, samples, pictures, "Pillow")
 
 
 def read_sounds(
@@ -76,7 +93,7 @@ def read_sounds(
         _SOUNDS, list(samples.values()), lambda _, wave, rate: (wave.clone(), round(rate.item())), threads
     )
     result: list[Read] = []
-    for path, sound in zip(paths, _in_place(len(paths), samples, sounds), strict=True):
+    for path, sound in zip(paths, _in_place(paths, samples, sounds, "libsndfile"), strict=True):
         try:
             if sound is None:
                 result.append(read_audio(path, sample_rate, max_samples, mix=mix))
@@ -88,12 +105,19 @@ def read_sounds(
     return result
 
 
-def _in_place(count: int, places: Any, decoded: list[Any]) -> list[Any]:
-    found = [None] * count
+def _in_place(paths: Sequence[Path], places: Any, decoded: list[Any], otherwise: str) -> list[Any]:
+    found = [None] * len(paths)
     for place, what in zip(places, decoded, strict=True):
-        if not isinstance(what, RefusedError):
+        if isinstance(what, RefusedError):
+            _say(f"DALI refuses {paths[place].suffix} files; {otherwise} reads them ({what})")
+        else:
             found[place] = what
     return found
+
+
+@functools.lru_cache(64)
+def _say(what: str) -> None:
+    logger.info(what)
 
 
 def _picture(sources: dict[str, Any], gpu: bool) -> list[Any]:

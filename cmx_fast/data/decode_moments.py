@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class Media:
     height: int
     start: float
     seconds: float
+
+
+def address(path: Path) -> str:
+    """The file as FFmpeg takes it: what comes before a colon in a relative path would be a protocol."""
+    return os.path.abspath(path)
 
 
 def resized(path: Path, width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .._extras import require
-from .decode_moments import EPSILON, BrokenVideoError, Media, resized, shown
+from .decode_moments import EPSILON, BrokenVideoError, Media, address, resized, shown
+from .picture_formats import Turn
 
 av = require("av", "media")
 #: A header that promises this much more than there is belongs to a truncated file.
@@ -80,8 +81,11 @@ def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, 
     raise BrokenVideoError(path, f"plays no sound from {start:g} to {stop:g} s")
 
 
-def presented(path: Path) -> tuple[Tensor, float, tuple[int, int]]:
-    """When each frame of a file begins, sorted, when the last ends, and their (width, height). Decodes nothing."""
+def presented(path: Path) -> tuple[Tensor, float, tuple[int, int], Turn]:
+    """When each frame of a file begins, sorted, when the last ends, their (width, height) as stored, and their turn.
+
+    Decodes the first frame alone.
+    """
     with _opened(path, "can't be read") as container:
         stream = _video(path, container)
         packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
@@ -89,14 +93,22 @@ def presented(path: Path) -> tuple[Tensor, float, tuple[int, int]]:
             raise BrokenVideoError(path, "shows nothing")
         stamps = sorted((_stamp(p), p.duration or 0) for p in packets)
         begins = _seconds([stamp for stamp, _ in stamps], stream)
-        return begins, float(sum(stamps[-1]) * stream.time_base), (stream.width, stream.height)
+        size = stream.width, stream.height
+        stream.codec_context.thread_count = 1
+        first = next((f for p in (*packets, None) for f in stream.codec_context.decode(p)), None)
+        return (
+            begins,
+            float(sum(stamps[-1]) * stream.time_base),
+            size,
+            Turn() if first is None else _turn(first),
+        )
 
 
 @contextmanager
 def _opened(path: Path, otherwise: str) -> Iterator[Any]:
     """The file's container; whatever goes wrong with it is a BrokenVideoError."""
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with av.open(address(path), metadata_errors="ignore") as container:
             yield container
     except BrokenVideoError:
         raise
@@ -232,5 +244,9 @@ def _pictures(path: Path, found: list[Any], short_side: int) -> Tensor:
         for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
             pictures[place, channel] = rows[:height, :width]
-    turned = np.rot90(pictures, found[0].rotation // 90, (2, 3))
-    return torch.from_numpy(np.ascontiguousarray(turned))
+    return _turn(found[0])(torch.from_numpy(pictures)).contiguous()
+
+
+def _turn(frame: Any) -> Turn:
+    """How the file says that its frames are to be turned, to the nearest quarter (TorchCodec does the same)."""
+    return Turn(False, round(frame.rotation / 90) % 4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._extras import MissingExtraError, require
-from .decode_moments import EPSILON, SLACK, BrokenVideoError, resized
+from .decode_moments import EPSILON, SLACK, BrokenVideoError, address, resized
 
 
 def _loaded(module: str) -> Any:
@@ -30,10 +30,10 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
     """See :func:`cmx_fast.data.decode.read_frames`."""
     try:
         # Twice, since the size that a decoder resizes to has to be known when it is made; this one reads no packets.
-        about = decoders.VideoDecoder(str(path), seek_mode="approximate").metadata
+        about = decoders.VideoDecoder(address(path), seek_mode="approximate").metadata
         width, height = resized(path, about.width, about.height, short_side)
         decoder = decoders.VideoDecoder(
-            str(path), seek_mode="exact", transforms=[transforms.Resize((height, width))]
+            address(path), seek_mode="exact", transforms=[transforms.Resize((height, width))]
         )
         begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
         if min(moments) < begin - SLACK or max(moments) > end + SLACK:
@@ -52,7 +52,7 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
 def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, int, float]:
     """See :func:`cmx_fast.data.decode_pyav.samples`."""
     try:
-        decoder = decoders.AudioDecoder(str(path))
+        decoder = decoders.AudioDecoder(address(path))
         rate = decoder.metadata.sample_rate
         begin = decoder.metadata.begin_stream_seconds or 0.0
         # From whole samples, since it cuts anywhere and does not say to which side it rounds.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,9 @@ from .resampling import RATES, resample
 
 #: How many times the shorter side of a picture the longer may be: resized, it would fill the memory.
 LONGEST_SIDE = 16
+#: RIFF files that say they are longer were written to a pipe, where nobody knew their length: 0x7FFFF024, 0x80000000
+#: or 0xFFFFFFFF by program. They are read to their end.
+_FROM_A_PIPE = 0x7FFFF000
 
 
 class BrokenFileError(ValueError):
@@ -52,7 +55,7 @@ def audio_problem(path: Path) -> str | None:
     if not path.is_file():
         return "missing"
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(os.fsencode(path))  # names may be any bytes
     except soundfile.LibsndfileError as error:
         return f"not a readable audio file ({error.error_string})"
     if info.frames == 0:
@@ -61,7 +64,7 @@ def audio_problem(path: Path) -> str | None:
         head = stream.read(12)
         if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
             declared = int.from_bytes(head[4:8], "little") + 8
-            if declared < 0xFFFFFFFF and os.fstat(stream.fileno()).st_size < declared:
+            if declared < _FROM_A_PIPE and os.fstat(stream.fileno()).st_size < declared:
                 return f"truncated ({os.fstat(stream.fileno()).st_size} of {declared} bytes)"
     return None
 
@@ -70,6 +73,8 @@ def picture_problem(path: Path) -> str | None:
     """What is wrong with a picture file as far as its header and its end tell, or None. Decodes nothing."""
     from PIL import Image, UnidentifiedImageError
 
+    from . import picture_formats
+
     if not path.is_file():
         return "missing"
     try:
@@ -77,15 +82,9 @@ def picture_problem(path: Path) -> str | None:
             kind = image.format
     except UnidentifiedImageError:
         return "not a picture"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except picture_formats.DAMAGE as error:
         return f"not a readable picture ({error})"
-    end = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind or "")
-    if end:
-        with open(path, "rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 1024))
-            if end not in stream.read():
-                return "truncated"
-    return None
+    return "truncated" if picture_formats.cut_short(path, kind) else None
 
 
 def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = False) -> Tensor:
@@ -98,7 +97,7 @@ def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = Fa
     """
     soundfile = require("soundfile", "media")
     try:
-        with soundfile.SoundFile(path) as stream:
+        with soundfile.SoundFile(os.fsencode(path)) as stream:
             rate = stream.samplerate
             if rate not in RATES:
                 raise BrokenFileError(path, f"says it has {rate} samples per second")
@@ -125,24 +124,44 @@ def sounding(
 
 
 def read_picture(path: Path, size: int, *, shorter: int | None = None) -> Tensor:
-    """RGB uint8 ``(3, size, size)``: the shorter side resized to ``shorter``, then the centre cropped.
+    """RGB uint8 ``(3, size, size)``: upright, the shorter side resized to ``shorter``, then the centre cropped.
 
     ``shorter`` is size * 256 / 224 unless given.
     """
+    whole = stretched(
+        path, lambda path, width, height: fitted(path, width, height, size, shorter), draft=True
+    )
+    return centred(whole, size).contiguous()
+
+
+def stretched(
+    path: Path, target: Callable[[Path, int, int], tuple[int, int]], *, draft: bool = False
+) -> Tensor:
+    """RGB uint8 ``(3, h, w)``, upright, resized to what ``target`` makes of the picture's width and height.
+
+    ``draft``: a JPEG file much larger than that may be decoded at a half, a quarter or an eighth of its size.
+
+    Raises:
+        BrokenFileError: the file can't be decoded, or ``target`` raises it.
+    """
     from PIL import Image
+
+    from .picture_formats import DAMAGE, orientation, rgb
 
     try:
         with Image.open(path) as opened:
-            target = fitted(path, *opened.size, size, shorter)
-            opened.draft("RGB", (min(target), min(target)))
-            image = opened.convert("RGB")
+            turn = orientation(opened)
+            wanted = turn.size(*target(path, *turn.size(*opened.size)))
+            if draft:
+                opened.draft("RGB", (min(wanted), min(wanted)))
+            image = rgb(opened)
     except BrokenFileError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise BrokenFileError(path, f"can't be decoded ({error})") from error
-    if target != image.size:
-        image = image.resize(target, Image.Resampling.BILINEAR)
-    return centred(torch.from_numpy(np.array(image)).permute(2, 0, 1), size).contiguous()
+    if wanted != image.size:
+        image = image.resize(wanted, Image.Resampling.BILINEAR)
+    return turn(torch.from_numpy(np.array(image)).permute(2, 0, 1)).contiguous()
 
 
 def fitted(path: Path, width: int, height: int, size: int, shorter: int | None = None) -> tuple[int, int]:

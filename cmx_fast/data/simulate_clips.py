@@ -23,6 +23,7 @@ from rich.progress import track
 from .._extras import require
 from .clip_objects import LARGEST, SHAPES, background, draw, random_object
 from .clip_sounds import sound
+from .decode_moments import address
 
 CLASSES = tuple(sorted(SHAPES))
 CONTAINERS = {"aac": ".mp4", "pcm": ".mkv"}
@@ -112,7 +113,7 @@ def render_clip(index: int, settings: ClipSettings) -> Clip:
 def write_video(path: Path, frames: np.ndarray, wave: np.ndarray, settings: ClipSettings) -> None:
     """Frames uint8 (T, H, W, 3) and a mono wave float32, multiplexed by PyAV."""
     av = require("av", "media")
-    with av.open(str(path), "w") as container:
+    with av.open(address(path), "w") as container:
         video = container.add_stream(VIDEO_CODECS[settings.video], rate=settings.fps)
         video.width, video.height, video.pix_fmt = settings.width, settings.height, "yuv420p"
         # Short groups of pictures: a random clip then costs little more than its own frames.

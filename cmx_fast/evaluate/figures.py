@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmx_fast._extras import require
+from cmx_fast.data.media_files import centred, stretched
 
 COLOURS = {
     "csir": "#0b6e99",
@@ -51,10 +52,14 @@ Rows = list[dict[str, Any]]
 
 def picture(file: Path, size: int) -> str:
     """A JPEG data URI of the file's middle square."""
-    image = Image.open(file).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return jpeg(image.crop((left, top, left + side, top + side)).resize((size, size)))
+    return jpeg(_square(file, size))
+
+
+def _square(file: Path, size: int) -> Image.Image:
+    """The file's middle square, upright, at ``size`` pixels."""
+    pixels = stretched(file, lambda _, width, height: (width, height))
+    square = centred(pixels, min(pixels.shape[1:]))
+    return Image.fromarray(square.permute(1, 2, 0).numpy()).resize((size, size))
 
 
 def jpeg(image: Image.Image) -> str:
@@ -78,10 +83,7 @@ def sound(wave: Tensor, sample_rate: int) -> str:
 
 def overlay(file: Path, heat: Tensor, size: int) -> str:
     """The picture with a heat map laid over it, half and half, red where it is 1."""
-    image = Image.open(file).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side)).resize((size, size))
+    image = _square(file, size)
     warm = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(
         (size, size), Image.Resampling.BICUBIC
     )

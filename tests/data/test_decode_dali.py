@@ -50,7 +50,7 @@ def pictures(tmp_path_factory):
     for name, picture in made.items():
         picture.save(folder / name)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned; no backend does
+    exif[0x0112] = 6  # to be shown turned
     clouds().save(folder / "turned.jpg", exif=exif)
     return sorted(folder.iterdir())
 

@@ -99,17 +99,55 @@ def test_all_backends_give_the_same_clip_or_a_named_error(files, name):
         if backend != "dali":
             waves[backend] = read_wave(path, 0.4, 1.0, RATE, backend=backend)
     for backend, picture in pictures.items():
+        assert pictures[backend].shape == pictures["pyav"].shape
         if name == "turned.mp4":
-            picture = torch.rot90(picture, 1 if picture.shape[2] > picture.shape[3] else 0, (2, 3))
+            assert picture.shape[2:] == (64, 48)
+            picture = torch.rot90(picture, 1, (2, 3))
         if shown is not None:
             assert numbers(picture) == shown, backend
         if backend != "dali":
-            assert pictures[backend].shape == pictures["pyav"].shape
             assert (pictures[backend].float() - pictures["pyav"].float()).abs().mean() < 3
     expected = tone(2.0)[round(0.4 * RATE) :][:RATE]
     for wave in waves.values():  # of 5.1 channels one holds low frequencies alone
         assert np.abs(wave.numpy() - expected).mean() < (0.06 if name == "surround.mp4" else 0.02)
         torch.testing.assert_close(wave, waves["pyav"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("quarters", range(4))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_turned_video_comes_upright_by_every_backend(tmp_path, backend, quarters):
+    plain = write_video(tmp_path / "plain.mp4", 30)
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(turned(plain.read_bytes(), quarters))
+    stored, upright = (read_frames(p, [0.5, 0.9], short_side=48, backend=backend) for p in (plain, path))
+    assert numbers(torch.rot90(upright, quarters, (2, 3))) == [15, 27]  # the file asks for clockwise quarters
+    assert torch.equal(torch.rot90(upright, quarters, (2, 3)), stored)
+    other = read_frames(path, [0.5, 0.9], short_side=48)
+    assert upright.shape == other.shape and (upright.float() - other.float()).abs().mean() < 8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pixels_that_are_not_square_come_as_stored_by_every_backend(tmp_path, backend):
+    wide = write_video(tmp_path / "wide.mkv", 30, aspect=(3, 2))
+    plain = write_video(tmp_path / "plain.mkv", 30)
+    found = [read_frames(path, [0.5], short_side=48, backend=backend) for path in (wide, plain)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b.mp4", "http:x.mp4", "file:x.mp4", "caf\udce9.mp4", "p%03d.mp4", " #?.mp4"]
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_names_that_look_like_something_else_are_names(tmp_path, monkeypatch, backend, name):
+    if backend == "torchcodec" and "\udce9" in name:
+        pytest.skip("TorchCodec takes names in UTF-8 alone, and says so")
+    plain = write_video(tmp_path / "plain.mp4", 30)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(plain, name)
+    assert probe(name).seconds > 0.9
+    assert numbers(read_frames(name, [0.5], short_side=48, backend=backend)) == [15]
+    if backend != "dali":
+        assert read_wave(name, 0.1, 0.5, RATE, backend=backend).any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
