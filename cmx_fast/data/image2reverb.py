@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 import warnings
 import zlib
 from collections import OrderedDict
@@ -33,12 +34,17 @@ from .schroeder import reverberation_time
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+#: Seconds of a response that are looked at for its RT60: it may be longer than the speech.
+_LONGEST_RESPONSE = 30.0
 _TRUE, _FALSE = ("1", "true", "yes", "indoor"), ("0", "false", "no", "outdoor")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and an impulse response of the same space. ``indoor`` is None where no manifest says it."""
+    """A picture and an impulse response of the same space.
+
+    ``indoor`` is None where no manifest says it; ``rt60`` is NaN where no manifest says it and noise hides the decay.
+    """
 
     image: Path
     air: Path
@@ -84,8 +90,8 @@ class Image2Reverb(Dataset[dict[str, Any]]):
     the same space stands in, with a warning.
 
     Items are ``image`` float32 (3, S, S) with ImageNet's mean and deviation removed, ``wave`` float32 (samples,)
-    of peak 1, ``space`` int64, ``rt60`` float32 seconds, ``indoor`` bool, ``pair`` and ``utterance`` int64
-    (``utterance`` is the item's own index). ``indoor`` is absent where no manifest gives it.
+    of peak 1, ``space`` int64, ``rt60`` float32 seconds (NaN: not known), ``indoor`` bool, ``pair`` and ``utterance``
+    int64 (``utterance`` is the item's own index). ``indoor`` is absent where no manifest gives it.
     """
 
     def __init__(
@@ -188,6 +194,10 @@ class Image2Reverb(Dataset[dict[str, Any]]):
                 raise ValueError(
                     f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected seconds"
                 ) from error
+            if rt60 is not None and (rt60 < 0 or math.isinf(rt60)):
+                raise ValueError(
+                    f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected 0 or more seconds, nan where unknown"
+                )
             pair = self._checked_pair(
                 self.root / row["image"],
                 self.root / row["air"],
@@ -238,9 +248,8 @@ class Image2Reverb(Dataset[dict[str, Any]]):
                 return None
         if rt60 is None:
             try:
-                rt60 = reverberation_time(
-                    read_audio(air, self.sample_rate, self.samples).numpy(), self.sample_rate
-                )
+                response = read_audio(air, self.sample_rate, round(_LONGEST_RESPONSE * self.sample_rate))
+                rt60 = reverberation_time(response.numpy(), self.sample_rate)
             except BrokenFileError as error:
                 self._bad(air, error.reason)
                 return None

@@ -33,7 +33,8 @@ class PairData:
     (JPEG on the GPU, if there is one).
 
     Attributes:
-        space: (utterances,) int64; rt60: (utterances,) float32 seconds; pair: (utterances,) int64.
+        space: (utterances,) int64; rt60: (utterances,) float32 seconds, NaN where it is not known; pair:
+            (utterances,) int64.
     """
 
     def __init__(
@@ -63,6 +64,11 @@ class PairData:
 
     def __len__(self) -> int:
         return len(self.space)
+
+    @property
+    def hidden_rt60(self) -> int:
+        """The pairs whose RT60 is not known: noise hides the decay, or the manifest says so."""
+        return sum(math.isnan(pair.rt60) for pair in self.dataset.pairs)
 
     def in_order(
         self, wanted: tuple[str, ...], batch: int = 32, rows: Iterable[int] | None = None

@@ -151,7 +151,8 @@ class SpeechPretraining(nn.Module):
     """The speech encoder's own training: space, RT60 and supervised contrast (section 2.1).
 
     L = CE(space) + w_r * MSE(standardised RT60) + w_c * SupCon(normalised projection). The paper names the
-    three terms; equal weights, the squared error and the linear heads are ours.
+    three terms; equal weights, the squared error and the linear heads are ours. The squared error is the mean over the
+    utterances whose RT60 is known.
     """
 
     rt60_mean: Tensor
@@ -167,6 +168,13 @@ class SpeechPretraining(nn.Module):
         self.register_buffer("rt60_mean", torch.zeros(()))
         self.register_buffer("rt60_std", torch.ones(()))
 
+    def standardise_rt60(self, seconds: Tensor) -> None:
+        """Set the mean and standard deviation of the known ones among the training set's RT60."""
+        known = seconds[~seconds.isnan()]
+        if len(known):
+            self.rt60_mean.copy_(known.mean())
+            self.rt60_std.copy_(known.std(correction=min(1, len(known) - 1)).clamp_min(1e-3))
+
     def forward(self, batch: Batch) -> Batch:
         features = self.encoder(batch["logmel"])
         return {
@@ -176,10 +184,13 @@ class SpeechPretraining(nn.Module):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss, its three parts and the accuracy of the space; batch: space (B,) int64, rt60 (B,) seconds."""
+        """Loss, its three parts and the accuracy of the space; batch: space (B,) int64, rt60 (B,) seconds or NaN."""
         recipe, space = self.recipe, batch["space"]
         ce = F.cross_entropy(outputs["space"], space)
-        rt60 = F.mse_loss(outputs["rt60"], (batch["rt60"] - self.rt60_mean) / self.rt60_std)
+        known = ~batch["rt60"].isnan()
+        wanted = torch.where(known, (batch["rt60"] - self.rt60_mean) / self.rt60_std, 0.0)
+        off = torch.where(known, outputs["rt60"], 0.0) - wanted
+        rt60 = off.square().sum() / known.sum().clamp_min(1)
         contrast = supcon(
             outputs["projection"],
             space,

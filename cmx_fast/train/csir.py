@@ -81,6 +81,7 @@ def train_csir(
         say(
             f"{split}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
             + (f"; {len(pairs.dataset.skipped)} unreadable left out" if pairs.dataset.skipped else "")
+            + (f"; RT60 of {hidden} pairs hidden by noise, left out" if (hidden := pairs.hidden_rt60) else "")
         )
     if places365 is None:
         say("image encoder: no --places365 weights, so it first learns to name the spaces from pictures")
@@ -142,8 +143,7 @@ class Training:
         torch.manual_seed(seed)
         speech = SpeechPretraining(recipe, self.spaces)
         speech.encoder.standardise(self.mel_mean, self.mel_std)
-        speech.rt60_mean.copy_(self.train.rt60.mean())
-        speech.rt60_std.copy_(self.train.rt60.std().clamp_min(1e-3))
+        speech.standardise_rt60(self.train.rt60)
         speech = self.stage(
             "speech",
             seed,

@@ -1,3 +1,4 @@
+import math
 import pickle
 import shutil
 
@@ -11,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from cmx_fast.data.image2reverb import Image2Reverb
 from cmx_fast.data.media_files import BrokenFileError
+from cmx_fast.data.pair_data import PairData
 from cmx_fast.data.schroeder import reverberation_time
+from cmx_fast.nn.logmel import LogMel
 
 
 def first(folder, pattern):
@@ -83,6 +86,27 @@ def test_real_layout_without_manifest(damageable):
     assert "indoor" not in real[0]
     by_name = {p.name: p.rt60 for p in with_manifest.pairs}
     assert all(p.rt60 == pytest.approx(by_name[p.name], abs=1e-3) for p in real.pairs)
+
+
+def test_an_rt60_that_noise_hides_is_not_known(damageable):
+    (damageable / "manifest.csv").unlink()
+    path = first(damageable, "train_B/*.wav")
+    air, rate = soundfile.read(path)
+    noise = np.random.default_rng(0).standard_normal(len(air) + rate)
+    soundfile.write(path, np.concatenate([air, np.zeros(rate)]) + 0.05 * np.abs(air).max() * noise, rate)
+    pairs = Image2Reverb(damageable, "train").pairs
+    assert [math.isnan(pair.rt60) for pair in pairs].count(True) == 1
+    data = PairData(Image2Reverb(damageable, "train", seconds=0.5), LogMel(22050, 512, 256, 32))
+    assert data.hidden_rt60 == 1 and data.rt60.isnan().sum() == 5
+
+
+def test_a_response_longer_than_the_speech_counts_whole(damageable):
+    (damageable / "manifest.csv").unlink()
+    path = first(damageable, "train_B/*.wav")
+    t = np.arange(3 * 22050) / 22050
+    soundfile.write(path, 0.2 * np.random.default_rng(0).standard_normal(len(t)) * 10 ** (-t), 22050)
+    times = [pair.rt60 for pair in Image2Reverb(damageable, "train", seconds=0.5).pairs]
+    assert max(times) == pytest.approx(3.0, rel=0.05)
 
 
 def test_other_sample_rates_are_resampled(damageable):
@@ -200,6 +224,8 @@ def test_own_speech_folder_and_its_absence(simulated, damageable):
         (("indoor", "inside"), "lacks the columns"),
         ((",1,", ",maybe,"), "line 2: indoor is 'maybe'"),
         ((",1,0.", ",1,x."), "line 2: rt60 is 'x"),
+        ((",1,0.", ",1,-0."), "line 2: rt60 is '-0.*expected 0 or more seconds"),
+        ((",1,0.", ",1,1e999"), "line 2: rt60 is '1e999"),
     ],
 )
 def test_broken_manifest(damageable, replacement, message):

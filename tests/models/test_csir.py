@@ -125,6 +125,31 @@ def test_speech_pretraining_losses():
     assert model(batch())["projection"].shape == (6, 64)
 
 
+def test_an_unknown_rt60_is_left_out_of_the_loss():
+    model = SpeechPretraining(RECIPE, SPACES)
+    seconds = torch.tensor([0.5, math.nan, 1.0, math.nan])
+    model.standardise_rt60(seconds)
+    assert model.rt60_mean.item() == 0.75
+    assert model.rt60_std.item() == pytest.approx(0.5 / math.sqrt(2))
+    outputs = {
+        "space": torch.zeros(4, SPACES),
+        "rt60": torch.tensor([1.0, 2.0, 3.0, math.inf], requires_grad=True),
+        "projection": torch.ones(4, 64),
+    }
+    rows = {"space": torch.tensor([0, 0, 1, 1]), "rt60": seconds}
+    wanted = (seconds - 0.75) / model.rt60_std
+    losses = model.losses(outputs, rows)
+    assert losses["rt60"].item() == pytest.approx(((1 - wanted[0]) ** 2 + (3 - wanted[2]) ** 2).item() / 2)
+    losses["loss"].backward()
+    assert outputs["rt60"].grad[1] == outputs["rt60"].grad[3] == 0
+    none = model.losses(outputs, rows | {"rt60": torch.full((4,), math.nan)})
+    assert none["rt60"] == 0 and none["loss"].isfinite()
+    for known in (torch.full((3,), math.nan), torch.tensor([0.5, math.nan])):
+        fresh = SpeechPretraining(RECIPE, SPACES)
+        fresh.standardise_rt60(known)
+        assert fresh.rt60_mean.isfinite() and fresh.rt60_std > 0
+
+
 def test_image_pretraining_names_the_space():
     outputs = ImagePretraining(RECIPE, SPACES)(batch())
     assert outputs["space"].shape == (6, SPACES)
