@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .lists import read_list, read_text
 from .media_files import stretched
 from .picture_formats import DAMAGE, UPRIGHT, Turn, labels, orientation
-from .recordings import read_list
 
 LABELS = 18
 SPLITS = ("train", "val", "test")
@@ -44,7 +44,7 @@ def load_merge(path: Path | None = None) -> dict[str, list[int]]:
     text = (
         resources.files(__package__).joinpath("atr_merge.json").read_text()
         if path is None
-        else Path(path).read_text()
+        else read_text(Path(path))
     )
     merge = json.loads(text)
     taken = sorted(label for labels in merge.values() for label in labels)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .recordings import Recordings, check_split, collect
+from .lists import read_table
+from .recordings import Recordings, check_split, collect, of_kind
 
 
 def esc50(root: Path | str, split: str, fold: int = 1) -> Recordings:
@@ -19,16 +19,13 @@ def esc50(root: Path | str, split: str, fold: int = 1) -> Recordings:
     if fold not in range(1, 6):
         raise ValueError(f"fold must be 1 to 5; got {fold!r}")
     table = Path(root) / "meta" / "esc50.csv"
-    if not table.is_file():
-        raise ValueError(f"there is no {table}")
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    by_number = {int(row["target"]): row["category"] for row in rows}
+    rows = read_table(table, ("filename", "fold", "target", "category"))
+    by_number = {row.whole("target"): row["category"] for row in rows}
     classes = [by_number[number] for number in sorted(by_number)]
     listed = [
         (Path(root) / "audio" / row["filename"], row["category"])
         for row in rows
-        if (int(row["fold"]) == fold) == (split == "test")
+        if (row.whole("fold") == fold) == (split == "test")
     ]
     return collect(listed, classes, table, split)
 
@@ -43,9 +40,14 @@ def dcase2013(root: Path | str, split: str) -> Recordings:
     folder = Path(root) / ("scenes_stereo" if split == "train" else "scenes_stereo_testset")
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    files = {path: re.fullmatch(r"(\D+)\d+", path.stem) for path in sorted(folder.glob("*.wav"))}
+    sounds, others = of_kind(folder, (".wav",))
+    files = {path: re.fullmatch(r"(\D+)\d+", path.stem) for path in sounds}
     listed = [(path, match[1]) for path, match in files.items() if match is not None]
-    return collect(listed, sorted({label for _, label in listed}), folder, split)
+    found = collect(listed, sorted({label for _, label in listed}), folder, split)
+    found.skipped += [
+        (path, "is not called <class><number>") for path in files if files[path] is None
+    ] + others
+    return found
 
 
 #: By the name that the commands take.

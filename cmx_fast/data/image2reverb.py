@@ -10,9 +10,9 @@ Reads the published layout and the one that ``cmx simulate rooms`` writes, which
 
 from __future__ import annotations
 
-import csv
 import importlib
 import math
+import os
 import warnings
 import zlib
 from collections import OrderedDict
@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .lists import read_table
 from .media_files import BrokenFileError, audio_problem, picture_problem, read_audio, read_picture
+from .recordings import of_kind
 from .reverberation import peak_normalise, reverberate
 from .schroeder import reverberation_time
 
@@ -86,8 +88,8 @@ class Image2Reverb(Dataset[dict[str, Any]]):
 
     The constructor checks every file's header and end. A broken, missing or unpaired file raises
     ``BrokenFileError`` (a ValueError), or with ``skip_bad`` is left out and listed in ``skipped`` as
-    (path, reason). What only decoding shows is raised when the item is read; with ``skip_bad`` another pair of
-    the same space stands in, with a warning.
+    (path, reason); there, too, is what the folders hold beside the layout. What only decoding shows is raised when
+    the item is read; with ``skip_bad`` another pair of the same space stands in, with a warning.
 
     Items are ``image`` float32 (3, S, S) with ImageNet's mean and deviation removed, ``wave`` float32 (samples,)
     of peak 1, ``space`` int64, ``rt60`` float32 seconds (NaN: not known), ``indoor`` bool, ``pair`` and ``utterance``
@@ -160,11 +162,8 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         self.skipped.append((path, reason))
 
     def _find_speech(self, folder: Path) -> list[Path]:
-        files = (
-            sorted(p for p in folder.glob("*") if p.suffix.lower() in (".wav", ".flac"))
-            if folder.is_dir()
-            else []
-        )
+        files, others = of_kind(folder, (".wav", ".flac")) if folder.is_dir() else ([], [])
+        self.skipped += others
         if not files:
             raise ValueError(f"speech: no WAV or FLAC files in {folder}; give a folder of dry sentences")
         good = []
@@ -177,26 +176,17 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         return good
 
     def _pairs_of_manifest(self, manifest: Path) -> list[Pair]:
-        with open(manifest, newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"image", "air", "space", "indoor", "split"} - set(reader.fieldnames or ())
-            if missing:
-                raise ValueError(f"{manifest}: lacks the columns {sorted(missing)}")
-            rows = [(reader.line_num, row) for row in reader if row["split"] == self.split]
         pairs = []
-        for line, row in rows:
-            indoor = (row["indoor"] or "").strip().lower()
+        for row in read_table(manifest, ("image", "air", "space", "indoor", "split")):
+            if row.one_of("split", ("train", "test")) != self.split:
+                continue
+            indoor = row["indoor"].lower()
             if indoor not in (*_TRUE, *_FALSE, ""):
-                raise ValueError(f"{manifest}, line {line}: indoor is {row['indoor']!r}, expected 1 or 0")
-            try:
-                rt60 = float(row["rt60"]) if row.get("rt60") else None
-            except ValueError as error:
-                raise ValueError(
-                    f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected seconds"
-                ) from error
+                raise ValueError(f"{row.where}: indoor is {row['indoor']!r}, expected 1 or 0")
+            rt60 = row.real("rt60") if row.get("rt60") else None
             if rt60 is not None and (rt60 < 0 or math.isinf(rt60)):
                 raise ValueError(
-                    f"{manifest}, line {line}: rt60 is {row['rt60']!r}, expected 0 or more seconds, nan where unknown"
+                    f"{row.where}: rt60 is {row['rt60']!r}, expected 0 or more seconds, nan where unknown"
                 )
             pair = self._checked_pair(
                 self.root / row["image"],
@@ -215,11 +205,12 @@ class Image2Reverb(Dataset[dict[str, Any]]):
                 raise ValueError(
                     f"root: no folder {folder}; expected Image2Reverb's layout or a manifest.csv"
                 )
-            return {
-                p.stem.removesuffix(ending): p
-                for p in sorted(folder.iterdir())
-                if p.suffix.lower() in suffixes and p.stem.endswith(ending)
-            }
+            files, others = of_kind(folder, suffixes)
+            unnamed = [
+                (p, f"is not called <space>_<pair>{ending}") for p in files if not p.stem.endswith(ending)
+            ]
+            self.skipped += others + unnamed
+            return {p.stem.removesuffix(ending): p for p in files if p.stem.endswith(ending)}
 
         images = identities(self.root / f"{self.split}_A", "_label", _PICTURE_SUFFIXES)
         airs = identities(self.root / f"{self.split}_B", "_img", (".wav",))
@@ -256,7 +247,7 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         return Pair(image, air, space, indoor, rt60, image.stem.removesuffix("_label"))
 
     def _draw_sentences(self, pair: Pair, seed: int) -> list[int]:
-        rng = np.random.default_rng([seed, zlib.crc32(pair.name.encode())])
+        rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(pair.name))])
         return rng.choice(len(self.speech_files), self.sentences_per_air, replace=False).tolist()
 
     def __len__(self) -> int:

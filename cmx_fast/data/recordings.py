@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .lists import printable
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -49,14 +51,14 @@ def collect(
         ValueError: none of the files is there, or a class that is not among the names.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
-    result = Recordings([], class_names)
+    result = Recordings([], [printable(name) for name in class_names])
     for path, label in listed:
         if label not in numbers:
             raise ValueError(
                 f"{source} names the class {label!r}, which is not among the {len(numbers)} classes"
             )
         if path.is_file():
-            result.entries.append(Recording(path, numbers[label], path.stem))
+            result.entries.append(Recording(path, numbers[label], printable(path.stem)))
         else:
             result.skipped.append((path, f"listed in {source.name}, but not there"))
     if not result.entries:
@@ -65,26 +67,26 @@ def collect(
     return result
 
 
+def of_kind(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files of a folder that end in one of ``suffixes``, sorted, and the others with the reason.
+
+    Folders and hidden files are neither.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    right = [path for path in files if path.suffix.lower() in suffixes]
+    reason = f"does not end in {', '.join(suffixes)}"
+    return right, [(path, reason) for path in files if path.suffix.lower() not in suffixes]
+
+
 def check_split(split: str, splits: tuple[str, ...]) -> None:
     if split not in splits:
         raise ValueError(f"split must be one of {', '.join(map(repr, splits))}; got {split!r}")
-
-
-def read_list(path: Path) -> list[str]:
-    """The lines of a list file that hold something.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no {path}")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def left_out(skipped: list[tuple[Path, str]], most: int = 5) -> str:
     """How many files can't be used and the first few of them, by name and reason; empty where all can."""
     if not skipped:
         return ""
-    named = "".join(f"\n  {path.name}: {reason}" for path, reason in skipped[:most])
+    named = "".join(f"\n  {printable(path.name)}: {reason}" for path, reason in skipped[:most])
     more = f"\n  and {len(skipped) - most} more" if len(skipped) > most else ""
     return f"; {len(skipped)} left out:{named}{more}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import torch
 
 from .decode import BrokenVideoError, Media, probe
+from .lists import printable
 from .media_files import audio_problem, picture_problem
-from .recordings import Recordings, check_split
-from .video_sets import VIDEO_SETS, held_out
+from .recordings import Recordings, check_split, of_kind
+from .video_sets import VIDEO_SETS, held_out, vggsound_list
 
 #: Per class of VEGAS: scenes to train on, and held out (the paper's numbers; which they are is not published).
 VEGAS_TRAIN, VEGAS_TEST = 800, 50
@@ -83,22 +83,19 @@ def pairs(root: Path | str, split: str) -> Scenes:
     check_split(split, ("train", "test"))
     root = Path(root)
     table = root / "vggsound.csv"
-    if not table.is_file():
-        raise ValueError(f"there is no {table}, the list of ids, classes and splits")
-    with table.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    names = sorted({row[2] for row in rows})
-    listed = [
-        (f"{identity}_{int(start):06d}", names.index(label))
-        for identity, start, label, of_split in rows
-        if of_split == split
-    ]
+    listed, classes = vggsound_list(table, split)
+    numbers = {name: number for number, name in enumerate(classes)}
     return _of_files(
         [
-            Scene(name, label, root / "images" / f"{name}.jpg", root / "audios" / f"{name}.wav")
+            Scene(
+                printable(name),
+                numbers[label],
+                root / "images" / f"{name}.jpg",
+                root / "audios" / f"{name}.wav",
+            )
             for name, label in listed
         ],
-        names,
+        [printable(name) for name in classes],
         f"{table} lists no scene of the split {split!r} that can be used",
     )
 
@@ -143,13 +140,16 @@ def pictures(root: Path | str, split: str) -> Scenes:
     if not folder.is_dir():
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.jpg")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    kinds = [of_kind(folder / name, PICTURE_SUFFIXES) for name in classes]
     listed = [
-        Scene(f"{name}/{file.name}", label, file, None)
-        for label, name in enumerate(classes)
-        for file in sorted((folder / name).iterdir())
-        if file.suffix.lower() in PICTURE_SUFFIXES
+        Scene(printable(f"{name}/{file.name}"), label, file, None)
+        for label, (name, (files, _)) in enumerate(zip(classes, kinds, strict=True))
+        for file in files
     ]
-    return _of_files(listed, classes, f"{folder} has no picture in a class folder that can be used")
+    names = [printable(name) for name in classes]
+    found = _of_files(listed, names, f"{folder} has no picture in a class folder that can be used")
+    found.skipped += [other for _, others in kinds for other in others]
+    return found
 
 
 def _of_files(listed: list[Scene], class_names: list[str], nothing: str) -> Scenes:

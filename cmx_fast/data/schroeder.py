@@ -116,8 +116,8 @@ def _floor(energy: NDArray[np.float64], sample_rate: int) -> _Floor | None:
         to_come = np.maximum.accumulate(levels[::-1])[::-1]  # a pause between two echoes is no end
         lowest = 10 * np.log10(held) + _ABOVE_NOISE_DB
         stop = int(np.count_nonzero(to_come >= lowest)) if noise else len(means)
-        start = max(int(np.argmax(levels)), np.count_nonzero(to_come >= lowest + _RANGE_DB))
-        start = max(int(np.argmax(levels)), min(start, stop - 5))
+        start = min(int(np.count_nonzero(to_come >= lowest + _RANGE_DB)), stop - 5)
+        start = max(start, int(np.argmax(levels)))
         fitted = start + np.flatnonzero(np.isfinite(levels[start:stop]))
         if len(fitted) < 3:
             return None

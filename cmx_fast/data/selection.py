@@ -10,6 +10,8 @@ import json
 import re
 from pathlib import Path
 
+from .lists import read_text
+
 FPS = 10
 #: VGGSound's clips are this long, and their names say the start alone.
 _SECONDS = 10
@@ -36,7 +38,7 @@ def read_selection(path: Path | str) -> Selection:
     if not path.is_file():
         raise ValueError(f"there is no selection {path}")
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict):

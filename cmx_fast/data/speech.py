@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,12 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Path]]:
     def audio_in(place: Path) -> list[Path]:
         return sorted(p for p in place.rglob("*") if p.suffix.lower() in (".wav", ".flac"))
 
+    others = [p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() not in (".wav", ".flac")]
+    if others:
+        print(
+            f"speech: {len(others)} files are neither WAV nor FLAC and left out, {others[0]} first",
+            file=sys.stderr,
+        )
     if all((folder / split).is_dir() for split in SPLITS):
         found = {split: audio_in(folder / split) for split in SPLITS}
     else:

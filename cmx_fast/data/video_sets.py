@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .recordings import Recordings, check_split, collect, read_list
+from .lists import read_list, read_table
+from .recordings import Recordings, check_split, collect, of_kind
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 
@@ -24,21 +25,15 @@ def kinetics(root: Path | str, split: str) -> Recordings:
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.mp4")
     if not table.is_file():
         classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        listed = [
-            (path, name)
-            for name in classes
-            for path in sorted((folder / name).iterdir())
-            if path.suffix.lower() in VIDEO_SUFFIXES
-        ]
-        return collect(listed, classes, folder, split)
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    missing = {"label", "youtube_id", "time_start", "time_end"} - set(rows[0] if rows else ())
-    if missing or any(None in row.values() for row in rows):
-        raise ValueError(f"{table} must have label, youtube_id, time_start and time_end in every row")
+        kinds = {name: of_kind(folder / name, VIDEO_SUFFIXES) for name in classes}
+        listed = [(path, name) for name, (videos, _) in kinds.items() for path in videos]
+        found = collect(listed, classes, folder, split)
+        found.skipped += [other for _, others in kinds.values() for other in others]
+        return found
+    rows = read_table(table, ("label", "youtube_id", "time_start", "time_end"))
     listed = []
     for row in rows:
-        name = f"{row['youtube_id']}_{int(row['time_start']):06d}_{int(row['time_end']):06d}.mp4"
+        name = f"{row['youtube_id']}_{row.whole('time_start'):06d}_{row.whole('time_end'):06d}.mp4"
         of_class = folder / row["label"]
         if not of_class.is_dir():
             of_class = folder / row["label"].replace(" ", "_")
@@ -53,16 +48,22 @@ def vggsound(root: Path | str, split: str) -> Recordings:
     """
     check_split(split, ("train", "test"))
     table = Path(root) / "vggsound.csv"
-    if not table.is_file():
-        raise ValueError(f"there is no {table}")
-    with table.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    names, classes = vggsound_list(table, split)
+    videos = Path(root) / "video"
+    return collect(
+        [(_in_any_container(videos / f"{n}.mp4"), label) for n, label in names], classes, table, split
+    )
+
+
+def vggsound_list(table: Path, split: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """``<id>_<start>`` and class of each entry of a split in VGGSound's list, and the classes of all."""
+    rows = read_table(table, ("youtube id", "start", "label", "split"), header=False)
     listed = [
-        (_in_any_container(Path(root) / "video" / f"{identity}_{int(start):06d}.mp4"), label)
-        for identity, start, label, of_split in rows
-        if of_split == split
+        (f"{row['youtube id']}_{row.whole('start'):06d}", row["label"])
+        for row in rows
+        if row.one_of("split", ("train", "test")) == split
     ]
-    return collect(listed, sorted({row[2] for row in rows}), table, split)
+    return listed, sorted({row["label"] for row in rows})
 
 
 def ucf101(root: Path | str, split: str, fold: int = 1) -> Recordings:
@@ -74,10 +75,12 @@ def ucf101(root: Path | str, split: str, fold: int = 1) -> Recordings:
     _check_fold(fold)
     root = Path(root)
     lists = root / "ucfTrainTestlist"
-    classes = [line.split(maxsplit=1)[1] for line in read_list(lists / "classInd.txt")]
+    classes = [_halves(lists / "classInd.txt", line)[1] for line in read_list(lists / "classInd.txt")]
     source = lists / f"{split}list{fold:02d}.txt"
     videos = root / "UCF-101" if (root / "UCF-101").is_dir() else root
-    names = [line.split()[0] for line in read_list(source)]
+    names = [
+        re.sub(r"\s+\d+$", "", line) for line in read_list(source)
+    ]  # training lists have the class's number
     return collect([(videos / name, name.split("/")[0]) for name in names], classes, source, split)
 
 
@@ -98,10 +101,20 @@ def hmdb51(root: Path | str, split: str, fold: int = 1) -> Recordings:
     for source in sources:
         label = source.name.removesuffix(suffix)
         for line in read_list(source):
-            name, part = line.rsplit(maxsplit=1)
+            name, part = _halves(source, line, of_end=True)
+            if part not in ("0", "1", "2"):
+                raise ValueError(f"{source}: {line!r} must end in 0, 1 or 2")
             if part == wanted:
                 listed.append((root / "videos" / label / name, label))
     return collect(listed, [source.name.removesuffix(suffix) for source in sources], root / "splits", split)
+
+
+def _halves(source: Path, line: str, *, of_end: bool = False) -> list[str]:
+    """The first word of a line and the rest, or the rest and the last."""
+    found = line.rsplit(maxsplit=1) if of_end else line.split(maxsplit=1)
+    if len(found) != 2:
+        raise ValueError(f"{source}: {line!r} must hold a name and a number")
+    return found
 
 
 def _in_any_container(path: Path) -> Path:

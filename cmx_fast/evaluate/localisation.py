@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.data.clips import Clips
+from cmx_fast.data.lists import printable, read_table
 from cmx_fast.evaluate.clip_features import Evenly
 
 POSITIONS = "positions.csv"
@@ -25,9 +25,8 @@ class Positions:
 
     def __init__(self, file: Path, clips: Clips):
         tracks: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-        with file.open(newline="") as table:
-            for row in csv.DictReader(table):
-                tracks[row["name"]].append((float(row["x"]), float(row["y"]), float(row["radius"])))
+        for row in read_table(file, ("name", "x", "y", "radius")):
+            tracks[printable(row["name"])].append((row.real("x"), row.real("y"), row.real("radius")))
         missing = [entry.name for entry in clips.entries if entry.name not in tracks]
         if missing:
             raise ValueError(f"{file} has no {missing[0]}, nor {len(missing) - 1} more of the recordings")

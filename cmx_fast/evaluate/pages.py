@@ -6,9 +6,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cmx_fast.data.lists import printable
+
 
 def render(template: str, **values: Any) -> str:
-    """The template filled in; a value that it lacks is an error."""
+    """The template filled in; a value that it lacks is an error. File names in it may be any bytes."""
     environment = Environment(
         loader=PackageLoader("cmx_fast", "evaluate"),
         autoescape=True,
@@ -16,4 +18,4 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template(template).render(**values)
+    return printable(environment.get_template(template).render(**values))

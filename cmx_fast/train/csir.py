@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cmx_fast.data.pair_data import Batch, PairData
+from cmx_fast.data.recordings import left_out
 from cmx_fast.evaluate.csir import MODELS, embed, evaluate_run, even_crops, open_split
 from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.models.csir import CSIR, ImagePretraining, SpeechPretraining, image_encoder, load_places365
@@ -78,10 +79,11 @@ def train_csir(
     spaces = train.dataset.spaces
     test = open_split(data, "test", recipe, fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad)
     for split, pairs in (("train", train), ("test", test)):
+        hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
         say(
             f"{split}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
-            + (f"; {len(pairs.dataset.skipped)} unreadable left out" if pairs.dataset.skipped else "")
-            + (f"; RT60 of {hidden} pairs hidden by noise, left out" if (hidden := pairs.hidden_rt60) else "")
+            + hidden
+            + left_out(pairs.dataset.skipped)
         )
     if places365 is None:
         say("image encoder: no --places365 weights, so it first learns to name the spaces from pictures")
