@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from cmx_fast import distributed, ops
+from cmx_fast.data.scene_data import SceneData
+from cmx_fast.data.scenes import open_scenes
 from cmx_fast.losses import MemoryBank
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.sound_batches import SoundBatches
 
 DIM = 12
 
@@ -90,3 +94,24 @@ def train_with_a_bank(how: str, rank: int, world: int, folder: str) -> None:
     torch.save(found, Path(folder, f"{rank}.pt"))
     # Gloo's threads can abort an interpreter on its way out: they let go of tensors then (torch 2.11).
     os._exit(0)
+
+
+def hear_broken_files(rank: int, world: int, folder: str) -> None:
+    """Two epochs of sounds, of which one breaks in every process, and one picture only in the first's hands."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29400 + int(Path(folder).stat().st_ino) % 4000),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    fabric = new_fabric("fp32")
+    data = SceneData(open_scenes("pairs", Path(folder), "train"), seconds=0.1, workers=0)
+    features = torch.arange(len(data)).float()[:, None].repeat(1, 4)
+    if rank == 0:
+        features[0] = float("nan")
+    batches = SoundBatches(data, features, 3, 0, "cpu", rank=rank, world=world)
+    steps = []
+    for batch in islice(batches(0), 2 * batches.steps_per_epoch):
+        everyone = fabric.all_gather(batch)  # waits for ever, or fails, where the rows are not equally many
+        steps.append(everyone["picture"][..., 0].long())
+    skipped = [path.name for path, _ in data.skipped]
+    torch.save({"steps": torch.stack(steps), "skipped": skipped}, Path(folder) / f"{rank}.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,8 @@ from .selection import FPS, Selection, key
 from .worker_loader import CORES, load_batches
 
 Found = Tensor | BrokenFileError
+#: Pictures or scenes by number, and what each holds.
+Rows = list[tuple[int, Tensor]]
 #: Several at once: pictures or scenes by number to what each holds.
 Read = Callable[[list[int]], list[Found]]
 
@@ -34,7 +37,7 @@ class SceneData:
     Args:
         size: pixels of the square pictures, the largest centred ones.
         heard: of the sound (the paper's ablation: 1 and 5 s); None: as much as ``seconds``.
-        selection: see :mod:`cmx_fast.data.selection`.
+        selection: see :mod:`cmx_fast.data.selection`; ``selected`` counts the scenes that it names.
         backend: see :func:`cmx_fast.data.decode.read_frames`. "dali" decodes a batch's files together, in this process,
             pictures on the GPU if there is one; the sound of videos is PyAV's.
         cache: keep in memory what has been read: 3 size² bytes per picture, 32 kB per second of sound.
@@ -45,7 +48,8 @@ class SceneData:
         skipped: (file, reason) of what can't be used, the adapter's among them.
 
     Raises:
-        ValueError: a number out of range, an unknown backend, or several moments of a scene whose picture is a file.
+        ValueError: a number out of range, an unknown backend, or several moments or a selection of a scene whose
+            picture is a file.
         MissingExtraError: the backend is not installed.
     """
 
@@ -71,12 +75,17 @@ class SceneData:
         files = [scene for scene in scenes.entries if scene.media is None]
         if moments > 1 and files:
             raise ValueError(f"moments must be 1: {files[0].picture} is a single picture; got {moments}")
+        if selection is not None and files:
+            raise ValueError(
+                f"selection must be None: {files[0].picture} is a single picture, which has no moments to select"
+            )
         self.entries, self.class_names = scenes.entries, scenes.class_names
         self.skipped = list(scenes.skipped)
         self.labels = torch.tensor([scene.label for scene in self.entries], dtype=torch.int64)
         self.size, self.moments = size, moments
         self.seconds, self.heard, self.sample_rate = seconds, heard or seconds, sample_rate
         self.selection = selection or {}
+        self.selected = sum(key(entry.name) in self.selection for entry in self.entries)
         check_backend(backend)
         self.backend = backend
         self.workers = CORES if workers is None else workers
@@ -102,17 +111,33 @@ class SceneData:
     def pictures(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of ``batches``, picture numbers (B,) int64: those that can be read, and uint8 (B, 3, S, S)."""
         if not self.cache:
-            return self._read(batches, self._pictures_of, self.moments)
+            return _stacked(self._read(batches, self._pictures_of, self.moments))
         kept = self._everything("picture", self._pictures_of_scenes)
-        return self._remembered(batches, lambda p: kept[p // self.moments][p % self.moments], self.moments)
+        return _stacked(
+            self._remembered(batches, lambda p: kept[p // self.moments][p % self.moments], self.moments)
+        )
 
-    def sounds(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each of ``batches``, scene numbers (B,) int64: those that can be read, and float32 (B, samples)."""
+    def sounds(
+        self, batches: Iterable[Tensor], instead: Callable[[Tensor], Iterable[int]] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of ``batches``, scene numbers (B,) int64: those that can be read, and float32 (B, samples).
+
+        ``instead`` gives the scenes that take the places of a batch's broken ones, as many as are needed.
+        """
+        asked: deque[Tensor] = deque()
+
+        def noted() -> Iterator[Tensor]:
+            for batch in batches:
+                asked.append(batch)
+                yield batch
+
         if self.cache:
-            waves = self._remembered(batches, self._everything("sound", self._sounds_of).__getitem__, 1)
+            found = self._remembered(noted(), self._everything("sound", self._sounds_of).__getitem__, 1)
         else:
-            waves = self._read(batches, self._sounds_of, 1)
-        return ((index, wave.float() / 32767) for index, wave in waves)
+            found = self._read(noted(), self._sounds_of, 1)
+        if instead is not None:
+            found = (self._filled(rows, asked.popleft(), instead) for rows in found)
+        return ((index, wave.float() / 32767) for index, wave in _stacked(found))
 
     def usable(self) -> Tensor:
         """The scenes that nothing is known to be wrong with, int64."""
@@ -222,39 +247,49 @@ class SceneData:
             for scene in scenes
         ]
 
+    def _filled(self, rows: Rows, batch: Tensor, instead: Callable[[Tensor], Iterable[int]]) -> Rows:
+        """A batch's sounds, with others in the places of those that broke, as far as there are any."""
+        others = iter(instead(batch) if len(rows) < len(batch) else ())
+        while len(rows) < len(batch) and (scene := next(others, None)) is not None:
+            if scene not in self._broken:
+                value = self._kept["sound"][scene] if self.cache else self._sounds_of([scene])[0]
+                rows = [*rows, *self._readable([(scene, value)], 1)]
+        return rows
+
     def _everything(self, what: str, read: Read) -> dict[int, Tensor]:
         """What ``read`` gives of every scene, read once."""
         if what not in self._kept:
             self._kept[what] = {
-                int(scene): value.cpu()
-                for scenes, values in self._read(torch.arange(len(self)).split(16), read, 1)
-                for scene, value in zip(scenes, values, strict=True)
+                scene: value.cpu()
+                for rows in self._read(torch.arange(len(self)).split(16), read, 1)
+                for scene, value in rows
             }
         return self._kept[what]
 
     def _remembered(
         self, batches: Iterable[Tensor], look_up: Callable[[int], Tensor], per_scene: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in batches:
-            if wanted := self._unbroken(batch, per_scene):
-                yield torch.tensor(wanted), torch.stack([look_up(i) for i in wanted])
+    ) -> Iterator[Rows]:
+        return ([(i, look_up(i)) for i in self._unbroken(batch, per_scene)] for batch in batches)
 
-    def _read(self, batches: Iterable[Tensor], read: Read, per_scene: int) -> Iterator[tuple[Tensor, Tensor]]:
-        loader: Iterable[list[tuple[int, Tensor | BrokenFileError]]] = load_batches(
+    def _read(self, batches: Iterable[Tensor], read: Read, per_scene: int) -> Iterator[Rows]:
+        """What can be read of each batch, which may be nothing."""
+        loader: Iterable[list[tuple[int, Found]]] = load_batches(
             _Items(read),
-            (wanted for batch in batches if (wanted := self._unbroken(batch, per_scene))),
+            (self._unbroken(batch, per_scene) for batch in batches),
             workers=0 if self.backend == "dali" else self.workers,
             collate=_as_it_is,
         )
-        for items in loader:
-            good = []
-            for index, value in items:
-                if isinstance(value, BrokenFileError):
-                    self.leave_out(index // per_scene, value)
-                else:
-                    good.append((index, value))
-            if good:
-                yield torch.tensor([index for index, _ in good]), torch.stack([value for _, value in good])
+        return (self._readable(items, per_scene) for items in loader)
+
+    def _readable(self, items: list[tuple[int, Found]], per_scene: int) -> Rows:
+        """What could be read; the others are used no more."""
+        good = []
+        for index, value in items:
+            if isinstance(value, BrokenFileError):
+                self.leave_out(index // per_scene, value)
+            else:
+                good.append((index, value))
+        return good
 
     def _unbroken(self, batch: Tensor, per_scene: int) -> list[int]:
         return [i for i in batch.tolist() if i // per_scene not in self._broken]
@@ -268,6 +303,13 @@ class _Items(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> list[tuple[int, Found]]:
         return list(zip(indices, self.read(indices), strict=True))
+
+
+def _stacked(found: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The numbers and the values of each batch of which anything is left."""
+    for rows in found:
+        if rows:
+            yield torch.tensor([index for index, _ in rows]), torch.stack([value for _, value in rows])
 
 
 def _otherwise(read: Callable[..., Tensor], *arguments: Any) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from cmx_fast.data.recordings import left_out
 from cmx_fast.data.scene_data import SceneData
 from cmx_fast.data.scenes import open_scenes
 from cmx_fast.data.selection import read_selection
@@ -32,7 +34,7 @@ from cmx_fast.evaluate.generation import (
 from cmx_fast.evaluate.picture_features import picture_features
 from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.evaluate.sound2scene_report import Example, write_report
-from cmx_fast.evaluate.sound_features import open_data, own_rank, sound_features
+from cmx_fast.evaluate.sound_features import check_selection, open_data, own_rank, selected, sound_features
 from cmx_fast.models.sound2scene import Sound2Scene
 from cmx_fast.models.sound2scene_files import open_sound2scene, run_config
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
@@ -277,5 +279,9 @@ def evaluate_sound2scene(
         )
         for split in ("train", "test")
     )
+    if selection is not None:
+        check_selection(config["selection"], selection, train, test)
+    for split, of in (("train", train), ("held out", test)):
+        print(f"{split}: {len(of)} scenes{selected(of)}{left_out(of.skipped)}", file=sys.stderr)
     clip = None if clip_weights is None else (clip_model, clip_weights)
     evaluate_run(run, train, test, system=system, inception=inception, clip=clip)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.data.scene_data import SceneData
 from cmx_fast.data.scenes import Scenes
-from cmx_fast.data.selection import Selection
+from cmx_fast.data.selection import Selection, key
 from cmx_fast.models.sound2scene import SoundEncoder
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
 
@@ -30,6 +32,29 @@ def open_data(
         backend=recipe.backend,
         cache=recipe.cache,
     )
+
+
+def selected(data: SceneData) -> str:
+    """How many scenes the selection names and how many it does not, to be said; empty without one."""
+    if not data.selection:
+        return ""
+    others = len(data) - data.selected
+    return f"; the selection names {data.selected}" + (
+        f", of {others} evenly spaced frames" if others else ""
+    )
+
+
+def check_selection(file: Path | str | None, selection: Selection, *splits: SceneData) -> None:
+    """
+    Raises:
+        ValueError: the selection names no scene of any split, so that it would change nothing.
+    """
+    if not any(of.selected for of in splits):
+        named, wanted = next(iter(selection), "nothing"), key(splits[0].entries[0].name)
+        raise ValueError(
+            f"selection: {file} names none of the videos; it begins with {named!r}, where the first video would be "
+            f"{wanted!r}"
+        )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from cmx_fast.data.scenes import SCENE_SETS, open_scenes
 from cmx_fast.data.selection import read_selection
 from cmx_fast.evaluate.picture_features import picture_features
 from cmx_fast.evaluate.sound2scene import evaluate_run
-from cmx_fast.evaluate.sound_features import open_data, own_rank, sound_features
+from cmx_fast.evaluate.sound_features import check_selection, open_data, own_rank, selected, sound_features
 from cmx_fast.models.sound2scene import Alignment, alignment_loss
 from cmx_fast.models.sound2scene_files import new_sound_encoder, open_icgan
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
@@ -72,7 +72,9 @@ def train_sound2scene(
     )
     for split, of in (("train", train), ("held out", test)):
         if fabric.is_global_zero:
-            print(f"{split}: {len(of)} scenes{left_out(of.skipped)}", file=sys.stderr)
+            print(f"{split}: {len(of)} scenes{selected(of)}{left_out(of.skipped)}", file=sys.stderr)
+    if moments is not None:
+        check_selection(selection, moments, train, test)
     if len(train) < recipe.batch:
         raise ValueError(
             f"{len(train)} scenes to train on are fewer than a batch of {recipe.batch}; --set batch=..."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cmx_fast.data.scene_data import SceneData
@@ -18,6 +20,8 @@ class SoundBatches:
 
     Args:
         features: (P, D) of every picture of ``data``, of broken ones NaN; their scenes are left out.
+        batch: of each process, in every step: processes gather each other's rows. A sound that can't be read is
+            replaced by another, which no other process has in that step.
         rank, world: this process's share of each batch of ``batch * world``.
     """
 
@@ -34,8 +38,19 @@ class SoundBatches:
     ):
         self.data, self.batch, self.seed, self.device = data, batch, seed, device
         self.features = features.unflatten(0, (len(data), data.moments))
-        self.scenes = self.features.isfinite().all(2).all(1).nonzero()[:, 0]
+        usable = self.features.isfinite().all(2).all(1)
+        if (
+            world > 1 and dist.is_initialized()
+        ):  # what one process could not read none uses: all count the same steps
+            usable = upload(usable.int(), device)
+            dist.all_reduce(usable, dist.ReduceOp.MIN)
+        self.scenes = usable.cpu().nonzero()[:, 0]
         self.rank, self.world = rank, world
+        if world > 1 and len(self.scenes) < batch * world:
+            raise ValueError(
+                f"{len(self.scenes)} usable scenes are fewer than a batch of {batch} in each of {world} processes; use "
+                "smaller batches"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -48,7 +63,27 @@ class SoundBatches:
             order = self.scenes[torch.randperm(len(self.scenes), generator=generator)]
             moments = torch.randint(self.data.moments, (len(self.data),), generator=generator)
             batches = order.split(self.batch * self.world)[skip : self.steps_per_epoch]
-            for index, waves in self.data.sounds([rows[self.rank :: self.world] for rows in batches]):
+            mine = [rows[self.rank :: self.world] for rows in batches]
+            for index, waves in self.data.sounds(mine, functools.partial(self._others, order, epoch)):
                 picture = self.features[index, moments[index]]
                 yield {"wave": upload(waves, self.device), "picture": upload(picture, self.device)}
             epoch, skip = epoch + 1, 0
+
+    def _others(self, order: Tensor, epoch: int, mine: Tensor) -> Iterator[int]:
+        """This process's share of the scenes that are not in a step's batch, drawn anew for each step.
+
+        Raises:
+            ValueError: none is left, and other processes wait for as many rows as they have.
+        """
+        size = self.batch * self.world
+        step = int((order == mine[0]).nonzero()) // size
+        outside = torch.cat([order[: step * size], order[(step + 1) * size :]])
+        generator = torch.Generator().manual_seed(
+            ((self.seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
+        )
+        yield from outside[torch.randperm(len(outside), generator=generator)][
+            self.rank :: self.world
+        ].tolist()
+        if self.world > 1:
+            path, reason = self.data.skipped[-1]
+            raise ValueError(f"no scene is left to take the place of {path} ({reason}); use smaller batches")

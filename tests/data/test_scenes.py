@@ -21,6 +21,7 @@ from cmx_fast.data.scene_data import SceneData
 from cmx_fast.data.scenes import VEGAS_CLASSES, open_scenes
 from cmx_fast.data.selection import key, read_selection, write_selection
 from cmx_fast.data.simulate_clips import ClipSettings, render_clip, simulate_clips
+from cmx_fast.evaluate.sound_features import check_selection, selected
 
 
 def write_pair(picture, sound, level=100, *, rate=16000, channels=1, seconds=0.5):
@@ -155,6 +156,11 @@ def test_moments_of_videos(tmp_path):
     )
     assert chosen.times(1) == pytest.approx([0.7, 0.3], abs=0.02)
     assert chosen.times(0) == pytest.approx([0.5, 1.5], abs=0.02)
+    assert chosen.selected == 1 and data.selected == 0
+    assert selected(chosen) == "; the selection names 1, of 1 evenly spaced frames" and selected(data) == ""
+    check_selection("s.json", chosen.selection, data, chosen)
+    with pytest.raises(ValueError, match=r"s.json names none of .* with .x., .*.abcdefghijk_0_10000."):
+        check_selection("s.json", {"x": [1]}, data)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -188,11 +194,30 @@ def test_what_breaks_later_is_left_out_of_its_batch(pairs, cache):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_others_take_the_places_of_what_breaks(pairs, cache, workers):
+    for i in (0, 1):
+        soundfile.write(pairs / "audios" / f"abcdefghij{i}_{i:06d}.wav", np.zeros(1000), 16000)
+    scenes = open_scenes("pairs", pairs, "train")
+    data = SceneData(scenes, size=16, seconds=1.0, workers=workers, cache=cache)
+    for _ in range(2):
+        found = list(
+            data.sounds([torch.tensor([2, 0]), torch.tensor([0, 1]), torch.tensor([3])], lambda _: [1, 3, 2])
+        )
+        assert [index.tolist() for index, _ in found] == [[2, 3], [3, 2], [3]]
+        assert all(len(waves) == len(index) for index, waves in found)
+    (short,) = data.sounds([torch.tensor([2, 0])], lambda _: [])
+    assert short[0].tolist() == [2]
+    assert not list(data.sounds([torch.tensor([0])], lambda _: [1]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"seconds": 1.0, "heard": 2.0}, "heard = 2.0 in"),
+        ({"selection": {"abcdefghij0_0_10000": [1]}}, "selection must be None: .*jpg is a single picture"),
         ({"moments": 2}, "moments must be 1: .*jpg is a single picture; got 2"),
     ],
 )

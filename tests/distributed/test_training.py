@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from distributed_training import train_with_a_bank
+from distributed_training import hear_broken_files, train_with_a_bank
+from PIL import Image
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch.distributed without gloo"
@@ -35,3 +37,24 @@ def test_stopped_and_resumed_training_is_one_processs(how, tmp_path):
         assert parts[0]["state"][name].equal(parts[1]["state"][name]), name
         torch.testing.assert_close(parts[0]["state"][name], value, rtol=1e-4, atol=1e-5)
     assert parts[0]["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+def test_a_file_that_breaks_in_one_process_leaves_all_batches_equal(tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="needs the media extra")
+    pytest.importorskip("av", reason="needs the media extra")
+    for folder in ("images", "audios"):
+        (tmp_path / folder).mkdir()
+    wave = 0.3 * np.sin(np.arange(1600))
+    rows = ""
+    for i in range(16):
+        Image.new("L", (8, 8)).save(tmp_path / "images" / f"{i}_000001.jpg")
+        soundfile.write(tmp_path / "audios" / f"{i}_000001.wav", 0 * wave if i in (3, 7) else wave, 16000)
+        rows += f"{i},1,rain,train\n"
+    (tmp_path / "vggsound.csv").write_text(rows)
+    mp.spawn(hear_broken_files, (2, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["steps"].equal(second["steps"]) and first["steps"].shape == (4, 2, 3)
+    for step in first["steps"].flatten(1):
+        assert len(step.unique()) == 6  # nobody stands in twice
+        assert not set(step.tolist()) & {0, 3, 7}
+    assert {"3_000001.wav", "7_000001.wav"} <= {*first["skipped"], *second["skipped"]}
