@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from lightning_fabric import Fabric
 
@@ -19,6 +18,7 @@ from cmx_fast.models.c2l_recipe import C2LRecipe
 from cmx_fast.models.dff import DFF
 from cmx_fast.models.fpn import FPN, load_imagenet
 from cmx_fast.models.picie import PiCIE
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
 from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.pseudo_labels import PseudoLabels, final_centroids
@@ -125,8 +125,7 @@ class Training:
     def train(self, name: str, seed: int) -> None:
         """One model from one seed; loaded where the run has finished it, and never more than its encoder for DFF."""
         stage = f"seed{seed}/{name}"
-        torch.manual_seed(seed)
-        model = new_model(name, self.recipe)
+        model = initialised(seed, lambda: new_model(name, self.recipe))
         if self.imagenet is not None:
             load_imagenet(model.encoder, self.imagenet)
         if isinstance(model, DFF):

@@ -21,6 +21,7 @@ from cmx_fast.evaluate.cmac import NAMES, evaluate_run, new_model, recall_at_one
 from cmx_fast.models.cmac import CMAC
 from cmx_fast.models.cmac_recipe import CMACRecipe
 from cmx_fast.train.clip_batches import ClipBatches
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
@@ -122,8 +123,7 @@ class Training:
     def train(self, name: str, seed: int) -> None:
         """One model from one seed; loaded where the run has finished it, and left as it is for "scratch"."""
         stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.fabric
-        torch.manual_seed(seed)
-        model = new_model(name, recipe)
+        model = initialised(seed, lambda: new_model(name, recipe))
         if name == "scratch":
             if self.run.weights(stage) is None:
                 self.run.finish(stage, model.state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -22,6 +23,7 @@ from cmx_fast.models.csir import CSIR, ImagePretraining, SpeechPretraining, imag
 from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
 from cmx_fast.train.batches import class_balanced, training_batches
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
@@ -142,8 +144,7 @@ class Training:
     def seed(self, seed: int, models: list[str]) -> None:
         """Every stage of one seed; those that the run has finished are loaded."""
         recipe = self.recipe
-        torch.manual_seed(seed)
-        speech = SpeechPretraining(recipe, self.spaces)
+        speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
         speech.encoder.standardise(self.mel_mean, self.mel_std)
         speech.standardise_rt60(self.train.rt60)
         speech = self.stage(
@@ -157,10 +158,11 @@ class Training:
             labels=("space", "rt60"),
         )
         if self.places365 is not None:
-            image = image_encoder(recipe.image_encoder, recipe.attention)
+            # The gates of an attentive encoder are in no file.
+            image = initialised(seed, lambda: image_encoder(recipe.image_encoder, recipe.attention))
             load_places365(image, self.places365)
         else:
-            pretraining = ImagePretraining(recipe, self.spaces)
+            pretraining = initialised(seed, lambda: ImagePretraining(recipe, self.spaces))
             pretraining = self.stage(
                 "image",
                 seed,
@@ -172,8 +174,8 @@ class Training:
             )
             image = pretraining.encoder
         for name in models:
-            torch.manual_seed(seed)
-            model = MODELS[name](recipe, self.spaces, copy.deepcopy(image), copy.deepcopy(speech.encoder))
+            encoders = copy.deepcopy(image), copy.deepcopy(speech.encoder)
+            model = initialised(seed, functools.partial(MODELS[name], recipe, self.spaces, *encoders))
             if recipe.head_steps:
                 model = self.heads(f"{name}-heads", seed, model)
             self.stage(

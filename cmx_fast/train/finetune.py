@@ -21,9 +21,11 @@ from cmx_fast.data.video_sets import VIDEO_SETS
 from cmx_fast.evaluate.clip_features import evenly, open_clips
 from cmx_fast.evaluate.downstream import adapters, open_model
 from cmx_fast.models.audio_video import R2Plus1D
+from cmx_fast.models.cmac import CMAC
 from cmx_fast.models.cmac_recipe import CMACRecipe
 from cmx_fast.models.presets import require
 from cmx_fast.train.clip_batches import Batch, ClipBatches
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.options import PRECISIONS, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
@@ -78,6 +80,14 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(outputs["logits"], batch["label"]), "accuracy": right}
 
 
+def new_classifier(pretrained: CMAC, classes: int, dropout: float) -> Classifier:
+    """A classifier on a copy of the pretrained video encoder."""
+    recipe = pretrained.recipe
+    encoder = R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention)
+    encoder.load_state_dict(pretrained.video.encoder.state_dict())
+    return Classifier(encoder, classes, dropout)
+
+
 def evaluate_finetune(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")],
     data: Annotated[Path, typer.Option(help="Folder of the data set.")],
@@ -97,6 +107,8 @@ def evaluate_finetune(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     recipe = FinetuneRecipe(**changes(set))
     fabric = new_fabric(precision)
+    if fabric.world_size > 1:
+        raise ValueError(f"cmx evaluate finetune runs in one process; got a world of {fabric.world_size}")
     found = []
     folder = out or run / f"finetune-{dataset}-{model}"
     config = {
@@ -119,10 +131,8 @@ def evaluate_finetune(
             open_clips(part, of_clips, fabric.device, audio=False) for part in (train_set, test_set)
         )
         print(f"train: {len(train)} videos{left_out(train.skipped)}", file=sys.stderr)
-        torch.manual_seed(seed)
-        encoder = R2Plus1D(of_clips.blocks, of_clips.width, of_clips.last_stride, of_clips.attention)
-        encoder.load_state_dict(pretrained.video.encoder.state_dict())
-        classifier = Classifier(encoder, len(train_set.class_names), recipe.dropout)
+        new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)
+        classifier = initialised(seed, new)
         augmented = CMACRecipe(**{**of_clips.as_dict(), "jitter": recipe.jitter})
         batches = ClipBatches(train, augmented, recipe.batch, seed)
         stage = Stage(

@@ -19,6 +19,7 @@ from cmx_fast.models.icgan import ICGAN, TURNS
 from cmx_fast.models.icgan_recipe import ICGANRecipe
 from cmx_fast.models.picture_contrast import PictureContrast
 from cmx_fast.models.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
 from cmx_fast.train.options import PRECISIONS, changes, new_fabric
 from cmx_fast.train.picture_batches import NeighbourBatches, ViewBatches
@@ -98,16 +99,19 @@ class Training:
 
     def encoder(self, weights: Path | None) -> PictureEncoder:
         """The picture encoder with SwAV's weights, or trained."""
-        torch.manual_seed(self.run.config["seed"])
-        encoder = PictureEncoder(self.recipe.encoder)
+        recipe, device, seed = self.recipe, self.fabric.device, self.run.config["seed"]
         if weights is not None:
+            encoder = PictureEncoder(recipe.encoder)
             load_swav(encoder, weights)
             return encoder
-        recipe, device = self.recipe, self.fabric.device
-        contrast = PictureContrast(encoder, recipe.temperature).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batches = ViewBatches(
-            self.open(encoder.size), recipe.encoder_batch, self.run.config["seed"], device, hue=recipe.hue
-        )
+
+        def new() -> tuple[PictureEncoder, PictureContrast]:
+            encoder = PictureEncoder(recipe.encoder)
+            return encoder, PictureContrast(encoder, recipe.temperature)
+
+        encoder, contrast = initialised(seed, new)
+        contrast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batches = ViewBatches(self.open(encoder.size), recipe.encoder_batch, seed, device, hue=recipe.hue)
         self._run(
             Stage(
                 "pictures",
@@ -115,7 +119,7 @@ class Training:
                 [{"params": list(contrast.parameters()), "lr": recipe.encoder_lr}],
                 recipe.encoder_steps,
                 batches,
-                self.run.config["seed"],
+                seed,
                 labels=None,
             )
         )
@@ -132,8 +136,8 @@ class Training:
             )
             for flip in (False, True)
         )
-        torch.manual_seed(seed + 1)
-        module = ICGAN(recipe, encoder.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = initialised(seed + 1, lambda: ICGAN(recipe, encoder.width))
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run(
             Stage(
                 "generator",

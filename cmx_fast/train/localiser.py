@@ -18,6 +18,7 @@ from cmx_fast.data.upload import upload
 from cmx_fast.evaluate.select_moments import DATASETS, own_is_best
 from cmx_fast.models.localiser import Localiser, load_imagenet_resnet18
 from cmx_fast.models.localiser_recipe import LocaliserRecipe
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
 from cmx_fast.train.options import PRECISIONS, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
@@ -84,8 +85,7 @@ def train_localiser(
         },
         resume=resume,
     )
-    torch.manual_seed(seed)
-    module = Localiser(recipe)
+    module = initialised(seed, lambda: Localiser(recipe))
     if picture_weights is not None:
         load_imagenet_resnet18(module, picture_weights)
     batches = VideoBatches(train, recipe.batch, seed, fabric.device)

@@ -122,7 +122,7 @@ def run_stage(
             stage.state.load_state_dict(state["state"])
         restore_rng(state["rng"], fabric, stage.seed * 1_000_003 + state["step"])
         start, sums, counted, spent = state["step"], state["sums"], state["counted"], state["seconds"]
-    run.rewind(stage.name, start)
+    run.rewind(stage.name, -1 if state is None else start)
     turns: list[tuple[str, ...]] = [(name,) for name in stage.turns] or [()]
     interval = max(1, stage.steps // 20)
     began = time.monotonic() - spent

@@ -20,6 +20,7 @@ from cmx_fast.evaluate.sound_features import check_selection, open_data, own_ran
 from cmx_fast.models.sound2scene import Alignment, alignment_loss
 from cmx_fast.models.sound2scene_files import new_sound_encoder, open_icgan
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
 from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
@@ -107,8 +108,7 @@ def train_sound2scene(
         )
         for split, of in (("train", train), ("test", test))
     )
-    torch.manual_seed(seed)
-    module = Alignment(new_sound_encoder(recipe, encoder.width), recipe.loss)
+    module = initialised(seed, lambda: Alignment(new_sound_encoder(recipe, encoder.width), recipe.loss))
     batches = SoundBatches(
         train,
         features,

@@ -13,6 +13,7 @@ pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("sklearn", reason="needs the evaluate extra")
 
 import soundfile
+from interruptions import assert_same_run, train_through_stops
 from video_files import write_video
 
 from cmx_fast.evaluate.downstream import evaluate_linear, evaluate_retrieval, nearest, open_model
@@ -25,6 +26,15 @@ TINY = {
     "size": 32, "short_side": 32, "frames": 4, "fps": 6.0, "seconds": 0.5, "width": 8, "audio_width": 8, "filters": 16,
     "embedding": 8, "clips": 2,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The tensors are too small to share out, and on a busy machine threads wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +71,8 @@ def ucf101(tmp_path_factory):
             write_video(root / "UCF-101" / name, 32, times=None, **options)
             listed["train" if number < 4 else "test"].append(f"{name} {2 - lightness}\n")
     for split, lines in listed.items():
-        (lists / f"{split}list01.txt").write_text("".join(lines))
+        for fold in (1, 2, 3):
+            (lists / f"{split}list0{fold}.txt").write_text("".join(lines))
     return root
 
 
@@ -102,10 +113,20 @@ def test_linear_classification_of_sounds_over_five_folds(run, tmp_path, capsys):
     assert "1-0.wav" in capsys.readouterr().err
 
 
-def test_fine_tuning(run, ucf101, tmp_path):
-    changes = ["epochs=2", "clips=1", "batch=4", "warmup_epochs=0"]
-    evaluate_finetune(run, ucf101, out=tmp_path / "tuned", set=changes)
-    assert 0 <= json.loads((tmp_path / "tuned" / "results.json").read_text())["accuracy"] <= 1
+TUNING = ["epochs=1", "clips=1", "batch=4", "warmup_epochs=0"]
+
+
+def test_fine_tuning(run, ucf101, tmp_path, monkeypatch):
+    def tune(out, **options):
+        evaluate_finetune(run, ucf101, fold=0, out=out, set=TUNING, **options)
+
+    tune(tmp_path / "tuned")
+    results = json.loads((tmp_path / "tuned" / "results.json").read_text())
+    assert len(results["folds"]) == 3 and 0 <= results["accuracy"] <= 1
+    begun = train_through_stops(lambda: tune(tmp_path / "stopped", resume=True), monkeypatch)
+    assert begun == ["fold1", "fold2", "fold3"]
+    assert_same_run(tmp_path / "stopped", tmp_path / "tuned")
+    assert json.loads((tmp_path / "stopped" / "results.json").read_text()) == results
     tuned = torch.load(tmp_path / "tuned" / "fold1.pt", weights_only=True)["module"]
     before = open_model(run, "cmac", 0, "cpu")[0].video.encoder.state_dict()
     assert not tuned["encoder.stem.0.weight"].equal(before["stem.0.weight"])

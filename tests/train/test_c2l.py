@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import pytest
 import torch
-import typer
 from atr_files import write_pictures
+from interruptions import assert_same_run, timeless, train_through_stops
 
 from cmx_fast.models.c2l_recipe import C2LRecipe
 from cmx_fast.train import c2l as command
 from cmx_fast.train.c2l import train_c2l
-from cmx_fast.train.loop import Stage
 
 TINY = [
     "size=32", "width=16", "heads=2", "atoms=8", "part_width=4", "epochs=2", "batch=4", "cluster_batch=4",
@@ -48,18 +45,6 @@ def finished(data, one_thread, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def pair(data, one_thread, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "pair"
-    train(data, out, model=["picie", "c2l"])
-    return out
-
-
-def timeless(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 def test_a_run_leaves_everything_a_reader_needs(finished):
     config = json.loads((finished / "config.json").read_text())
     assert config["models"] == MODELS
@@ -89,28 +74,11 @@ def test_the_last_look_is_the_result(finished):
         assert looks[-1]["accuracy"] == results["seeds"][model][0]["accuracy"]
 
 
-@pytest.mark.parametrize("stop", [("seed0/picie", 2), ("seed0/c2l", 3)])
-def test_an_interrupted_run_resumes_to_the_same_numbers(data, pair, tmp_path, monkeypatch, stop):
-    before = Stage.__init__
-
-    def interrupting(self, name, module, groups, steps, batches, *rest, **more):
-        def with_signal(start):
-            for step, batch in enumerate(batches(start), start + 1):
-                if (name, step) == stop:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield batch
-
-        before(self, name, module, groups, steps, with_signal, *rest, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "__init__", interrupting)
-        with pytest.raises(typer.Exit):
-            train(data, tmp_path / "run", model=["picie", "c2l"])
-    assert not (tmp_path / "run" / "results.json").exists()
-    torch.rand(10)
-    train(data, tmp_path / "run", model=["picie", "c2l"], resume=True)
-    assert timeless(tmp_path / "run") == timeless(pair)
-    assert (tmp_path / "run" / "results.json").read_text() == (pair / "results.json").read_text()
+def test_an_interrupted_run_has_the_same_numbers(data, finished, tmp_path, monkeypatch):
+    begun = train_through_stops(lambda: train(data, tmp_path / "run", resume=True), monkeypatch)
+    assert begun == [f"seed0/{model}" for model in MODELS[:-1]]
+    assert_same_run(tmp_path / "run", finished)
+    assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
 
 
 def test_the_dictionary_stays_in_the_unit_ball(finished):

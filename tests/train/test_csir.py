@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import typer
+from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 
 from cmx_fast.evaluate.csir import evaluate_csir, open_split
 from cmx_fast.models.recipe import Recipe
 from cmx_fast.train import csir as command
 from cmx_fast.train.csir import changes, train_csir
-from cmx_fast.train.loop import Stage
 
 RATE = 22050
 TINY = [
@@ -71,11 +71,6 @@ def finished(data, one_thread, tmp_path_factory):
     return out
 
 
-def timeless(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 def test_a_run_leaves_everything_a_reader_needs(finished):
     config = json.loads((finished / "config.json").read_text())
     assert config["spaces"] == ["space0", "space1", "space2"]
@@ -111,28 +106,37 @@ def test_report_stands_alone_and_has_its_parts(finished):
     assert len(re.findall(r'alt="heat map', html)) == 2 * 3
 
 
-@pytest.mark.parametrize("stop", [("seed0/speech", 3), ("seed0/csir-heads", 2), ("seed0/dscmr", 4)])
-def test_an_interrupted_run_resumes_to_the_same_numbers(data, finished, tmp_path, monkeypatch, stop):
-    before = Stage.__init__
-
-    def interrupting(self, name, module, groups, steps, batches, *rest, **more):
-        def with_signal(start):
-            for step, batch in enumerate(batches(start), start + 1):
-                if (name, step) == stop:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield batch
-
-        before(self, name, module, groups, steps, with_signal, *rest, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "__init__", interrupting)
-        with pytest.raises(typer.Exit):
-            train(data, tmp_path / "run")
-    assert not (tmp_path / "run" / "results.json").exists()
-    torch.rand(10)
-    train(data, tmp_path / "run", resume=True)
-    assert timeless(tmp_path / "run") == timeless(finished)
+def test_an_interrupted_run_has_the_same_numbers(data, finished, tmp_path, monkeypatch):
+    begun = train_through_stops(lambda: train(data, tmp_path / "run", resume=True), monkeypatch)
+    assert begun == [
+        f"seed0/{stage}" for stage in ("speech", "image", "csir-heads", "csir", "dscmr-heads", "dscmr")
+    ]
+    assert_same_run(tmp_path / "run", finished)
     assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
+
+
+KILL_ITSELF = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from cmx_fast.train import csir
+torch.set_num_threads(1)
+straight = csir.training_batches
+def killing(data, recipe, batch, wanted, *rest, **more):
+    if wanted == ("image",):
+        return lambda start: os.kill(os.getpid(), signal.SIGKILL)
+    return straight(data, recipe, batch, wanted, *rest, **more)
+csir.training_batches = killing
+csir.train_csir(Path(sys.argv[1]), Path(sys.argv[2]), preset="demo", model=["csir"], set=json.loads(sys.argv[3]))
+"""
+
+
+def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_numbers(data, finished, tmp_path):
+    arguments = [sys.executable, "-c", KILL_ITSELF, str(data), str(tmp_path), json.dumps(TINY)]
+    assert subprocess.run(arguments).returncode == -signal.SIGKILL
+    train(data, tmp_path, model=["csir"], resume=True)
+    rows = timeless(finished)
+    assert timeless(tmp_path) == rows[: next(i for i, row in enumerate(rows) if "dscmr" in row["stage"])]
 
 
 def test_evaluation_repeats_the_training_runs_figures(finished, data):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
-import typer
 
 pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("soundfile", reason="needs the media extra")
@@ -18,6 +15,7 @@ pytest.importorskip("faiss", reason="needs the cpu or cuda extra")
 
 import numpy as np
 import soundfile
+from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 
 from cmx_fast.data.scene_data import SceneData
@@ -30,7 +28,6 @@ from cmx_fast.evaluate.sound2scene import ROWS, evaluate_sound2scene
 from cmx_fast.models.sound2scene_files import open_icgan, open_sound2scene
 from cmx_fast.models.weights import save
 from cmx_fast.train.icgan import train_icgan
-from cmx_fast.train.loop import Stage
 from cmx_fast.train.picture_batches import NeighbourBatches, ViewBatches
 from cmx_fast.train.sound2scene import train_sound2scene
 from cmx_fast.train.sound_batches import SoundBatches
@@ -85,29 +82,8 @@ def finished(data, generator, tmp_path_factory):
     return out
 
 
-def timeless(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
 def weights(run, stage):
     return torch.load(run / f"{stage}.pt", weights_only=True)["module"]
-
-
-def interrupting(stop):
-    """Stages that get a signal while they make step ``stop``."""
-    before = Stage.__init__
-
-    def init(self, name, module, groups, steps, batches, *rest, **more):
-        def with_signal(start):
-            for step, batch in enumerate(batches(start), start + 1):
-                if step == stop:
-                    os.kill(os.getpid(), signal.SIGINT)
-                yield batch
-
-        before(self, name, module, groups, steps, with_signal, *rest, **more)
-
-    return init
 
 
 def test_a_generators_run(generator):
@@ -122,21 +98,10 @@ def test_a_generators_run(generator):
     assert stored["updates"] == 5
 
 
-@pytest.mark.parametrize("stop", [2, 4])
-def test_an_interrupted_generator_resumes_to_the_same_numbers(data, generator, tmp_path, monkeypatch, stop):
-    out = tmp_path / "run"
-    stops = 2 if stop <= 3 else 1  # the encoder's stage has three steps
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "__init__", interrupting(stop))
-        for _ in range(stops):
-            with pytest.raises(typer.Exit):
-                icgan(data, out, resume=True)
-    torch.rand(10)
-    icgan(data, out, resume=True)
-    assert timeless(out) == timeless(generator)
-    for stage in ("pictures", "generator"):
-        one, other = weights(out, stage), weights(generator, stage)
-        assert all(one[name].equal(other[name]) for name in other)
+def test_an_interrupted_generator_has_the_same_numbers(data, generator, tmp_path, monkeypatch):
+    begun = train_through_stops(lambda: icgan(data, tmp_path / "run", resume=True), monkeypatch)
+    assert begun == ["pictures", "generator"]
+    assert_same_run(tmp_path / "run", generator)
 
 
 def test_a_run_leaves_everything_a_reader_needs(finished):
@@ -158,19 +123,10 @@ def test_evaluating_again_gives_the_same_figures(finished):
     assert json.loads((finished / "results.json").read_text()) == before
 
 
-@pytest.mark.parametrize("stop", [3, 7])
-def test_interrupted_sounds_resume_to_the_same_numbers(
-    data, generator, finished, tmp_path, monkeypatch, stop
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(Stage, "__init__", interrupting(stop))
-        with pytest.raises(typer.Exit):
-            sounds(data, generator, tmp_path / "run")
-    torch.rand(10)
-    sounds(data, generator, tmp_path / "run", resume=True)
-    assert timeless(tmp_path / "run") == timeless(finished)
-    one, other = weights(tmp_path / "run", "sounds"), weights(finished, "sounds")
-    assert all(one[name].equal(other[name]) for name in other)
+def test_interrupted_sounds_have_the_same_numbers(data, generator, finished, tmp_path, monkeypatch):
+    begun = train_through_stops(lambda: sounds(data, generator, tmp_path / "run", resume=True), monkeypatch)
+    assert begun == ["sounds"]
+    assert_same_run(tmp_path / "run", finished)
 
 
 def test_broken_files_are_named_and_training_goes_on(data, generator, tmp_path, capsys):
