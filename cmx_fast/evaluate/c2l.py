@@ -20,11 +20,12 @@ from cmx_fast.data.atr import ATR
 from cmx_fast.data.pictures import Pictures
 from cmx_fast.evaluate import segmentation
 from cmx_fast.evaluate.c2l_report import MEASURES, NAMES, write_report
+from cmx_fast.evaluate.runs import finished_run
 from cmx_fast.models.c2l import C2L
 from cmx_fast.models.c2l_recipe import C2LRecipe
 from cmx_fast.models.dff import DFF
 from cmx_fast.models.picie import PiCIE
-from cmx_fast.models.weights import load
+from cmx_fast.models.weights import load, read_json
 
 #: Pictures in the report.
 EXAMPLES = 8
@@ -96,8 +97,8 @@ class Evaluation:
 
 def evaluate_run(run: Path, pictures: Pictures) -> Evaluation:
     """Segment the pictures with every model of the run, print the table, write results.json and report.html."""
-    config = json.loads((run / "config.json").read_text())
-    recipe = C2LRecipe(**config["recipe"])
+    config = read_json(run / "config.json")
+    recipe = C2LRecipe.stored(config["recipe"], run / "config.json")
     examples = list(range(0, len(pictures), max(1, len(pictures) // EXAMPLES)))[:EXAMPLES]
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in config["models"]}
     shown: dict[str, Tensor] = {}
@@ -153,19 +154,7 @@ def evaluate_c2l(
     ] = False,
 ) -> None:
     """Evaluate a finished run on the test split: table, results.json and report.html."""
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.json")
-    config = json.loads((run / "config.json").read_text())
-    missing = [
-        f"seed{s}/{m}.pt"
-        for s in config["seeds"]
-        for m in config["models"]
-        if not (run / f"seed{s}" / f"{m}.pt").is_file()
-    ]
-    if missing:
-        raise ValueError(
-            f"{run} is not finished: no {', '.join(missing)}; continue it with cmx train c2l --resume"
-        )
+    config = finished_run(run, "train c2l")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe = C2LRecipe(**config["recipe"])
+    recipe = C2LRecipe.stored(config["recipe"], run / "config.json")
     evaluate_run(run, open_split(data or Path(config["data"]), "test", recipe, device, skip_bad=skip_bad))

@@ -21,9 +21,10 @@ from cmx_fast.evaluate.clip_features import Features, evenly, extract, open_clip
 from cmx_fast.evaluate.cmac_report import Example, write_report
 from cmx_fast.evaluate.localisation import POSITIONS, Positions, hits
 from cmx_fast.evaluate.retrieval import rank
+from cmx_fast.evaluate.runs import finished_run
 from cmx_fast.models.cmac import CMAC, OBJECTIVES
 from cmx_fast.models.cmac_recipe import CMACRecipe
-from cmx_fast.models.weights import load
+from cmx_fast.models.weights import load, read_json
 
 #: In Table 1's order: what a model is called in the report, and in short.
 NAMES = {
@@ -125,8 +126,8 @@ def score(
 
 def evaluate_run(run: Path, train: Clips, test: Clips, data: Path) -> Evaluation:
     """Try every model of the run, print the table, write results.json and report.html."""
-    config = json.loads((run / "config.json").read_text())
-    recipe, mixed = CMACRecipe(**config["recipe"]), config["precision"] == "bf16"
+    config = read_json(run / "config.json")
+    recipe, mixed = CMACRecipe.stored(config["recipe"], run / "config.json"), config["precision"] == "bf16"
     positions = Positions(data / POSITIONS, test) if (data / POSITIONS).is_file() else None
     shown = torch.arange(0, len(test), max(1, len(test) // EXAMPLES))[:EXAMPLES]
     evaluation = Evaluation(len(test), {name: [] for name in config["models"]}, {})
@@ -193,38 +194,15 @@ def table(evaluation: Evaluation) -> Table:
     return result
 
 
-def finished_run(run: Path) -> dict[str, Any]:
-    """The config of a run of ``cmx train cmac`` whose models are all there.
-
-    Raises:
-        ValueError: not such a folder, or a model that is not finished.
-    """
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.json")
-    config = json.loads((run / "config.json").read_text())
-    if config.get("command") != "train cmac":
-        raise ValueError(f"{run} is a run of cmx {config.get('command')}, not of cmx train cmac")
-    missing = [
-        f"seed{s}/{m}.pt"
-        for s in config["seeds"]
-        for m in config["models"]
-        if not (run / f"seed{s}" / f"{m}.pt").is_file()
-    ]
-    if missing:
-        raise ValueError(
-            f"{run} is not finished: no {', '.join(missing)}; continue it with cmx train cmac --resume"
-        )
-    return config
-
-
 def evaluate_cmac(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")],
     data: Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")] = None,
 ) -> None:
     """Evaluate a finished run on the held-out split: table, results.json and report.html."""
-    config = finished_run(run)
+    config = finished_run(run, "train cmac")
     root = data or Path(config["data"])
-    recipe, device = CMACRecipe(**config["recipe"]), "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = CMACRecipe.stored(config["recipe"], run / "config.json")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     adapter = VIDEO_SETS[config["dataset"]]
     train, test = (
         open_clips(adapter(root, split), recipe, device) for split in ("train", held_out(config["dataset"]))

@@ -17,10 +17,11 @@ from cmx_fast.data.pair_data import PairData
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.csir_report import write_report
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
+from cmx_fast.evaluate.runs import finished_run
 from cmx_fast.models.csir import CSIR, SpeechEncoder, image_encoder, load_places365
 from cmx_fast.models.dscmr import DSCMR
 from cmx_fast.models.recipe import Recipe
-from cmx_fast.models.weights import load
+from cmx_fast.models.weights import load, read_json
 from cmx_fast.nn.logmel import LogMel
 
 MODELS: dict[str, type[CSIR] | type[DSCMR]] = {"csir": CSIR, "dscmr": DSCMR}
@@ -102,8 +103,8 @@ class Evaluation:
 
 def evaluate_run(run: Path, data: PairData) -> Evaluation:
     """Embed the pairs with every model of the run, print the table, write results.json and report.html."""
-    config = json.loads((run / "config.json").read_text())
-    recipe, spaces = Recipe(**config["recipe"]), config["spaces"]
+    config = read_json(run / "config.json")
+    recipe, spaces = Recipe.stored(config["recipe"], run / "config.json"), config["spaces"]
     distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs])
     recalls: dict[str, list[Recalls]] = {name: [] for name in config["models"]}
     alternative: dict[str, list[Recalls]] = {name: [] for name in config["models"]}
@@ -198,24 +199,12 @@ def evaluate_csir(
     ] = False,
 ) -> None:
     """Evaluate a finished run on the test split: table, results.json and report.html."""
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not a run folder: it has no config.json")
-    config = json.loads((run / "config.json").read_text())
-    missing = [
-        f"seed{s}/{m}.pt"
-        for s in config["seeds"]
-        for m in config["models"]
-        if not (run / f"seed{s}" / f"{m}.pt").is_file()
-    ]
-    if missing:
-        raise ValueError(
-            f"{run} is not finished: no {', '.join(missing)}; continue it with cmx train csir --resume"
-        )
+    config = finished_run(run, "train csir")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     test = open_split(
         data or Path(config["data"]),
         "test",
-        Recipe(**config["recipe"]),
+        Recipe.stored(config["recipe"], run / "config.json"),
         device,
         spaces=config["spaces"],
         speech=speech,

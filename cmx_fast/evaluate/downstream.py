@@ -22,9 +22,10 @@ from cmx_fast.data.media_files import audio_problem
 from cmx_fast.data.recordings import Recordings, left_out
 from cmx_fast.data.video_sets import VIDEO_SETS, held_out
 from cmx_fast.evaluate.clip_features import open_clips, video_features
-from cmx_fast.evaluate.cmac import finished_run, new_model
+from cmx_fast.evaluate.cmac import new_model
 from cmx_fast.evaluate.linear import classify
 from cmx_fast.evaluate.retrieval import hits, rank
+from cmx_fast.evaluate.runs import finished_run
 from cmx_fast.models.cmac import CMAC
 from cmx_fast.models.cmac_recipe import CMACRecipe
 from cmx_fast.models.weights import load
@@ -50,11 +51,11 @@ def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
     """
-    config = finished_run(run)
+    config = finished_run(run, "train cmac")
     for what, value, known in (("model", name, config["models"]), ("seed", seed, config["seeds"])):
         if value not in known:
             raise ValueError(f"{what} must be one of the run's {', '.join(map(str, known))}; got {value!r}")
-    model = new_model(name, CMACRecipe(**config["recipe"]))
+    model = new_model(name, CMACRecipe.stored(config["recipe"], run / "config.json"))
     model.load_state_dict(load(run / f"seed{seed}" / f"{name}.pt")["module"])
     return model.to(device).eval(), config["precision"] == "bf16"
 

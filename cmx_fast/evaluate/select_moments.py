@@ -41,7 +41,7 @@ def select(
     cmx train sound2scene --selection takes the file, as it takes the authors' own.
     """
     config = run_config(run, "train localiser")
-    module = Localiser(LocaliserRecipe(**config["recipe"]))
+    module = Localiser(LocaliserRecipe.stored(config["recipe"], run / "config.json"))
     module.load_state_dict(finished(run, "localiser"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scenes = open_scenes(config["dataset"], data or Path(config["data"]), split)

@@ -38,6 +38,7 @@ from cmx_fast.evaluate.sound_features import check_selection, open_data, own_ran
 from cmx_fast.models.sound2scene import Sound2Scene
 from cmx_fast.models.sound2scene_files import open_sound2scene, run_config
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
+from cmx_fast.models.weights import read_json
 
 #: Rows of Table 1: what the pictures are of.
 ROWS = {
@@ -103,7 +104,7 @@ def evaluate_run(
         inception: weights for FID and Inception Score; without, they are of a classifier of the training frames.
         clip: OpenCLIP's model and its weights, for the retrieval of class names.
     """
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     system = (system or open_sound2scene(run)).to(device)
     train_features, test_features = (
@@ -268,7 +269,7 @@ def evaluate_sound2scene(
     """Evaluate a finished run on the held-out split: Table 1, controls, results.json and report.html."""
     config = run_config(run, "train sound2scene")
     system = open_sound2scene(run, icgan, picture_encoder)
-    recipe = Sound2SceneRecipe(**config["recipe"])
+    recipe = Sound2SceneRecipe.stored(config["recipe"], run / "config.json")
     selection = None if config["selection"] is None else read_selection(config["selection"])
     train, test = (
         open_data(

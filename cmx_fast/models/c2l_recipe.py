@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from cmx_fast.models.attentive import ATTENTIONS
+from cmx_fast.models.checked import (
+    Amount,
+    Count,
+    Hue,
+    OneOf,
+    Positive,
+    Range,
+    Several,
+    Share,
+    ShareAboveZero,
+    require,
+)
 from cmx_fast.models.fpn import BACKBONES
-from cmx_fast.models.presets import Presets, require
+from cmx_fast.models.presets import Presets
 
 
 @dataclass(frozen=True)
@@ -42,87 +54,69 @@ class C2LRecipe(Presets):
     }
 
     # Data
-    size: int = 320  # [P] pixels; a multiple of 32
+    size: Count = 320  # [P] pixels; a multiple of 32
     cache: bool = False  # [O] keep every picture of the data set in memory, as bytes
     backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one
 
     # Views, drawn anew in every epoch
-    jitter: float = 0.3  # [R] brightness, contrast and saturation change by up to this share
-    hue: float = 0.1  # [R] of the circle
-    smallest_crop: float = 0.5  # [R] of the side
+    jitter: Share = 0.3  # [R] brightness, contrast and saturation change by up to this share
+    hue: Hue = 0.1  # [R] of the circle
+    smallest_crop: ShareAboveZero = 0.5  # [R] of the side
 
     # Networks
-    backbone: str = "resnet18"  # [P]; "resnet10" has one block per stage [O]
-    attention: str = ""  # [O] in the ResNet: "se", "cbam" or "non-local"
-    width: int = 128  # [P] channels of the pyramid, of the attention and of what is clustered
-    part_width: int = 32  # [O] numbers per part vector
-    heads: int = 4  # [O]
-    attention_stride: int = 1  # [O] keys and values are averages of stride x stride cells; 1: all of them
-    mlp_ratio: int = 2  # [O] hidden width of the plain feed-forward (Table 1, row 3), in multiples of width
-    atoms: int = 64  # [O] columns of the dictionary; the paper says fewer than width
-    code_steps: int = 10  # [O] unrolled ISTA steps
-    code_penalty: float = 0.1  # [O] lambda of eqs. 2 and 4
+    backbone: Annotated[str, OneOf(*BACKBONES)] = "resnet18"  # [P]; "resnet10" has one block per stage [O]
+    attention: Annotated[str, OneOf(*ATTENTIONS)] = ""  # [O] in the ResNet: "se", "cbam" or "non-local"
+    width: Count = 128  # [P] channels of the pyramid, of the attention and of what is clustered
+    part_width: Count = 32  # [O] numbers per part vector
+    heads: Count = 4  # [O]
+    attention_stride: Count = 1  # [O] keys and values are averages of stride x stride cells; 1: all of them
+    mlp_ratio: Count = 2  # [O] hidden width of the plain feed-forward (Table 1, row 3), in multiples of width
+    atoms: Count = 64  # [O] columns of the dictionary; the paper says fewer than width
+    code_steps: Count = 10  # [O] unrolled ISTA steps
+    code_penalty: Amount = 0.1  # [O] lambda of eqs. 2 and 4
 
     # Losses
-    part_weight: float = 0.5  # [P] alpha of eq. 8
-    code_weight: float = 0.3  # [P] beta of eq. 8
-    temperature: float = 0.07  # [O] tau of eq. 1: that of the work which the paper cites for it
+    part_weight: Amount = 0.5  # [P] alpha of eq. 8
+    code_weight: Amount = 0.3  # [P] beta of eq. 8
+    temperature: Positive = 0.07  # [O] tau of eq. 1: that of the work which the paper cites for it
     cross_view: bool = False  # [P] eq. 7 has no cross-view terms; PiCIE's own objective always has
     proportional_weights: bool = (
         True  # [R] a cluster's weight in the cross-entropy is its share of the points
     )
 
     # Clustering, anew in every epoch
-    clusters: int = 18  # [O] ATR's labels; also the number of parts, as the paper suggests
-    test_clusters: int = 18  # [R] of the clustering after training, which is evaluated
-    cluster_batch: int = 192  # [P] pictures per mini-batch of k-means
-    init_batches: int = 20  # [R] mini-batches behind the first centroids
-    init_iterations: int = 20  # [R] Lloyd iterations on them
+    clusters: Several = 18  # [O] ATR's labels; also the number of parts, as the paper suggests
+    test_clusters: Several = 18  # [R] of the clustering after training, which is evaluated
+    cluster_batch: Count = 192  # [P] pictures per mini-batch of k-means
+    init_batches: Count = 20  # [R] mini-batches behind the first centroids
+    init_iterations: Count = 20  # [R] Lloyd iterations on them
     cluster_in_train_mode: bool = (
         True  # [R] batch norm uses, and updates, batch statistics in the centroid pass
     )
 
     # Training by Adam
-    epochs: int = 10  # [R]
-    batch: int = 96  # [P]
-    lr: float = 1e-4  # [R]
+    epochs: Count = 10  # [R]
+    batch: Count = 96  # [P]
+    lr: Amount = 1e-4  # [R]
     cosine: bool = False  # [R] a constant rate; else warm-up over 5 % of the steps and a cosine to zero [O]
 
     # Baseline
-    dff_stage: int = 4  # [R] which of the ResNet's four stages DFF factorises
-    dff_iterations: int = 200  # [R]
-    dff_tolerance: float = 1e-4  # [R] stop where the relative error falls by less
+    dff_stage: Annotated[int, Range(1, 4)] = 4  # [R] which of the ResNet's four stages DFF factorises
+    dff_iterations: Count = 200  # [R]
+    dff_tolerance: Amount = 1e-4  # [R] stop where the relative error falls by less
 
     # Evaluation
-    evaluations: int = (
+    evaluations: Count = (
         5  # [O] looks at the held-out pictures during training; no weights are selected by them
     )
 
     def __post_init__(self) -> None:
-        require(self.attention in ATTENTIONS, self, "attention", f"one of {', '.join(map(repr, ATTENTIONS))}")
-        require(self.backbone in BACKBONES, self, "backbone", f"one of {', '.join(BACKBONES)}")
-        require(self.size > 0 and self.size % 32 == 0, self, "size", "a positive multiple of 32")
-        for name in ("clusters", "test_clusters"):
-            require(getattr(self, name) >= 2, self, name, "at least 2")
+        super().__post_init__()
+        require(self.size % 32 == 0, self, "size", "a positive multiple of 32")
+        require(self.width % self.heads == 0, self, "heads", f"a divisor of width = {self.width}")
         require(
-            self.heads > 0 and self.width % self.heads == 0,
-            self,
-            "heads",
-            f"a divisor of width = {self.width}",
-        )
-        require(
-            self.attention_stride > 0 and self.size // 4 % self.attention_stride == 0,
+            self.size // 4 % self.attention_stride == 0,
             self,
             "attention_stride",
             f"a divisor of size / 4 = {self.size // 4}",
         )
-        require(self.temperature > 0, self, "temperature", "above 0")
-        require(self.code_penalty >= 0, self, "code_penalty", "at least 0")
-        require(1 <= self.dff_stage <= 4, self, "dff_stage", "1 to 4")
-        for name in ("part_weight", "code_weight"):
-            require(getattr(self, name) >= 0, self, name, "at least 0")
-        for name in (
-            "width", "part_width", "mlp_ratio", "atoms", "code_steps", "cluster_batch", "init_batches",
-            "init_iterations", "epochs", "batch", "dff_iterations",
-        ):  # fmt: skip
-            require(getattr(self, name) >= 1, self, name, "at least 1")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from cmx_fast.models.presets import Presets, require
+from cmx_fast.models.checked import Amount, Count, Hue, OneOf, Positive, Range, Several, ShareBelowOne, Size
+from cmx_fast.models.presets import Presets
 
 
 @dataclass(frozen=True)
@@ -35,45 +36,32 @@ class ICGANRecipe(Presets):
     }
 
     # Picture encoder: "resnet50" with SwAV's weights [P], or "small", trained here before the generator [O]
-    encoder: str = "resnet50"
-    encoder_steps: int = 0  # [O] of contrast between two moments of a video or two views of a picture
-    encoder_batch: int = 128  # [O]
-    encoder_lr: float = 2e-3  # [O]
-    temperature: float = 0.2  # [O]
-    hue: float = 0.5  # [O] share of the circle by which views' hues turn at most
+    encoder: Annotated[str, OneOf("resnet50", "small")] = "resnet50"
+    encoder_steps: Size = 0  # [O] of contrast between two moments of a video or two views of a picture
+    encoder_batch: Several = 128  # [O]
+    encoder_lr: Amount = 2e-3  # [O]
+    temperature: Positive = 0.2  # [O]
+    hue: Hue = 0.5  # [O] share of the circle by which views' hues turn at most
 
     # Data
-    resolution: int = 128  # [P] 64 or 128
-    moments: int = 1  # [O] frames of each video
+    resolution: Annotated[int, OneOf(64, 128)] = 128  # [P] 64 or 128
+    moments: Count = 1  # [O] frames of each video
     cache: bool = False  # [O] keep all pictures in memory
     backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
-    neighbours: int = 50  # [R]
+    neighbours: Count = 50  # [R]
     flip: bool = (
         True  # [R] mirror half of the pictures, and in half of the draws take a mirrored picture's features
     )
 
     # Networks
-    width: int = 96  # [R]
-    dim_z: int = 120  # [R]
-    condition: int = 512  # [R]
+    width: Annotated[int, Range(8)] = 96  # [R]
+    dim_z: Count = 120  # [R]
+    condition: Count = 512  # [R]
 
     # Training
-    generator_lr: float = 4e-5  # [R]
-    discriminator_lr: float = 1e-4  # [R]
-    batch: int = 2048  # [R] over all devices
-    steps: int = 500_000  # [O] the code trains until FID stops falling
-    average: float = 0.9999  # [R] decay of the generator's running average
-    average_from: int = 20_000  # [R] steps before it starts
-
-    def __post_init__(self) -> None:
-        require(self.encoder in ("resnet50", "small"), self, "encoder", "resnet50 or small")
-        require(self.encoder_steps >= 0, self, "encoder_steps", "at least 0")
-        require(self.resolution in (64, 128), self, "resolution", "64 or 128")
-        require(0 <= self.average < 1, self, "average", "in [0, 1)")
-        require(self.average_from >= 0, self, "average_from", "at least 0")
-        require(0 <= self.hue <= 0.5, self, "hue", "in [0, 0.5]")
-        require(self.temperature > 0, self, "temperature", "above 0")
-        for name in ("encoder_batch", "batch"):
-            require(getattr(self, name) >= 2, self, name, "at least 2 (batch norm)")
-        for name in ("moments", "neighbours", "steps", "condition"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
+    generator_lr: Amount = 4e-5  # [R]
+    discriminator_lr: Amount = 1e-4  # [R]
+    batch: Several = 2048  # [R] over all devices
+    steps: Count = 500_000  # [O] the code trains until FID stops falling
+    average: ShareBelowOne = 0.9999  # [R] decay of the generator's running average
+    average_from: Size = 20_000  # [R] steps before it starts

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from cmx_fast.models.presets import Presets, require
+from cmx_fast.models.checked import Amount, Count, Positive, Range, Several, require
+from cmx_fast.models.presets import Presets
 
 
 @dataclass(frozen=True)
@@ -23,30 +24,23 @@ class LocaliserRecipe(Presets):
         "epochs": 20,
     }
 
-    size: int = 224  # [R] pixels
-    seconds: float = 10.0  # [R] of sound
-    moments: int = 1  # [R] the middle frame of each video; more: one of them at random [O]
+    size: Annotated[int, Range(32)] = 224  # [R] pixels
+    seconds: Annotated[float, Range(0.1)] = 10.0  # [R] of sound
+    moments: Count = 1  # [R] the middle frame of each video; more: one of them at random [O]
     cache: bool = False  # [O] keep all pictures and sounds in memory
     backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
 
-    width: int = 64  # [R] channels of the first stage of both ResNet-18
-    positive: float = 0.65  # [R] where a cosine counts as the sounding object ...
-    negative: float = 0.4  # [R] ... and below which as background
-    softness: float = 0.03  # [R] of both thresholds
-    temperature: float = 0.07  # [R]
+    width: Annotated[int, Range(8)] = 64  # [R] channels of the first stage of both ResNet-18
+    positive: Annotated[float, Range(-1, 1)] = 0.65  # [R] where a cosine counts as the sounding object ...
+    negative: Annotated[float, Range(-1, 1)] = 0.4  # [R] ... and below which as background
+    softness: Positive = 0.03  # [R] of both thresholds
+    temperature: Positive = 0.07  # [R]
 
-    lr: float = 1e-4  # [P] of Adam
-    weight_decay: float = 1e-4  # [O]
-    batch: int = 256  # [P]
-    epochs: int = 80  # [O]
+    lr: Amount = 1e-4  # [P] of Adam
+    weight_decay: Amount = 1e-4  # [O]
+    batch: Several = 256  # [P]
+    epochs: Count = 80  # [O]
 
     def __post_init__(self) -> None:
-        require(self.size >= 32, self, "size", "at least 32")
-        require(self.seconds >= 0.1, self, "seconds", "at least 0.1")
-        require(self.width >= 8, self, "width", "at least 8")
+        super().__post_init__()
         require(self.negative <= self.positive, self, "negative", f"at most positive = {self.positive}")
-        for name in ("softness", "temperature"):
-            require(getattr(self, name) > 0, self, name, "above 0")
-        for name in ("moments", "epochs"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.batch >= 2, self, "batch", "at least 2 (negatives)")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
+
+from cmx_fast.models.checked import Checked
 
 PRESETS = ("paper", "demo")
 
 
-class Presets:
+class Presets(Checked):
     """Base of a recipe's dataclass, whose defaults are the "paper" preset and whose ``DEMO`` names what differs."""
 
     DEMO: ClassVar[dict[str, object]] = {}
@@ -18,21 +19,9 @@ class Presets:
         """The recipe of that name with some numbers changed.
 
         Raises:
-            ValueError: an unknown preset, or a field that the recipe doesn't have.
+            ValueError: an unknown preset, a field that the recipe doesn't have, or a value that it can't have.
         """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise ValueError(f"the recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        cls.known(changes)
         return cls(**{**(cls.DEMO if name == "demo" else {}), **changes})
-
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-
-def require(condition: bool, recipe: object, name: str, expected: str) -> None:
-    """Raise ValueError naming the field, what it must be and what it is."""
-    if not condition:
-        raise ValueError(f"{name} must be {expected}; got {getattr(recipe, name)!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from cmx_fast.models.icgan_recipe import ICGANRecipe
 from cmx_fast.models.picture_encoder import PictureEncoder, load_swav
 from cmx_fast.models.sound2scene import Sound2Scene, SoundEncoder
 from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
-from cmx_fast.models.weights import load
+from cmx_fast.models.weights import load, read_json
 
 
 def open_icgan(
@@ -44,7 +43,7 @@ def open_icgan(
 
 def _of_run(path: Path, picture_encoder: Path | str | None) -> tuple[PictureEncoder, Generator]:
     config = run_config(path, "train icgan")
-    recipe = ICGANRecipe(**config["recipe"])
+    recipe = ICGANRecipe.stored(config["recipe"], path / "config.json")
     encoder = PictureEncoder(recipe.encoder)
     if recipe.encoder == "small":
         stored = finished(path, "pictures")
@@ -70,7 +69,7 @@ def open_sound2scene(
     run = Path(run)
     config = run_config(run, "train sound2scene")
     encoder, generator = open_icgan(icgan or config["icgan"], picture_encoder or config["picture_encoder"])
-    recipe = Sound2SceneRecipe(**config["recipe"])
+    recipe = Sound2SceneRecipe.stored(config["recipe"], run / "config.json")
     sounds = new_sound_encoder(recipe, encoder.width)
     stored = _below("sound_encoder.", finished(run, "sounds"))
     try:
@@ -90,15 +89,12 @@ def run_config(path: Path, command: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: not a run folder.
-        ValueError: of another command, or not readable.
+        ValueError: of another command, or no JSON.
     """
     file = path / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no run folder; cmx {command} --out makes one")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable: {error}") from error
+    config = read_json(file)
     if config.get("command") != command:
         raise ValueError(f"{path} holds a run of cmx {config.get('command')}; expected cmx {command}")
     return config

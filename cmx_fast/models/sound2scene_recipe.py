@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from cmx_fast.models.presets import Presets, require
+from cmx_fast.models.checked import Amount, Count, OneOf, Range, Several, require
+from cmx_fast.models.presets import Presets
 from cmx_fast.models.sound2scene import LOSSES
 
 
@@ -26,31 +27,30 @@ class Sound2SceneRecipe(Presets):
     }
 
     # Data
-    moments: int = 1  # [P] pictures of each video: the selection's best, or the middle one
-    seconds: float = 10.0  # [P] of sound that the encoder takes; shorter sound is repeated
-    heard: float = 0.0  # [O] of a recording, the ablation's 1 and 5 s; 0: as much as seconds
+    moments: Count = 1  # [P] pictures of each video: the selection's best, or the middle one
+    seconds: Annotated[float, Range(0.1)] = (
+        10.0  # [P] of sound that the encoder takes; shorter sound is repeated
+    )
+    heard: Amount = 0.0  # [O] of a recording, the ablation's 1 and 5 s; 0: as much as seconds
     cache: bool = False  # [O] keep all pictures and sounds in memory
     backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
 
     # Sound encoder: ResNet-18
-    width: int = 64  # [R] channels of the first stage
+    width: Annotated[int, Range(8)] = 64  # [R] channels of the first stage
     positive: bool = True  # [R] ends in a ReLU; the paper in the linear layer
 
     # Training
-    loss: str = "l2"  # [P] "l2 one way", "cosine", "regression": the ablations of Table 2
-    lr: float = 1e-3  # [R] of Adam
+    loss: Annotated[str, OneOf(*LOSSES)] = (
+        "l2"  # [P] "l2 one way", "cosine", "regression": the ablations of Table 2
+    )
+    lr: Amount = 1e-3  # [R] of Adam
     cosine: bool = False  # [R] a constant rate; else a short warm-up and a cosine to zero [O]
-    weight_decay: float = 1e-5  # [R]
-    epochs: int = (
+    weight_decay: Amount = 1e-5  # [R]
+    epochs: Count = (
         50  # [P]; the paper stops earlier where the validation loss rises, here the last weights count
     )
-    batch: int = 64  # [R]
+    batch: Several = 64  # [R]
 
     def __post_init__(self) -> None:
-        require(self.loss in LOSSES, self, "loss", f"one of {', '.join(LOSSES)}")
-        require(self.seconds >= 0.1, self, "seconds", "at least 0.1")
-        require(0 <= self.heard <= self.seconds, self, "heard", f"in [0, seconds = {self.seconds}]")
-        require(self.width >= 8, self, "width", "at least 8")
-        require(self.batch >= 2, self, "batch", "at least 2 (negatives)")
-        for name in ("moments", "epochs"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
+        super().__post_init__()
+        require(self.heard <= self.seconds, self, "heard", f"in [0, seconds = {self.seconds}]")

@@ -56,7 +56,7 @@ def train_c2l(
         raise ValueError(
             f"model must be one or more of {', '.join(NAMES)}, all; got {', '.join(unknown) or 'none'}"
         )
-    recipe = C2LRecipe.preset(preset, **changes(set))
+    recipe = C2LRecipe.preset(preset, **changes(set, C2LRecipe))
     if imagenet is not None:
         load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
     fabric = new_fabric(precision, sync_bn, fsdp)

@@ -63,7 +63,7 @@ def train_cmac(
         )
     if dataset not in ("kinetics", "vggsound"):
         raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
-    recipe = CMACRecipe.preset(preset, **changes(set))
+    recipe = CMACRecipe.preset(preset, **changes(set, CMACRecipe))
     fabric = new_fabric(precision, sync_bn, fsdp)
     say = (
         (lambda text: print(text, file=sys.stderr, flush=True))

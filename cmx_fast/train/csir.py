@@ -66,7 +66,7 @@ def train_csir(
         raise ValueError(
             f"model must be one or more of {', '.join(MODELS)}; got {', '.join(unknown) or 'none'}"
         )
-    recipe = Recipe.preset(preset, **changes(set))
+    recipe = Recipe.preset(preset, **changes(set, Recipe))
     if places365 is not None:
         load_places365(
             image_encoder(recipe.image_encoder, recipe.attention), places365
@@ -175,7 +175,8 @@ class Training:
             image = pretraining.encoder
         for name in models:
             encoders = copy.deepcopy(image), copy.deepcopy(speech.encoder)
-            model = initialised(seed, functools.partial(MODELS[name], recipe, self.spaces, *encoders))
+            new: Callable[[], CSIR | DSCMR] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
+            model = initialised(seed, new)
             if recipe.head_steps:
                 model = self.heads(f"{name}-heads", seed, model)
             self.stage(

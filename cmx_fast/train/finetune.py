@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +21,9 @@ from cmx_fast.data.video_sets import VIDEO_SETS
 from cmx_fast.evaluate.clip_features import evenly, open_clips
 from cmx_fast.evaluate.downstream import adapters, open_model
 from cmx_fast.models.audio_video import R2Plus1D
+from cmx_fast.models.checked import Amount, Checked, Count, Share, ShareBelowOne, Size
 from cmx_fast.models.cmac import CMAC
 from cmx_fast.models.cmac_recipe import CMACRecipe
-from cmx_fast.models.presets import require
 from cmx_fast.train.clip_batches import Batch, ClipBatches
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
@@ -32,25 +32,20 @@ from cmx_fast.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class FinetuneRecipe:
+class FinetuneRecipe(Checked):
     """How an encoder is fine-tuned. [P]: stated by the paper. [R]: GDT's code. [O]: ours."""
 
-    epochs: int = 12  # [P]
-    clips: int = 10  # [P] random clips of each video per epoch
-    batch: int = 16  # [P]
-    lr: float = 0.005  # [P]
-    weight_decay: float = 5e-3  # [P]
-    momentum: float = 0.9  # [P]
-    warmup_epochs: int = 2  # [R]
-    milestones: tuple[int, ...] = (6, 10)  # [R] epochs from which the rate is
-    decay: float = 0.05  # [R] so much of what it was
-    jitter: float = 0.4  # [R] colours; the ablations: 0 [P]
-    dropout: float = 0.3  # [O]
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "clips", "batch"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(0 <= self.dropout < 1, self, "dropout", "in [0, 1)")
+    epochs: Count = 12  # [P]
+    clips: Count = 10  # [P] random clips of each video per epoch
+    batch: Count = 16  # [P]
+    lr: Amount = 0.005  # [P]
+    weight_decay: Amount = 5e-3  # [P]
+    momentum: ShareBelowOne = 0.9  # [P]
+    warmup_epochs: Size = 2  # [R]
+    milestones: tuple[Size, ...] = (6, 10)  # [R] epochs from which the rate is
+    decay: Share = 0.05  # [R] so much of what it was
+    jitter: Share = 0.4  # [R] colours; the ablations: 0 [P]
+    dropout: ShareBelowOne = 0.3  # [O]
 
     def rate(self, step: int, steps: int) -> float:
         """The factor on the learning rate."""
@@ -105,7 +100,7 @@ def evaluate_finetune(
     """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4)."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    recipe = FinetuneRecipe(**changes(set))
+    recipe = FinetuneRecipe(**changes(set, FinetuneRecipe))
     fabric = new_fabric(precision)
     if fabric.world_size > 1:
         raise ValueError(f"cmx evaluate finetune runs in one process; got a world of {fabric.world_size}")
@@ -120,7 +115,7 @@ def evaluate_finetune(
         "model": model,
         "seed": seed,
         "precision": precision,
-        "recipe": asdict(recipe),
+        "recipe": recipe.as_dict(),
     }
     splits = adapters(VIDEO_SETS, dataset, data, fold)
     pretrained, _ = open_model(run, model, seed, "cpu")

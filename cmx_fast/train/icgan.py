@@ -49,7 +49,7 @@ def train_icgan(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    recipe = ICGANRecipe.preset(preset, **changes(set))
+    recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe))
     if (recipe.encoder == "resnet50") != (picture_encoder is not None):
         raise ValueError(
             "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar; "

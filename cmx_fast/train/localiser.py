@@ -49,7 +49,7 @@ def train_localiser(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, which have videos; got {dataset!r}")
-    recipe = LocaliserRecipe.preset(preset, **changes(set))
+    recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe))
     fabric = new_fabric(precision)
     if fabric.world_size > 1:
         raise ValueError(f"cmx train localiser runs in one process; got a world of {fabric.world_size}")

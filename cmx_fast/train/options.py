@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from typing import Annotated, Any
 
 import typer
 from lightning_fabric import Fabric
 
+from cmx_fast.models.checked import Checked
 from cmx_fast.train import sharding
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-def changes(assignments: list[str]) -> dict[str, Any]:
-    """["alpha=0.5", "contrast=cross"] as a dictionary, with numbers and booleans read as such."""
-    result: dict[str, Any] = {}
+def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
+    """["alpha=0.5", "contrast=cross"] as a dictionary, each value of the type of the recipe's field.
+
+    Of a name that is given twice the last value counts.
+
+    Raises:
+        ValueError: no assignment, a name that the recipe doesn't have, or a value of another type.
+    """
+    texts: dict[str, str] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
-        try:
-            result[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            result[name] = value
-    return result
+        texts[name] = value
+    return recipe.read(texts)
 
 
 SyncBN = Annotated[

@@ -58,14 +58,14 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} already holds a run; continue it with --resume, or choose another --out"
             )
-        before = read_json(existing)
+        before, config = _flat(read_json(existing)), _flat(config)
         changed = sorted(k for k in before.keys() | config.keys() if before.get(k) != config.get(k))
         if changed == ["processes"]:
             self._say(
                 f"this run was started by {before['processes']} processes and goes on with {config['processes']}: "
                 "a step's batch has grown or shrunk with them, and random numbers differ from here on"
             )
-            write_text(existing, json.dumps(config, indent=2) + "\n")
+            write_text(existing, json.dumps(self.config, indent=2) + "\n")
         elif changed:
             self.close()
             raise ValueError(
@@ -205,3 +205,12 @@ class RunFolder:
     def _say(self, text: str) -> None:
         if self.writer:
             print(text, file=sys.stderr, flush=True)
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with each of the recipe's fields by its own name, so that a difference names the field."""
+    recipe = config.get("recipe")
+    of_recipe = (
+        {f"recipe.{name}": value for name, value in recipe.items()} if isinstance(recipe, dict) else {}
+    )
+    return {**config, **of_recipe, "recipe": None} if of_recipe else config

@@ -63,7 +63,7 @@ def train_sound2scene(
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if dataset == "pictures":
         raise ValueError("dataset = pictures has no sound")
-    recipe = Sound2SceneRecipe.preset(preset, **changes(set))
+    recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe))
     fabric = new_fabric(precision, sync_bn, fsdp)
     encoder, _ = open_icgan(icgan, picture_encoder)
     moments = None if selection is None else read_selection(selection)

@@ -62,8 +62,8 @@ def test_demo_keeps_the_method():
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"part_weight": -1.0}, "part_weight must be at least 0"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"dff_stage": 5}, "dff_stage must be 1 to 4"),
-        ({"backbone": "vgg"}, "backbone must be one of"),
+        ({"dff_stage": 5}, "dff_stage must be between 1 and 4"),
+        ({"backbone": "vgg"}, "backbone must be resnet18 or resnet10; got 'vgg'"),
         ({"colour": 1}, "the recipe has no colour"),
     ],
 )

@@ -40,7 +40,7 @@ def test_demo_keeps_the_method():
     [
         ({"alpha": 1.5}, "alpha must be between 0 and 1; got 1.5"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"contrast": "both"}, "contrast must be 'joint' or 'cross'; got 'both'"),
+        ({"contrast": "both"}, "contrast must be joint or cross; got 'both'"),
         ({"crop_seconds": 7.0}, "crop_seconds must be in"),
         ({"cross_batch": 10}, "cross_batch must be a multiple of samples_per_class = 4; got 10"),
         ({"image_encoder": "vgg"}, "image_encoder must be one of"),

@@ -160,7 +160,7 @@ def test_bfloat16_trains(data, tmp_path):
 
 
 def test_loading_files_gives_what_the_memory_holds(data):
-    recipe = changes(TINY)
+    recipe = changes(TINY, Recipe)
     kept = open_split(data, "test", Recipe.preset("demo", **recipe), "cpu")
     read = open_split(data, "test", Recipe.preset("demo", **{**recipe, "cache": False}), "cpu")
     for a, b in zip(kept.in_order(("image", "logmel")), read.in_order(("image", "logmel")), strict=True):
@@ -188,7 +188,7 @@ def test_bad_options_are_refused_before_any_work(tmp_path, options, message, mon
 
 
 def test_changes_read_numbers_and_words():
-    assert changes(["alpha=0.5", "cache=True", "contrast=cross"]) == {
+    assert changes(["alpha=0.5", "cache=True", "contrast=cross"], Recipe) == {
         "alpha": 0.5,
         "cache": True,
         "contrast": "cross",

@@ -303,6 +303,8 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     RunFolder(tmp_path, CONFIG, resume=True).close()
     with pytest.raises(ValueError, match=r"other settings: seeds was \[0\], now \[0, 1\]"):
         RunFolder(tmp_path, {**CONFIG, "seeds": [0, 1]}, resume=True)
+    with pytest.raises(ValueError, match=r"other settings: recipe.alpha was 0.6, now 0.5$"):
+        RunFolder(tmp_path, {**CONFIG, "recipe": {"alpha": 0.5}}, resume=True)
 
 
 def test_csv_has_every_metric(tmp_path):

@@ -240,7 +240,7 @@ def test_runs_that_can_not_be_opened(finished, generator, tmp_path):
     moved = shutil.move(shutil.copytree(generator, tmp_path / "a"), tmp_path / "b")
     assert open_sound2scene(finished, icgan=moved).generator.dim_z == 10
     (broken / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not readable"):
+    with pytest.raises(ValueError, match="config.json is not readable JSON"):
         open_sound2scene(broken)
 
 
