@@ -253,6 +253,107 @@ def test_hardest_background_alone_counts():
     assert multibox_loss(offsets, logits, [none]) == 0
 
 
+NO_AREA = {
+    "no width": [0.3, 0.2, 0.3, 0.5],
+    "no height": [0.1, 0.4, 0.3, 0.4],
+    "a point": [0.3, 0.3, 0.3, 0.3],
+    "exchanged corners": [0.5, 0.5, 0.2, 0.2],
+    "exchanged sides": [0.5, 0.2, 0.2, 0.5],
+    "NaN": [0.1, 0.1, float("nan"), 0.5],
+    "infinite": [0.1, 0.1, float("inf"), 0.5],
+    "wider than numbers": [-3e38, 0.1, 3e38, 0.5],
+}
+
+
+@pytest.mark.parametrize("box", NO_AREA.values(), ids=NO_AREA)
+def test_boxes_without_area_are_refused_by_name(box):
+    wrong = torch.tensor([[0.1, 0.1, 0.4, 0.4], box])
+    module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    proposed = RegionProposals(2, width=4)(torch.randn(1, 2, 3, 3))
+    calls = {
+        "objects": [
+            lambda: module.match(wrong, torch.tensor([1, 2])),
+            lambda: match_anchors(proposed.anchors, wrong, (48, 48)),
+            lambda: proposal_loss(proposed, [wrong], (48, 48)),
+        ],
+        "boxes": [lambda: encode(wrong, wrong[:1].expand(2, 4))],
+        "anchors": [
+            lambda: encode(wrong[:1].expand(2, 4), wrong),
+            lambda: decode(torch.zeros(2, 4), wrong),
+            lambda: match_anchors(wrong, wrong[:1], (48, 48)),
+        ],
+    }
+    for name, some in calls.items():
+        for call in some:
+            with pytest.raises(
+                ValueError, match=rf"{name}\[1\] is \[.*, one of 1 without area: give left, top, right"
+            ):
+                call()
+
+
+@pytest.mark.parametrize("box", NO_AREA.values(), ids=NO_AREA)
+def test_boxes_without_area_are_nan_where_nobody_looks(box, monkeypatch):
+    """As on a GPU, where a look would wait for the device."""
+    for module in ("boxes", "default_boxes"):
+        monkeypatch.setattr(f"cmx_fast.nn.attention.{module}.looked_at", lambda tensor: False)
+    wrong = torch.tensor([[0.1, 0.1, 0.4, 0.4], box])
+    right = wrong[:1].expand(2, 4)
+    for offsets in (encode(wrong, right), encode(right, wrong), decode(torch.zeros(2, 4), wrong)):
+        assert offsets[0].isfinite().all() and offsets[1].isnan().all()
+    boxes = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    matched = [boxes.match(wrong, torch.tensor([1, 2]))]
+    assert multibox_loss(torch.zeros(1, len(boxes), 4), torch.zeros(1, len(boxes), 3), matched).isnan()
+    proposed = RegionProposals(2, width=4)(torch.randn(1, 2, 3, 3))
+    assert proposal_loss(proposed, [wrong], (48, 48)).isnan()
+
+
+def test_targets_that_do_not_fit_are_refused():
+    module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    objects = torch.tensor([[0.02, 0.02, 0.2, 0.2]])
+    offsets, logits = torch.zeros(1, len(module), 4), torch.zeros(1, len(module), 3)
+    good = module.match(objects, torch.tensor([2]))
+    assert multibox_loss(offsets, logits, [good]).isfinite()
+    for labels in (good.labels + 1, good.labels - 1):
+        with pytest.raises(
+            ValueError, match=r"matched must have labels in \[0, 3\) and finite offsets; got labels"
+        ):
+            multibox_loss(offsets, logits, [good._replace(labels=labels)])
+    with pytest.raises(ValueError, match=f"and {4 * len(module)} offsets that are not"):
+        multibox_loss(offsets, logits, [good._replace(offsets=good.offsets + torch.inf)])
+    with pytest.raises(ValueError, match="matched must be 1, one per picture; got 2"):
+        multibox_loss(offsets, logits, [good, good])
+    with pytest.raises(ValueError, match="offsets must be"):
+        multibox_loss(offsets[:, 1:], logits, [good])
+    for labels, message in (
+        ([0], "labels must be from 1 on"),
+        ([1, 2], r"labels must be \(1,\), one per object"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module.match(objects, torch.tensor(labels))
+
+
+def test_later_objects_win_a_box_that_two_would_have():
+    module = DefaultBoxes(30, (1,), (30,), (12, 20), ((2,),))
+    objects = torch.tensor([[0.4, 0.4, 0.6, 0.6]] * 3)
+    matched = module.match(objects, torch.tensor([1, 2, 3]))
+    assert matched.labels.tolist() == [3, 0, 0, 0]
+
+
+def test_nan_does_not_vanish():
+    nan = torch.tensor(float("nan"))
+    module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
+    offsets, scores = torch.zeros(len(module), 4), torch.full((len(module), 3), 0.3)
+    with pytest.raises(ValueError, match="scores has 1 NaN: the network has diverged"):
+        module.detect(offsets, scores.index_put((torch.tensor(2), torch.tensor(1)), nan))
+    with pytest.raises(ValueError, match="offsets has 1 NaN"):
+        module.detect(offsets.index_put((torch.tensor(2), torch.tensor(1)), nan), scores)
+    with pytest.raises(ValueError, match="scores has 3 NaN"):
+        suppress(boxes(3), nan.expand(3), 0.5)
+    proposed = RegionProposals(2, width=4)(torch.randn(1, 2, 3, 3))
+    with pytest.raises(ValueError, match="proposed.logits has 81 NaN"):
+        proposals(proposed._replace(logits=proposed.logits * nan), (48, 48))
+
+
 def test_detections_are_the_objects():
     module = DefaultBoxes(30, (3, 1), (10, 30), (6, 12, 20), ((2,), (2,)))
     objects, labels = torch.tensor([[0.02, 0.02, 0.3, 0.3], [0.6, 0.6, 0.95, 0.95]]), torch.tensor([2, 1])
@@ -318,6 +419,8 @@ def test_proposals_learn_where_objects_are():
         (lambda: TwoLevelAttention(Red(), Red(), []), "relevant must name a class"),
         (lambda: TwoLevelAttention(Red(), Red(), [1])(torch.ones(2, 3)), r"patches must have shape \(B, P, C, H, W\)"),
         (lambda: DefaultBoxes(maps=(3,)), "maps, steps and ratios must be as many"),
+        (lambda: DefaultBoxes(sizes=(30, 60, 111, 0, 213, 264, 315)), "must be above 0; got 0 among them"),
+        (lambda: RegionProposals(4, sizes=(128, -1)), "stride, sizes and ratios must be above 0"),
     ],
 )  # fmt: skip
 def test_refuses(call, message):

@@ -8,6 +8,50 @@ import torch
 from torch import Tensor
 
 
+def looked_at(tensor: Tensor) -> bool:
+    """Whether values are checked: on a GPU that would wait for the device, and in a compiled graph there are none.
+
+    What is wrong gives NaN there.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def have_area(sides: Tensor) -> Tensor:
+    """Of widths and heights (N, 2), where both are finite and above 0: (N,) bool."""
+    return ((sides > 0) & sides.isfinite()).all(1)
+
+
+def require_area(name: str, boxes: Tensor) -> None:
+    """Refuse boxes whose sides have no finite length above 0; on a GPU only another shape.
+
+    Raises:
+        ValueError: names the first such box and counts them.
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name} must be boxes (N, 4), got {tuple(boxes.shape)}")
+    if not looked_at(boxes):
+        return
+    wrong = (~have_area(boxes[:, 2:] - boxes[:, :2])).nonzero()[:, 0]
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"{name}[{row}] is {boxes[row].tolist()}, one of {len(wrong)} without area: give left, top, right, bottom "
+            "with left < right and top < bottom, and leave out objects without area"
+        )
+
+
+def require_numbers(name: str, values: Tensor) -> None:
+    """Refuse NaN, which would vanish among what is below every threshold; on a GPU nothing.
+
+    Raises:
+        ValueError: counts them.
+    """
+    if looked_at(values) and values.isnan().any():
+        raise ValueError(
+            f"{name} has {int(values.isnan().sum())} NaN: the network has diverged, or its input has NaN"
+        )
+
+
 def areas(boxes: Tensor) -> Tensor:
     """(N,); 0 of boxes whose sides are in the wrong order."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
@@ -33,11 +77,22 @@ def corners(boxes: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor, variances: tuple[float, float] = (1.0, 1.0)) -> Tensor:
-    """Offsets (N, 4) of boxes from their anchors: middles in anchor sizes, sizes as logarithms, over ``variances``."""
-    there, here = middles(boxes), middles(anchors)
+    """Offsets (N, 4) of boxes from their anchors: middles in anchor sizes, sizes as logarithms, over ``variances``.
+
+    Raises:
+        ValueError: a box or an anchor without area; on a GPU its offsets are NaN.
+    """
+    require_area("boxes", boxes)
+    require_area("anchors", anchors)
+    there, here = _or_nan(middles(boxes)), _or_nan(middles(anchors))
     place = (there[:, :2] - here[:, :2]) / here[:, 2:] / variances[0]
     size = (there[:, 2:] / here[:, 2:]).log() / variances[1]
     return torch.cat([place, size], 1)
+
+
+def _or_nan(boxes: Tensor) -> Tensor:
+    """Boxes by middle and sides, those without area NaN."""
+    return boxes.where(have_area(boxes[:, 2:])[:, None], torch.nan)
 
 
 def decode(
@@ -46,8 +101,13 @@ def decode(
     variances: tuple[float, float] = (1.0, 1.0),
     largest: float = math.log(1000 / 16),
 ) -> Tensor:
-    """The boxes that :func:`encode` makes these offsets of; growth is held at e ** ``largest``."""
-    here = middles(anchors)
+    """The boxes that :func:`encode` makes these offsets of; growth is held at e ** ``largest``.
+
+    Raises:
+        ValueError: an anchor without area; on a GPU its box is NaN.
+    """
+    require_area("anchors", anchors)
+    here = _or_nan(middles(anchors))
     place = here[:, :2] + offsets[:, :2] * variances[0] * here[:, 2:]
     size = here[:, 2:] * (offsets[:, 2:] * variances[1]).clamp(max=largest).exp()
     return corners(torch.cat([place, size], 1))
@@ -60,7 +120,8 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int | None =
     The matrix of all overlaps is made, N x N.
 
     Raises:
-        ValueError: another number of scores than of boxes, or a threshold outside [0, 1].
+        ValueError: another number of scores than of boxes, NaN (on a GPU not looked for), or a threshold outside
+            [0, 1].
     """
     if scores.shape != boxes.shape[:1] or boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(
@@ -68,6 +129,8 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int | None =
         )
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    require_numbers("boxes", boxes)
+    require_numbers("scores", scores)
     order = scores.sort(descending=True, stable=True).indices
     sorted_boxes = boxes[order]
     # Worse boxes that each one would suppress; resolved best first, on the CPU: each row depends on those before.

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.nn.attention.boxes import corners, decode, encode, overlaps, suppress
+from cmx_fast.nn.attention.boxes import (
+    corners,
+    decode,
+    encode,
+    looked_at,
+    overlaps,
+    require_area,
+    require_numbers,
+    suppress,
+)
 
 #: SSD300's: sides of its six maps, steps in pixels, sizes of the boxes, and aspect ratios beside 1.
 MAPS = (38, 19, 10, 5, 3, 1)
@@ -56,9 +65,16 @@ class DefaultBoxes(nn.Module):
                 f"maps, steps and ratios must be as many, and sizes one more; got {len(maps)}, {len(steps)}, "
                 f"{len(ratios)} and {len(sizes)}"
             )
+        numbers = [picture, *maps, *steps, *sizes, *itertools.chain(*ratios)]
+        if min(numbers) <= 0:
+            raise ValueError(
+                f"picture, maps, steps, sizes and ratios must be above 0; got {min(numbers)} among them"
+            )
         self.threshold = threshold
         rows = []
-        for side, step, size, larger, of_map in zip(maps, steps, sizes, sizes[1:], ratios, strict=False):
+        for side, step, (size, larger), of_map in zip(
+            maps, steps, itertools.pairwise(sizes), ratios, strict=True
+        ):
             shapes = [(size, size), ((size * larger) ** 0.5,) * 2]
             for ratio in of_map:
                 shapes += [(size * ratio**0.5, size / ratio**0.5), (size / ratio**0.5, size * ratio**0.5)]
@@ -76,7 +92,16 @@ class DefaultBoxes(nn.Module):
 
         A box is for the object it overlaps most, if by the threshold; and each object has the box that overlaps it
         most, whatever the overlap.
+
+        Raises:
+            ValueError: an object without area, or another number of labels; a label below 1. On a GPU the offsets of
+                an object without area are NaN.
         """
+        require_area("objects", objects)
+        if labels.shape != objects.shape[:1]:
+            raise ValueError(f"labels must be ({len(objects)},), one per object; got {tuple(labels.shape)}")
+        if looked_at(labels) and (labels < 1).any():
+            raise ValueError(f"labels must be from 1 on, 0 is the background; got {int(labels.min())}")
         if not len(objects):
             return Matched(
                 torch.zeros(len(self), dtype=torch.int64, device=self.boxes.device),
@@ -87,8 +112,8 @@ class DefaultBoxes(nn.Module):
         own = share.argmax(1)
         # Later objects win a box that two would have, as in the authors' code.
         best = best.index_fill(0, own, 2.0)
-        for number, box in enumerate(own.tolist()):
-            of[box] = number
+        numbers = torch.arange(len(objects), device=of.device)
+        of = of.scatter_reduce(0, own, numbers, "amax", include_self=False)
         found = torch.where(best >= self.threshold, labels[of], 0)
         return Matched(found, encode(objects[of], self.boxes, VARIANCES))
 
@@ -99,6 +124,8 @@ class DefaultBoxes(nn.Module):
 
         Of each class but 0 the scores above ``least``, after suppression at ``overlap``; the ``most`` best of all.
         """
+        require_numbers("offsets", offsets)
+        require_numbers("scores", scores)
         boxes = decode(offsets, self.boxes, VARIANCES)
         found = []
         for label in range(1, scores.shape[1]):
@@ -117,9 +144,28 @@ def multibox_loss(offsets: Tensor, logits: Tensor, matched: Sequence[Matched], n
 
     Args:
         offsets: (B, P, 4), logits: (B, P, classes).
+
+    Raises:
+        ValueError: targets of another shape, that are not finite, or of a class that ``logits`` does not have. On a GPU
+            the loss is NaN.
     """
+    if len(matched) != len(offsets):
+        raise ValueError(f"matched must be {len(offsets)}, one per picture; got {len(matched)}")
     labels = torch.stack([m.labels for m in matched])
     wanted = torch.stack([m.offsets for m in matched])
+    if offsets.shape != wanted.shape or logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"offsets must be {tuple(wanted.shape)} and logits {tuple(labels.shape)} by classes, as matched; got "
+            f"{tuple(offsets.shape)} and {tuple(logits.shape)}"
+        )
+    known = ((labels >= 0) & (labels < logits.shape[-1])).all() & wanted.isfinite().all()
+    if looked_at(labels) and not known:
+        lost = int((~wanted.isfinite()).sum())
+        raise ValueError(
+            f"matched must have labels in [0, {logits.shape[-1]}) and finite offsets; got labels "
+            f"{int(labels.min())} to {int(labels.max())} and {lost} offsets that are not: an object without area?"
+        )
+    labels = labels.clamp(0, logits.shape[-1] - 1)
     positive = labels > 0
     count = positive.sum(1)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
@@ -127,4 +173,4 @@ def multibox_loss(offsets: Tensor, logits: Tensor, matched: Sequence[Matched], n
     chosen = positive | (hardest < (negatives * count).clamp(max=labels.shape[1] - 1)[:, None])
     of_boxes = F.smooth_l1_loss(offsets, wanted, reduction="none").sum(2)
     total = torch.where(chosen, losses, 0).sum() + torch.where(positive, of_boxes, 0).sum()
-    return total / count.sum().clamp_min(1)
+    return torch.where(known, total / count.sum().clamp_min(1), torch.nan)

@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.nn.attention.boxes import decode, encode, overlaps, suppress
+from cmx_fast.nn.attention.boxes import (
+    decode,
+    encode,
+    have_area,
+    overlaps,
+    require_area,
+    require_numbers,
+    suppress,
+)
 
 #: Of the loss on boxes: where the squared part ends (sigma = 3).
 BETA = 1 / 9
@@ -43,6 +51,8 @@ class RegionProposals(nn.Module):
         width: int = 512,
     ):
         super().__init__()
+        if stride <= 0 or not sizes or not ratios or min(*sizes, *ratios) <= 0:
+            raise ValueError(f"stride, sizes and ratios must be above 0; got {stride}, {sizes} and {ratios}")
         self.stride = stride
         shapes = torch.tensor([(size / ratio**0.5, size * ratio**0.5) for size in sizes for ratio in ratios])
         self.register_buffer("shapes", shapes, persistent=False)
@@ -86,6 +96,8 @@ def proposals(
     limits = proposed.anchors.new_tensor([width, height, width, height])
     found = []
     for logits, offsets in zip(proposed.logits, proposed.offsets, strict=True):
+        require_numbers("proposed.logits", logits)
+        require_numbers("proposed.offsets", offsets)
         best = logits.sort(descending=True, stable=True).indices[:before]
         boxes = decode(offsets[best], proposed.anchors[best]).clamp_min(0).minimum(limits)
         large = ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)
@@ -100,7 +112,12 @@ def match_anchors(anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> tu
 
     1: overlap of 0.7 or the best of some object; 0: below 0.3 with all. Anchors that leave the picture (height, width)
     count as neither.
+
+    Raises:
+        ValueError: an anchor or an object without area.
     """
+    require_area("anchors", anchors)
+    require_area("objects", objects)
     height, width = size
     labels = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
     inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
@@ -139,7 +156,9 @@ def proposal_loss(
         if len(positive):
             wanted = encode(of_picture[of[positive]].to(offsets.dtype), proposed.anchors[positive])
             loss = loss + F.smooth_l1_loss(offsets[positive], wanted, beta=BETA, reduction="sum")
-        losses.append(loss / max(1, len(chosen)))
+        # Off the CPU an object without area is not refused, and no anchor overlaps it.
+        known = have_area(of_picture[:, 2:] - of_picture[:, :2]).all()
+        losses.append(torch.where(known, loss / max(1, len(chosen)), torch.nan))
     return torch.stack(losses).mean()
 
 
