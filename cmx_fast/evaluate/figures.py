@@ -126,7 +126,7 @@ def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
                     axes.plot(*zip(*line, strict=True), color=colour, alpha=0.3, lw=0.9)
                 steps = [step for step, _ in next(iter(by_seed.values()))]
                 means = [
-                    mean(v) for v in zip(*([y for _, y in line] for line in by_seed.values()), strict=False)
+                    mean(v) for v in zip(*([y for _, y in line] for line in by_seed.values()), strict=True)
                 ]
                 axes.plot(
                     steps[: len(means)],

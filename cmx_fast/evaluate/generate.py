@@ -29,6 +29,8 @@ from cmx_fast.models.sound2scene_files import open_sound2scene
 from cmx_fast.models.weights import load, save
 
 SAMPLE_RATE = 16000
+#: Of a picture that is mixed in, where nobody says.
+WEIGHT = 0.5
 
 Run = Annotated[Path, typer.Option(help="Run folder of cmx train sound2scene.")]
 Icgan = Annotated[Path | None, typer.Option(help="The generator, if not where the run had it.")]
@@ -47,13 +49,19 @@ def generate(
     ] = None,
     mix_volume: Annotated[float, typer.Option(help="Of the second sound, in dB.")] = 0.0,
     image: Annotated[Path | None, typer.Option(help="A picture to mix in.")] = None,
-    weight: Annotated[float, typer.Option(help="Of the picture: 0 the sound alone, 1 the picture.")] = 0.5,
+    weight: Annotated[float, typer.Option(help="Of the picture: 0 the sound alone, 1 the picture.")] = WEIGHT,
     samples: Annotated[int, typer.Option(min=1, help="Pictures, side by side, each of other noise.")] = 1,
     seed: Noise = 0,
     icgan: Icgan = None,
     picture_encoder: Encoder = None,
 ) -> None:
     """Paint what makes a sound, or two mixed, or a sound in a given scene."""
+    for option, changed, needed in (
+        ("--mix-volume", mix_volume != 0 and mix_with is None, "--mix"),
+        ("--weight", weight != WEIGHT and image is None, "--image"),
+    ):
+        if changed:
+            raise ValueError(f"{option} has no effect without {needed}")
     _writable(out)
     system = open_sound2scene(run, icgan, picture_encoder)
     waves = [change_volume(read_sound(audio, system), volume)]
@@ -89,6 +97,10 @@ def edit_picture(
     """
     if to is None and volume == 0:
         raise ValueError("nothing to edit: give the sound it is to have, --to, or another --volume")
+    if inverted is not None and (steps != INVERSION_STEPS or seed):
+        raise ValueError(
+            "--steps and --seed are of the inversion, which --inverted has done: they have no effect"
+        )
     _writable(out)
     system = open_sound2scene(run, icgan, picture_encoder)
     since, wanted = read_sound(audio, system), read_sound(to or audio, system)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +118,8 @@ class ClipJudge:
     Raises:
         FileNotFoundError: no such file.
         MissingExtraError: open_clip_torch is not installed.
-        ValueError: OpenCLIP knows no such model, or the weights do not fit it.
+        ValueError: OpenCLIP knows no such model, the weights do not fit it, or they are OpenAI's, of another activation
+            than the model's. Of weights that could be, it says which model they would need.
     """
 
     def __init__(self, model: str, weights: Path, class_names: Sequence[str]):
@@ -125,8 +128,23 @@ class ClipJudge:
             raise FileNotFoundError(f"there are no CLIP weights {weights}")
         if model not in open_clip.list_models():
             raise ValueError(f"OpenCLIP has no model {model!r}; see open_clip.list_models()")
+        of_openai = _is_of_openai(weights)
+        if f"{model}-quickgelu" in open_clip.list_models() and not open_clip.get_model_config(model).get(
+            "quick_gelu"
+        ):
+            if of_openai:
+                raise ValueError(
+                    f"{weights} are OpenAI's, trained with QuickGELU: take the model {model}-quickgelu"
+                )
+            print(
+                f"{weights}: taken as {model}'s, with GELU; OpenAI's, MetaCLIP's and DFN's need {model}-quickgelu",
+                file=sys.stderr,
+            )
         try:
-            self.clip, _, _ = open_clip.create_model_and_transforms(model, pretrained=str(weights))
+            # Of a TorchScript archive nothing is unpickled or run, and only so its weights can be read.
+            self.clip, _, _ = open_clip.create_model_and_transforms(
+                model, pretrained=str(weights), weights_only=not (of_openai and _is_script(weights))
+            )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{weights} does not fit OpenCLIP's {model}: {error}") from error
         self.clip.eval()
@@ -146,6 +164,20 @@ class ClipJudge:
             resized = F.interpolate(as_float(part), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
             found.append(F.normalize(self.clip.encode_image((resized - mean) / std), dim=1) @ self.names.T)
         return torch.cat(found).float()
+
+
+def _is_script(weights: Path) -> bool:
+    """Whether the file is a TorchScript archive, as OpenAI published its models."""
+    if not zipfile.is_zipfile(weights):
+        return False
+    with zipfile.ZipFile(weights) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _is_of_openai(weights: Path) -> bool:
+    """Whether a file's form, its name, or its model's folder in a cache of the hub says that OpenAI trained it."""
+    named = "openai" in weights.name.lower() or any(part.endswith(".openai") for part in weights.parts)
+    return named or _is_script(weights)
 
 
 def recall(scores: Tensor, labels: Tensor, k: int) -> float:

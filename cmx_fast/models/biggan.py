@@ -96,7 +96,7 @@ class Discriminator(nn.Module):
         widths = _widths(DISCRIMINATOR_WIDTHS, resolution, width)
         self.blocks = nn.ModuleList()
         size = resolution
-        for i, (inner, outer) in enumerate(zip((3, *widths), widths, strict=False)):
+        for i, (inner, outer) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
             down = size > BOTTOM
             size = size // 2 if down else size
             layers: list[nn.Module] = [DiscriminatorBlock(inner, outer, down=down, first=i == 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -27,12 +28,15 @@ def mix(*waves: Tensor) -> Tensor:
     """The sum of waves (samples,) clipped to [-1, 1]; shorter ones are repeated to the longest.
 
     Raises:
-        ValueError: no wave, or one without samples.
+        ValueError: no wave, one without samples, or waves of integers or on several devices.
     """
     if not waves or any(wave.dim() != 1 or not len(wave) for wave in waves):
         raise ValueError(f"mix takes waves (samples,), at least one, got {[tuple(w.shape) for w in waves]}")
+    if not all(wave.is_floating_point() for wave in waves) or len({wave.device for wave in waves}) > 1:
+        kinds = ", ".join(f"{wave.dtype} on {wave.device}" for wave in waves)
+        raise ValueError(f"mix takes float waves in [-1, 1] on one device, got {kinds}")
     length = max(len(wave) for wave in waves)
-    return sum((_repeated(wave, length) for wave in waves), torch.zeros(length)).clamp(-1, 1)
+    return functools.reduce(torch.add, (_repeated(wave, length) for wave in waves)).clamp(-1, 1)
 
 
 def _repeated(wave: Tensor, length: int) -> Tensor:

@@ -70,6 +70,10 @@ def train_c2l(
     for split, pictures in (("train", train), ("test", test)):
         skipped = len(pictures.dataset.skipped)
         say(f"{split}: {len(pictures)} pictures" + (f"; {skipped} unreadable left out" if skipped else ""))
+    if len(train) < recipe.batch * fabric.world_size:
+        say(
+            f"batches of {len(train)} instead of {recipe.batch * fabric.world_size}: there are no more pictures"
+        )
     if imagenet is None:
         say("encoder: no --imagenet weights, so it starts at random")
     run = RunFolder(

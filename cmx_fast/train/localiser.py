@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -132,14 +132,35 @@ class VideoBatches:
             mirrored = torch.rand(len(self.data), generator=generator) < 0.5
             scenes = order.split(self.batch)[skip : self.steps_per_epoch]
             pictures = self.data.pictures([of * self.data.moments + moments[of] for of in scenes])
-            for (shown, picture), (heard, wave) in zip(
-                pictures, self.data.sounds(list(scenes)), strict=False
-            ):
+            sounds = self.data.sounds(list(scenes))
+            for (shown, picture), (heard, wave) in _of_the_same(scenes, pictures, sounds, self.data.moments):
                 index = shown // self.data.moments
                 both = torch.isin(index, heard)
-                if not both.any():  # all that could not be read of one kind
+                if not both.any():  # no scene of which both could be read
                     continue
                 wave = upload(wave[torch.isin(heard, index)], self.device)
                 picture = torch.where(mirrored[index][:, None, None, None], picture.flip(3), picture)[both]
                 yield {"picture": upload(picture, self.device).float() / 255, "wave": wave}
             epoch, skip = epoch + 1, 0
+
+
+Loaded = tuple[Tensor, Tensor]
+
+
+def _of_the_same(
+    scenes: Iterable[Tensor], pictures: Iterator[Loaded], sounds: Iterator[Loaded], moments: int
+) -> Iterator[tuple[Loaded, Loaded]]:
+    """Pictures and sounds of the same scenes: a batch of which none could be read is missing from the one stream.
+
+    Paired by their order alone, all batches after it would be pictures with the sounds of others.
+    """
+    shown, heard = next(pictures, None), next(sounds, None)
+    for batch in scenes:
+        seen = shown is not None and bool(torch.isin(shown[0] // moments, batch).all())
+        listened = heard is not None and bool(torch.isin(heard[0], batch).all())
+        if seen and listened:
+            assert shown is not None
+            assert heard is not None
+            yield shown, heard
+        shown = next(pictures, None) if seen else shown
+        heard = next(sounds, None) if listened else heard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class ViewBatches:
     def __init__(self, data: SceneData, batch: int, seed: int, device: torch.device | str, *, hue: float):
         self.data, self.seed, self.device, self.hue = data, seed, device, hue
         self.batch = min(batch, len(data))
+        if self.batch < batch:
+            print(f"batches of {self.batch} instead of {batch}: there are no more scenes", file=sys.stderr)
 
     def __call__(self, start: int) -> Iterator[Batch]:
         steps_per_epoch = len(self.data) // self.batch

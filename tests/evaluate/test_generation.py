@@ -143,6 +143,49 @@ def test_clip_from_a_file(tmp_path):
         ClipJudge("tiny-clip", tmp_path / "clip.pt", ["a"])
 
 
+def holder(state):
+    """A module of these weights and nothing else."""
+    root = torch.nn.Module()
+    for name, value in state.items():
+        *path, last = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, torch.nn.Module())
+            module = module._modules[part]
+        module.register_parameter(last, torch.nn.Parameter(value))
+    return root
+
+
+def test_openais_weights_need_their_activation(tmp_path, capsys):
+    open_clip = pytest.importorskip("open_clip")
+    for name, quick in (("small-clip", False), ("small-clip-quickgelu", True)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**TINY_CLIP, "quick_gelu": quick}))
+    open_clip.add_model_config(tmp_path)
+    clip, _, _ = open_clip.create_model_and_transforms("small-clip-quickgelu")
+    torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    (tmp_path / "vit.openai").mkdir()
+    hub = tmp_path / "vit.openai" / "model.bin"
+    torch.save(clip.state_dict(), hub)
+    script = tmp_path / "script.pt"
+    torch.jit.script(holder(clip.state_dict())).save(str(script))
+    for file in (hub, script):
+        with pytest.raises(
+            ValueError, match="are OpenAI's, trained with QuickGELU: take the model small-clip-quickgelu"
+        ):
+            ClipJudge("small-clip", file, ["rain"])
+    pictures = torch.rand(2, 3, 32, 32)
+    right, *same = (
+        ClipJudge("small-clip-quickgelu", tmp_path / name, ["rain"]) for name in ("clip.pt", hub, script)
+    )
+    assert capsys.readouterr().err == ""
+    for judge in same:
+        torch.testing.assert_close(judge.scores(pictures), right.scores(pictures))
+    other = ClipJudge("small-clip", tmp_path / "clip.pt", ["rain"])
+    assert "taken as small-clip's, with GELU; OpenAI's" in capsys.readouterr().err
+    assert not torch.allclose(other.scores(pictures), right.scores(pictures), atol=1e-6)
+
+
 def test_a_classifier_learns_frames_and_leaves_the_generator_alone(monkeypatch):
     monkeypatch.setattr(frame_classifier, "STEPS", 40)
     labels = torch.arange(60) % 2

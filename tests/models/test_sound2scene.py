@@ -124,6 +124,11 @@ def test_mixing_repeats_the_shorter_and_clips():
     mixed = mix(torch.tensor([0.1, 0.2, 0.3, 0.9, 0.0]), torch.tensor([0.1, 0.2]))
     torch.testing.assert_close(mixed, torch.tensor([0.2, 0.4, 0.4, 1.0, 0.1]))
     assert mix(torch.tensor([0.5])).tolist() == [0.5]
+    there = mix(torch.empty(5, device="meta"), torch.empty(2, dtype=torch.float64, device="meta"))
+    assert (there.device.type, there.dtype, there.shape) == ("meta", torch.float64, (5,))
+    for wrong in ((torch.zeros(2), torch.zeros(2, device="meta")), (torch.zeros(2, dtype=torch.int16),)):
+        with pytest.raises(ValueError, match=r"mix takes float waves in \[-1, 1\] on one device, got torch"):
+            mix(*wrong)
     with pytest.raises(ValueError, match=r"mix takes waves \(samples,\), at least one"):
         mix()
     with pytest.raises(ValueError, match="mix takes waves"):

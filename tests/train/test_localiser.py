@@ -12,7 +12,7 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from cmx_fast.data.selection import read_selection
 from cmx_fast.data.simulate_clips import simulate_clips
 from cmx_fast.evaluate.select_moments import select
-from cmx_fast.train.localiser import train_localiser
+from cmx_fast.train.localiser import VideoBatches, train_localiser
 
 TINY = ["size=32", "seconds=0.5", "width=8", "batch=4", "epochs=2", "moments=2"]
 
@@ -65,6 +65,43 @@ def test_a_selection_names_the_best_moments(data, finished, tmp_path, capsys):
     name = next(iter(found))
     assert len(name.split("_")[-1]) >= 5 and int(name.split("_")[-1]) - int(name.split("_")[-2]) == 10000
     assert "s.json: " in capsys.readouterr().err
+
+
+class Streams:
+    """Eight videos whose pictures and sounds are their numbers; ``blind`` and ``deaf``: those that can't be read."""
+
+    moments = 2
+
+    def __init__(self, blind=(), deaf=()):
+        self.blind, self.deaf = blind, deaf
+
+    def __len__(self):
+        return 8
+
+    def pictures(self, batches):
+        for batch in batches:
+            shown = batch[[int(p) // 2 not in self.blind for p in batch]]
+            if len(shown):
+                yield shown, (shown // 2).byte()[:, None, None, None].expand(-1, 3, 2, 2)
+
+    def sounds(self, batches):
+        for batch in batches:
+            heard = batch[[int(s) not in self.deaf for s in batch]]
+            if len(heard):
+                yield heard, heard.float()[:, None].expand(-1, 4)
+
+
+@pytest.mark.parametrize("lost", ["blind", "deaf"])
+@pytest.mark.parametrize("rows", [[0], [1], [3], [0, 1], [1, 3]])
+def test_a_batch_that_one_stream_lacks_costs_no_other(lost, rows):
+    """Batches of two; the first epoch's order says which videos they are of."""
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0)).split(2)
+    gone = torch.cat([order[row] for row in rows]).tolist()
+    batches = VideoBatches(Streams(**{lost: gone}), 2, 0, "cpu")(0)
+    expected = [of for row, of in enumerate(order) if row not in rows]
+    for of, batch in zip(expected, batches, strict=False):  # the batches never end
+        assert batch["wave"][:, 0].tolist() == of.tolist()
+        assert (255 * batch["picture"][:, 0, 0, 0]).round().tolist() == of.tolist()
 
 
 @pytest.mark.parametrize(

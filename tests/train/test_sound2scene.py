@@ -200,6 +200,10 @@ def test_editing_and_inversion(finished, media, capsys):
     edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
     assert size(media / "e.png")[0] > 2 * 64  # as it is, and edited
     edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, volume=10.0, steps=2)
+    with pytest.raises(
+        ValueError, match="--steps and --seed are of the inversion, which --inverted has done"
+    ):
+        edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options, steps=2)
     save(latents, {})
     with pytest.raises(ValueError, match="holds no features and noise"):
         edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
@@ -216,6 +220,8 @@ def test_editing_and_inversion(finished, media, capsys):
         ({"image": "a.wav"}, "a.wav: "),
         ({"out": "p.gif"}, "out must end in .png or .jpg"),
         ({"weight": 2.0, "image": "c.jpg"}, r"weight must be in \[0, 1\]"),
+        ({"weight": 0.7}, "--weight has no effect without --image"),
+        ({"mix_volume": 3.0}, "--mix-volume has no effect without --mix"),
     ],
 )
 def test_what_can_not_be_generated(finished, media, options, message):
