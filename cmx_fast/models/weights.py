@@ -110,11 +110,18 @@ def write_text(file: Path, text: str) -> None:
     sync_folder(file.parent)
 
 
-def read_json(file: Path) -> Any:
-    """Raises:
-    ValueError: no JSON.
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds, as a run's config is one.
+
+    Raises:
+        ValueError: no JSON, or of something else.
     """
     try:
-        return json.loads(file.read_text())
+        found = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} is not readable JSON: it holds {type(found).__name__}, not names and values"
+        )
+    return found

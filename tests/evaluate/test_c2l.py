@@ -32,8 +32,8 @@ def run(tmp_path_factory):
                 model.centroids.normal_()
             save(run / f"seed{seed}" / f"{name}.pt", {"module": model.state_dict()})
     config = {
-        "data": str(data), "recipe": RECIPE.as_dict(), "seeds": [0, 1], "models": MODELS, "imagenet": None,
-        "precision": "fp32", "classes": open_split(data, "test", RECIPE, "cpu").dataset.class_names,
+        "command": "train c2l", "data": str(data), "recipe": RECIPE.as_dict(), "seeds": [0, 1], "models": MODELS,
+        "imagenet": None, "precision": "fp32", "classes": open_split(data, "test", RECIPE, "cpu").dataset.class_names,
     }  # fmt: skip
     (run / "config.json").write_text(json.dumps(config))
     rows = [

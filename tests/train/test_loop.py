@@ -239,6 +239,9 @@ def test_a_damaged_config_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json is not readable JSON"):
         RunFolder(tmp_path, CONFIG, resume=True)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"it holds list, not names and values"):
+        RunFolder(tmp_path, CONFIG, resume=True)
 
 
 def test_synchronised_batch_norms(tmp_path):
