@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 
 class CachedContrastiveStep:
@@ -29,27 +30,47 @@ class CachedContrastiveStep:
         loss: takes the features of every input, whole, and the call's keyword arguments; gives a 0-d tensor. In a
             process group one of :mod:`cmx_fast.distributed`, so that all processes' features meet. If it is a module
             with parameters (a temperature), they get their gradients too.
-        chunk: rows of a batch that the encoders see at a time.
+        chunk: rows of a batch that the encoders see at a time, or one such number for every encoder.
         scaler: a ``torch.amp.GradScaler``, where training has one.
+        get_rep_fn: takes what an encoder returns and gives its features, one row per sample, where they are not the
+            tensor that it returns: ``lambda output: output.pooler_output``.
 
     Call:
-        ``step(*inputs, **of_the_loss)``: an input is a tensor, or a dict, list or tuple of tensors, with the samples in
-        the first dimension of each. Returns the loss, detached. Call it under autocast as one would the encoders.
+        ``step(*inputs, **of_the_loss)``: one input per encoder, which reaches it as in GradCache:
+
+        ========================  ===================================
+        input                     call
+        ========================  ===================================
+        tensor                    ``encoder(tensor)``
+        any mapping               ``encoder(**mapping)``
+        list or tuple             ``encoder(*list)``
+        (list or tuple, mapping)  ``encoder(*list, **mapping)``
+        ========================  ===================================
+
+        An encoder that takes a mapping or a list as one argument gets it in a list: ``step([{"a": a, "b": b}])``.
+        Tensors are split along their first dimension, the samples, however deep they lie in mappings, lists and
+        tuples. Strings, numbers, None, 0-d tensors and other objects without a length go to every chunk whole. Other
+        collections without a tensor (a list of strings, a NumPy array) are refused, as they might be samples as well
+        as a setting: make samples tensors, and give settings to the encoder with ``functools.partial``.
+
+        Returns the loss, detached. Call it under autocast as one would the encoders.
 
     Cost: a forward pass more than plain training. Memory: activations of a chunk, features of the batch, and what the
     loss takes.
 
     Raises:
-        ValueError: a chunk below 1, another number of inputs than of encoders, inputs without samples, tensors of one
-            input that differ in their number, or features that require no gradient.
+        ValueError: a chunk below 1, another number of inputs or chunks than of encoders, inputs without samples,
+            tensors of one input that differ in their number, an encoder that gives another number of rows, or
+            features without a gradient. TypeError: a chunk that is no integer, an input that can't be split, or an
+            encoder that returns no tensor and no ``get_rep_fn`` to find one.
 
     Example:
         >>> import torch
         >>> from cmx_fast.losses import InfoNCELoss
         >>> from cmx_fast.train.cached_step import CachedContrastiveStep
         >>> image, text = torch.nn.Linear(6, 4), torch.nn.Linear(5, 4)
-        >>> step = CachedContrastiveStep([image, text], InfoNCELoss(normalize=True), chunk=8)
-        >>> step(torch.randn(32, 6), torch.randn(32, 5)).shape
+        >>> step = CachedContrastiveStep([image, text], InfoNCELoss(normalize=True), chunk=[8, 16])
+        >>> step(torch.randn(32, 6), {"input": torch.randn(32, 5)}).shape
         torch.Size([])
         >>> image.weight.grad.shape
         torch.Size([4, 6])
@@ -59,25 +80,33 @@ class CachedContrastiveStep:
         self,
         encoders: nn.Module | Sequence[nn.Module],
         loss: Callable[..., Tensor],
-        chunk: int,
+        chunk: int | Sequence[int],
         *,
         scaler: torch.amp.GradScaler | None = None,
+        get_rep_fn: Callable[[Any], Tensor] | None = None,
     ):
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.encoders = [encoders] if isinstance(encoders, nn.Module) else list(encoders)
-        self.loss, self.chunk, self.scaler = loss, chunk, scaler
+        chunks = list(chunk) if isinstance(chunk, Sequence) else [chunk] * len(self.encoders)
+        if len(chunks) != len(self.encoders):
+            raise ValueError(
+                f"chunk must be one number, or one for each of {len(self.encoders)} encoders; got {chunk}"
+            )
+        for rows in chunks:
+            if isinstance(rows, bool) or not isinstance(rows, Integral):
+                raise TypeError(f"chunk must be an integer, got {rows!r}")
+            if rows < 1:
+                raise ValueError(f"chunk must be at least 1, got {rows}")
+        self.loss, self.chunks, self.scaler, self.get_rep_fn = loss, chunks, scaler, get_rep_fn
 
     def __call__(self, *inputs: Any, **of_the_loss: Any) -> Tensor:
-        batches = self._cut(inputs)
+        samples, device = self._samples(inputs)
         modules = list({id(module): module for module in self.encoders}.values())
-        device = tree_leaves(inputs)[0].device
         buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         before = _rng(device)
         with torch.no_grad():
             features = [
-                torch.cat([encoder(part) for part in parts])
-                for encoder, parts in zip(self.encoders, batches, strict=True)
+                torch.cat([self._encode(index, value, rows) for rows in self._rows(index, samples[index])])
+                for index, value in enumerate(inputs)
             ]
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -89,37 +118,121 @@ class CachedContrastiveStep:
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         _set_rng(before, device)
         last = {id(encoder): index for index, encoder in enumerate(self.encoders)}
-        for index, (encoder, parts, whole) in enumerate(zip(self.encoders, batches, features, strict=True)):
+        for index, (encoder, value, whole) in enumerate(zip(self.encoders, inputs, features, strict=True)):
             if whole.grad is None:
                 raise ValueError(f"the loss has no gradient by the features of input {index}")
-            gradients = whole.grad.split(self.chunk)
-            for position, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
-                final = position + 1 == len(parts) and last[id(encoder)] == index
+            for rows in self._rows(index, samples[index]):
+                final = rows.stop >= samples[index] and last[id(encoder)] == index
                 with _exchanging(encoder, final):
-                    again = encoder(part)
+                    again = self._encode(index, value, rows)
                     if not again.requires_grad:
                         # Nothing to train here: its random numbers are still to be drawn.
                         continue
                     with torch.autocast(device.type, enabled=False):
-                        again.backward(gradient)
+                        again.backward(whole.grad[rows])
         _set_rng(after, device)
         return loss.detach()
 
-    def _cut(self, inputs: Sequence[Any]) -> list[list[Any]]:
-        """Every input's chunks."""
+    def _samples(self, inputs: Sequence[Any]) -> tuple[list[int], torch.device]:
+        """The number of samples of every input, and the device of the first tensor."""
         if len(inputs) != len(self.encoders):
             raise ValueError(f"{len(self.encoders)} encoders take as many inputs, got {len(inputs)}")
-        batches = []
+        samples, devices = [], []
         for index, value in enumerate(inputs):
-            counts = {len(leaf) for leaf in tree_leaves(value)}
+            tensors = list(_split_tensors(value, f"input {index}"))
+            counts = {len(tensor) for tensor in tensors}
             if len(counts) != 1 or counts == {0}:
                 found = ", ".join(map(str, sorted(counts))) or "no tensor"
                 raise ValueError(
                     f"input {index} must have the same number of samples, at least 1, in every tensor; got {found}"
                 )
-            starts = range(0, counts.pop(), self.chunk)
-            batches.append([tree_map(lambda t, i=i: t[i : i + self.chunk], value) for i in starts])
-        return batches
+            samples.append(counts.pop())
+            devices.append(tensors[0].device)
+        return samples, devices[0]
+
+    def _rows(self, index: int, samples: int) -> Iterator[slice]:
+        for start in range(0, samples, self.chunks[index]):
+            yield slice(start, min(start + self.chunks[index], samples))
+
+    def _encode(self, index: int, value: Any, rows: slice) -> Tensor:
+        """The features of some rows of an input."""
+        # Cut anew for every pass: an encoder may write into the mapping that it is given.
+        part, encoder = _cut(value, rows), self.encoders[index]
+        if isinstance(part, Mapping):
+            output = encoder(**part)
+        elif isinstance(part, list | tuple):
+            output = encoder(*part[0], **part[1]) if _are_arguments(part) else encoder(*part)
+        else:
+            output = encoder(part)
+        features = output if self.get_rep_fn is None else self.get_rep_fn(output)
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"encoder {index} must give its features as a tensor, got {type(features).__name__}; "
+                "pass get_rep_fn, which takes them from what the encoder returns"
+            )
+        expected = rows.stop - rows.start
+        if features.dim() == 0 or len(features) != expected:
+            raise ValueError(
+                f"encoder {index} must give one row per sample, {expected} here; got shape {tuple(features.shape)}"
+            )
+        return features
+
+
+def _are_arguments(value: Any) -> bool:
+    """Whether a tuple holds an encoder's positional and keyword arguments."""
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], list | tuple)
+        and isinstance(value[1], Mapping)
+    )
+
+
+def _split_tensors(value: Any, path: str) -> Iterator[Tensor]:
+    """The tensors in an input whose rows are samples; what is neither split nor handed on whole is refused."""
+    if isinstance(value, Tensor):
+        if value.dim() > 0:
+            yield value
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from _split_tensors(value[key], f"{path}[{key!r}]")
+    elif isinstance(value, list | tuple) and (not value or any(map(_holds_tensor, value))):
+        for position, item in enumerate(value):
+            yield from _split_tensors(item, f"{path}[{position}]")
+    elif (
+        isinstance(value, Sized)
+        and not isinstance(value, str | bytes)
+        and getattr(value, "shape", None) != ()
+    ):
+        raise TypeError(
+            f"{path} is a {type(value).__name__} of {len(value)} without a tensor: samples must be tensors; "
+            "a setting goes to the encoder with functools.partial"
+        )
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(value[key]) for key in value)
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensor, value)))
+
+
+def _cut(value: Any, rows: slice) -> Any:
+    """The same collections with these rows of every tensor."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.dim() > 0 else value
+    if isinstance(value, Mapping):
+        parts = {key: _cut(value[key], rows) for key in value}
+        if type(value) is dict or not isinstance(value, MutableMapping):
+            return parts
+        # The caller's own type: encoders read BatchEncoding's keys as attributes.
+        mapping = copy.copy(value)
+        for key, part in parts.items():
+            mapping[key] = part
+        return mapping
+    if isinstance(value, list | tuple):
+        items = [_cut(item, rows) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 @contextmanager

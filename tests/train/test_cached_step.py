@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import subprocess
 import sys
+import types
 
+import numpy
 import pytest
 import torch
 import torch.distributed as dist
@@ -82,15 +85,131 @@ def test_one_encoder_for_two_inputs_and_inputs_of_several_tensors():
             super().__init__()
             self.inner = encoder()
 
-        def forward(self, batch):
-            return self.inner(batch["a"] * batch["b"])
+        def forward(self, a, b):
+            return self.inner(a * b)
 
     model, loss = Pair(), InfoNCELoss()
     batches = [{"a": torch.randn(20, 10), "b": torch.randn(20, 10)} for _ in range(2)]
-    loss(*(model(batch) for batch in batches)).backward()
+    loss(*(model(**batch) for batch in batches)).backward()
     truth = gradients(model)
     model.zero_grad()
     CachedContrastiveStep([model, model], loss, 6)(*batches)
+    assert_same(gradients(model), truth)
+
+
+class Keyed(collections.UserDict):
+    """As transformers' BatchEncoding: no dict, its keys are attributes, and AttributeErrors have no text."""
+
+    def __getattr__(self, name):
+        try:
+            return self.data[name]
+        except KeyError:
+            raise AttributeError from None
+
+
+class Recorder(nn.Module):
+    """An encoder of one tensor that notes how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.calls = encoder(), []
+
+    def forward(self, *args, **kwargs):
+        self.calls.append((args, kwargs))
+        (x,) = [
+            value for value in [*args, *kwargs.values()] if isinstance(value, torch.Tensor) and value.dim()
+        ]
+        return self.inner(x)
+
+
+X = torch.arange(70.0).reshape(7, 10) / 70
+WHOLE = {"text": "a photo of", "limit": 7, "share": 0.5, "no": None, "scale": torch.tensor(3.0), "kind": b"ab",
+         "dtype": torch.float16, "size": numpy.float32(2), "zero": numpy.array(4)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "positions", "keywords"),
+    [
+        (X, [X], {}),
+        ([X], [X], {}),
+        ((X, None, "mode"), [X, None, "mode"], {}),
+        ({"x": X, **WHOLE}, [], {"x": X, **WHOLE}),
+        (types.MappingProxyType({"x": X, "on": True}), [], {"x": X, "on": True}),
+        (Keyed(x=X, text="ab"), [], {"x": X, "text": "ab"}),
+        (([X], {"text": "ab"}), [X], {"text": "ab"}),
+        (([], Keyed(x=X)), [], {"x": X}),
+    ],
+)
+def test_tensors_are_split_and_all_else_is_handed_on_whole(value, positions, keywords):
+    model, loss = Recorder(), InfoNCELoss(normalize=True)
+    truth = model.inner(X)
+    loss(truth, truth.roll(1, 0)).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    CachedContrastiveStep(model, lambda f: loss(f, f.roll(1, 0)), 3)(value)
+    assert_same(gradients(model), expected)
+    assert len(model.calls) == 6
+    for (args, kwargs), start in zip(model.calls, [0, 3, 6] * 2, strict=True):
+        for whole, part in [
+            *zip(positions, args, strict=True),
+            *((keywords[k], kwargs.pop(k)) for k in keywords),
+        ]:
+            assert part.equal(X[start : start + 3]) if whole is X else part is whole
+        assert not kwargs
+
+
+@pytest.mark.parametrize("kind", [dict, Keyed, collections.OrderedDict, types.MappingProxyType])
+def test_an_encoder_that_takes_a_mapping_gets_it_in_a_list(kind):
+    class Written(nn.Module):
+        """Writes its features into the mapping that it is given, as sentence-transformers do."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kinds = encoder(), set()
+
+        def forward(self, batch):
+            self.kinds.add(type(batch))
+            assert set(batch) == {"inputs", "text"} and batch["text"] == "ab"
+            batch["features"] = self.inner(batch["inputs"]["x"][0])
+            return batch
+
+    model, batch = Written(), kind({"inputs": {"x": (X,)}, "text": "ab"})
+    step = CachedContrastiveStep(model, lambda f: f.square().sum(), 2, get_rep_fn=lambda out: out["features"])
+    step([batch])
+    assert_same(gradients(model), torch.autograd.grad(model.inner(X).square().sum(), model.parameters()))
+    assert set(batch) == {"inputs", "text"}
+    assert model.kinds == {dict if kind is types.MappingProxyType else kind}
+
+
+def test_a_chunk_per_encoder():
+    image, sound = Recorder(), Recorder()
+    loss, x, y = InfoNCELoss(normalize=True), torch.randn(9, 10), torch.randn(9, 10)
+    loss(image(x), sound(y)).backward()
+    truth = gradients(image, sound)
+    image.zero_grad(), sound.zero_grad()
+    image.calls.clear(), sound.calls.clear()
+    CachedContrastiveStep([image, sound], loss, [4, 2])(x, y)
+    assert_same(gradients(image, sound), truth)
+    assert [len(args[0]) for args, _ in image.calls] == [4, 4, 1] * 2
+    assert [len(args[0]) for args, _ in sound.calls] == [2, 2, 2, 2, 1] * 2
+
+
+def test_a_function_picks_the_representation():
+    class Output(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = encoder()
+
+        def forward(self, x):
+            return types.SimpleNamespace(pooled=self.inner(x), hidden=x)
+
+    model, loss, x = Output(), InfoNCELoss(normalize=True), torch.randn(11, 10)
+    features = model(x).pooled
+    loss(features, features.roll(1, 0)).backward()
+    truth = gradients(model)
+    model.zero_grad()
+    step = CachedContrastiveStep(model, lambda f: loss(f, f.roll(1, 0)), 4, get_rep_fn=lambda out: out.pooled)
+    step(x)
     assert_same(gradients(model), truth)
 
 
@@ -181,6 +300,13 @@ def test_memory_is_a_chunks():
             lambda: CachedContrastiveStep([encoder()] * 2, lambda x, y: x.sum(), 2)(*torch.ones(2, 3, 10)),
             "the loss has no gradient by the features of input 1",
         ),
+        (lambda: CachedContrastiveStep([encoder()] * 2, InfoNCELoss(), [4, 2, 1]), "one for each of 2 encoders"),
+        (lambda: CachedContrastiveStep([encoder()] * 2, InfoNCELoss(), [4, 0]), "chunk must be at least 1, got 0"),
+        (lambda: step("text", X), "input 0 must have the same number of samples, .* got no tensor"),
+        (lambda: step(None, X), "input 0 must have the same number of samples, .* got no tensor"),
+        (lambda: step(X, torch.tensor(3.0)), "input 1 must have the same number of samples, .* got no tensor"),
+        (lambda: pooled(lambda f: f.mean(0, keepdim=True)), r"one row per sample, 2 here; got shape \(1, 8\)"),
+        (lambda: pooled(lambda f: f.mean()), r"encoder 0 must give one row per sample, 2 here; got shape \(\)"),
     ],
 )  # fmt: skip
 def test_refuses(call, message):
@@ -190,3 +316,25 @@ def test_refuses(call, message):
 
 def step(*inputs):
     return CachedContrastiveStep([encoder(), encoder()], InfoNCELoss(), 2)(*inputs)
+
+
+def pooled(function):
+    CachedContrastiveStep(encoder(), lambda f: f.sum(), 2, get_rep_fn=function)(X)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: CachedContrastiveStep(encoder(), InfoNCELoss(), 2.5), "chunk must be an integer, got 2.5"),
+        (lambda: CachedContrastiveStep(encoder(), InfoNCELoss(), "8"), "chunk must be an integer, got '8'"),
+        (lambda: CachedContrastiveStep(encoder(), InfoNCELoss(), True), "chunk must be an integer, got True"),
+        (lambda: step(X, ["a"] * 7), "input 1 is a list of 7 without a tensor: samples must be tensors"),
+        (lambda: step(X, {"input": X, "text": ["a"] * 7}), r"input 1\['text'\] is a list of 7 without a tensor"),
+        (lambda: step(X, {"input": X, "size": (224, 224)}), r"input 1\['size'\] is a tuple of 2 without a tensor"),
+        (lambda: step(X, [{"x": [X, {"y": numpy.ones(7)}]}]), r"input 1\[0\]\['x'\]\[1\]\['y'\] is a ndarray of 7"),
+        (lambda: pooled(lambda f: [f]), "encoder 0 must give its features as a tensor, got list; pass get_rep_fn"),
+    ],
+)  # fmt: skip
+def test_refuses_types(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
