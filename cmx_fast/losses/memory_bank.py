@@ -26,8 +26,11 @@ class MemoryBank(nn.Module):
         dim: features per key, D.
         persistent: whether ``state_dict`` holds the rows and ids. Default no: lightly's does not.
 
+    In DataParallel ``enqueue`` is refused: each device works on a replica that is thrown away after the pass, and its
+    keys with it. Enqueue behind the parallel forward pass, or train with DistributedDataParallel.
+
     Raises:
-        ValueError: a size or dim below 1, or keys of another width.
+        ValueError: a size or dim below 1, or keys of another width. RuntimeError: ``enqueue`` in DataParallel.
 
     Example:
         >>> import torch
@@ -52,6 +55,11 @@ class MemoryBank(nn.Module):
     @torch.compiler.disable  # the window's place changes at every step: nothing to trace
     def enqueue(self, keys: Tensor, ids: Tensor | None = None) -> None:
         """Append ``keys`` (N, D) of samples ``ids`` (N,) and drop the N oldest rows; of more than K the last stay."""
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "MemoryBank.enqueue was called in a replica of DataParallel, which loses the keys; enqueue behind the "
+                "parallel forward pass, or use DistributedDataParallel"
+            )
         size, dim = self.rows.shape
         if keys.dim() != 2 or keys.shape[1] != dim:
             raise ValueError(f"keys must have shape (N, {dim}), got {tuple(keys.shape)}")

@@ -160,6 +160,31 @@ def test_ntxent_bank_follows_the_inputs_dtype(dtype):
     assert out0.grad.dtype == dtype
 
 
+def replicas(module, count):
+    """DataParallel's replicas, made as ``replicate`` makes them, with every buffer on the CPU."""
+    made = [{m: m._replicate_for_data_parallel() for m in module.modules()} for _ in range(count)]
+    for copies in made:
+        for original, replica in copies.items():
+            for name, child in original._modules.items():
+                setattr(replica, name, copies[child])
+            for name, buffer in original._buffers.items():
+                setattr(replica, name, buffer.detach())
+    return [copies[module] for copies in made]
+
+
+def test_keys_are_not_lost_in_data_parallel():
+    loss = NTXentLoss(0.5, memory_bank_size=(8, 4))
+    before, view0, view1 = loss.memory_bank.rows.clone(), unit(4, 4).float(), unit(4, 4, seed=1).float()
+    first, second = replicas(loss, 2)
+    for replica in (first, second):
+        with pytest.raises(RuntimeError, match="enqueue was called in a replica of DataParallel"):
+            replica(view0.clone().requires_grad_(), view1)
+        assert replica(view0, view1).equal(loss(view0, view1))  # evaluation only reads the bank
+    assert loss.memory_bank.rows.equal(before)
+    loss(view0.requires_grad_(), view1)
+    torch.testing.assert_close(loss.memory_bank.rows, torch.cat([before[4:], view1]))
+
+
 REFUSALS = [
     (lambda: ClipLoss(world_size=2), "world_size=2"),
     (lambda: ClipLoss(use_horovod=True), "use_horovod"),
