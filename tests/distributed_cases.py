@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from cmx_fast import distributed, ops
 from cmx_fast.distributed.exchange import Exchange
-from cmx_fast.losses import ClipLoss
+from cmx_fast.losses import ClipLoss, NTXentLoss
 from cmx_fast.train.cached_step import CachedContrastiveStep
 
 DIM, SCALE = 12, 5.0
@@ -188,6 +189,55 @@ class Compared:
             same = all(a.equal(b) for a, b in zip(*results))
             self.found[f"ClipLoss gather_with_grad={gathered}"] = float(not same)
 
+    def clip_logits(self) -> None:
+        """Cross-entropy of ``get_logits`` has the loss and gradients that the loss itself has."""
+        image, text = torch.randn(
+            2, 4, DIM, generator=torch.Generator().manual_seed(self.rank), dtype=self.dtype
+        )
+        for local, gathered in ((False, False), (False, True), (True, True)):
+            module = ClipLoss(local, gathered, rank=self.rank, world_size=self.world, exchange=self.exchange)
+            mine, dense = leaves(image, text), leaves(image, text)
+            truth = module(*mine, SCALE)
+            logits = module.get_logits(*dense, SCALE)
+            labels = module.get_ground_truth(image.device, len(logits[0]))
+            found = sum(F.cross_entropy(side, labels) for side in logits) / 2
+            truth.backward()
+            found.backward()
+            found = found.detach()
+            if local:  # of the own rows alone; the mean over the processes is the whole batch's
+                dist.all_reduce(found)
+                found /= self.world
+            pairs = [(found, truth.detach()), *((a.grad, b.grad) for a, b in zip(dense, mine))]
+            self.found[f"get_logits local={local} gathered={gathered}"] = max(
+                difference(a, b, float(b.abs().max())) for a, b in pairs
+            )
+        uneven = image[: 1 + self.rank % 2]
+        try:
+            ClipLoss(rank=self.rank, world_size=self.world).get_logits(uneven, uneven, SCALE)
+            self.found["get_logits refuses"] = 1.0
+        except ValueError as error:
+            self.found["get_logits refuses"] = float("as many rows in every process" not in str(error))
+
+    def ntxent(self) -> None:
+        """lightly's gather_distributed: candidates of all processes, and a bank that is the same everywhere."""
+        counts = sizes(self.world)
+        views = torch.randn(2, sum(counts), DIM, generator=torch.Generator().manual_seed(5), dtype=self.dtype)
+        whole, mine = leaves(*views), leaves(*(self.cut(view, counts) for view in views))
+        truth, found = NTXentLoss(0.3)(*whole), NTXentLoss(0.3, gather_distributed=True)(*mine)
+        truth.backward()
+        found.backward()
+        for leaf in mine:
+            leaf.grad /= self.world
+        differences = [difference(found.detach(), truth.detach(), float(truth))]
+        for own, all_of_it in zip(mine, whole):
+            gradient = self.cut(all_of_it.grad, counts)
+            differences.append(difference(own.grad, gradient, float(all_of_it.grad.abs().max())))
+        self.found["NTXentLoss gather_distributed"] = max(differences)
+        loss = NTXentLoss(0.3, memory_bank_size=(sum(counts) + 2, DIM), gather_distributed=True)
+        loss(*mine)
+        keys = F.normalize(views[1], dim=1).float()
+        self.found["NTXentLoss bank"] = difference(loss.memory_bank.rows[2:], keys, 1.0)
+
     def kmeans(self, metric: str) -> None:
         generator = torch.Generator().manual_seed(3)
         counts = sizes(self.world)
@@ -214,6 +264,8 @@ def main(rank: int, world: int, folder: str) -> None:
         for metric in ("l2", "cosine"):
             compared.kmeans(metric)
         compared.clip_loss()
+        compared.clip_logits()
+        compared.ntxent()
         results[str(dtype).removeprefix("torch."), exchange] = compared.found
     torch.save(results, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cmx_fast import distributed
+from cmx_fast.distributed.exchange import Exchange, all_rows
 from cmx_fast.ops import info_nce
 
 
@@ -13,9 +15,9 @@ class ClipLoss(nn.Module):
     """OpenCLIP's ``ClipLoss`` without its N x N logits: image to text and text to image, averaged.
 
     Args:
-        rank, world_size: of the default process group; 0 and 1 without one. With more than one process the loss is
-            that of all processes' features together (:func:`cmx_fast.distributed.info_nce`), the same number
-            in every process. Their batches may differ in size.
+        rank, world_size: of the default process group. With a world_size above 1 the loss is that of all processes'
+            features together (:func:`cmx_fast.distributed.info_nce`), the same number in every process. Their
+            batches may differ in size. With 0 or 1 it is this process's own, whatever the rank, as in OpenCLIP.
         gather_with_grad: True: gradients are right once they are averaged over the processes, as
             DistributedDataParallel does. False: each process gets the loss's gradient by its own features,
             as in OpenCLIP; the average of those is 1 / world_size of the gradient. Default False: OpenCLIP's.
@@ -28,12 +30,17 @@ class ClipLoss(nn.Module):
 
     Call:
         ``loss(image_features, text_features, logit_scale, logit_bias=None, output_dict=False)`` with features
-        (N, D), already normalised, and ``logit_scale`` already exponentiated (a number or a 0-d tensor,
-        differentiable). The softmax cancels ``logit_bias``: it receives the gradient zero. With
-        ``output_dict`` the result is ``{"contrastive_loss": loss}``.
+        (N, D), already normalised, and ``logit_scale`` already exponentiated (a positive number, NumPy's too, or a 0-d
+        tensor, differentiable where it is floating). The softmax cancels ``logit_bias``: it receives the gradient
+        zero. With ``output_dict`` the result is ``{"contrastive_loss": loss}``.
 
-    Under autocast the logits stay in float32 (OpenCLIP rounds them to the autocast dtype). Errors, memory and
-    cost are those of :func:`cmx_fast.ops.info_nce`. Radford et al. 2021, figure 3.
+    For losses that build on this class, such as OpenCLIP's ``DistillClipLoss``, ``get_logits`` and
+    ``get_ground_truth`` give what OpenCLIP's give: the whole logits, N x N for the N rows of all processes, with all
+    their memory.
+
+    Differences from OpenCLIP: the scale must be positive; the loss of half precision is float32, and under autocast the
+    loss's logits stay in it (OpenCLIP rounds them to the autocast dtype). Errors, memory and cost are those of
+    :func:`cmx_fast.ops.info_nce`. Radford et al. 2021, figure 3.
 
     Example:
         >>> import torch
@@ -57,13 +64,11 @@ class ClipLoss(nn.Module):
         super().__init__()
         there = dist.is_available() and dist.is_initialized()
         found = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-        if world_size != 1 and (rank, world_size) != found:
+        if world_size > 1 and (rank, world_size) != found:
             raise ValueError(
                 f"ClipLoss was told rank={rank}, world_size={world_size}, but torch.distributed says {found[0]} "
                 f"and {found[1]}; call torch.distributed.init_process_group first, and pass what it says"
             )
-        if world_size == 1 and rank != 0:
-            raise ValueError(f"ClipLoss with world_size=1 has rank 0, got rank={rank}")
         if world_size > 1 and local_loss and not gather_with_grad:
             raise ValueError(
                 "local_loss=True needs gather_with_grad=True: without it gradients are incomplete"
@@ -85,7 +90,7 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        if self.world_size == 1:
+        if self.world_size < 2:
             loss = info_nce(image_features, text_features, logit_scale)
         else:
             loss = distributed.info_nce(
@@ -99,3 +104,47 @@ class ClipLoss(nn.Module):
             # Stays in the graph: DistributedDataParallel waits for the gradient of every parameter.
             loss = loss + 0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of images against texts and of texts against images, each (N, N); (own, N) with ``local_loss``.
+
+        Raises:
+            ValueError: processes whose batches differ in size; the loss itself takes them.
+        """
+        images, texts = image_features, text_features
+        if self.world_size > 1:
+            images, texts = self._of_all(image_features), self._of_all(text_features)
+        if self.world_size > 1 and not self.local_loss:
+            per_image = logit_scale * images @ texts.T
+            per_text = per_image.T
+        else:
+            per_image = logit_scale * image_features @ texts.T
+            per_text = logit_scale * text_features @ images.T
+        return (
+            (per_image, per_text) if logit_bias is None else (per_image + logit_bias, per_text + logit_bias)
+        )
+
+    def get_ground_truth(self, device: torch.device, num_logits: int) -> Tensor:
+        """The column of every row's own pair in :meth:`get_logits`, (num_logits,) int64."""
+        first = num_logits * self.rank if self.world_size > 1 and self.local_loss else 0
+        return torch.arange(first, first + num_logits, device=device)
+
+    def _of_all(self, features: Tensor) -> Tensor:
+        """The features of all processes, in their order; gradients reach the others' with ``gather_with_grad``."""
+        counts = [rows for (rows,) in Exchange(None, "gather").counts(features)]
+        if len(set(counts)) > 1:
+            raise ValueError(f"get_logits needs as many rows in every process, got {counts}")
+        if self.gather_with_grad:
+            # Not at the top: builds of PyTorch without torch.distributed have no such module.
+            from torch.distributed.nn.functional import all_gather
+
+            return torch.cat(all_gather(features))
+        everyone = list(all_rows(features).split(counts[0])) if counts[0] else [features] * len(counts)
+        everyone[self.rank] = features
+        return torch.cat(everyone)

@@ -47,8 +47,7 @@ class InfoNCELoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        check_temperature("temperature", temperature)
-        self.temperature = temperature
+        self.temperature = check_temperature("temperature", temperature)
         self.options: dict[str, Any] = {
             "in_batch": in_batch,
             "within": within,

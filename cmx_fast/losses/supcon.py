@@ -63,17 +63,15 @@ class SupConLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        check_temperature("temperature", temperature)
-        check_temperature("base_temperature", base_temperature)
         if contrast_mode not in ("all", "one"):
             raise ValueError(f"contrast_mode must be 'all' or 'one', got {contrast_mode!r}")
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}"
             )
-        self.temperature = temperature
+        self.temperature = check_temperature("temperature", temperature)
         self.contrast_mode = contrast_mode
-        self.base_temperature = base_temperature
+        self.base_temperature = check_temperature("base_temperature", base_temperature)
         self.normalize = normalize
         self.reduction = reduction
 

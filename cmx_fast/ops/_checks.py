@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def check_flags(**flags: object) -> None:
 
 def check_fraction(name: str, value: object) -> None:
     """Require a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value!r}")
 
 
@@ -96,16 +97,17 @@ def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
     """The logit scale as a 0-d tensor in the accumulation dtype beside the features; gradients flow through."""
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     if not isinstance(logit_scale, Tensor):
-        if isinstance(logit_scale, bool) or not isinstance(logit_scale, int | float):
+        # Real: NumPy's numbers as well, of which only float64 is a Python float.
+        if isinstance(logit_scale, bool) or not isinstance(logit_scale, int | float | Real):
             raise TypeError(f"logit_scale must be a number or a 0-d tensor, got {type(logit_scale).__name__}")
         if not logit_scale > 0 or math.isinf(logit_scale):
             raise ValueError(
                 f"logit_scale must be positive and finite (it is 1 / temperature), got {logit_scale}"
             )
-        return torch.full((), logit_scale, dtype=wide, device=features.device)
-    if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+        return torch.full((), float(logit_scale), dtype=wide, device=features.device)
+    if logit_scale.numel() != 1 or logit_scale.is_complex() or logit_scale.dtype == torch.bool:
         raise ValueError(
-            f"logit_scale must be a floating 0-d tensor, got {logit_scale.dtype} of shape {tuple(logit_scale.shape)}"
+            f"logit_scale must be a real 0-d tensor, got {logit_scale.dtype} of shape {tuple(logit_scale.shape)}"
         )
     if logit_scale.device != features.device:
         raise ValueError(f"logit_scale is on {logit_scale.device} but the features are on {features.device}")

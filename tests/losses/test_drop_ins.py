@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +62,78 @@ def test_clip_loss_takes_open_clips_arguments():
     expected = theirs(**arguments)(*inputs, output_dict=True)
     assert ours.keys() == expected.keys()
     torch.testing.assert_close(ours["contrastive_loss"], expected["contrastive_loss"])
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [30, numpy.float32(30), numpy.float64(30), numpy.int64(30), torch.tensor(30), torch.tensor([30.0])],
+    ids=lambda scale: type(scale).__name__,
+)
+def test_clip_loss_takes_open_clips_scales(scale):
+    theirs = original(packages.open_clip_loss)
+    assert_same(
+        lambda *x: ClipLoss()(*x, scale), lambda *x: theirs(*x, scale), rows(9, 8), rows(9, 8, seed=1)
+    )
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 0), (0, 1), (3, 1)])
+def test_clip_loss_of_one_process_takes_any_rank(rank, world_size):
+    theirs = type(original(packages.open_clip_loss))
+    both = [cls(rank=rank, world_size=world_size) for cls in (ClipLoss, theirs)]
+    assert_same(*(lambda *x, loss=loss: loss(*x, 20.0) for loss in both), rows(9, 8), rows(9, 8, seed=1))
+
+
+def on_our_clip_loss(name: str) -> type:
+    """One of OpenCLIP's classes, from its source, on this package's ClipLoss."""
+    module = type(original(packages.open_clip_loss)).forward
+    source = Path(module.__code__.co_filename).read_text()
+    (node,) = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
+    namespace = {**module.__globals__, "ClipLoss": ClipLoss}
+    exec(ast.get_source_segment(source, node), namespace)
+    return namespace[name]
+
+
+def test_clip_loss_carries_open_clips_distillation():
+    ours = on_our_clip_loss("DistillClipLoss")()
+    theirs = type(original(packages.open_clip_loss)).forward.__globals__["DistillClipLoss"]()
+    features = [rows(9, 8, seed=seed) for seed in range(4)]
+    teachers = 10.0, *features[2:], 15.0
+    for term in ("contrastive_loss", "distill_loss"):
+        assert_same(
+            *(
+                lambda *x, loss=loss, term=term: loss(*x, *teachers, output_dict=True)[term]
+                for loss in (ours, theirs)
+            ),
+            *features[:2],
+        )
+
+
+def test_clip_loss_carries_open_clips_captions():
+    arguments = {"caption_loss_weight": 2.0, "clip_loss_weight": 3.0, "rank": 0, "world_size": 1}
+    both = (
+        on_our_clip_loss("CoCaLoss")(**arguments),
+        type(original(packages.open_clip_loss)).forward.__globals__["CoCaLoss"](**arguments),
+    )
+    words = torch.arange(36).reshape(9, 4) % 5
+    assert_same(
+        *(lambda *x, loss=loss: sum(loss(*x, words, 20.0)) for loss in both),
+        rows(9, 8),
+        rows(9, 8, seed=1),
+        rows(9, 4, 5, seed=2),
+    )
+
+
+@pytest.mark.parametrize("bias", [None, -10.0, torch.tensor(3.0)])
+def test_clip_loss_gives_open_clips_logits(bias):
+    theirs = original(packages.open_clip_loss)
+    image, text = rows(9, 8), rows(9, 8, seed=1)
+    for found, truth in zip(
+        ClipLoss().get_logits(image, text, 20.0, bias),
+        theirs.get_logits(image, text, 20.0, bias),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, truth)
+    assert ClipLoss().get_ground_truth(image.device, 9).equal(theirs.get_ground_truth(image.device, 9))
 
 
 def test_clip_loss_bias_cancels_and_still_gets_its_gradient():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -152,6 +154,33 @@ def test_the_remoulded_loss_starts_where_all_candidates_are_alike():
     assert loss.item() == pytest.approx(math.log(30001), rel=1e-6)
 
 
+@pytest.mark.parametrize("number", [numpy.float32(0.25), numpy.float64(0.25), Fraction(1, 4)])
+def test_temperatures_and_shares_of_any_number_type(number):
+    x, y = unit(2, 5, 8)
+    for found, truth in (
+        (NTXentLoss(number)(x, y), NTXentLoss(0.25)(x, y)),
+        (InfoNCELoss(number)(x, y), InfoNCELoss(0.25)(x, y)),
+        (InfoNCELoss(label_smoothing=number)(x, y), InfoNCELoss(label_smoothing=0.25)(x, y)),
+        (
+            SupConLoss(number, base_temperature=number)(unit(4, 2, 8)),
+            SupConLoss(0.25, "all", 0.25)(unit(4, 2, 8)),
+        ),
+        (info_nce(x, y, number), info_nce(x, y, 0.25)),
+    ):
+        assert found.equal(truth)
+
+
+def test_ntxent_bank_takes_its_width_from_the_first_batch():
+    loss = NTXentLoss(memory_bank_size=6)
+    assert loss.memory_bank is None
+    loss(unit(4, 8).float().requires_grad_(), unit(4, 8, seed=1).float())
+    bank = loss.memory_bank
+    torch.testing.assert_close(bank.rows[2:], unit(4, 8, seed=1).float())
+    loss(unit(4, 8).float().requires_grad_(), unit(4, 8, seed=2).float())
+    assert loss.memory_bank is bank
+    torch.testing.assert_close(bank.rows[2:], unit(4, 8, seed=2).float())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_ntxent_bank_follows_the_inputs_dtype(dtype):
     loss = NTXentLoss(memory_bank_size=(8, 4))
@@ -188,10 +217,22 @@ def test_keys_are_not_lost_in_data_parallel():
 REFUSALS = [
     (lambda: ClipLoss(world_size=2), "world_size=2"),
     (lambda: ClipLoss(use_horovod=True), "use_horovod"),
+    (lambda: ClipLoss()(*unit(2, 4, 8), numpy.float32(-1)), "logit_scale must be positive and finite .*-1.0"),
+    (lambda: ClipLoss()(*unit(2, 4, 8), torch.tensor(0)), "logit_scale must be positive .*got 0"),
+    (
+        lambda: ClipLoss()(*unit(2, 4, 8), torch.tensor(True)),
+        "logit_scale must be a real 0-d tensor, got torch.bool",
+    ),
+    (
+        lambda: ClipLoss()(*unit(2, 4, 8), torch.tensor(1j)),
+        "logit_scale must be a real 0-d tensor, got torch.complex",
+    ),
     (lambda: InfoNCELoss(0), "temperature must be positive"),
     (lambda: NTXentLoss(-0.5), "temperature must be positive"),
-    (lambda: NTXentLoss(gather_distributed=True), "gather_distributed"),
-    (lambda: NTXentLoss(memory_bank_size=64), "memory_bank_size"),
+    (lambda: NTXentLoss(memory_bank_size=-1), "memory_bank_size must be 0, K or .*; got -1"),
+    (lambda: NTXentLoss(memory_bank_size=(64, -2)), r"memory_bank_size must .*; got \(64, -2\)"),
+    (lambda: NTXentLoss(memory_bank_size=(64, 0)), "size and dim must be at least 1, got 64 and 0"),
+    (lambda: NTXentLoss(memory_bank_size=(4, 4, 4)), r"memory_bank_size must .*; got \(4, 4, 4\)"),
     (lambda: NTXentLoss()(unit(4, 8), unit(5, 8)), "out0 and out1"),
     (lambda: MemoryBank(0, 4), "at least 1"),
     (lambda: MemoryBank(4, 4).enqueue(torch.ones(2, 3)), "keys must have shape"),

@@ -304,7 +304,7 @@ GOOD = {"query": torch.zeros(4, 3), "key": torch.zeros(4, 3)}
         ({"key": torch.zeros(3, 3), "symmetric": False}, ValueError, "4 queries but 3 keys: pass target"),
         ({"logit_scale": 0.0}, ValueError, "logit_scale must be positive and finite .*, got 0.0"),
         ({"logit_scale": -torch.ones(())}, ValueError, "logit_scale must be positive .*, got -1.0"),
-        ({"logit_scale": torch.ones(2)}, ValueError, "logit_scale must be a floating 0-d tensor"),
+        ({"logit_scale": torch.ones(2)}, ValueError, "logit_scale must be a real 0-d tensor"),
         ({"logit_scale": "x"}, TypeError, "logit_scale must be a number"),
         ({"similarity": "cosine"}, ValueError, "similarity must be one of .*got 'cosine'"),
         ({"reduction": "avg"}, ValueError, "reduction must be one of .*got 'avg'"),
