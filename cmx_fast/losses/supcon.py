@@ -1,4 +1,4 @@
-"""The supervised contrastive loss with SupContrast's interface and pytorch-metric-learning's mean."""
+"""The supervised contrastive loss with SupContrast's interface."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.losses._checks import check_temperature
+from cmx_fast.losses._masked import masked_losses, reduce_losses
 from cmx_fast.ops import supcon
 
 REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
@@ -15,21 +16,18 @@ REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 class SupConLoss(nn.Module):
     """SupContrast's ``SupConLoss`` (Khosla et al. 2020, eq. 2) without matrices of (samples x views) squared.
 
+    pytorch-metric-learning's class of this name is :class:`cmx_fast.losses.metric_learning.SupConLoss`.
+
     Args:
-        temperature: the logits are divided by it. Default 0.07: the authors' code (pytorch-metric-learning
-            has 0.1).
+        temperature: the logits are divided by it. Default 0.07: the authors' code.
         contrast_mode: "all" (default) makes every view of every sample an anchor, "one" only the first view.
             The candidates are all views either way; "one" costs as much as "all".
         base_temperature: the loss is multiplied by temperature / base_temperature. Default 0.07: the authors'
-            code. pytorch-metric-learning and the paper's equation have no such factor: set it to
-            ``temperature``.
-        normalize: divide every row by its norm first. Default False: the authors' code
-            (pytorch-metric-learning does).
+            code. The paper's equation has no such factor: set it to ``temperature``.
+        normalize: divide every row by its norm first. Default False: the authors' code.
         reduction: "mean" over all anchors (the authors' code), "mean_nonzero" over those whose loss is above
-            0 (pytorch-metric-learning's AvgNonZeroReducer), "sum", or "none": one loss per anchor, all
-            samples' first views first. An anchor without a positive has loss 0 and no gradient. (Where the
-            whole batch is one class, pytorch-metric-learning returns 0; this is the formula's value, as in
-            the authors' code.)
+            0, "sum", or "none": one loss per anchor, all samples' first views first. An anchor without a
+            positive has loss 0 and no gradient.
 
     Call:
         ``loss(features, labels=None, mask=None)`` with features (samples, views, ...), flattened behind the
@@ -88,6 +86,11 @@ class SupConLoss(nn.Module):
         rows = features.reshape(samples, views, -1).transpose(0, 1).reshape(samples * views, -1)
         anchors = len(rows) if self.contrast_mode == "all" else samples
         if mask is not None:
+            if not isinstance(mask, Tensor):
+                raise TypeError(
+                    f"mask must be a tensor, got {type(mask).__name__}; for a miner's tuple use "
+                    "cmx_fast.losses.metric_learning.SupConLoss"
+                )
             if tuple(mask.shape) != (samples, samples):
                 raise ValueError(f"mask must have shape {(samples, samples)}, got {tuple(mask.shape)}")
             loss = self._masked(rows, mask.to(rows.device).repeat(views, views), anchors)
@@ -102,28 +105,15 @@ class SupConLoss(nn.Module):
             loss = supcon(
                 rows, label_of_row, 1 / self.temperature, normalize=self.normalize, reduction="none"
             )[:anchors]
-        return self._reduce(loss) * (self.temperature / self.base_temperature)
+        return reduce_losses(loss, self.reduction) * (self.temperature / self.base_temperature)
 
     def _masked(self, rows: Tensor, weight: Tensor, anchors: int) -> Tensor:
         """Losses (anchors,) for any weights (M, M) of the positives, dense."""
         if self.normalize:
             rows = F.normalize(rows, dim=1)
-        logits = rows[:anchors] @ rows.T / self.temperature
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         itself = torch.eye(anchors, len(rows), dtype=torch.bool, device=rows.device)
-        weight = weight[:anchors].to(logits.dtype).masked_fill(itself, 0)
-        log_sum = logits.masked_fill(itself, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
-        total = weight.sum(1)
-        # An anchor without positives: the authors' code divides by 1.
-        return (weight * (log_sum - logits)).sum(1) / torch.where(total.abs() < 1e-6, 1, total)
-
-    def _reduce(self, loss: Tensor) -> Tensor:
-        if self.reduction == "mean":
-            return loss.mean()
-        if self.reduction == "mean_nonzero":
-            # "not <= 0", so that NaN counts and shows.
-            return loss.sum() / (~(loss <= 0)).sum().clamp(min=1)
-        return loss.sum() if self.reduction == "sum" else loss
+        weight = weight[:anchors].masked_fill(itself, 0)
+        return masked_losses(rows[:anchors] @ rows.T, self.temperature, weight, ~itself)
 
     def extra_repr(self) -> str:
         return (

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from cmx_fast.benchmarks.peers import formulas, packages
 from torch import Tensor
 
-from cmx_fast.losses import ClipLoss, NTXentLoss, SupConLoss
+from cmx_fast.losses import ClipLoss, InfoNCE, InfoNCELoss, NTXentLoss, SupConLoss
 
 
 def original(make, *args, **kwargs):
@@ -199,6 +199,78 @@ def test_ntxent_loss_leaves_the_bank_alone_in_evaluation():
         torch.testing.assert_close(bank(), before)
         loss(rows(8, 16, dtype=torch.float32).requires_grad_(), rows(8, 16, dtype=torch.float32, seed=1))
         assert not torch.equal(bank(), before)
+
+
+NEGATIVES = [None, ("unpaired", 1), ("unpaired", 24), ("unpaired", 0), ("paired", 1), ("paired", 24)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("negatives", NEGATIVES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 13])
+def test_info_nce_is_info_nce_pytorchs(n, negatives, learned, dtype):
+    """Loss and gradients; where they round, ours are no further from float64's than 1.5 times theirs."""
+    theirs = original(packages.load, "info_nce").InfoNCE
+    mode, m = negatives or ("unpaired", 0)
+    inputs = [3 * rows(n, 16), rows(n, 16, seed=1)]
+    if negatives:
+        inputs.append(2 * (rows(n, m, 16, seed=2) if mode == "paired" else rows(m, 16, seed=2)))
+    inputs = [x.to(dtype) for x in inputs]
+    for reduction in ("mean", "sum", "none"):
+        results = []
+        for make, kind in ((InfoNCE, dtype), (theirs, dtype), (theirs, torch.float64)):
+            leaves = [x.to(kind, copy=True).requires_grad_(i < 2 or learned) for i, x in enumerate(inputs)]
+            loss = make(0.3, reduction, mode)(*leaves)
+            pull = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+            loss.backward(pull)
+            results.append([loss.detach().double(), *(x.grad.double() for x in leaves if x.requires_grad)])
+        for mine, other, truth in zip(*results, strict=True):
+            assert mine.shape == truth.shape
+            # In float64 theirs is the truth: room for the rounding of either.
+            floor = 1e-13 if dtype == torch.float64 else 2 * torch.finfo(dtype).eps
+            limit = 1.5 * (other - truth).norm() + floor * truth.norm().clamp(min=0.1)
+            assert (mine - truth).norm() <= limit
+
+
+def test_info_nce_has_info_nce_pytorchs_defaults():
+    theirs = original(packages.load, "info_nce").InfoNCE
+    inputs = rows(7, 16), rows(7, 16, seed=1), rows(9, 16, seed=2)
+    assert_same(InfoNCE(), theirs(), *inputs)
+    assert_same(InfoNCE(), theirs(), *inputs[:2])
+
+
+def test_info_nce_loss_normalises_its_bank_as_info_nce_pytorch_does():
+    theirs = original(packages.info_nce_pytorch, 0.1)
+    query, key, bank = rows(8, 16), rows(8, 16, seed=1), 5 * rows(24, 16, seed=2)
+    ours = InfoNCELoss(0.1, in_batch=False, symmetric=False, normalize=True)
+    for given in (bank, [bank], (bank[:10], bank[10:])):
+        assert_same(lambda q, k, b=given: ours(q, k, b), lambda q, k: theirs(q, k, bank), query, key)
+
+
+def test_info_nce_is_traced_whole():
+    query, key, bank = rows(8, 16), rows(8, 16, seed=1), rows(24, 16, seed=2).requires_grad_()
+    traced = torch.compile(InfoNCE(), fullgraph=True, backend="aot_eager")
+    assert_same(traced, InfoNCE(), query, key, bank)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: InfoNCE(0), ValueError, "temperature must be positive"),
+        (lambda: InfoNCE(reduction="avg"), ValueError, "reduction must be one of"),
+        (lambda: InfoNCE(negative_mode="pair"), ValueError, "negative_mode must be one of"),
+        (lambda: InfoNCE()(rows(4, 8), rows(5, 8)), ValueError, "query and positive_key must both"),
+        (lambda: InfoNCE()(rows(4, 8), rows(4, 8), rows(5, 9)), ValueError, "negative_keys has 9 features"),
+        (lambda: InfoNCE()(rows(4, 8), rows(4, 8), rows(4, 5, 8)), ValueError, r"must have shape \(M, D\)"),
+        (lambda: InfoNCE(negative_mode="paired")(rows(4, 8), rows(4, 8), rows(4, 8)), ValueError, r"shape \(4, M, D\)"),
+        (lambda: InfoNCE(negative_mode="paired")(rows(4, 8), rows(4, 8), rows(3, 5, 8)), ValueError, r"\(4, M, D\)"),
+        (lambda: InfoNCE()(rows(4, 8), rows(4, 8), rows(5, 8).float()), TypeError, "negative_keys is torch.float32"),
+        (lambda: InfoNCE()(rows(4, 8), rows(4, 8), [[1.0]]), TypeError, "negative_keys must be a tensor"),
+    ],
+)  # fmt: skip
+def test_info_nce_refuses(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_bank_formula_is_info_nce_pytorchs():
