@@ -61,8 +61,8 @@ class Samples:
     no sum of theirs leaves float32. Times ``scale`` counts and inertia are in the caller's units again.
 
     Raises:
-        ValueError: another shape, nothing in it, a value that is not finite, a zero vector with "cosine", or weights
-            that don't fit; the message says which and how many.
+        ValueError: another shape, nothing in it, a value that is not finite, values whose sums would not be, a zero
+            vector with "cosine", or weights that don't fit; the message says which and how many.
     """
 
     def __init__(self, x: Any, weight: Any, *, metric: str, normalize: bool):
@@ -165,6 +165,10 @@ class Samples:
             return []
         return (~self.x.isfinite()).any(1).flatten().nonzero().flatten().tolist()
 
+    def _largest(self) -> float:
+        """The largest magnitude of a value."""
+        return float(self.x.abs().max())
+
     def _zero_vectors(self) -> list[int]:
         return (self.x == 0).all(1).flatten().nonzero().flatten().tolist()
 
@@ -174,6 +178,13 @@ class Samples:
             raise ValueError(
                 f"X contains NaN or infinity in {len(bad)} of {self.n} samples; the first are {bad[:10]}. Drop them or "
                 "fill them in"
+            )
+        most = torch.finfo(self.wide).max / self.n
+        if self.metric != "cosine" and not self.normalize and self._largest() > most:
+            raise ValueError(
+                f"X has values up to {self._largest():.3g}, and sums of {self.n} such samples overflow "
+                f"{self.wide}, in which centroids are made; divide X by a constant"
+                + (" or use float64" if self.wide == torch.float32 else "")
             )
         if self.metric == "cosine":
             zero = self._zero_vectors()

@@ -36,6 +36,9 @@ class SparseSamples(Samples):
     def _not_finite(self) -> list[int]:
         return np.unique(self.rows.nonzero()[0][~np.isfinite(self.rows.data)]).tolist()
 
+    def _largest(self) -> float:
+        return float(np.abs(self.rows.data).max(initial=0))
+
     def _zero_vectors(self) -> list[int]:
         return np.flatnonzero(np.diff(self.rows.indptr) == 0).tolist()
 

@@ -32,7 +32,7 @@ def cluster_cross_entropy(
         x: (N, D), or maps (B, D, H, W) read as they lie; float32, float64, bfloat16 or float16. Differentiable.
         centroids: (K, D), any floating dtype; used in float32, or float64 for a float64 ``x``.
         target: (N,) or (B, H, W) int64 clusters z; default the nearest centroid of each vector, as
-            :func:`cmx_fast.ops.kmeans_assign` finds it, made in the same read.
+            :func:`cmx_fast.ops.kmeans_assign` finds it at any magnitude, made in the same read.
         weight: (K,) non-negative weight of each cluster (PiCIE's code: its share of the points); default 1.
         normalize: divide every row of x by max(norm, 1e-12) first.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).

@@ -23,7 +23,9 @@ def kmeans_assign(
               d_{cosine} = 1 - \frac{x^\top \mu}{\lVert x \rVert \lVert \mu \rVert}
 
     The distance is the sum of squared differences to the chosen centroid, so it keeps its digits where
-    :math:`\lVert x \rVert` is large beside it. Ties go to the lowest index.
+    :math:`\lVert x \rVert` is large beside it. Ties go to the lowest index. Where squares would overflow or vanish in
+    the working precision the vector is compared again with wider ones, so any finite vector gets the label that its
+    numbers have; only the returned distance may be infinite or 0.
 
     Args:
         x: (N, D), or maps (B, D, H, W) read as they lie in memory (channels first or last); float32, float64,
@@ -35,8 +37,9 @@ def kmeans_assign(
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:
-        labels int64 and distance float32 (float64 for float64 ``x``), both (N,) or (B, H, W). A vector with a NaN, and
-        with "cosine" a zero vector on a GPU, has distance NaN.
+        labels int64 and distance float32 (float64 for float64 ``x``), both (N,) or (B, H, W). Labels lie in 0 to K - 1
+        whatever the data. A vector with a NaN, and with "cosine" a zero vector on a GPU, gets label 0 and distance NaN;
+        one with an infinity gets label 0 and an infinite distance, NaN as a unit vector.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device, value or choice; on the CPU also centroids
@@ -90,9 +93,10 @@ def kmeans_step(
             64; it has never run on a GPU).
 
     Returns:
-        labels int64 as for :func:`kmeans_assign`; sums (K, D) float32 (float64 for float64 ``x``); counts (K,), int64
-        numbers of points, or float64 sums of weights where ``weight`` is given; inertia, a float64 0-d tensor, NaN
-        where a vector had a NaN. The next centroids are ``sums / counts`` where counts are not 0.
+        labels int64 as for :func:`kmeans_assign`; sums (K, D) float32 (float64 for float64 ``x``), infinite where they
+        overflow that; counts (K,), int64 numbers of points, or float64 sums of weights where ``weight`` is given;
+        inertia, a float64 0-d tensor. A vector that is not finite counts for cluster 0, whose sums it makes NaN or
+        infinite, and the inertia with them. The next centroids are ``sums / counts`` where counts are not 0.
 
     Raises:
         TypeError, ValueError: as :func:`kmeans_assign`, and what "cuda" does not take; on the CPU also a negative or

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmx_fast.reference.kmeans import feature_rows, kmeans_assign
+from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, unit_rows
 
 
 def cluster_cross_entropy(
@@ -23,6 +23,6 @@ def cluster_cross_entropy(
     if target is None:
         target = kmeans_assign(x.detach(), centers, normalize=normalize)[0]
     rows = feature_rows(x).to(dtype)
-    rows = F.normalize(rows, dim=1) if normalize else rows
+    rows = unit_rows(rows, 1e-12) if normalize else rows
     class_weight = None if weight is None else weight.to(dtype)
     return F.cross_entropy(rows @ centers.T, target.reshape(-1), weight=class_weight), target

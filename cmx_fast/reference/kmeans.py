@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+MOST_DIFFERENCES = 2**22  # in memory at once where rows are compared without a product
+EXPONENTS = {
+    torch.float32: 120,
+    torch.float64: 1000,
+}  # of powers of two that are neither infinite nor subnormal
 
 
 def feature_rows(x: Tensor) -> Tensor:
     """The vectors of (N, D) or of maps (B, D, H, W) as (N, D), in the order of the labels; a copy for maps."""
     return x if x.dim() == 2 else x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+def unit_rows(rows: Tensor, smallest: float) -> Tensor:
+    """Rows divided by max(norm, smallest), as ``F.normalize`` does it, whatever their magnitude.
+
+    With ``smallest`` 0 a zero vector becomes NaN: it has no direction.
+    """
+    reach = EXPONENTS[rows.dtype]
+    exponent = torch.frexp(rows.detach().abs().amax(1, keepdim=True)).exponent.clamp(-reach, reach)
+    # By a power of two nothing rounds, and no square of the largest number overflows or vanishes.
+    factor = torch.exp2(-exponent.to(rows.dtype))
+    scaled = rows * factor
+    return scaled / torch.maximum(scaled.norm(dim=1, keepdim=True), smallest * factor)
 
 
 def _prepared(
@@ -18,19 +36,51 @@ def _prepared(
     """Rows and centroids as the metric compares them."""
     rows, centers = feature_rows(x).to(dtype), centroids.to(dtype)
     if metric == "cosine":
-        # No lower bound on the norm: the direction of a zero vector is undefined, so its distance is NaN.
-        return rows / rows.norm(dim=1, keepdim=True), centers / centers.norm(dim=1, keepdim=True)
-    return (F.normalize(rows, dim=1) if normalize else rows), centers
+        return unit_rows(rows, 0.0), unit_rows(centers, 0.0)
+    return (unit_rows(rows, 1e-12) if normalize else rows), centers
 
 
 def _nearest(rows: Tensor, centers: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """Labels, and distances in float64."""
     # Subtracting a common point changes no distance and keeps the expanded square's digits.
     origin = centers.mean(0)
     moved = centers - origin
-    scores = moved.square().sum(1) / 2 - (rows - origin) @ moved.T
-    labels = scores.argmin(1)
-    distance = (rows - centers[labels]).square().sum(1)
+    squares = moved.square().sum(1)
+    labels = (squares / 2 - (rows - origin) @ moved.T).argmin(1)
+    own = centers[labels]
+    distance = (rows - own).square().sum(1)
+    # Between these bounds no square above has overflowed, nor lost more than a rounding by underflow.
+    limits = torch.finfo(rows.dtype)
+    smallest, largest = (rows.shape[1] + 8) * limits.tiny / limits.eps, limits.max / 16
+    right = (distance >= smallest) & (distance <= largest) & (squares <= largest).all()
+    rest = (~right).nonzero()[:, 0]
+    rest = rest[(rows[rest] != own[rest]).any(1)]
+    distance = distance.double()
+    if len(rest):
+        labels[rest], distance[rest] = _nearest_of_any_magnitude(rows[rest], centers)
     return labels, distance / 2 if metric == "cosine" else distance
+
+
+def _nearest_of_any_magnitude(rows: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and squared distances from the differences in float64; of a row without a number the first centroid."""
+    rows, centers = rows.double(), centers.double()
+    limits = torch.finfo(torch.float64)
+
+    def search(rows: Tensor, factor: float, centers: Tensor = centers) -> tuple[Tensor, Tensor]:
+        parts = rows.split(max(1, MOST_DIFFERENCES // centers.numel()))
+        found = [((part[:, None] - centers) * factor).square().sum(2).min(1) for part in parts]
+        return torch.cat([least.indices for least in found]), torch.cat([least.values for least in found])
+
+    labels, distance = search(rows, 1.0)
+    # Only numbers that were float64 come here with squares beyond its ends.
+    low = (distance < rows.shape[1] * limits.tiny / limits.eps).nonzero()[:, 0]
+    if len(low):
+        labels[low], scaled = search(rows[low], 2.0**600)
+        distance[low] = scaled * 2.0**-600 * 2.0**-600
+    high = distance.isinf().nonzero()[:, 0]
+    if len(high):
+        labels[high] = search(rows[high] * 2.0**-600, 1.0, centers * 2.0**-600)[0]
+    return labels, distance
 
 
 def kmeans_assign(
@@ -41,7 +91,7 @@ def kmeans_assign(
     rows, centers = _prepared(x, centroids, metric, normalize, dtype)
     labels, distance = _nearest(rows, centers, metric)
     shape = x.shape[:1] + x.shape[2:]
-    return labels.reshape(shape), distance.reshape(shape)
+    return labels.reshape(shape), distance.to(dtype).reshape(shape)
 
 
 def kmeans_step(
@@ -57,13 +107,12 @@ def kmeans_step(
     rows, centers = _prepared(x, centroids, metric, normalize, dtype)
     labels, distance = _nearest(rows, centers, metric)
     clusters = len(centers)
-    weights = torch.ones_like(distance) if weight is None else weight.reshape(-1)
-    weights = weights.double()
+    weights = torch.ones_like(distance) if weight is None else weight.reshape(-1).double()
     sums = rows.new_zeros(clusters, rows.shape[1], dtype=torch.float64)
     sums.index_add_(0, labels, rows.double() * weights[:, None])
     if weight is None:
         counts = torch.bincount(labels, minlength=clusters)
     else:
         counts = weights.new_zeros(clusters).index_add_(0, labels, weights)
-    inertia = (distance.double() * weights).sum()
+    inertia = (distance * weights).sum()
     return labels.reshape(x.shape[:1] + x.shape[2:]), sums.to(dtype), counts, inertia

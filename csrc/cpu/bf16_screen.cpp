@@ -74,7 +74,7 @@ class Bf16Screen final : public Screen<float> {
 
  private:
   struct Rounded {
-    float error, norm;  // |y - y~| and |y~|
+    float error, norm;  // |y - y~| and |y~|, NaN where scores may overflow
   };
 
   // y = x - origin rounded to bfloat16, into `packed` padded with zeros where that is given.
@@ -100,7 +100,7 @@ class Bf16Screen final : public Screen<float> {
     }
     if (packed && d <= round_up(d, kDepth) - 16)
       _mm256_storeu_si256((__m256i*)(packed + round_up(d, kDepth) - 16), _mm256_setzero_si256());
-    return {std::sqrt(_mm512_reduce_add_ps(error)), std::sqrt(_mm512_reduce_add_ps(square))};
+    return {std::sqrt(_mm512_reduce_add_ps(error)), screened_norm(_mm512_reduce_add_ps(square))};
   }
 
   const CentredCentroids<float>& centroids_;

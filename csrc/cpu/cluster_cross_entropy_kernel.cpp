@@ -45,6 +45,7 @@ class Classifier {
     Buffer<T> loaded, rows, logits, derivatives, gradient;
     std::vector<int64_t> excluded;
     std::vector<T> row_values;
+    std::vector<double> distances;
   };
 
   // The tile's rows with no gap between them.
@@ -119,7 +120,10 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Tensor& ce
     auto* label = static_cast<int64_t*>(labels.data_ptr()) + begin;
     scratch.row_values.resize(4 * n);
     T *shift = scratch.row_values.data(), *sum = shift + n;
-    if (nearest) nearest->find(rows, n, search, label, shift);
+    if (nearest) {
+      scratch.distances.resize(n);
+      nearest->find(rows, n, search, label, scratch.distances.data());
+    }
     std::vector<SoftmaxSum> others(n);
     classifier.for_passes(rows, n, label, scratch, [&](int64_t, const TileMask& mask) {
       const T* u = scratch.logits.data();
@@ -144,6 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Tensor& ce
 template <class T>
 Tensor run_backward(const Tensor& grad_losses, const Tensor& x, const Tensor& centroids, const Tensor& labels,
                     const Tensor& log_sum_exp, bool normalize) {
+  check_labels(labels, centroids.size(0));
   const Classifier<T> classifier(x, centroids, normalize, true);
   const Logits<T> logits(Similarity::kDot, 1);
   const int64_t d = classifier.d;
@@ -190,8 +195,8 @@ std::tuple<Tensor, Tensor, Tensor> cluster_cross_entropy_fwd(Tensor x, Tensor ce
 Tensor cluster_cross_entropy_bwd(Tensor grad_losses, Tensor x, Tensor centroids, Tensor labels, Tensor log_sum_exp,
                                  bool normalize) {
   return (is_double(centroids) ? run_backward<double> : run_backward<float>)(contiguous(grad_losses), x,
-                                                                             contiguous(centroids), labels, log_sum_exp,
-                                                                             normalize);
+                                                                             contiguous(centroids), contiguous(labels),
+                                                                             contiguous(log_sum_exp), normalize);
 }
 
 }  // namespace

@@ -67,12 +67,8 @@ TileRows<T> FeatureTiles<T>::load(int64_t tile, Buffer<T>& buffer, T* inverse_no
     }
     if (normalize_ == Normalize::kNo) return;
     for (int64_t i = 0; i < n; ++i) {
-      T* row = out + i * d_;
-      const double norm = std::sqrt(dot(row, row, d_));
-      // Written so that a NaN norm stays NaN.
-      const T inverse = 1 / (normalize_ == Normalize::kBounded && norm < kSmallestNorm ? kSmallestNorm : norm);
+      const T inverse = make_unit(out + i * d_, d_, normalize_ == Normalize::kBounded ? kSmallestNorm : 0);
       if (inverse_norm) inverse_norm[i] = inverse;
-      kernels.scale(row, inverse, d_);
     }
   });
   return rows;

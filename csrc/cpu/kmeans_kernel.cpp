@@ -48,7 +48,7 @@ class Pass {
   void assign(int64_t first, int64_t last, int64_t* labels, const F& f) const {
     thread_local typename NearestCentroids<T>::Scratch scratch;
     thread_local Buffer<T> buffer;
-    T distance[FeatureTiles<T>::kMostRows];
+    double distance[FeatureTiles<T>::kMostRows];
     for (int64_t tile = first; tile < last; ++tile) {
       const int64_t begin = tiles_.begin(tile), n = tiles_.rows(tile);
       const TileRows<T> rows = tiles_.load(tile, buffer);
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor> kmeans_assign(Tensor x, Tensor centroids, std::string
     const int64_t tiles = pass.tiles().count(), per_task = ceil_div(kRowsPerSlice, pass.tiles().rows_per_tile()) / 4;
     run_tasks(ceil_div(tiles, per_task), [&](int64_t task) {
       pass.assign(task * per_task, std::min(tiles, (task + 1) * per_task), static_cast<int64_t*>(labels.data_ptr()),
-                  [&](int64_t tile, const TileRows<T>&, const T* distances) {
+                  [&](int64_t tile, const TileRows<T>&, const double* distances) {
                     std::copy_n(distances, pass.tiles().rows(tile),
                                 static_cast<T*>(distance.data_ptr()) + pass.tiles().begin(tile));
                   });
@@ -112,7 +112,7 @@ class Step {
       slices[slice].counts.resize(pass_.k());
       slices[slice].weights.resize(weight_ ? pass_.k() : 0);
       pass_.assign(std::min(tiles.count(), slice * per_slice), std::min(tiles.count(), (slice + 1) * per_slice),
-                   labels_, [&](int64_t tile, const TileRows<T>& rows, const T* distances) {
+                   labels_, [&](int64_t tile, const TileRows<T>& rows, const double* distances) {
                      count(tile, distances, slices[slice]);
                      if (fits) add_rows(tile, rows, 0, d_, slice_sums);
                    });
@@ -136,7 +136,7 @@ class Step {
   }
 
  private:
-  void count(int64_t tile, const T* distances, Sums& sums) const {
+  void count(int64_t tile, const double* distances, Sums& sums) const {
     const int64_t begin = pass_.tiles().begin(tile), n = pass_.tiles().rows(tile);
     for (int64_t i = 0; i < n; ++i) {
       const double w = weight_ ? weight_[begin + i] : 1;

@@ -23,12 +23,15 @@ class NearestCentroids {
   // What a thread needs between calls.
   struct Scratch {
     ScreenRows rows;
-    Buffer<T> scores, row_state;
+    Buffer<T> scores, row_state;  // row_state (3, n): slack, best score, least distance
   };
-  // label and squared distance of n rows; where no distance is a number, label 0 and its distance.
-  void find(const TileRows<T>& rows, int64_t n, Scratch& scratch, int64_t* label, T* distance) const;
+  // label and squared distance of n rows; where all distances are infinite or NaN, label 0 and its distance.
+  void find(const TileRows<T>& rows, int64_t n, Scratch& scratch, int64_t* label, double* distance) const;
 
  private:
+  // The same of one row without a screen, whatever the magnitudes.
+  void find_wide(const T* row, int64_t* label, double* distance) const;
+
   const SearchKernels<T>& kernels_;
   Buffer<T> values_;
   std::unique_ptr<CentredCentroids<T>> centred_;

@@ -7,6 +7,7 @@
 #include "common/parallel.h"
 #include "elements.h"
 #include "kernels.h"
+#include "search.h"
 
 namespace cmx {
 namespace {
@@ -24,6 +25,30 @@ void for_rows(int64_t n, const F& f) {
 
 double dot(const float* a, const float* b, int64_t d) { return best_kernels<float>().dot(a, b, d); }
 double dot(const double* a, const double* b, int64_t d) { return best_kernels<double>().dot(a, b, d); }
+
+template <class T>
+T make_unit(T* row, int64_t d, double smallest) {
+  constexpr double low = 1e-30, high = 1e30;  // float32 holds the inverse, and double the square
+  const SearchKernels<T>& kernels = best_search_kernels<T>();
+  const double norm = std::sqrt(dot(row, row, d));
+  // Written so that a NaN norm stays NaN.
+  const double divisor = norm < smallest ? smallest : norm;
+  double largest = 0;
+  if (!(divisor >= low && divisor <= high))
+    for (int64_t p = 0; p < d; ++p) largest = std::max(largest, std::abs(double(row[p])));
+  if (!(largest > 0 && std::isfinite(largest) && !std::isnan(norm))) {
+    kernels.scale(row, T(1 / divisor), d);
+    return T(1 / divisor);
+  }
+  const int exponent = std::ilogb(largest);
+  double square = 0;
+  for (int64_t p = 0; p < d; ++p) {
+    row[p] = std::ldexp(row[p], -exponent);
+    square += double(row[p]) * row[p];
+  }
+  kernels.scale(row, T(1 / std::sqrt(square)), d);
+  return T(std::ldexp(1 / std::sqrt(square), -exponent));
+}
 
 template <class T>
 void undo_normalization(const T* row, T inverse_norm, int64_t d, T* gradient) {
@@ -93,6 +118,8 @@ void RowGradient<T>::finish(const Rows<T>& rows) {
 
 template Rows<float> make_rows<float>(const Tensor&, int64_t, bool, bool);
 template Rows<double> make_rows<double>(const Tensor&, int64_t, bool, bool);
+template float make_unit(float*, int64_t, double);
+template double make_unit(double*, int64_t, double);
 template void undo_normalization(const float*, float, int64_t, float*);
 template void undo_normalization(const double*, double, int64_t, double*);
 template class RowGradient<float>;

@@ -51,6 +51,11 @@ class RowGradient {
   T* data_;
 };
 
+// Divides a row by max(|row|, smallest), and returns what that multiplies it by. No magnitude overflows or vanishes on
+// the way; NaN and infinities make NaN.
+template <class T>
+T make_unit(T* row, int64_t d, double smallest);
+
 // From dL/dy to dL/dx in place, y = x / |x|: dx = (dy - y <y, dy>) / |x|. Below the smallest norm the divisor is a
 // constant.
 template <class T>

@@ -38,7 +38,7 @@ class VectorScreen final : public Screen<T> {
     const T by_norm = (d + 8) * unit * centroids_.largest_norm, constant = 4 * unit * centroids_.largest_half_square;
     for (int64_t i = 0; i < n; ++i) {
       const T square = search_.centre(rows.row(i), centroids_.origin.data(), d, centred.data() + i * d);
-      slack[i] = 2 * (by_norm * std::sqrt(square) + constant);
+      slack[i] = 2 * (by_norm * screened_norm(square) + constant);
     }
   }
 
@@ -82,7 +82,9 @@ CentredCentroids<T>::CentredCentroids(const T* centroids, int64_t k, int64_t d)
   });
   std::fill(half_square.data() + k, half_square.data() + half_square.size(), std::numeric_limits<T>::infinity());
   const double largest = *std::max_element(squares.begin(), squares.end());
-  largest_norm = std::sqrt(largest);
+  // Also of a row of NaN, which comes of an overflow in the origin.
+  const bool bounded = std::all_of(squares.begin(), squares.end(), [](double s) { return s <= kLargestSquare<T>; });
+  largest_norm = bounded ? T(std::sqrt(largest)) : std::numeric_limits<T>::quiet_NaN();
   largest_half_square = largest / 2;
 }
 

@@ -13,7 +13,7 @@ struct NearestTile {
   const T* scores;  // (rows, cols), products only
   int64_t lds;
   const T* half_square;  // |c|^2 / 2
-  const T* slack;        // of each row: twice the bound on a score's error
+  const T* slack;        // of each row: twice the bound on a score's error; NaN: no score can be trusted
   const T* values;       // (rows, d), what the distance is taken of
   int64_t ldv;
   const T* centroids;  // (cols, d)
@@ -28,9 +28,10 @@ inline constexpr int64_t kScorePadding = 32;
 
 template <class T>
 struct SearchKernels {
-  // Compares the squared distances of the centroids whose score may be the best.
+  // Compares the squared distances of the centroids whose score may be the best; none where the slack is NaN.
   void (*nearest)(const NearestTile<T>&);
-  T (*squared_distance)(const T* x, const T* y, int64_t d);
+  // Sum of ((x - y) * factor)^2 in double.
+  double (*wide_distance)(const T* x, const T* y, int64_t d, double factor);
   // y = x - origin; returns |y|^2.
   T (*centre)(const T* x, const T* origin, int64_t d, T* y);
   // x *= factor.

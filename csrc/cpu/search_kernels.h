@@ -57,6 +57,25 @@ T squared_distance(const T* x, const T* y, int64_t d) {
 }
 
 template <class T>
+double wide_distance(const T* x, const T* y, int64_t d, double factor) {
+  // As many chains as the compiler's vectors want: double additions may not be reordered otherwise.
+  constexpr int chains = 4 * CMX_VECTOR_BYTES / sizeof(double);
+  double sums[chains] = {}, total = 0;
+  int64_t p = 0;
+  for (; p + chains <= d; p += chains)
+    for (int q = 0; q < chains; ++q) {
+      const double difference = (double(x[p + q]) - double(y[p + q])) * factor;
+      sums[q] += difference * difference;
+    }
+  for (; p < d; ++p) {
+    const double difference = (double(x[p]) - double(y[p])) * factor;
+    total += difference * difference;
+  }
+  for (int q = 0; q < chains; ++q) total += sums[q];
+  return total;
+}
+
+template <class T>
 void nearest(const NearestTile<T>& tile) {
   constexpr int64_t lanes = kLanes<T>;
   // A copy that no store can change.
@@ -75,6 +94,8 @@ void nearest(const NearestTile<T>& tile) {
     for (int64_t j = 0; j < in.cols; j += 2 * lanes) {
       uint64_t bits = at_least(load(scores + j) - load(half + j), enough);
       bits |= uint64_t(at_least(load(scores + j + lanes) - load(half + j + lanes), enough)) << lanes;
+      // The padding's scores are as good as any where all are infinite.
+      if (j + 2 * lanes > in.cols) bits &= (uint64_t(1) << (in.cols - j)) - 1;
       for (; bits; bits &= bits - 1) {
         const int64_t k = j + __builtin_ctzll(bits);
         const T distance = squared_distance(in.values + i * in.ldv, in.centroids + k * in.d, in.d);
@@ -155,8 +176,8 @@ void accumulate(const T* x, double weight, int64_t d, double* sums) {
 
 template <class T>
 const SearchKernels<T>& search_kernels() {
-  static constexpr SearchKernels<T> table = {nearest<T>,   squared_distance<T>, centre<T>,         scale<T>,
-                                             transpose<T>, step_codes<T>,       where_positive<T>, accumulate<T>};
+  static constexpr SearchKernels<T> table = {nearest<T>,   wide_distance<T>, centre<T>,         scale<T>,
+                                             transpose<T>, step_codes<T>,    where_positive<T>, accumulate<T>};
   return table;
 }
 
