@@ -79,8 +79,9 @@ def band_kernel(
     b = tl.program_id(2).to(tl.int64)
     begins = tl.load(reach_ptr + 2 * k, mask=k < count, other=2147483647)
     ends = tl.load(reach_ptr + 2 * k + 1, mask=k < count, other=0)
-    begin = tl.min(tl.where(ends > begins, begins, 2147483647), 0)
-    end = tl.max(ends, 0)
+    # A reach beyond the bins must not lead out of the spectra.
+    begin = tl.maximum(tl.min(tl.where(ends > begins, begins, 2147483647), 0), 0)
+    end = tl.minimum(tl.max(ends, 0), bins)
     energy = tl.zeros((FRAMES, BANDS), tl.float32)
     rows = spectrum_ptr + (b * frames + f.to(tl.int64))[:, None] * (2 * bins)
     for j0 in range(begin, end, BINS):

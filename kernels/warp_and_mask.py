@@ -29,14 +29,15 @@ def warp_kernel(
     # "Not above 0" takes NaN to the first frame: no position may lead out of the row.
     position = tl.where(position > 0, position, 0.0)
     position = tl.minimum(position, T - 1.0)
-    left = position.to(tl.int32)
+    # float32 may have rounded the last place up, behind the row.
+    left = tl.minimum(position.to(tl.int32), T - 1)
     share = position - left.to(tl.float32)
     hidden = tl.load(bands_ptr + b * F + f, mask=f < F, other=1)[:, None] != 0
     hidden |= tl.load(frames_ptr + b * T + t, mask=t < T, other=1)[None, :] != 0
     rows = (b * F + f.to(tl.int64))[:, None] * T
     shown = (hidden == 0) & (f < F)[:, None] & (t < T)[None, :]
     a = tl.load(x_ptr + rows + left[None, :], mask=shown, other=0.0).to(tl.float32)
-    between = shown & (share > 0)[None, :]
+    between = shown & ((share > 0) & (left < T - 1))[None, :]
     c = tl.load(x_ptr + rows + left[None, :] + 1, mask=between, other=0.0).to(tl.float32)
     y = tl.where(between, a + share[None, :] * (c - a), a)
     tl.store(out_ptr + rows + t[None, :], y, mask=(f < F)[:, None] & (t < T)[None, :])

@@ -57,6 +57,7 @@ def band_spectrogram(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or range, before any work.
+        RuntimeError: a ``reach`` beyond the bins, on the CPU; a GPU leaves out what lies beyond them.
 
     Cost: a transform per frame and the bands' bins; nothing but the waves is read and nothing but the levels written
     (CUDA: the windowed frames and their spectra, too, for cuFFT). The kernels take ``n_fft`` that are powers of two and
@@ -69,7 +70,9 @@ def band_spectrogram(
         >>> band_spectrogram(wave, torch.ones(16), torch.eye(9), n_fft=16, hop=16)[0, :, 0].round()
         tensor([ 0.,  0., 64.,  0.,  0.,  0.,  0.,  0.,  0.])
     """
-    _check(wave, window, bands, n_fft, hop, ends, preemphasis, remove_mean, logarithm, floor, mean, std)
+    _check(
+        wave, window, bands, reach, n_fft, hop, ends, preemphasis, remove_mean, logarithm, floor, mean, std
+    )
     if impl == "auto" and not _suits(wave, n_fft):
         impl = "reference"
     impl = choose("band_spectrogram", impl, wave.device.type, wave.dtype, 1)
@@ -119,8 +122,8 @@ def _suits(wave: Tensor, n_fft: int) -> bool:
 
 
 def _check(
-    wave: Tensor, window: Tensor, bands: Tensor, n_fft: int, hop: int, ends: str, preemphasis: float,
-    remove_mean: bool, logarithm: str, floor: float, mean: Tensor | None, std: Tensor | None,
+    wave: Tensor, window: Tensor, bands: Tensor, reach: Tensor | None, n_fft: int, hop: int, ends: str,
+    preemphasis: float, remove_mean: bool, logarithm: str, floor: float, mean: Tensor | None, std: Tensor | None,
 ) -> None:  # fmt: skip
     _checks.check_floating("wave", wave, 2, "(B, samples)")
     if wave.dim() != 2:
@@ -140,12 +143,22 @@ def _check(
         raise ValueError(f"window must be 1 to n_fft = {n_fft} numbers, got shape {tuple(window.shape)}")
     if bands.dim() != 2 or bands.shape[1] != n_fft // 2 + 1:
         raise ValueError(f"bands must have shape (K, {n_fft // 2 + 1}), got {tuple(bands.shape)}")
+    if reach is not None and (tuple(reach.shape) != (len(bands), 2) or reach.dtype != torch.int32):
+        raise ValueError(
+            f"reach must be ({len(bands)}, 2) int32, got {tuple(reach.shape)} {reach.dtype}; band_reach(bands) makes it"
+        )
     for name, each in (("mean", mean), ("std", std)):
         if each is not None and tuple(each.shape) != (len(bands),):
             raise ValueError(
                 f"{name} must have one number per band, ({len(bands)},); got {tuple(each.shape)}"
             )
-    for name, tensor in (("window", window), ("bands", bands), ("mean", mean), ("std", std)):
+    for name, tensor in (
+        ("window", window),
+        ("bands", bands),
+        ("reach", reach),
+        ("mean", mean),
+        ("std", std),
+    ):
         if tensor is not None and tensor.device != wave.device:
             raise ValueError(f"{name} is on {tensor.device} but wave is on {wave.device}; move one of them")
     samples = wave.shape[1]

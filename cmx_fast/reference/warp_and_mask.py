@@ -11,7 +11,8 @@ def warp_and_mask(x: Tensor, position: Tensor, hidden_bands: Tensor, hidden_fram
     last = x.shape[2] - 1
     position = position.nan_to_num(0).clamp(0, last)
     left = position.floor()
-    rows = left.long()[:, None].expand(-1, x.shape[1], -1)
+    # float32 may have rounded the last place up, behind the row.
+    rows = left.long().clamp_max(last)[:, None].expand(-1, x.shape[1], -1)
     wide = x.to(position.dtype)
     a, b = wide.gather(2, rows), wide.gather(2, (rows + 1).clamp_max(last))
     share = (position - left)[:, None]

@@ -104,7 +104,12 @@ Tensor band_spectrogram_fwd(Tensor wave, Tensor window, Tensor bands, Tensor rea
                           : Level{kind, 0, static_cast<float>(std::log(floor))};
   const std::optional<Tensor> offset = contiguous_if_any(mean), divisor = contiguous_if_any(std);
   const auto numbers = [](const Tensor& t) { return static_cast<const float*>(t.data_ptr()); };
+  STD_TORCH_CHECK(
+      reach.dim() == 2 && reach.size(0) == count && reach.size(1) == 2 && reach.scalar_type() == ScalarType::Int,
+      "reach must be (K, 2) int32 for ", count, " bands");
   const int32_t* ranges = static_cast<const int32_t*>(reach.data_ptr());
+  for (int64_t i = 0; i < 2 * count; ++i)
+    STD_TORCH_CHECK(ranges[i] >= 0 && ranges[i] <= bins, "reach must lie in 0 to ", bins, ", got ", ranges[i]);
   // Several groups of a task meet in a block before their bands, each a row far from the next, are written.
   const int64_t together = batch * groups < kFewGroups ? 1 : kGroups, tasks = ceil_div(groups, together);
   run_tasks(batch * tasks, [&](int64_t task) {

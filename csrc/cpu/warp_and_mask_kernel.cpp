@@ -27,7 +27,8 @@ Tensor warp_and_mask(const Tensor& x, const Tensor& position, const Tensor& hidd
     for (int64_t t = 0; t < frames; ++t) {
       // "Not above 0" takes NaN to the first frame: no position may lead out of the row.
       const T within = where[t] > 0 ? std::min<T>(where[t], frames - 1) : T(0);
-      left.data()[t] = static_cast<int32_t>(within);
+      // T may have rounded the last place up, behind the row.
+      left.data()[t] = static_cast<int32_t>(std::min<int64_t>(static_cast<int64_t>(within), frames - 1));
       share.data()[t] = within - std::floor(within);
     }
     for (int64_t f = 0; f < bands; ++f) {

@@ -96,3 +96,14 @@ GOOD = {
 def test_refuses(change, error, message):
     with pytest.raises(error, match=message):
         ops.warp_and_mask(**{**GOOD, **change})
+
+
+def test_float32_does_not_round_the_last_frame_to_one_behind_it():
+    frames = 2**24 + 4
+    memory = torch.full((frames + 64,), float("nan"))
+    memory[:frames] = torch.arange(frames) % 100
+    x, shown = memory[None, None, :frames], torch.zeros(1, frames, dtype=torch.bool)
+    found = warp_and_mask(
+        x, torch.full((1, frames), 3e38), torch.zeros(1, 1, dtype=torch.bool), shown, impl="cpp"
+    )
+    assert (found == memory[frames - 1]).all()
