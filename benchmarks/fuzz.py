@@ -1,9 +1,9 @@
 """Readers and operators under random input: ``python -m benchmarks.fuzz [--tries 1000] [--only NAME ...]``.
 
 Real files (simulated data sets, checkpoints, configs) are damaged at random, and every reader opens them; operators get
-random arguments, good and bad, and are held against their references. An error that names what is wrong, or a right
-answer, is well; an error of another kind, a crash of the process, a hang or a wrong answer is a finding, printed with
-the seed that makes it again.
+random arguments, good and bad, and are held against their references; those whose answers are indices also get data of
+all magnitudes. An error that names what is wrong, or a right answer, is well; an error of another kind, a crash of the
+process, a hang or a wrong answer is a finding, printed with the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from .fuzz_operators import OPERATORS, Wrong
+from .fuzz_indices import INDICES
+from .fuzz_operators import OPERATORS as COMPARED
+from .fuzz_operators import Wrong
 from .fuzz_readers import READERS, Reader, write_seeds
 
+OPERATORS = COMPARED | INDICES
 #: What a reader or an operator may raise: they name the file or the argument. MissingExtraError is an ImportError.
 REFUSALS = (
     ValueError,

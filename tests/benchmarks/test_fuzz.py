@@ -8,9 +8,9 @@ import sys
 import pytest
 
 pytest.importorskip("soundfile")
-from cmx_fast.benchmarks import fuzz, fuzz_operators
+from cmx_fast.benchmarks import fuzz
 
-QUICK = ["checkpoint", "run folder", "selection json", *fuzz_operators.OPERATORS]
+QUICK = ["checkpoint", "run folder", "selection json", *fuzz.OPERATORS]
 
 
 def test_nothing_is_found():
