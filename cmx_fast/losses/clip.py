@@ -17,7 +17,8 @@ class ClipLoss(nn.Module):
     Args:
         rank, world_size: of the default process group. With a world_size above 1 the loss is that of all processes'
             features together (:func:`cmx_fast.distributed.info_nce`), the same number in every process. Their
-            batches may differ in size. With 0 or 1 it is this process's own, whatever the rank, as in OpenCLIP.
+            batches may differ in size. With 0 or 1 it is this process's own, whatever the rank, as in OpenCLIP. The
+            group may be made after the loss; a call checks it.
         gather_with_grad: True: gradients are right once they are averaged over the processes, as
             DistributedDataParallel does. False: each process gets the loss's gradient by its own features,
             as in OpenCLIP; the average of those is 1 / world_size of the gradient. Default False: OpenCLIP's.
@@ -62,13 +63,6 @@ class ClipLoss(nn.Module):
         exchange: str = "ring",
     ) -> None:
         super().__init__()
-        there = dist.is_available() and dist.is_initialized()
-        found = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-        if world_size > 1 and (rank, world_size) != found:
-            raise ValueError(
-                f"ClipLoss was told rank={rank}, world_size={world_size}, but torch.distributed says {found[0]} "
-                f"and {found[1]}; call torch.distributed.init_process_group first, and pass what it says"
-            )
         if world_size > 1 and local_loss and not gather_with_grad:
             raise ValueError(
                 "local_loss=True needs gather_with_grad=True: without it gradients are incomplete"
@@ -90,6 +84,7 @@ class ClipLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
+        self._check_group()
         if self.world_size < 2:
             loss = info_nce(image_features, text_features, logit_scale)
         else:
@@ -117,6 +112,7 @@ class ClipLoss(nn.Module):
         Raises:
             ValueError: processes whose batches differ in size; the loss itself takes them.
         """
+        self._check_group()
         images, texts = image_features, text_features
         if self.world_size > 1:
             images, texts = self._of_all(image_features), self._of_all(text_features)
@@ -134,6 +130,18 @@ class ClipLoss(nn.Module):
         """The column of every row's own pair in :meth:`get_logits`, (num_logits,) int64."""
         first = num_logits * self.rank if self.world_size > 1 and self.local_loss else 0
         return torch.arange(first, first + num_logits, device=device)
+
+    def _check_group(self) -> None:
+        """Require the process group that the constructor was told of; it may be made after the loss."""
+        if self.world_size < 2:
+            return
+        there = dist.is_available() and dist.is_initialized()
+        found = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+        if (self.rank, self.world_size) != found:
+            raise ValueError(
+                f"ClipLoss was told rank={self.rank}, world_size={self.world_size}, but torch.distributed says "
+                f"{found[0]} and {found[1]}; call torch.distributed.init_process_group first, and pass what it says"
+            )
 
     def _of_all(self, features: Tensor) -> Tensor:
         """The features of all processes, in their order; gradients reach the others' with ``gather_with_grad``."""

@@ -215,7 +215,8 @@ def test_keys_are_not_lost_in_data_parallel():
 
 
 REFUSALS = [
-    (lambda: ClipLoss(world_size=2), "world_size=2"),
+    (lambda: ClipLoss(world_size=2)(*unit(2, 4, 8), 3.0), "told rank=0, world_size=2, but .* says 0 and 1"),
+    (lambda: ClipLoss(rank=1, world_size=2).get_logits(*unit(2, 4, 8), 3.0), "told rank=1, world_size=2"),
     (lambda: ClipLoss(use_horovod=True), "use_horovod"),
     (lambda: ClipLoss()(*unit(2, 4, 8), numpy.float32(-1)), "logit_scale must be positive and finite .*-1.0"),
     (lambda: ClipLoss()(*unit(2, 4, 8), torch.tensor(0)), "logit_scale must be positive .*got 0"),
