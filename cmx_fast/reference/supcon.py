@@ -35,5 +35,6 @@ def supcon(
     log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
     count = positive.sum(1)
     mean_of_positives = log_probability.masked_fill(~positive, 0).sum(1) / count.clamp_min(1)
-    loss = torch.where(count > 0, -mean_of_positives, mean_of_positives * 0)
+    # NaN times 0 is NaN: a row without positives keeps visible what is not finite.
+    loss = torch.where(count > 0, -mean_of_positives, (0 * logits).sum(1))
     return reduce_loss(loss, reduction)

@@ -176,7 +176,7 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
 
 template <class T>
 SoftmaxGradient<T>::SoftmaxGradient(const Logits<T>& logits, int64_t n)
-    : shift(n + kPadding), factor(n + kPadding), offset(n + kPadding) {
+    : shift(n + kPadding, std::numeric_limits<T>::infinity()), factor(n + kPadding), offset(n + kPadding) {
   // d logit / d (x . y) = scale; d(-scale |x - y|^2) / d (x . y) = 2 scale; of the distance -scale / u, divided later.
   switch (logits.similarity) {
     case Similarity::kDot:

@@ -57,7 +57,8 @@ inline double sigmoid(double x) { return x > 0 ? 1 / (1 + std::exp(-x)) : std::e
 template <class T>
 struct SoftmaxGradient {
   std::vector<T> shift, factor, offset;
-  // From log-sum-exp L, upstream weights w of the softmax and the constant b subtracted from every entry.
+  // From log-sum-exp L, upstream weights w of the softmax and the constant b subtracted from every entry. A row that
+  // is not set has an infinite shift: its exponentials are 0, where from 0 they could overflow and 0 * inf is NaN.
   SoftmaxGradient(const Logits<T>& logits, int64_t n);
   void set(int64_t i, double log_sum_exp, double weight, double constant);
 

@@ -121,7 +121,8 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
     // Less the positives: their difference keeps digits that rounding each would lose.
     statistics[n + i] = sums[i].mean() - mean_positive;
     const double difference = sums[i].log_sum_exp() - logits.scale * mean_positive;
-    losses[i] = count == 0 ? 0 : count == 1 ? softplus(difference) : difference;
+    // 0 * mean: what is not finite stays visible where the exponential swallowed it, or where there is no positive.
+    losses[i] = (count == 0 ? 0 : count == 1 ? softplus(difference) : difference) + 0 * sums[i].mean();
   });
   return {loss, stats, class_rows, saved};
 }
