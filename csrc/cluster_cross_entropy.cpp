@@ -5,8 +5,8 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(cmx_fast, m) {
   m.def(
       "cluster_cross_entropy_fwd(Tensor x, Tensor centroids, Tensor? target, bool normalize) -> "
-      "(Tensor losses, Tensor log_sum_exp, Tensor labels)");
+      "(Tensor losses, Tensor softmax, Tensor labels)");
   m.def(
-      "cluster_cross_entropy_bwd(Tensor grad_losses, Tensor x, Tensor centroids, Tensor labels, Tensor log_sum_exp, "
+      "cluster_cross_entropy_bwd(Tensor grad_losses, Tensor x, Tensor centroids, Tensor labels, Tensor softmax, "
       "bool normalize) -> Tensor dx");
 }

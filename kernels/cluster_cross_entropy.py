@@ -37,7 +37,7 @@ def loss_kernel(
     target_ptr,  # (B * P,), or None for the nearest
     label_ptr,  # (B * P,)
     loss_ptr,  # (B * P,)
-    lse_ptr,  # (B * P,) over the other centroids
+    softmax_ptr,  # (2, B * P) of the other centroids: largest logit, logarithm of the sum above it
     N,
     P,
     K,
@@ -91,9 +91,11 @@ def loss_kernel(
         total = total * tl.exp(maximum - shift) + tl.exp(displaced - shift)
         total += tl.sum(tl.exp(others - shift[:, None]), 1)
         maximum = higher
-    lse = tl.where(total == 0.0, float("-inf"), maximum + tl.log(total))
-    tl.store(loss_ptr + p, softplus(lse - own), mask=inside)
-    tl.store(lse_ptr + p, lse, mask=inside)
+    log_sum = tl.log(total)
+    tl.store(loss_ptr + p, softplus((maximum - own) + log_sum), mask=inside)
+    softmax_ptr += p.to(tl.int64)
+    tl.store(softmax_ptr, maximum, mask=inside)
+    tl.store(softmax_ptr + N, log_sum, mask=inside)
     tl.store(label_ptr + p, tl.where((label < 0) & (target_ptr is None), 0, label), mask=inside)
 
 
@@ -106,7 +108,7 @@ def gradient_kernel(
     part_ptr,
     bias_ptr,
     label_ptr,
-    lse_ptr,
+    softmax_ptr,
     dx_ptr,  # (B, P, D)
     N,
     P,
@@ -135,8 +137,10 @@ def gradient_kernel(
         x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, BLOCK, DEPTH
     )
     label = tl.load(label_ptr + p, mask=inside, other=0)
-    lse = tl.load(lse_ptr + p, mask=inside, other=0.0)
-    shift = tl.where(lse == float("-inf"), 0.0, lse)
+    softmax_ptr += p.to(tl.int64)
+    top = tl.load(softmax_ptr, mask=inside, other=0.0)
+    log_sum = tl.load(softmax_ptr + N, mask=inside, other=0.0)
+    normaliser = tl.exp(-log_sum)
     d = tl.program_id(1) * OUT + tl.arange(0, OUT)
     features = (d < D)[None, :]
     mean = tl.zeros((BLOCK, OUT), tl.float32)
@@ -153,12 +157,14 @@ def gradient_kernel(
         here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
         own_logit = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own_logit)
         others = (k < K)[None, :] & (k[None, :] != label[:, None])
-        softmax = tl.where(others, tl.exp(logits - shift[:, None]), 0.0)
+        # A product summed in another order may lie above the largest.
+        softmax = tl.exp(tl.minimum(logits - top[:, None], 0.0)) * normaliser[:, None]
+        softmax = tl.where(others, softmax, 0.0)
         mean_logit += tl.sum(tl.where(others, softmax * logits, 0.0), 1)
         place = k.to(tl.int64)[:, None] * D + d[None, :]
         centroids = tl.load(value_ptr + place, mask=(k < K)[:, None] & features, other=0.0)
         mean = tl.dot(softmax, centroids, mean, input_precision=GRADIENT_PRECISION)
-    margin = lse - own_logit
+    margin = (top - own_logit) + log_sum
     # Share of the others: 1 / (1 + exp(-margin)), from the side that does not overflow.
     small = tl.exp(-tl.abs(margin))
     share = tl.where(margin > 0, 1.0, small) / (1.0 + small)
@@ -187,8 +193,9 @@ def cluster_cross_entropy_fwd(
             None for the nearest centroids.
 
     Returns:
-        losses, log-sum-exp of the other centroids' logits, less by a constant of the vector that the backward pass
-        leaves out too, both (B, P) float32, and labels (B, P) int64. A target out of range gives a NaN loss.
+        losses (B, P), of the other centroids the largest logit, less by a constant of the vector that the backward pass
+        leaves out too, and the logarithm of the sum of exponentials above it (2, B, P), float32, and labels (B, P)
+        int64. A target out of range gives a NaN loss.
 
     Cost: one read of x, or one per 32 centroids beyond 128 features.
     """
@@ -196,7 +203,7 @@ def cluster_cross_entropy_fwd(
     target = None if target is None else target.contiguous()
     labels = x.new_empty(x.shape[:2], dtype=torch.int64)
     losses = x.new_empty(x.shape[:2], dtype=torch.float32)
-    lse = torch.empty_like(losses)
+    softmax = x.new_empty(2, *x.shape[:2], dtype=torch.float32)
     n = losses.numel()
     if n:
         prepared = prepare(centroids, x.dtype)
@@ -205,15 +212,15 @@ def cluster_cross_entropy_fwd(
         else:
             options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
         loss_kernel[(ceil_div(n, options["BLOCK"]),)](
-            x, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses, lse,
+            x, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses, softmax,
             n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,
         )  # fmt: skip
-    return losses, lse, labels
+    return losses, softmax, labels
 
 
 @on_own_device
 def cluster_cross_entropy_bwd(
-    grad_losses: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, log_sum_exp: Tensor, normalize: bool
+    grad_losses: Tensor, x: Tensor, centroids: Tensor, labels: Tensor, softmax: Tensor, normalize: bool
 ) -> Tensor:
     """The operator ``cmx_fast::cluster_cross_entropy_bwd`` for CUDA: dx, laid out and typed like x.
 
@@ -230,7 +237,7 @@ def cluster_cross_entropy_bwd(
         )  # fmt: skip
         gradient_kernel[(ceil_div(n, options["BLOCK"]), ceil_div(width, out))](
             grad_losses.contiguous(), x, prepared.values, prepared.origin, prepared.parts, prepared.bias, labels,
-            log_sum_exp, dx, n, x.shape[1], len(centroids), width, *x.stride(), *dx.stride(), UNIT=normalize,
+            softmax, dx, n, x.shape[1], len(centroids), width, *x.stride(), *dx.stride(), UNIT=normalize,
             GRADIENT_PRECISION="tf32x3" if half else options["PRECISION"], OUT=out, **options,
         )  # fmt: skip
     return dx

@@ -12,7 +12,14 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
-from cmx_fast.kernels.common.logits import add_partials, empty_statistics, log_sum_exp_and_mean, softplus
+from cmx_fast.kernels.common.logits import (
+    add_partials,
+    base_two,
+    empty_statistics,
+    log_sum_above,
+    softplus,
+    weighted_mean,
+)
 from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
@@ -70,6 +77,42 @@ def if_usable(x, valid, scale):
 
 
 @triton.jit
+def store_direction(
+    stats,  # of the direction's own side, at the pairs' rows
+    n,
+    maximum,
+    total,
+    weighted,
+    plain,
+    u,
+    valid,
+    mask,
+    scale,
+    share,
+    smoothing,
+    candidates,
+    SMOOTH: tl.constexpr,
+):
+    """Store one direction's statistics, and return its losses."""
+    margin = log_sum_above(u, maximum, total, scale)
+    mean = weighted_mean(total, weighted)
+    tl.store(stats, maximum, mask=mask)
+    tl.store(stats + 2 * n, mean - u, mask=mask)
+    # 0 * x: infinities that the exponential swallowed.
+    loss = softplus(margin) + 0 * mean + 0 * u
+    if SMOOTH:
+        tl.store(stats + n, total, mask=mask)
+        tl.store(stats + 3 * n, plain, mask=mask)
+        loss += smoothing * scale * (u - (plain + u) / candidates)
+    else:
+        weight = share * if_usable(tl.sigmoid(margin), valid, scale)
+        # Without candidates the weight is 0, or NaN.
+        tl.store(stats + n, tl.where(total == 0, weight, weight / total), mask=mask)
+        tl.store(stats + 3 * n, weight, mask=mask)
+    return loss
+
+
+@triton.jit
 def loss_kernel(
     query_ptr,
     key_ptr,
@@ -83,8 +126,9 @@ def loss_kernel(
     sum_ptr,  # (row_slots, B * N, D) partial sums of the banks' rows, or None
     mean_ptr,  # out, (B, N, D)
     loss_ptr,  # (B, N)
-    row_stats_ptr,  # (B, 3, N): log-sum-exp; mean similarity less the positive's; weight of the softmax's gradient for
-    col_stats_ptr,  # (B, 3, M)  a loss that counts once, or with label smoothing the sum of the similarities
+    row_stats_ptr,  # (B, 4, N): largest similarity; with label smoothing the sum of the exponentials above it, else
+    col_stats_ptr,  # (B, 4, M)  the next but one divided by that; mean similarity less the positive's; weight of the
+    # softmax's gradient for a loss that counts once, or with label smoothing the sum of the similarities
     n_queries,  # B * N
     n_keys,  # B * M
     N,
@@ -113,43 +157,66 @@ def loss_kernel(
         # Two queries with one positive leave a key without any: the key direction has no meaning.
         valid = valid & (tl.load(owner_ptr + t_flat, mask=found, other=-1) == position)
     u = positive_similarity(query_ptr, key_ptr, i, t_flat, found, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
-    z = scale * u
+    scale2 = base_two(scale)
 
     maximum, total, weighted, plain = empty_statistics(BLOCK)
     if row_part_ptr is not None:
         maximum, total, weighted, plain = add_partials(
-            maximum, total, weighted, plain, row_part_ptr, row_slots, n_queries, i, inside, SMOOTH, BLOCK
+            maximum,
+            total,
+            weighted,
+            plain,
+            row_part_ptr,
+            row_slots,
+            n_queries,
+            i,
+            inside,
+            scale2,
+            SMOOTH,
+            BLOCK,
         )
     if sum_ptr is not None:
         store_mean_rows(
-            mean_ptr, row_part_ptr, sum_ptr, row_slots, maximum, total, n_queries, D, i, inside, BLOCK, DEPTH
+            mean_ptr,
+            row_part_ptr,
+            sum_ptr,
+            row_slots,
+            maximum,
+            total,
+            scale2,
+            n_queries,
+            D,
+            i,
+            inside,
+            BLOCK,
+            DEPTH,
         )
-    lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
-    stats = row_stats_ptr + batch * 3 * N + position
-    tl.store(stats, lse, mask=inside)
-    tl.store(stats + N, mean - u, mask=inside)
     share = 0.5 if SYMMETRIC else 1.0  # of the loss that this direction is
-    third = plain if SMOOTH else share * if_usable(tl.sigmoid(lse - z), valid, scale)
-    tl.store(stats + 2 * N, third, mask=inside)
-    # 0 * x: infinities that the exponential swallowed.
-    loss = softplus(lse - z) + 0 * mean + 0 * u
-    if SMOOTH:
-        loss += smoothing * (z - scale * (plain + u) / row_candidates)
+    loss = store_direction(
+        row_stats_ptr + batch * 4 * N + position, N, maximum, total, weighted, plain, u, valid, inside, scale,
+        share, smoothing, row_candidates, SMOOTH,
+    )  # fmt: skip
     if SYMMETRIC:
         maximum, total, weighted, plain = empty_statistics(BLOCK)
         if col_part_ptr is not None:
             maximum, total, weighted, plain = add_partials(
-                maximum, total, weighted, plain, col_part_ptr, col_slots, n_keys, t_flat, found, SMOOTH, BLOCK
+                maximum,
+                total,
+                weighted,
+                plain,
+                col_part_ptr,
+                col_slots,
+                n_keys,
+                t_flat,
+                found,
+                scale2,
+                SMOOTH,
+                BLOCK,
             )
-        lse, mean = log_sum_exp_and_mean(maximum, total, weighted)
-        stats = col_stats_ptr + batch * 3 * M + t
-        tl.store(stats, lse, mask=found)
-        tl.store(stats + M, mean - u, mask=found)
-        third = plain if SMOOTH else share * if_usable(tl.sigmoid(lse - z), valid, scale)
-        tl.store(stats + 2 * M, third, mask=found)
-        col_loss = softplus(lse - z) + 0 * mean
-        if SMOOTH:
-            col_loss += smoothing * (z - scale * (plain + u) / col_candidates)
+        col_loss = store_direction(
+            col_stats_ptr + batch * 4 * M + t, M, maximum, total, weighted, plain, u, valid, found, scale,
+            share, smoothing, col_candidates, SMOOTH,
+        )  # fmt: skip
         loss = (loss + col_loss) / 2
     tl.store(loss_ptr + i, if_usable(loss, valid, scale), mask=inside)
 
@@ -181,7 +248,7 @@ def info_nce_fwd(
             gradient needs of them. Else ignored: the backward pass recomputes.
 
     Returns:
-        loss (B, N), row_stats (B, 3, N), col_stats (B, 3, M if symmetric else 0), and the mean rows (B, N, D) or an
+        loss (B, N), row_stats (B, 4, N), col_stats (B, 4, M if symmetric else 0), and the mean rows (B, N, D) or an
         empty tensor; all float32.
 
     Memory: 3 floats per row and column split (at most 32), D more for mean rows. Cost: one N x M x D product per
@@ -191,8 +258,8 @@ def info_nce_fwd(
     query, key, target, *bank = contiguous(query, key, target, *bank)
     (batch, n, width), m = query.shape, key.shape[1]
     loss = logit_scale.new_empty(batch, n)
-    row_stats = logit_scale.new_empty(batch, 3, n)
-    col_stats = logit_scale.new_empty(batch, 3, m if symmetric else 0)
+    row_stats = logit_scale.new_empty(batch, 4, n)
+    col_stats = logit_scale.new_empty(batch, 4, m if symmetric else 0)
     means = cache and not in_batch
     saved = logit_scale.new_empty((batch, n, width) if means else 0)
     if batch * n == 0:

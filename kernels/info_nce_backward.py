@@ -13,6 +13,7 @@ import triton.language as tl
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
 from cmx_fast.kernels.common.grids import ceil_div
+from cmx_fast.kernels.common.logits import log_sum_above
 from cmx_fast.kernels.common.norms import (
     DEPTH,
     ROWS_PER_PROGRAM,
@@ -33,15 +34,52 @@ BLOCK = 32  # queries of one program of the weights
 
 
 @triton.jit
+def weigh_direction(
+    stats,  # as the forward pass has left them, at the pairs' rows
+    softmax,  # out, at the same rows
+    n,
+    g,
+    u,
+    mask,
+    scale,
+    smoothing,
+    candidates,
+    SYMMETRIC: tl.constexpr,
+    SMOOTH: tl.constexpr,
+):
+    """Store one direction's softmax; derivatives by the positives' logits, and by the scale."""
+    top = tl.load(stats, mask=mask, other=0.0)
+    above = tl.load(stats + n, mask=mask, other=1.0)
+    fourth = tl.load(stats + 3 * n, mask=mask, other=0.0)
+    tl.store(softmax, top, mask=mask)
+    if SMOOTH:
+        if SYMMETRIC:
+            g *= 0.5
+        weight = g * tl.sigmoid(log_sum_above(u, top, above, scale))
+        share = g * (smoothing / candidates)
+        tl.store(softmax + n, tl.where(above == 0, weight, weight / above), mask=mask)
+        tl.store(softmax + 2 * n, share, mask=mask)
+        positive = g * smoothing - share - weight
+        dscale = g * smoothing * u - share * (fourth + u)
+    else:
+        # The forward pass knew all but the incoming gradient.
+        weight = g * fourth
+        tl.store(softmax + n, g * above, mask=mask)
+        positive = -weight
+        dscale = tl.zeros_like(weight)
+    return positive, dscale + weight * tl.load(stats + 2 * n, mask=mask, other=0.0)
+
+
+@triton.jit
 def weights_kernel(
     grad_loss_ptr,  # (B, N)
     query_ptr,
     key_ptr,
     target_ptr,
     scale_ptr,
-    row_stats_ptr,  # (B, 3, N)
-    col_stats_ptr,  # (B, 3, M)
-    row_softmax_ptr,  # out, (B, 3, N): log-sum-exp, weight, share of the smoothing
+    row_stats_ptr,  # (B, 4, N)
+    col_stats_ptr,  # (B, 4, M)
+    row_softmax_ptr,  # out, (B, 3, N): largest similarity, weight by the sum above it, share of the smoothing
     col_softmax_ptr,  # out, (B, 3, M)
     positive_ptr,  # out, (B, N): factor of the positive's vector in the gradient
     dscale_part_ptr,  # out, one per program
@@ -81,38 +119,17 @@ def weights_kernel(
         g = tl.load(grad_loss_ptr + i, mask=inside, other=0.0)
         g = tl.where(valid, g, float("nan"))
         g = tl.where(scale > 0, g, float("nan"))
+        positive, dscale = weigh_direction(
+            row_stats_ptr + batch * 4 * N + position, row_softmax_ptr + batch * 3 * N + position, N, g, u, inside,
+            scale, smoothing, row_candidates, SYMMETRIC, SMOOTH,
+        )  # fmt: skip
         if SYMMETRIC:
-            g *= 0.5
-
-        where = batch * 3 * N + position
-        stats = row_stats_ptr + where
-        softmax = row_softmax_ptr + where
-        lse = tl.load(stats, mask=inside, other=0.0)
-        weight = g * tl.sigmoid(lse - scale * u)
-        tl.store(softmax, lse, mask=inside)
-        tl.store(softmax + N, weight, mask=inside)
-        positive = -weight
-        dscale = weight * tl.load(stats + N, mask=inside, other=0.0)
-        if SMOOTH:
-            share = g * (smoothing / row_candidates)
-            tl.store(softmax + 2 * N, share, mask=inside)
-            positive += g * smoothing - share
-            dscale += g * smoothing * u - share * (tl.load(stats + 2 * N, mask=inside, other=0.0) + u)
-        if SYMMETRIC:
-            where = batch * 3 * M + t
-            stats = col_stats_ptr + where
-            softmax = col_softmax_ptr + where
-            lse = tl.load(stats, mask=found, other=0.0)
-            weight = g * tl.sigmoid(lse - scale * u)
-            tl.store(softmax, lse, mask=found)
-            tl.store(softmax + M, weight, mask=found)
-            positive -= weight
-            dscale += weight * tl.load(stats + M, mask=found, other=0.0)
-            if SMOOTH:
-                share = g * (smoothing / col_candidates)
-                tl.store(softmax + 2 * M, share, mask=found)
-                positive += g * smoothing - share
-                dscale += g * smoothing * u - share * (tl.load(stats + 2 * M, mask=found, other=0.0) + u)
+            col_positive, col_dscale = weigh_direction(
+                col_stats_ptr + batch * 4 * M + t, col_softmax_ptr + batch * 3 * M + t, M, g, u, found,
+                scale, smoothing, col_candidates, SYMMETRIC, SMOOTH,
+            )  # fmt: skip
+            positive += tl.where(found, col_positive, 0.0)
+            dscale += tl.where(found, col_dscale, 0.0)
         positive *= scale
         if SIMILARITY == "sql2":
             positive *= 2
@@ -181,8 +198,8 @@ def info_nce_bwd(
     measured = norm_arguments([queries, keys, *banks])
     positive, dscale_part, grad = None, None, None
     if target is None and not smooth and not measured[-1]:
-        row_softmax = Softmax(row_stats[:, 0], row_stats[:, 2])
-        col_softmax = Softmax(col_stats[:, 0], col_stats[:, 2]) if symmetric else None
+        row_softmax = Softmax(row_stats[:, 0], row_stats[:, 1])
+        col_softmax = Softmax(col_stats[:, 0], col_stats[:, 1]) if symmetric else None
         grad = grad_loss
     else:
         row_softmax, col_softmax, positive, dscale_part = _weights(
@@ -252,7 +269,7 @@ def _weights(
 ) -> tuple[Softmax, Softmax | None, Tensor, Tensor]:
     """Both directions' softmax gradients, factors of the positives, and parts of dscale; measures rows. One launch."""
     (batch, n, width), m = query.shape, key.shape[1]
-    row_softmax, col_softmax = torch.empty_like(row_stats), torch.empty_like(col_stats)
+    row_softmax, col_softmax = (x.new_empty(batch, 3, x.shape[2]) for x in (row_stats, col_stats))
     positive = logit_scale.new_empty(batch, n)
     programs = ceil_div(batch * n, BLOCK)
     dscale_part = logit_scale.new_empty(programs)
@@ -287,8 +304,8 @@ def _weights(
     )
 
     def of(softmax: Tensor) -> Softmax:
-        lse, weight, share = softmax.unbind(1)
-        return Softmax(lse, weight, share if label_smoothing > 0 else None)
+        top, weight, share = softmax.unbind(1)
+        return Softmax(top, weight, share if label_smoothing > 0 else None)
 
     return of(row_softmax), of(col_softmax) if symmetric else None, positive, dscale_part
 

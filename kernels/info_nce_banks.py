@@ -13,7 +13,7 @@ from cmx_fast.kernels.common.gradient import product_form
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
-    LOG2E,
+    base_two,
     chunked_products,
     empty_statistics,
     finite_shift,
@@ -39,7 +39,7 @@ def bank_kernel(
     bank_sizes,
     scale_ptr,
     part_ptr,  # out, (n_splits, 3, n)
-    sum_ptr,  # out, (n_splits, n, D): of the rows, times 2^(logit - the split's maximum)
+    sum_ptr,  # out, (n_splits, n, D): of the rows, by the exponentials above the split's maximum
     n,
     D,
     n_splits,
@@ -62,7 +62,7 @@ def bank_kernel(
     pid = pid // n_blocks
     out0 = pid % n_chunks * OUT
     split = pid // n_chunks
-    scale2 = tl.load(scale_ptr) * LOG2E
+    scale2 = base_two(tl.load(scale_ptr))
     n_tiles = 0
     for i in tl.static_range(N_BANKS):
         n_tiles += tl.cdiv(bank_sizes[i], COLS)
@@ -91,11 +91,11 @@ def bank_kernel(
             if MEASURE:
                 u *= a_inv[:, None]
             keep = (col0 + tl.arange(0, COLS) < bank_sizes[i])[None, :]
-            z2 = tl.where(keep, u * scale2, float("-inf"))
-            largest = tl.maximum(maximum, tl.max(z2, 1))
+            seen = tl.where(keep, u, float("-inf"))
+            largest = tl.maximum(maximum, tl.max(seen, 1))
             shift = finite_shift(largest)
-            e = tl.exp2(z2 - shift[:, None])
-            factor = tl.exp2(maximum - shift)
+            e = tl.exp2((seen - shift[:, None]) * scale2)
+            factor = tl.exp2((maximum - shift) * scale2)
             total = total * factor + tl.sum(e, 1)
             weighted = weighted * factor + tl.sum(e * u, 1)
             sums, e = accumulate_product(sums * factor[:, None], e, c, PRODUCT)
@@ -120,6 +120,7 @@ def store_mean_rows(
     slots,
     maximum,  # (BLOCK,) of all slots, and their total
     total,
+    scale2,
     n,
     D,
     index,
@@ -138,7 +139,7 @@ def store_mean_rows(
         for slot in range(0, slots):
             own = tl.load(part_ptr + slot * 3 * n + index, mask=inside, other=float("-inf"))
             sums = tl.load(sum_ptr + slot * n * D + where, mask=mask, other=0.0)
-            mean += tl.exp2(own - shift)[:, None] * sums
+            mean += tl.exp2((own - shift) * scale2)[:, None] * sums
         mean = tl.where((total == 0)[:, None], mean, mean / total[:, None])
         tl.store(mean_ptr + where, mean, mask=mask)
 

@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax
 from cmx_fast.kernels.common.grids import ceil_div
-from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_vector
+from cmx_fast.kernels.common.logits import (
+    base_two,
+    chunked_products,
+    exponential_below,
+    load_vector,
+    rounded_product,
+)
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
@@ -36,13 +42,13 @@ GROUP = 16
 def logit_gradient_kernel(
     a_ptr,  # (n_a, D): all rows, of which the chunk's are taken
     a_inv_ptr,  # (n_a,) inverse norms or None
-    a_lse_ptr,  # (n_a,) of the rows' softmax; None: they have none
+    a_top_ptr,  # (n_a,) of the rows' softmax; None: they have none
     a_weight_ptr,
     a_share_ptr,
     a_grad_ptr,  # what the weights are still to be multiplied by, or None
     c_ptr,  # (n_c, D): the columns, and the same of them
     c_inv_ptr,
-    c_lse_ptr,
+    c_top_ptr,
     c_weight_ptr,
     c_share_ptr,
     c_grad_ptr,
@@ -76,25 +82,25 @@ def logit_gradient_kernel(
 
     u = chunked_products(a_ptr, row0, last, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
     if a_inv_ptr is not None:
-        u *= tl.load(a_inv_ptr + rows, mask=inside, other=1.0)[:, None]
+        u = rounded_product(u, tl.load(a_inv_ptr + rows, mask=inside, other=1.0)[:, None])
     if c_inv_ptr is not None:
-        u *= load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :]
-    z2 = u * (scale * LOG2E)
+        u = rounded_product(u, load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :])
+    scale2 = base_two(scale)
     h = tl.zeros((ROWS, COLS), tl.float32)
-    if a_lse_ptr is not None:
-        lse = tl.load(a_lse_ptr + rows, mask=inside, other=float("inf")) * LOG2E
+    if a_top_ptr is not None:
+        top = tl.load(a_top_ptr + rows, mask=inside, other=float("inf"))
         weight = tl.load(a_weight_ptr + rows, mask=inside, other=0.0)
         if a_grad_ptr is not None:
             weight *= tl.load(a_grad_ptr + rows, mask=inside, other=0.0)
-        h += weight[:, None] * tl.exp2(z2 - lse[:, None])
+        h += weight[:, None] * exponential_below(u, top[:, None], scale2)
         if a_share_ptr is not None:
             h -= tl.load(a_share_ptr + rows, mask=inside, other=0.0)[:, None]
-    if c_lse_ptr is not None:
-        lse = load_vector(c_lse_ptr, col0, n_c, float("inf"), COLS) * LOG2E
+    if c_top_ptr is not None:
+        top = load_vector(c_top_ptr, col0, n_c, float("inf"), COLS)
         weight = load_vector(c_weight_ptr, col0, n_c, 0.0, COLS)
         if c_grad_ptr is not None:
             weight *= load_vector(c_grad_ptr, col0, n_c, 0.0, COLS)
-        h += weight[None, :] * tl.exp2(z2 - lse[None, :])
+        h += weight[None, :] * exponential_below(u, top[None, :], scale2)
         if c_share_ptr is not None:
             h -= load_vector(c_share_ptr, col0, n_c, 0.0, COLS)[None, :]
     if EXCLUDE:

@@ -31,9 +31,9 @@ def positive_factor(positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale,
     if positive_ptr is not None:
         factor = tl.load(positive_ptr + batch * N + index, mask=inside, other=0.0)
     else:
-        weight = tl.load(row_stats_ptr + (batch * 3 + 2) * N + index, mask=inside, other=0.0)
+        weight = tl.load(row_stats_ptr + (batch * 4 + 3) * N + index, mask=inside, other=0.0)
         if col_stats_ptr is not None:
-            weight += tl.load(col_stats_ptr + (batch * 3 + 2) * N + index, mask=inside, other=0.0)
+            weight += tl.load(col_stats_ptr + (batch * 4 + 3) * N + index, mask=inside, other=0.0)
         factor = -scale * weight * tl.load(grad_ptr + batch * N + index, mask=inside, other=0.0)
     return factor
 
@@ -41,8 +41,8 @@ def positive_factor(positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale,
 @triton.jit
 def scale_gradient(grad_ptr, stats_ptr, index, N, inside):
     """What queries ``index`` of all samples add to dscale by one direction."""
-    stats = stats_ptr + index // N * 3 * N + index % N
-    pull = tl.load(stats + N, mask=inside, other=0.0) * tl.load(stats + 2 * N, mask=inside, other=0.0)
+    stats = stats_ptr + index // N * 4 * N + index % N
+    pull = tl.load(stats + 2 * N, mask=inside, other=0.0) * tl.load(stats + 3 * N, mask=inside, other=0.0)
     return pull * tl.load(grad_ptr + index, mask=inside, other=0.0)
 
 
@@ -145,8 +145,8 @@ def finish_kernel(
     target_ptr,
     positive_ptr,
     grad_ptr,  # (B, N) or None where positive_ptr is given
-    row_stats_ptr,  # (B, 3, N), as info_nce_fwd leaves them
-    col_stats_ptr,  # (B, 3, M) or None
+    row_stats_ptr,  # (B, 4, N), as info_nce_fwd leaves them
+    col_stats_ptr,  # (B, 4, M) or None
     scale_ptr,
     query_part_ptr,
     query_sum_ptr,

@@ -1,7 +1,5 @@
 """One block of a softmax whose other blocks lie in other processes: launchers over the scan and the gradient kernel."""
 
-import math
-
 import torch
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
@@ -10,8 +8,6 @@ from cmx_fast.kernels.common.scan import scan
 from torch import Tensor
 
 __all__ = ["softmax_block_bwd", "softmax_block_fwd"]
-
-LOG2E = math.log2(math.e)
 
 
 def _rows(x: Tensor, similarity: str) -> Rows:
@@ -26,8 +22,8 @@ def _exclusion(y: Tensor | None, excluded: Tensor | None) -> str:
 
 
 def _softmax(softmax: Tensor) -> Softmax:
-    lse, weight, share = softmax[:, None].contiguous()
-    return Softmax(lse, weight, share)
+    top, weight, share = softmax[:, None].contiguous()
+    return Softmax(top, weight, share)
 
 
 def _finish(part: RowGradient, x: Tensor, similarity: str, like: Tensor) -> Tensor:
@@ -45,12 +41,12 @@ def _finish(part: RowGradient, x: Tensor, similarity: str, like: Tensor) -> Tens
 def softmax_block_fwd(
     x: Tensor, y: Tensor | None, logit_scale: Tensor, excluded: Tensor | None, similarity: str
 ) -> Tensor:
-    """Statistics (3, N) float32: log-sum-exp, softmax-weighted mean and sum of the similarities."""
+    """Statistics (4, N) float32, as :func:`cmx_fast.ops.softmax_block.block_statistics` says."""
     check_dtype(x)
     x, y, excluded = contiguous(x, y, excluded)
-    statistics = logit_scale.new_zeros(3, len(x))
+    statistics = logit_scale.new_zeros(4, len(x))
     if len(x) == 0 or (y is not None and len(y) == 0):
-        statistics[0] = float("-inf")
+        statistics[:2] = float("-inf")
         return statistics
     rows = _rows(x, similarity)
     parts, _ = scan(
@@ -60,11 +56,11 @@ def softmax_block_fwd(
     assert parts.data is not None
     maximum, total, weighted, plain = parts.data.unbind(1)
     largest = maximum.amax(0)
-    factor = torch.exp2(maximum - torch.where(largest == float("-inf"), 0.0, largest))
+    factor = torch.exp(logit_scale * (maximum - torch.where(largest == float("-inf"), 0.0, largest)))
     total, weighted = (total * factor).sum(0), (weighted * factor).sum(0)
-    statistics[0] = (largest + total.log2()) / LOG2E
-    statistics[1] = torch.where(total == 0, weighted, weighted / total)
-    statistics[2] = plain.sum(0)
+    statistics[0], statistics[1] = largest, total.log()
+    statistics[2] = torch.where(total == 0, weighted, weighted / total)
+    statistics[3] = plain.sum(0)
     return statistics
 
 

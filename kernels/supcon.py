@@ -8,7 +8,12 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
-from cmx_fast.kernels.common.logits import LN2, LOG2E, add_partials, empty_statistics, log_sum_exp_and_mean
+from cmx_fast.kernels.common.logits import (
+    add_partials,
+    base_two,
+    empty_statistics,
+    log_sum_above,
+)
 from cmx_fast.kernels.common.norms import measure
 from cmx_fast.kernels.supcon_backward import sides, supcon_bwd
 from cmx_fast.kernels.supcon_scan import scan
@@ -26,18 +31,20 @@ def loss_kernel(
     slots,
     positive_ptr,  # (slots, M, 2)
     loss_ptr,  # (M,)
-    stats_ptr,  # (3, M)
+    stats_ptr,  # (4, M)
     M,
     BLOCK: tl.constexpr,
 ):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < M
     maximum, total, weighted, plain = empty_statistics(BLOCK)
+    scale = tl.load(scale_ptr)
     maximum, total, weighted, plain = add_partials(
-        maximum, total, weighted, plain, part_ptr, slots, M, i, inside, False, BLOCK
+        maximum, total, weighted, plain, part_ptr, slots, M, i, inside, base_two(scale), False, BLOCK
     )
-    _, mean = log_sum_exp_and_mean(maximum, total, weighted)
-    rest = tl.log2(total)
+    # Of no columns the sums are 0, or NaN if a similarity was -inf: keep that visible.
+    inverse = 1 / tl.where(total == 0, 1.0, total)
+    mean = weighted * inverse
     stride = tl.cast(M, tl.int64)
     positive = tl.zeros((BLOCK,), tl.float32)
     count = tl.zeros((BLOCK,), tl.float32)
@@ -48,21 +55,17 @@ def loss_kernel(
     paired = count > 0
     share = 1 / tl.maximum(count, 1.0)
     positive *= share
-    scale = tl.load(scale_ptr)
     unusable = tl.where(scale > 0, 0.0, float("nan"))
     # 0 * mean: what is not finite stays visible where the exponential swallowed it.
-    loss = tl.where(paired, LN2 * ((maximum - positive) + rest), 0.0) + 0 * mean
+    loss = tl.where(paired, log_sum_above(positive, maximum, total, scale), 0.0) + 0 * mean
     tl.store(loss_ptr + i, loss + unusable, mask=inside)
-    # Without positives there is no gradient: exp(z - inf) is 0. What rounding took from the log-sum-exp goes into the
-    # share of a positive, so that a softmax that is right cancels against it.
-    lse = maximum + rest
-    back = lse - maximum
-    lost = (maximum - (lse - back)) + (rest - back)
-    share = tl.where(paired, share * tl.exp2(lost), 0.0)
-    tl.store(stats_ptr + i, tl.where(paired, lse, float("inf")) + unusable, mask=inside)
-    pull = tl.where(paired, (mean - positive) / (scale * LOG2E), 0 * mean)
+    # Without positives there is no gradient: above an infinite similarity the exponentials are 0.
+    tl.store(stats_ptr + i, tl.where(paired, maximum, float("inf")) + unusable, mask=inside)
+    pull = tl.where(paired, mean - positive, 0 * mean)
     tl.store(stats_ptr + stride + i, pull + unusable, mask=inside)
-    tl.store(stats_ptr + 2 * stride + i, share, mask=inside)
+    # What rounding took from the inverse goes into the share of a positive, so that a softmax that is right cancels.
+    tl.store(stats_ptr + 2 * stride + i, tl.where(paired, share * (total * inverse), 0.0), mask=inside)
+    tl.store(stats_ptr + 3 * stride + i, tl.where(paired, inverse, 0.0), mask=inside)
 
 
 @on_own_device
@@ -85,10 +88,10 @@ def supcon_fwd(
         ref_features, ref_labels: (R, D) and (R,), the columns; None for ``features`` themselves without the diagonal.
 
     Returns:
-        loss (M,), 0 for a row without positives; stats (3, M): log-sum-exp of the row's logits in base 2, infinite
-        without positives; their softmax-weighted mean similarity less the positives' mean; 1 / number of positives, or
-        0; an empty tensor; and the inverse norms of rows and references (M + R,), empty unless ``normalize``. All
-        float32.
+        loss (M,), 0 for a row without positives; stats (4, M): the row's largest similarity, infinite without
+        positives; the softmax-weighted mean similarity less the positives' mean; 1 / number of positives, or 0; 1 / sum
+        of the exponentials above the largest similarity, or 0; an empty tensor; and the inverse norms of rows and
+        references (M + R,), empty unless ``normalize``. All float32.
 
     Memory: 5 floats per row and column split (at most 32). Cost: one M x R x D product. Two launches, three with
     ``normalize``. No synchronisation, no atomics.
@@ -96,7 +99,7 @@ def supcon_fwd(
     check_dtype(features)
     features, labels, ref_features, ref_labels = contiguous(features, labels, ref_features, ref_labels)
     m = len(features)
-    loss, stats = logit_scale.new_empty(m), logit_scale.new_empty(3, m)
+    loss, stats = logit_scale.new_empty(m), logit_scale.new_empty(4, m)
     class_rows = logit_scale.new_empty(0)
     r = 0 if ref_features is None else len(ref_features)
     norms = logit_scale.new_empty(m + r if normalize else 0)

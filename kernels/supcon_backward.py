@@ -62,7 +62,7 @@ def finish_kernel(
     dx_ptr,
     dref_ptr,
     grad_loss_ptr,  # (M,)
-    stats_ptr,  # (3, M)
+    stats_ptr,  # (4, M)
     dscale_ptr,
     M,
     R,

@@ -2,9 +2,10 @@
 
 A program owns a block of rows (and, for wide features, a chunk of the output), recomputes its similarity tiles, turns
 each into the gradient G of the losses with respect to the logits and multiplies it with the columns. With the incoming
-gradients w, the log-sum-exps L and s_i = 1 / |P(i)|
+gradients w, the largest similarities t, the sums S of the exponentials above them and s_i = 1 / |P(i)|
 
-    G_ij = w_i (exp(z_ij - L_i) - [j in P(i)] s_i)  +  w_j (exp(z_ij - L_j) - [i in P(j)] s_j)
+    G_ij = w_i (exp(scale (u_ij - t_i)) / S_i - [j in P(i)] s_i)
+         + w_j (exp(scale (u_ij - t_j)) / S_j - [i in P(j)] s_j)
 
 of which a square problem has both halves, since its similarity is symmetric; of one with references the rows have the
 first and the references the second. Positives leave the softmax in float32, before G is rounded to the inputs'
@@ -16,7 +17,14 @@ import triton.language as tl
 from cmx_fast.kernels.common.gradient import product_form
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
-from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector
+from cmx_fast.kernels.common.logits import (
+    base_two,
+    chunked_products,
+    exponential_below,
+    load_tile,
+    load_vector,
+    rounded_product,
+)
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
@@ -38,7 +46,7 @@ def gradient_kernel(
     c_ptr,  # (n_c, D): the columns, and the same of them
     c_inv_ptr,
     c_label_ptr,
-    stats_ptr,  # (3, M): base-2 log-sum-exp, anything, s; of rows if ROW, of columns if COL
+    stats_ptr,  # (4, M): t, anything, s, 1 / S; of rows if ROW, of columns if COL
     grad_ptr,  # (M,): w of the same
     scale_ptr,
     out_ptr,  # (n_splits, n_a, D)
@@ -70,15 +78,14 @@ def gradient_kernel(
     inside = rows < n_a
     label = tl.load(a_label_ptr + rows, mask=inside, other=0)
     scale = tl.load(scale_ptr)
-    scale2 = tl.full((ROWS,), LOG2E, tl.float32) * scale
-    if a_inv_ptr is not None:
-        scale2 *= tl.load(a_inv_ptr + rows, mask=inside, other=1.0)
+    scale2 = base_two(scale)
+    a_inv = tl.load(a_inv_ptr + rows, mask=inside, other=1.0) if a_inv_ptr is not None else None
     if ROW:
-        row_lse = tl.load(stats_ptr + rows, mask=inside, other=float("inf"))
+        row_top = tl.load(stats_ptr + rows, mask=inside, other=float("inf"))
         row_weight = tl.load(grad_ptr + rows, mask=inside, other=0.0)
-        row_pull = -row_weight * tl.load(
-            stats_ptr + 2 * tl.cast(n_a, tl.int64) + rows, mask=inside, other=0.0
-        )
+        row_stats = stats_ptr + 2 * tl.cast(n_a, tl.int64) + rows
+        row_pull = -row_weight * tl.load(row_stats, mask=inside, other=0.0)
+        row_weight *= tl.load(row_stats + n_a, mask=inside, other=0.0)
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     acc = tl.zeros((ROWS, OUT), tl.float32)
     for tile in range(split * n_tiles // n_splits, (split + 1) * n_tiles // n_splits):
@@ -90,23 +97,25 @@ def gradient_kernel(
             u = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
         if c_inv_ptr is not None:
             c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)
-            u *= c_inv[None, :]
-        z2 = u * scale2[:, None]
+            u = rounded_product(u, c_inv[None, :])
+        if a_inv_ptr is not None:
+            u = rounded_product(u, a_inv[:, None])
         # First what positives lose: then the exponentials are added to it without a rounding of their own.
         h = tl.zeros((ROWS, COLS), tl.float32)
         if ROW:
             h += row_pull[:, None]
         if COL:
             c_weight = load_vector(grad_ptr, col0, n_c, 0.0, COLS)
-            share = load_vector(stats_ptr + 2 * tl.cast(n_c, tl.int64), col0, n_c, 0.0, COLS)
-            h -= (c_weight * share)[None, :]
+            c_stats = stats_ptr + 2 * tl.cast(n_c, tl.int64)
+            h -= (c_weight * load_vector(c_stats, col0, n_c, 0.0, COLS))[None, :]
         same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
         h = tl.where(same, h, 0.0)
         if ROW:
-            h += row_weight[:, None] * tl.exp2(z2 - row_lse[:, None])
+            h += row_weight[:, None] * exponential_below(u, row_top[:, None], scale2)
         if COL:
-            c_lse = load_vector(stats_ptr, col0, n_c, float("inf"), COLS)
-            h += c_weight[None, :] * tl.exp2(z2 - c_lse[None, :])
+            c_top = load_vector(stats_ptr, col0, n_c, float("inf"), COLS)
+            c_weight *= load_vector(c_stats + n_c, col0, n_c, 0.0, COLS)
+            h += c_weight[None, :] * exponential_below(u, c_top[None, :], scale2)
         if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
             h = tl.where(counts(row0, col0, n_c, ITSELF, ROWS, COLS), h, 0.0)
         if c_inv_ptr is not None:
@@ -134,7 +143,7 @@ def row_gradient(
 
     Args:
         rows: (n, D), labels: (n,) int64; columns: (m, D), column_labels: (m,), or None for the other rows.
-        stats, grad_loss: of the losses, (3, .) as the forward pass leaves them and (.,).
+        stats, grad_loss: of the losses, (4, .) as the forward pass leaves them and (.,).
         of_rows: whether the losses are the rows' or, with ``columns``, the columns'.
 
     One launch.

@@ -3,19 +3,20 @@
 Labels meet the tiles: by count two comparisons and three more operations per element, which cost less than the launches
 that sort labels and sum classes, and positives that went through the softmax's own product cancel against it. What
 common/scan.py does per element for any similarity is left out here: masks are for tiles at the edge and on the diagonal
-alone, and a row's inverse norm is part of the factor of its logits.
+alone.
 """
 
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
-    LOG2E,
+    base_two,
     chunked_products,
     empty_statistics,
     finite_shift,
     load_tile,
     load_vector,
+    rounded_product,
 )
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.scan import Partials
@@ -50,28 +51,28 @@ def counts(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.c
 
 
 @triton.jit
-def _add_tile(maximum, total, weighted, positives, z2, positive, keep, a_inv):
+def _add_tile(maximum, total, weighted, positives, u, positive, keep, a_inv, scale2):
     """Statistics of rows with those of a tile: of all its elements, or of those to keep.
 
-    ``z2`` (ROWS, COLS) lacks the rows' inverse norms, and so do ``weighted`` and ``positives``. ``positive`` is 1 where
-    labels are equal, else 0; ``positives`` (ROWS, 2) are the sum of ``z2`` over these and their number.
+    ``u`` (ROWS, COLS) lacks the rows' inverse norms, and so do ``weighted`` and ``positives``. ``positive`` is 1 where
+    labels are equal, else 0; ``positives`` (ROWS, 2) are the sum of ``u`` over these and their number.
     """
-    kept = z2
+    kept = u
     if keep is not None:
-        kept = tl.where(keep, z2, float("-inf"))
+        kept = tl.where(keep, u, float("-inf"))
         positive = tl.where(keep, positive, 0.0)
     # One reduction of both: the number alone would have its mask made once more, in a layout of its own.
-    positives += tl.sum(tl.join(positive * z2, positive), 1)
+    positives += tl.sum(tl.join(positive * u, positive), 1)
     highest = tl.max(kept, 1)
     if a_inv is not None:
-        highest *= a_inv
-        kept *= a_inv[:, None]
+        highest = rounded_product(highest, a_inv)
+        kept = rounded_product(kept, a_inv[:, None])
     largest = tl.maximum(maximum, highest)
     shift = finite_shift(largest)
-    e = tl.exp2(kept - shift[:, None])
-    factor = tl.exp2(maximum - shift)
+    e = tl.exp2((kept - shift[:, None]) * scale2)
+    factor = tl.exp2((maximum - shift) * scale2)
     total = total * factor + tl.sum(e, 1)
-    weighted = weighted * factor + tl.sum(e * z2, 1)
+    weighted = weighted * factor + tl.sum(e * u, 1)
     return largest, total, weighted, positives
 
 
@@ -108,7 +109,7 @@ def scan_kernel(
     inside = rows < n_a
     label = tl.load(a_label_ptr + rows, mask=inside, other=0)
     a_inv = tl.load(a_inv_ptr + rows, mask=inside, other=1.0) if a_inv_ptr is not None else None
-    scale2 = tl.load(scale_ptr) * LOG2E
+    scale2 = base_two(tl.load(scale_ptr))
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     maximum, total, weighted, _ = empty_statistics(ROWS)
     positives = tl.zeros((ROWS, 2), tl.float32)
@@ -116,23 +117,24 @@ def scan_kernel(
         col0 = tile * COLS
         if RESIDENT:
             c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
-            z2 = tl.dot(a, tl.trans(c), input_precision=PRECISION)
+            u = tl.dot(a, tl.trans(c), input_precision=PRECISION)
         else:
-            z2 = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+            u = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
         if c_inv_ptr is not None:
-            z2 *= (load_vector(c_inv_ptr, col0, n_c, 1.0, COLS) * scale2)[None, :]
+            u = rounded_product(u, load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :])
         else:
-            z2 *= scale2
+            # Triton 3.6 does not compile for sm_90 a product that only the branches below use.
+            u = rounded_product(u, 1.0)
         same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
         positive = tl.where(same, 1.0, 0.0)
         if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
             maximum, total, weighted, positives = _add_tile(
-                maximum, total, weighted, positives, z2, positive,
-                counts(row0, col0, n_c, ITSELF, ROWS, COLS), a_inv,
+                maximum, total, weighted, positives, u, positive,
+                counts(row0, col0, n_c, ITSELF, ROWS, COLS), a_inv, scale2,
             )  # fmt: skip
         else:
             maximum, total, weighted, positives = _add_tile(
-                maximum, total, weighted, positives, z2, positive, None, a_inv
+                maximum, total, weighted, positives, u, positive, None, a_inv, scale2
             )
     similarities, number = tl.split(positives)
     if a_inv_ptr is not None:

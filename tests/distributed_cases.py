@@ -42,6 +42,8 @@ def info_nce_cases() -> Iterator[dict[str, Any]]:
     yield base | {"target": "permutation"}
     yield base | {"target": "shared", "symmetric": False}
     yield base | {"keys": 4, "symmetric": False}
+    for scale in (300.0, 2.0**40, 2.0**100):
+        yield base | {"scale": scale, "within": True, "bank": 1}
 
 
 def supcon_cases() -> Iterator[dict[str, Any]]:
@@ -51,6 +53,8 @@ def supcon_cases() -> Iterator[dict[str, Any]]:
         yield {"reduction": reduction, "ref": ref, "classes": classes}
     yield {"normalize": True, "ref": True, "classes": 3}
     yield {"normalize": True, "ref": False, "classes": 3}
+    for scale, ref, classes in itertools.product((300.0, 2.0**40, 2.0**100), (False, True), (4, 40)):
+        yield {"scale": scale, "ref": ref, "classes": classes}
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:
@@ -111,7 +115,7 @@ class Compared:
         if target is not None or more:
             local = target or [torch.arange(n) for n in counts]
             joined = torch.cat([t + s for t, s in zip(local, starts)])
-        whole = leaves(query, key, torch.tensor(SCALE, dtype=self.dtype))
+        whole = leaves(query, key, torch.tensor(options.pop("scale", SCALE), dtype=self.dtype))
         truth = ops.info_nce(*whole, bank=bank, target=joined, **options)
         mine = leaves(self.cut(query, counts), self.cut(key, key_counts), whole[2].detach())
         found = distributed.info_nce(
@@ -147,7 +151,7 @@ class Compared:
         labels[-1], labels[0] = 99, labels[1]
         if classes == 40 and len(labels) > 2:
             labels[-2] = labels[0]  # a pair across processes
-        whole = leaves(x, r, torch.tensor(SCALE, dtype=self.dtype))
+        whole = leaves(x, r, torch.tensor(options.pop("scale", SCALE), dtype=self.dtype))
         mine = leaves(self.cut(x, counts), self.cut(r, ref_counts), whole[2].detach())
         of_whole = {"ref_features": whole[1], "ref_labels": ref_labels} if ref else {}
         of_mine = {"ref_features": mine[1], "ref_labels": self.cut(ref_labels, ref_counts)} if ref else {}

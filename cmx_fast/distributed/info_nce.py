@@ -16,7 +16,7 @@ from cmx_fast import ops
 from cmx_fast.distributed.exchange import Exchange, chunks, own_rows, whole_batch
 from cmx_fast.ops import _checks
 from cmx_fast.ops.info_nce import check_arguments
-from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join
+from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join, softmax_slopes
 
 
 @torch.compiler.disable
@@ -126,9 +126,11 @@ class _InfoNCE(torch.autograd.Function):
         positive = _similarity(query, key, target, s.similarity)
         losses = scale.new_zeros(len(query), dtype=torch.float64)
         for statistics in (of_queries, of_keys)[: 1 + s.symmetric]:
-            lse, _, plain = (statistics if statistics is of_queries else statistics[:, target]).double()
-            z = scale * positive
-            losses += F.softplus(lse - z) + s.smoothing * (z - scale * (plain + positive) / s.candidates)
+            top, log_sum, mean, plain = statistics if statistics is of_queries else statistics[:, target]
+            # 0 times what is not finite is NaN: an infinity stays visible where the exponential swallowed it.
+            losses += F.softplus(scale * (top - positive) + log_sum) + 0 * (mean + positive)
+            if s.smoothing > 0:
+                losses += s.smoothing * scale * (positive - (plain + positive) / s.candidates)
         if s.symmetric:
             losses /= 2
         ctx.settings = s
@@ -141,23 +143,23 @@ class _InfoNCE(torch.autograd.Function):
         s: _Settings = ctx.settings
         query, key, scale, target, positive, of_queries, of_keys = ctx.saved_tensors
         pull = grad.double() / (1 + s.symmetric)
-        z = scale * positive
         share = pull * s.smoothing / s.candidates
         dscale, toward = scale.new_zeros((), dtype=torch.float64), torch.zeros_like(pull)
 
         def softmax(statistics: Tensor) -> Tensor:
-            """Its log-sum-exp, weight and share, (rows, 3); rows without a query have none."""
+            """Its slopes, (rows, 3); rows without a query have none."""
             nonlocal dscale, toward
             at = statistics if statistics is of_queries else statistics[:, target]
-            lse, mean, plain = at.double()
-            weight = pull * torch.sigmoid(lse - z)
+            top, log_sum, mean, plain = at
+            weight = pull * torch.sigmoid(scale * (top - positive) + log_sum)
             dscale += (weight * (mean - positive)).sum()
-            dscale += (pull * s.smoothing * positive - share * (plain + positive)).sum()
+            if s.smoothing > 0:
+                dscale += (pull * s.smoothing * positive - share * (plain + positive)).sum()
             toward += pull * s.smoothing - share - weight
-            own = torch.stack([lse, weight, share], 1).to(scale.dtype)
+            own = softmax_slopes(at, weight, share, scale).T.contiguous()
             if statistics is of_queries:
                 return own
-            whole = scale.new_zeros(len(key), 3)
+            whole = scale.new_tensor([math.inf, 0, 0]).repeat(len(key), 1)
             whole[target] = own
             return whole
 
@@ -209,7 +211,7 @@ class _Blocks:
         return owner
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Of the queries, and if symmetric of the keys, over all their negatives: (3, N), (3, M)."""
+        """Of the queries, and if symmetric of the keys, over all their negatives: (4, N), (4, M) in float64."""
         s, sides = self.s, self.sides
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
         asked = range(1 + s.symmetric)
@@ -232,12 +234,12 @@ class _Blocks:
                     add(side, theirs[1 - side], excluded[side] if own else None)
                 if s.within:
                     add(side, None if own else theirs[side])
-        joined = [join(torch.stack(found[side])) for side in asked]
+        joined = [join(torch.stack(found[side]), self.scale) for side in asked]
         return joined[0], joined[1] if s.symmetric else self._nothing(0)
 
     def _nothing(self, n: int) -> Tensor:
-        empty = self.scale.new_zeros(3, n)
-        empty[0] = -math.inf
+        empty = self.scale.new_zeros(4, n)
+        empty[:2] = -math.inf
         return empty
 
     def gradients(self, softmaxes: list[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cmx_fast import ops
 from cmx_fast.distributed.exchange import Exchange, chunks, own_rows, whole_batch
 from cmx_fast.ops import _checks
-from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join
+from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join, softmax_slopes
 from cmx_fast.ops.supcon import check_arguments
 
 
@@ -147,19 +147,20 @@ class _SupCon(torch.autograd.Function):
             other = None if itself and rank == s.exchange.rank else theirs[0]
             blocks.append(block_statistics(x, other, scale, excluded=positives.excluded(rank), impl=s.impl))
             _add_to_classes(sums, positives.classes, theirs[1], theirs[0])
-        lse, mean, _ = join(torch.stack(blocks)).double()
-        toward, of_positives = scale.new_empty(x.shape), torch.empty_like(lse)
+        statistics = join(torch.stack(blocks), scale)
+        top, log_sum, mean, _ = statistics
+        toward, of_positives = scale.new_empty(x.shape), torch.empty_like(mean)
         for rows in chunks(x):
             own = x[rows].double()
             towards = sums[positives.classes.of_row[rows]] - int(itself) * own
             of_positives[rows] = (own * towards).sum(1) / positives.count[rows].clamp_min(1)
             toward[rows] = towards.to(toward.dtype)
-        difference = lse - scale * of_positives
+        difference = scale * (top - of_positives) + log_sum
         losses = torch.where(positives.single, F.softplus(difference), difference)
-        # NaN times 0 is NaN: a row without positives keeps that visible.
-        losses = torch.where(positives.count > 0, losses, 0 * of_positives)
+        # 0 times what is not finite is NaN: it stays visible where the exponential swallowed it, or without a positive.
+        losses = torch.where(positives.count > 0, losses, 0.0) + 0 * (mean + of_positives)
         ctx.settings, ctx.positives = s, positives
-        ctx.save_for_backward(features, ref_features, scale, lse, mean, toward, of_positives)
+        ctx.save_for_backward(features, ref_features, scale, statistics, toward, of_positives)
         return losses.to(scale.dtype)
 
     @staticmethod
@@ -167,17 +168,18 @@ class _SupCon(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         s: _Settings = ctx.settings
         positives: _Positives = ctx.positives
-        features, ref_features, scale, lse, mean, toward, of_positives = ctx.saved_tensors
+        features, ref_features, scale, statistics, toward, of_positives = ctx.saved_tensors
+        top, log_sum, mean, _ = statistics
         itself = ref_features is None
         need_x, need_ref = ctx.needs_input_grad[:2]
         weight = torch.where(positives.count > 0, grad.double(), 0.0)
-        share = torch.sigmoid(lse - scale * of_positives)
+        share = torch.sigmoid(scale * (top - of_positives) + log_sum)
         weight = torch.where(positives.single, weight * share, weight)
         pull = weight / positives.count.clamp_min(1)
         dscale = (weight * (mean - of_positives)).sum()
 
         x = features.detach()
-        softmax = torch.stack([lse, weight, torch.zeros_like(lse)], 1).to(scale.dtype)
+        softmax = softmax_slopes(statistics, weight, torch.zeros_like(weight), scale).T.contiguous()
         dx = scale.new_zeros(x.shape) if need_x else None
         dref = scale.new_zeros(ref_features.shape) if need_ref else None
         columns = x if itself else ref_features.detach()

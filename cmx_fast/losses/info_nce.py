@@ -14,7 +14,7 @@ from cmx_fast.losses._masked import reduce_losses
 from cmx_fast.ops import info_nce
 from cmx_fast.ops._checks import autocast, check_alike, check_choice, check_floating, scale_tensor
 from cmx_fast.ops.info_nce import REDUCTIONS
-from cmx_fast.ops.softmax_block import block_gradients, block_statistics
+from cmx_fast.ops.softmax_block import block_gradients, block_statistics, softmax_slopes
 
 
 class InfoNCELoss(nn.Module):
@@ -165,16 +165,17 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, logit_scale: Tensor) -> Tensor:
-        log_sum = block_statistics(rows, columns, logit_scale)[0]
-        ctx.save_for_backward(rows, columns, logit_scale, log_sum)
-        return log_sum
+        statistics = block_statistics(rows, columns, logit_scale)
+        ctx.save_for_backward(rows, columns, logit_scale, statistics)
+        similarity, log_sum = statistics[:2]
+        return logit_scale * similarity + log_sum
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, columns, logit_scale, log_sum = ctx.saved_tensors
+        rows, columns, logit_scale, statistics = ctx.saved_tensors
         of_rows, of_columns = ctx.needs_input_grad[:2]
-        softmax = torch.stack([log_sum, grad, torch.zeros_like(grad)])
+        softmax = softmax_slopes(statistics, grad, torch.zeros_like(grad), grad)
         drows, dcolumns = block_gradients(
             rows, columns, logit_scale, softmax, need_x=of_rows, need_y=of_columns
         )

@@ -96,11 +96,14 @@ if HAS_EXTENSION:
 
     @torch.library.register_fake("cmx_fast::cluster_cross_entropy_fwd")
     def _(x, centroids, target, normalize):
-        losses = centroids.new_empty(x.shape[:2])
-        return losses, torch.empty_like(losses), x.new_empty(x.shape[:2], dtype=torch.int64)
+        return (
+            centroids.new_empty(x.shape[:2]),
+            centroids.new_empty(2, *x.shape[:2]),
+            x.new_empty(x.shape[:2], dtype=torch.int64),
+        )
 
     @torch.library.register_fake("cmx_fast::cluster_cross_entropy_bwd")
-    def _(grad, x, centroids, labels, log_sum_exp, normalize):
+    def _(grad, x, centroids, labels, softmax, normalize):
         return torch.empty_like(x)
 
     def _save(ctx, inputs, output):

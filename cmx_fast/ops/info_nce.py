@@ -67,7 +67,8 @@ def info_nce(
 
     Returns:
         A float32 tensor (float64 for float64 inputs), 0-d unless ``reduction="none"``. Gradients arrive in the inputs'
-        dtypes. NaN anywhere in the input gives NaN.
+        dtypes. NaN or an infinity anywhere in the input gives NaN. Logits may be of any size that the dtype has, ties
+        among them included.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device, value or choice, before any work. The value
@@ -195,8 +196,8 @@ if HAS_EXTENSION:
         (b, n, d), m = query.shape, key.shape[1]
         return (
             logit_scale.new_empty(b, n),
-            logit_scale.new_empty(b, 3, n),
-            logit_scale.new_empty(b, 3, m if symmetric else 0),
+            logit_scale.new_empty(b, 4, n),
+            logit_scale.new_empty(b, 4, m if symmetric else 0),
             logit_scale.new_empty(b, n, m if in_batch else d) if cache else logit_scale.new_empty(0),
         )
 

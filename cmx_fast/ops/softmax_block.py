@@ -30,8 +30,10 @@ def block_statistics(
             number outside [0, M) excludes none. similarity: "dot", "l2" or "sql2".
 
     Returns:
-        (3, N) in logit_scale's dtype: log-sum-exp (-inf without columns), softmax-weighted mean of the similarities and
-        their sum. No gradient: that is :func:`block_gradients`, when the other blocks are known.
+        (4, N) in logit_scale's dtype: a similarity t about as large as the largest, the logarithm of the sum of
+        exp(z - logit_scale * t), the softmax-weighted mean of the similarities, and their sum. t and the logarithm are
+        -inf without columns. Together they are the log-sum-exp, and keep their digits where logits are large. No
+        gradient: that is :func:`block_gradients`, when the other blocks are known.
     """
     impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])
     if impl == "reference":
@@ -39,12 +41,26 @@ def block_statistics(
     return torch.ops.cmx_fast.softmax_block_fwd(x, y, logit_scale, excluded, similarity)
 
 
-def join(statistics: Tensor) -> Tensor:
-    """The statistics (3, N) of the union of disjoint blocks, from theirs (blocks, 3, N)."""
-    lse, mean, plain = statistics.unbind(1)
-    whole = lse.logsumexp(0)
-    shares = torch.exp(lse - torch.where(whole == float("-inf"), 0.0, whole))
-    return torch.stack([whole, (shares * mean).sum(0), plain.sum(0)])
+def join(statistics: Tensor, logit_scale: Tensor) -> Tensor:
+    """The statistics (4, N), float64, of the union of disjoint blocks, from theirs (blocks, 4, N)."""
+    similarity, log_sum, mean, plain = statistics.double().unbind(1)
+    top = similarity.amax(0)
+    above = similarity - torch.where(top == float("-inf"), 0.0, top)
+    shares = torch.exp(logit_scale.double() * above + log_sum)
+    total = shares.sum(0)
+    mean = (shares * mean).sum(0) / torch.where(total == 0, 1.0, total)
+    return torch.stack([top, total.log(), mean, plain.sum(0)])
+
+
+def softmax_slopes(statistics: Tensor, weight: Tensor, share: Tensor, like: Tensor) -> Tensor:
+    """What :func:`block_gradients` takes (3, N), of joined statistics (4, N) and the upstream weight of the softmax."""
+    similarity, log_sum = statistics[:2]
+    empty = log_sum == float("-inf")
+    # Above an infinite similarity all exponentials are 0: those of no candidates must not meet their weight of 0.
+    similarity = torch.where(empty, float("inf"), similarity)
+    return torch.stack([similarity, torch.where(empty, 0.0, weight * torch.exp(-log_sum)), share]).to(
+        like.dtype
+    )
 
 
 def block_gradients(
@@ -62,12 +78,13 @@ def block_gradients(
 ) -> tuple[Tensor, Tensor]:
     r"""Gradients through one block, for the logits' gradient
 
-    .. math:: G_{ij} = w_i e^{z_{ij} - L_i} - e_i + v_j e^{z_{ij} - M_j} - f_j
+    .. math:: G_{ij} = w_i e^{z_{ij} - s t_i} - e_i + v_j e^{z_{ij} - s r_j} - f_j, \qquad s = \mathrm{logit\_scale}
 
     Args:
         x, y, logit_scale, excluded, similarity: as for :func:`block_statistics`.
-        row_softmax: (3, N): log-sum-exps L over all blocks, weights w, constants e. column_softmax: (3, M): M, v, f of
-            the columns' softmax, None if they have none. Without y it is the rows' own and not given.
+        row_softmax: (3, N): similarities t over all blocks, weights w, each divided by the row's sum of exponentials
+            above t, and constants e. column_softmax: (3, M): r, v, f of the columns' softmax, None if they have none.
+            Without y it is the rows' own and not given.
 
     Returns:
         dx (N, D) and dy (M, D) in logit_scale's dtype, each (0,) where not needed; sums over the other blocks are the
@@ -88,7 +105,7 @@ if HAS_EXTENSION:
 
     @torch.library.register_fake("cmx_fast::softmax_block_fwd")
     def _(x, y, logit_scale, excluded, similarity):
-        return logit_scale.new_empty(3, len(x))
+        return logit_scale.new_empty(4, len(x))
 
     @torch.library.register_fake("cmx_fast::softmax_block_bwd")
     def _(x, y, logit_scale, excluded, similarity, row_softmax, column_softmax, need_x, need_y):

@@ -45,7 +45,8 @@ def supcon(
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:
-        A float32 tensor (float64 for float64 inputs), 0-d unless ``reduction="none"``. NaN anywhere gives NaN.
+        A float32 tensor (float64 for float64 inputs), 0-d unless ``reduction="none"``. NaN or an
+        infinity anywhere gives NaN. Logits may be of any size that the dtype has, ties among them included.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device, value or choice, before any work.
@@ -128,7 +129,7 @@ if HAS_EXTENSION:
             # Labels meet the tiles there, similarities are computed again, and inverse norms are kept instead.
             rows = m if ref_features is None else m + columns
             class_rows, saved = (0,), (rows if normalize else 0,)
-        return tuple(logit_scale.new_empty(size) for size in ((m,), (3, m), class_rows, saved))
+        return tuple(logit_scale.new_empty(size) for size in ((m,), (4, m), class_rows, saved))
 
     @torch.library.register_fake("cmx_fast::supcon_bwd")
     def _(grad, features, labels, logit_scale, ref_features, *rest):

@@ -30,11 +30,13 @@ def block_statistics(
     columns = x if y is None else y
     u = similarity_matrix(x, columns, similarity).to(logit_scale.dtype)
     out = _left_out(len(x), len(columns), excluded, y is None, x.device)
-    logits = (logit_scale * u).masked_fill(out, float("-inf"))
-    lse = logits.logsumexp(1) if len(columns) else logits.new_full((len(x),), float("-inf"))
-    weights = torch.exp(logits - torch.where(lse == float("-inf"), 0.0, lse)[:, None])
+    seen = u.masked_fill(out, float("-inf"))
+    top = seen.amax(1) if len(columns) else u.new_full((len(x),), float("-inf"))
+    weights = torch.exp(logit_scale * (seen - torch.where(top == float("-inf"), 0.0, top)[:, None]))
+    total = weights.sum(1)
     u = u.masked_fill(out, 0.0)
-    return torch.stack([lse, (weights * u).sum(1), u.sum(1)])
+    mean = (weights * u).sum(1) / torch.where(total == 0, 1.0, total)
+    return torch.stack([top, total.log(), mean, u.sum(1)])
 
 
 def block_gradients(
@@ -55,14 +57,12 @@ def block_gradients(
     columns = rows if y is None else y.detach().to(wide).requires_grad_()
     with torch.enable_grad():
         u = similarity_matrix(rows, columns, similarity)
-    logits = logit_scale * u.detach()
-
-    lse, weight, share = row_softmax[:, :, None]
-    slope = weight * torch.exp(logits - lse) - share
+    top, weight, share = row_softmax[:, :, None]
+    slope = weight * torch.exp(logit_scale * (u.detach() - top)) - share
     # Without y autograd itself adds a similarity's gradient as a row and as a column.
     if column_softmax is not None:
-        lse, weight, share = column_softmax[:, None]
-        slope = slope + weight * torch.exp(logits - lse) - share
+        top, weight, share = column_softmax[:, None]
+        slope = slope + weight * torch.exp(logit_scale * (u.detach() - top)) - share
     out = _left_out(len(x), len(columns), excluded, y is None, x.device)
     slope = (logit_scale * slope).masked_fill(out, 0.0)
     wanted = [tensor for tensor, needed in ((rows, need_x), (columns, need_y)) if needed]

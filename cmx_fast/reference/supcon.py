@@ -32,7 +32,8 @@ def supcon(
         positive = positive & ~itself
         # The lowest finite number, not -inf: a batch of one row then has a zero gradient instead of NaN.
         logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
-    log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
+    # Not logits less their log-sum-exp: where they are large, that has no digits left for the logarithm.
+    log_probability = logits.log_softmax(dim=1)
     count = positive.sum(1)
     mean_of_positives = log_probability.masked_fill(~positive, 0).sum(1) / count.clamp_min(1)
     # NaN times 0 is NaN: a row without positives keeps visible what is not finite.

@@ -47,13 +47,14 @@ class Task {
     std::fill_n(zeros, kTileRows, T(0));
     const TileMask all = {rows, m, nullptr, nullptr};
     kernels.maxima(all, scores.data(), lds, shift, nullptr);
-    for (int64_t r = 0; r < rows; ++r) shift[r] = std::isinf(shift[r]) ? T(0) : std::ceil(shift[r] * logits_.khi);
+    for (int64_t r = 0; r < rows; ++r) shift[r] = softmax_shift(logits_, shift[r]);
     kernels.sums(all,
-                 {logits_.khi, logits_.klo, shift, nullptr, sum, sum + kTileRows, sum + 2 * kTileRows, nullptr, nullptr,
-                  nullptr},
+                 {logits_.khi, logits_.klo, logits_.large, shift, nullptr, sum, sum + kTileRows, sum + 2 * kTileRows,
+                  nullptr, nullptr, nullptr},
                  scores.data(), lds);
-    for (int64_t r = 0; r < rows; ++r) sums[r].add(shift[r], sum[r], sum[kTileRows + r], sum[2 * kTileRows + r]);
-    TileWeights<T> weights = {logits_.khi, logits_.klo, shift, ones, zeros};
+    for (int64_t r = 0; r < rows; ++r)
+      sums[r].add_tile(logits_, shift[r], sum[r], sum[kTileRows + r], sum[2 * kTileRows + r]);
+    TileWeights<T> weights = {logits_.khi, logits_.klo, logits_.large, shift, ones, zeros};
     for (int64_t j = 0; j < m; j += kTileCols) {
       const int64_t cols = std::min(kTileCols, m - j);
       kernels.weights({rows, cols, nullptr, nullptr}, weights, scores.data() + j, lds, exponentials.data(), kTileCols);
@@ -82,14 +83,15 @@ void add_sums_and_rows(const Block<T>& block, const Logits<T>& logits, SoftmaxSu
     y.data = block.y.row(task * step), y.n = std::min(step, m - task * step), y.d = d, y.bfloat16 = block.y.bfloat16;
     Task<T>(Block<T>{block.x, y}, logits).run(of_tasks.data() + task * n, rows.data() + task * n * d);
   });
-  // In the order of the tasks, brought to the larger shift.
+  // In the order of the tasks, brought to the larger top.
   run_tasks(n, [&](int64_t i) {
     for (int64_t task = 0; task < tasks; ++task) {
       const SoftmaxSum& part = of_tasks[task * n + i];
-      const double before = sums[i].shift;
-      sums[i].add(part.shift, part.sum, part.weighted, part.plain);
-      const T old = std::isinf(before) ? T(0) : T(std::exp2(before - sums[i].shift));
-      const T added = std::isinf(part.shift) ? T(0) : T(std::exp2(part.shift - sums[i].shift));
+      const double before = sums[i].top;
+      sums[i].add(logits.scale, part.top, part.sum, part.weighted, part.plain);
+      const auto share = [&](double top) { return T(std::exp(logits.scale * (top - sums[i].top))); };
+      const T old = before == sums[i].top ? T(1) : share(before),
+              added = part.top == sums[i].top ? T(1) : share(part.top);
       const T* row = rows.data() + (task * n + i) * d;
       for (int64_t p = 0; p < d; ++p) weighted[i * d + p] = old * weighted[i * d + p] + added * row[p];
     }

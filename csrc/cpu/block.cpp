@@ -17,6 +17,10 @@ constexpr int64_t kPadding = 64;           // spare entries after a row of a til
 constexpr int64_t kPanelBytes = 32 << 20;  // derivatives kept between the two gradient products
 constexpr int64_t kTaskColumns = 96;       // columns of one task of the transposed product; divides kTileCols
 constexpr double kSafeExponent = 60;       // exp2 of sums within [-2 x 60, 0] neither overflows nor vanishes
+// Up to this base-2 exponent exp2_parts tells whole number and fraction apart, with a factor of two to spare. Of double
+// less: what is above a shift is found in double, and loses the digits that the shift has.
+template <class T>
+constexpr double kLargestShared = sizeof(T) == 4 ? 0x1p21 : 0x1p12;
 
 // The walk over a block that both passes share.
 template <class T>
@@ -64,10 +68,10 @@ template <class T>
 std::vector<T> bounding_shifts(const Logits<T>& logits, const Rows<T>& x, const Rows<T>& y) {
   const double k = logits.scale * kLog2E;
   const bool dot = logits.similarity == Similarity::kDot;
-  const double reach =
+  const double bound =
       dot ? double(x.max_norm) * y.max_norm
           : std::pow(double(x.max_norm) + y.max_norm, logits.similarity == Similarity::kDistance ? 1 : 2);
-  if (!(k * reach <= (dot ? kSafeExponent : 2 * kSafeExponent))) return {};
+  if (logits.large || !(k * bound <= (dot ? kSafeExponent : 2 * kSafeExponent))) return {};
   std::vector<T> shifts(x.n + kPadding);
   for (int64_t i = 0; i < x.n && dot; ++i) shifts[i] = std::ceil(k * std::sqrt(double(x.square[i])) * y.max_norm);
   return shifts;
@@ -83,29 +87,37 @@ Similarity parse_similarity(const std::string& name) {
 }
 
 template <class T>
-Logits<T>::Logits(Similarity similarity, double scale)
-    : similarity(similarity), scale(scale), khi(scale * kLog2E), klo(scale * kLog2E - double(khi)) {}
+Logits<T>::Logits(Similarity similarity, double scale, double reach)
+    : similarity(similarity),
+      scale(scale),
+      // Of a scale within log2(e) of T's largest number the product is out of range.
+      khi(std::min(scale * kLog2E, double(std::numeric_limits<T>::max()))),
+      klo(scale * kLog2E - double(khi)),
+      large(!(scale * kLog2E * reach <= kLargestShared<T>)) {}
 
-void SoftmaxSum::add(double other_shift, double other_sum, double other_weighted, double other_plain) {
+void SoftmaxSum::add(double scale, double other_top, double other_sum, double other_weighted, double other_plain) {
   plain += other_plain;
-  if (other_sum == 0) return;
-  if (other_shift == shift) {
+  if (other_sum == 0) {
+    weighted += 0 * other_weighted;  // a NaN, where a similarity is infinite
+    return;
+  }
+  if (other_top == top) {
     sum += other_sum, weighted += other_weighted;
     return;
   }
-  if (other_shift > shift) {
-    const double ratio = std::exp2(shift - other_shift);
-    sum *= ratio, weighted *= ratio, shift = other_shift;
+  if (other_top > top) {
+    const double ratio = std::exp(scale * (top - other_top));
+    sum *= ratio, weighted *= ratio, top = other_top;
   }
-  const double ratio = std::exp2(other_shift - shift);
+  const double ratio = std::exp(scale * (other_top - top));
   sum += other_sum * ratio, weighted += other_weighted * ratio;
 }
 
-double SoftmaxSum::log_sum_exp() const {
-  return sum == 0 ? -std::numeric_limits<double>::infinity() : (shift + std::log2(sum)) / kLog2E;
+double SoftmaxSum::log_sum_above(double scale, double u) const {
+  return sum == 0 ? -std::numeric_limits<double>::infinity() : scale * (top - u) + std::log(sum);
 }
 
-double SoftmaxSum::mean() const { return sum == 0 ? 0 : weighted / sum; }
+double SoftmaxSum::mean() const { return sum == 0 ? weighted : weighted / sum; }
 
 template <class T>
 void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, SoftmaxSum* columns, T* saved) {
@@ -146,19 +158,26 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
           std::copy_n(row_bound.data() + i, tile_rows, row_shift);
           if (columns) std::copy_n(column_bound.data() + j, cols, part);
         } else {
-          const auto to_shift = [&](T largest) { return std::isinf(largest) ? T(0) : std::ceil(largest * logits.khi); };
           kernels.maxima(mask, u, lds, row_shift, columns ? col_max.data() : nullptr);
-          for (int64_t r = 0; r < tile_rows; ++r) row_shift[r] = to_shift(row_shift[r]);
-          for (int64_t c = 0; c < cols && columns; ++c) part[c] = to_shift(col_max.data()[c]);
+          for (int64_t r = 0; r < tile_rows; ++r) row_shift[r] = softmax_shift(logits, row_shift[r]);
+          for (int64_t c = 0; c < cols && columns; ++c) part[c] = softmax_shift(logits, col_max.data()[c]);
         }
-        TileSums<T> sums = {
-            logits.khi, logits.klo, row_shift, part, row_sum, row_sum + kTileRows, row_sum + 2 * kTileRows,
-            nullptr,    nullptr,    nullptr};
+        TileSums<T> sums = {logits.khi,
+                            logits.klo,
+                            logits.large,
+                            row_shift,
+                            part,
+                            row_sum,
+                            row_sum + kTileRows,
+                            row_sum + 2 * kTileRows,
+                            nullptr,
+                            nullptr,
+                            nullptr};
         if (columns)
           sums.col_sum = part + stride, sums.col_weighted = part + 2 * stride, sums.col_plain = part + 3 * stride;
         kernels.sums(mask, sums, u, lds);
         for (int64_t r = 0; r < tile_rows; ++r)
-          rows[i + r].add(row_shift[r], row_sum[r], row_sum[kTileRows + r], row_sum[2 * kTileRows + r]);
+          rows[i + r].add_tile(logits, row_shift[r], row_sum[r], row_sum[kTileRows + r], row_sum[2 * kTileRows + r]);
       }
     });
     if (!columns) continue;
@@ -168,7 +187,7 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
         if (begin < walk.first_column(panel + tile * walk.tile_rows)) continue;
         const T* part = partial.data() + 4 * tile * stride;
         for (int64_t j = begin; j < end; ++j)
-          columns[j].add(part[j], part[stride + j], part[2 * stride + j], part[3 * stride + j]);
+          columns[j].add_tile(logits, part[j], part[stride + j], part[2 * stride + j], part[3 * stride + j]);
       }
     });
   }
@@ -176,7 +195,11 @@ void add_sums(const Block<T>& block, const Logits<T>& logits, SoftmaxSum* rows, 
 
 template <class T>
 SoftmaxGradient<T>::SoftmaxGradient(const Logits<T>& logits, int64_t n)
-    : shift(n + kPadding, std::numeric_limits<T>::infinity()), factor(n + kPadding), offset(n + kPadding) {
+    : shift(n + kPadding, std::numeric_limits<T>::infinity()),
+      factor(n + kPadding),
+      offset(n + kPadding),
+      scale_(logits.scale),
+      large_(logits.large) {
   // d logit / d (x . y) = scale; d(-scale |x - y|^2) / d (x . y) = 2 scale; of the distance -scale / u, divided later.
   switch (logits.similarity) {
     case Similarity::kDot:
@@ -192,11 +215,16 @@ SoftmaxGradient<T>::SoftmaxGradient(const Logits<T>& logits, int64_t n)
 }
 
 template <class T>
-void SoftmaxGradient<T>::set(int64_t i, double log_sum_exp, double weight, double constant) {
+void SoftmaxGradient<T>::set(int64_t i, double similarity, double log_sum, double weight, double constant) {
   offset[i] = multiplier_ * constant;
-  if (std::isinf(log_sum_exp) && log_sum_exp < 0) return;
+  if (weight == 0) return;
+  if (large_) {
+    shift[i] = similarity;
+    factor[i] = multiplier_ * weight * std::exp(-log_sum);
+    return;
+  }
   // An integral shift keeps exp2's argument exact; the rest of the normaliser goes into the factor.
-  const double exponent = log_sum_exp * kLog2E;
+  const double exponent = (scale_ * similarity + log_sum) * kLog2E;
   shift[i] = std::round(exponent);
   factor[i] = multiplier_ * weight * std::exp2(std::round(exponent) - exponent);
 }
@@ -245,6 +273,7 @@ void add_gradients(const Block<T>& block, const Logits<T>& logits, const Softmax
         T* v = dy ? derivatives.data() + (tile * column_tiles + j / kTileCols) * kTile : unkept.data();
         TileWeights<T> weights = {logits.khi,
                                   logits.klo,
+                                  logits.large,
                                   rows.shift.data() + i,
                                   rows.factor.data() + i,
                                   rows.offset.data() + i,

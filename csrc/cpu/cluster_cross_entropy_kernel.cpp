@@ -103,9 +103,9 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Tensor& centroids,
                                                const std::optional<Tensor>& target, bool normalize) {
   const Classifier<T> classifier(x, centroids, normalize, false);
-  const Logits<T> logits(Similarity::kDot, 1);
+  const Logits<T> logits(Similarity::kDot, 1, kAnyReach);
   Tensor losses = torch::stable::new_empty(centroids, {x.size(0), x.size(1)});
-  Tensor log_sum_exp = torch::stable::new_empty(centroids, {x.size(0), x.size(1)});
+  Tensor softmax = torch::stable::new_empty(centroids, {2, x.size(0), x.size(1)});
   Tensor labels =
       target ? torch::stable::clone(*target) : torch::stable::new_empty(x, {x.size(0), x.size(1)}, ScalarType::Long);
   std::optional<NearestCentroids<T>> nearest;
@@ -128,29 +128,31 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const Tensor& ce
     classifier.for_passes(rows, n, label, scratch, [&](int64_t, const TileMask& mask) {
       const T* u = scratch.logits.data();
       classifier.kernels.maxima(mask, u, classifier.pass(), shift, nullptr);
-      for (int64_t i = 0; i < n; ++i) shift[i] = std::isinf(shift[i]) ? T(0) : std::ceil(shift[i] * logits.khi);
+      for (int64_t i = 0; i < n; ++i) shift[i] = softmax_shift(logits, shift[i]);
       classifier.kernels.sums(
-          mask, {logits.khi, logits.klo, shift, nullptr, sum, sum + n, sum + 2 * n, nullptr, nullptr, nullptr}, u,
-          classifier.pass());
-      for (int64_t i = 0; i < n; ++i) others[i].add(shift[i], sum[i], sum[n + i], sum[2 * n + i]);
+          mask,
+          {logits.khi, logits.klo, logits.large, shift, nullptr, sum, sum + n, sum + 2 * n, nullptr, nullptr, nullptr},
+          u, classifier.pass());
+      for (int64_t i = 0; i < n; ++i) others[i].add_tile(logits, shift[i], sum[i], sum[n + i], sum[2 * n + i]);
     });
+    auto* to = static_cast<T*>(softmax.data_ptr()) + begin;
     for (int64_t i = 0; i < n; ++i) {
-      const double of_others = others[i].log_sum_exp();
-      static_cast<T*>(log_sum_exp.data_ptr())[begin + i] = of_others;
+      others[i].save(1, to + i, to + labels.numel() + i);
       const double own = classifier.logit(rows.row(i), label[i]);
-      // 0 * own: an infinity, which the exponential swallows.
-      static_cast<T*>(losses.data_ptr())[begin + i] = softplus(of_others - own) + 0 * own;
+      // 0 times what is not finite is NaN: an infinity stays visible where the exponential swallowed it.
+      static_cast<T*>(losses.data_ptr())[begin + i] =
+          softplus(others[i].log_sum_above(1, own)) + 0 * (others[i].mean() + own);
     }
   });
-  return {losses, log_sum_exp, labels};
+  return {losses, softmax, labels};
 }
 
 template <class T>
 Tensor run_backward(const Tensor& grad_losses, const Tensor& x, const Tensor& centroids, const Tensor& labels,
-                    const Tensor& log_sum_exp, bool normalize) {
+                    const Tensor& softmax, bool normalize) {
   check_labels(labels, centroids.size(0));
   const Classifier<T> classifier(x, centroids, normalize, true);
-  const Logits<T> logits(Similarity::kDot, 1);
+  const Logits<T> logits(Similarity::kDot, 1, kAnyReach);
   const int64_t d = classifier.d;
   const Tensor dx = empty_in_workspace(x);
   for_tiles(classifier.tiles, [&](int64_t tile, typename Classifier<T>::Scratch& scratch) {
@@ -159,13 +161,13 @@ Tensor run_backward(const Tensor& grad_losses, const Tensor& x, const Tensor& ce
     T* inverse_norm = scratch.row_values.data();
     const TileRows<T> rows = classifier.load(tile, scratch, inverse_norm);
     const auto* label = static_cast<const int64_t*>(labels.data_ptr()) + begin;
-    const auto* others = static_cast<const T*>(log_sum_exp.data_ptr()) + begin;
-    SoftmaxGradient<T> softmax(logits, n);
+    const auto *similarity = static_cast<const T*>(softmax.data_ptr()) + begin, *log_sum = similarity + labels.numel();
+    SoftmaxGradient<T> slopes(logits, n);
     std::vector<T> own(n);
     for (int64_t i = 0; i < n; ++i) {
-      const double share = sigmoid(others[i] - classifier.logit(rows.row(i), label[i]));
+      const double share = sigmoid(similarity[i] - classifier.logit(rows.row(i), label[i]) + log_sum[i]);
       const double weight = static_cast<const T*>(grad_losses.data_ptr())[begin + i] * share;
-      softmax.set(i, others[i], weight, 0);
+      slopes.set(i, similarity[i], log_sum[i], weight, 0);
       own[i] = -weight;
     }
     scratch.derivatives.resize(classifier.tiles.rows_per_tile() * classifier.pass());
@@ -173,8 +175,8 @@ Tensor run_backward(const Tensor& grad_losses, const Tensor& x, const Tensor& ce
     T *v = scratch.derivatives.data(), *gradient = scratch.gradient.data();
     std::fill_n(gradient, n * d, T(0));
     classifier.for_passes(rows, n, label, scratch, [&](int64_t j, const TileMask& mask) {
-      TileWeights<T> weights = {logits.khi, logits.klo, softmax.shift.data(), softmax.factor.data(),
-                                softmax.offset.data()};
+      TileWeights<T> weights = {logits.khi,          logits.klo,           logits.large,
+                                slopes.shift.data(), slopes.factor.data(), slopes.offset.data()};
       classifier.kernels.weights(mask, weights, scratch.logits.data(), classifier.pass(), v, classifier.pass());
       for (int64_t i = 0; i < n; ++i)
         if (label[i] >= j && label[i] < j + mask.cols) v[i * classifier.pass() + label[i] - j] = own[i];
@@ -192,11 +194,11 @@ std::tuple<Tensor, Tensor, Tensor> cluster_cross_entropy_fwd(Tensor x, Tensor ce
   return (is_double(centroids) ? run_forward<double> : run_forward<float>)(x, contiguous(centroids), labels, normalize);
 }
 
-Tensor cluster_cross_entropy_bwd(Tensor grad_losses, Tensor x, Tensor centroids, Tensor labels, Tensor log_sum_exp,
+Tensor cluster_cross_entropy_bwd(Tensor grad_losses, Tensor x, Tensor centroids, Tensor labels, Tensor softmax,
                                  bool normalize) {
   return (is_double(centroids) ? run_backward<double> : run_backward<float>)(contiguous(grad_losses), x,
                                                                              contiguous(centroids), contiguous(labels),
-                                                                             contiguous(log_sum_exp), normalize);
+                                                                             contiguous(softmax), normalize);
 }
 
 }  // namespace

@@ -86,6 +86,12 @@ struct Problem {
     return count;
   }
 
+  double reach() const {
+    double longest = std::max(query.max_norm, key.max_norm);
+    for (const auto& rows : bank) longest = std::max(longest, double(rows.max_norm));
+    return cmx::reach(options.similarity, longest);
+  }
+
   // The blocks of similarities: visit(block, whose sums its rows add to, whose its columns), 0 queries, 1 keys, -1
   // none.
   template <class Visit>
@@ -99,16 +105,18 @@ struct Problem {
   }
 };
 
-// A direction's saved statistics: (3, n) log-sum-exp, mean similarity and sum of similarities of the negatives.
+// A direction's saved statistics (4, n) of the negatives: a similarity and the logarithm of their sum above it (see
+// SoftmaxSum::save), mean similarity and sum of similarities.
 template <class T>
 struct Stats {
   T* data;
   int64_t n;
   Stats(const Tensor& tensor, int64_t batch)
-      : data(static_cast<T*>(tensor.data_ptr()) + batch * 3 * tensor.size(2)), n(tensor.size(2)) {}
-  T& log_sum_exp(int64_t i) const { return data[i]; }
-  T& mean(int64_t i) const { return data[n + i]; }
-  T& plain(int64_t i) const { return data[2 * n + i]; }
+      : data(static_cast<T*>(tensor.data_ptr()) + batch * 4 * tensor.size(2)), n(tensor.size(2)) {}
+  T& similarity(int64_t i) const { return data[i]; }
+  T& log_sum(int64_t i) const { return data[n + i]; }
+  T& mean(int64_t i) const { return data[2 * n + i]; }
+  T& plain(int64_t i) const { return data[3 * n + i]; }
 };
 
 template <class T>
@@ -139,9 +147,11 @@ void forward(const Problem<T>& problem, const Logits<T>& logits, T* loss, const 
     for (int side = 0; side <= options.symmetric; ++side) {
       const int64_t r = side == 0 ? i : problem.key_of_query[i];
       const SoftmaxSum& sum = sums[side][r];
-      const double z = logits.scale * problem.positive[i];
-      total += softplus(sum.log_sum_exp() - z) + eps * z - share * (logits.scale * sum.plain + z);
-      stats[side].log_sum_exp(r) = sum.log_sum_exp();
+      const double u = problem.positive[i];
+      // 0 times what is not finite is NaN: an infinity stays visible where the exponential swallowed it.
+      total += softplus(sum.log_sum_above(logits.scale, u)) + 0 * (sum.mean() + u);
+      if (eps > 0) total += logits.scale * (eps * u - share * (sum.plain + u));
+      sum.save(logits.scale, &stats[side].similarity(r), &stats[side].log_sum(r));
       stats[side].mean(r) = sum.mean();
       stats[side].plain(r) = sum.plain;
     }
@@ -164,10 +174,12 @@ double backward(const Problem<T>& problem, const Logits<T>& logits, const T* gra
     for (int side = 0; side <= options.symmetric; ++side) {
       const int64_t r = side == 0 ? i : problem.key_of_query[i];
       const double g = options.symmetric ? grad[i] / 2.0 : grad[i], u = problem.positive[i];
-      const double log_sum_exp = stats[side].log_sum_exp(r), weight = g * sigmoid(log_sum_exp - logits.scale * u);
-      gradient[side].set(r, log_sum_exp, weight, g * share);
+      const double similarity = stats[side].similarity(r), log_sum = stats[side].log_sum(r);
+      const double weight = g * sigmoid(logits.scale * (similarity - u) + log_sum);
+      gradient[side].set(r, similarity, log_sum, weight, g * share);
       pull[i] += -weight + g * (eps - share);
-      dscale += weight * (stats[side].mean(r) - u) + g * (eps * u - share * (stats[side].plain(r) + u));
+      dscale += weight * (stats[side].mean(r) - u);
+      if (eps > 0) dscale += g * (eps * u - share * (stats[side].plain(r) + u));
     }
   }
   const bool means = saved && !options.in_batch;
@@ -201,10 +213,10 @@ template <class T>
 Forward run_forward(const Tensor& query, const Tensor& key, const Tensor& logit_scale, const std::vector<Tensor>& bank,
                     const std::optional<Tensor>& target, const Options& options, bool cache) {
   const int64_t b = query.size(0), n = query.size(1), m = key.size(1);
-  const Logits<T> logits(options.similarity, checked_scale(logit_scale));
+  const double scale = checked_scale(logit_scale);
   Tensor loss = torch::stable::new_empty(logit_scale, {b, n});
-  Tensor row_stats = torch::stable::new_empty(logit_scale, {b, 3, n});
-  Tensor col_stats = torch::stable::new_empty(logit_scale, {b, 3, options.symmetric ? m : 0});
+  Tensor row_stats = torch::stable::new_empty(logit_scale, {b, 4, n});
+  Tensor col_stats = torch::stable::new_empty(logit_scale, {b, 4, options.symmetric ? m : 0});
   const int64_t width = saved_width(options, m, query.size(2));
   Tensor saved =
       cache ? torch::stable::new_empty(logit_scale, {b, n, width}) : torch::stable::new_empty(logit_scale, {0});
@@ -214,6 +226,8 @@ Forward run_forward(const Tensor& query, const Tensor& key, const Tensor& logit_
   const auto banks = rows_of<T>(bank, !means);
   run_tasks(b, [&](int64_t batch) {
     const Problem<T> problem(query, key, banks, target, batch, options);
+    // Banks of which no norms were measured may be of any length.
+    const Logits<T> logits(options.similarity, scale, means ? kAnyReach : problem.reach());
     const Stats<T> stats[2] = {{row_stats, batch}, {col_stats, batch}};
     forward(problem, logits, static_cast<T*>(loss.data_ptr()) + batch * n, stats,
             cache ? static_cast<T*>(saved.data_ptr()) + batch * n * width : nullptr);
@@ -228,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
                                                 const Tensor& row_stats, const Tensor& col_stats, const Tensor& saved,
                                                 bool need_query, bool need_key) {
   const int64_t b = query.size(0), n = query.size(1), m = key.size(1), d = query.size(2);
-  const Logits<T> logits(options.similarity, checked_scale(logit_scale));
+  const double scale = checked_scale(logit_scale);
   Tensor dquery = need_query ? torch::stable::new_empty(query, {b, n, d}) : torch::stable::new_empty(query, {0});
   Tensor dkey = need_key ? torch::stable::new_empty(key, {b, m, d}) : torch::stable::new_empty(key, {0});
   Tensor dscale = torch::stable::new_empty(logit_scale, {});
@@ -236,6 +250,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
   std::vector<double> scale_gradients(b);
   run_tasks(b, [&](int64_t batch) {
     const Problem<T> problem(query, key, banks, target, batch, options);
+    const Logits<T> logits(options.similarity, scale, problem.reach());
     const Stats<T> stats[2] = {{row_stats, batch}, {col_stats, batch}};
     std::optional<RowGradient<T>> dq, dk;
     if (need_query) dq.emplace(dquery, batch, n, d);

@@ -19,21 +19,26 @@ struct TileMask {
 };
 
 // Sums of exp2(u * k - shift) over rows and columns, with u-weighted and plain sums beside them.
-// Column arrays are null when only the rows' softmax is wanted.
+// Column arrays are null when only the rows' softmax is wanted. One exponential serves a row and a column: shifts are
+// whole numbers, and |u * k| must be below 2^21. `large` is for any logits: exp2((u - shift) * k), the
+// difference first, with a similarity at or above the row's or column's others as its shift. There the u-weighted sum
+// is of u less the shift, so that large ones neither overflow nor cancel.
 template <class T>
 struct TileSums {
   T khi, klo;  // logit_scale * log2(e) in two pieces
+  bool large;
   const T* row_shift;
   const T* col_shift;
   T *row_sum, *row_weighted, *row_plain;
   T *col_sum, *col_weighted, *col_plain;
 };
 
-// v = (e_i f_i + e_j h_j) - (b_i + c_j), where e = exp2(u * k - shift): the loss's derivative by the product x_i . y_j.
+// v = (e_i f_i + e_j h_j) - (b_i + c_j), e as above: the loss's derivative by the product x_i . y_j.
 // With `divide` (distances) v is divided by u, 0 where u is 0. row_sum/col_sum: sums of v, null for dot products.
 template <class T>
 struct TileWeights {
   T khi, klo;
+  bool large;
   const T *row_shift, *row_factor, *row_offset;
   const T *col_shift, *col_factor, *col_offset;  // null without the columns' softmax
   bool divide;

@@ -117,6 +117,17 @@ inline void exp2_parts(Vec<T> u, T khi, T klo, Vec<T>& e, Vec<T>& n) {
   for (int k = Simd<T>::kDegree - 1; k >= 0; --k) e = fused(e, f, broadcast<T>(kExp2Series<T>.c[k]));
 }
 
+// exp2(x * (khi + klo)) of x that is at most 0, 0 where it underflows.
+template <class T>
+inline Vec<T> exp2_below(Vec<T> x, T khi, T klo) {
+  // "not less" keeps NaN.
+  const Vec<T> lowest = broadcast<T>(T(-2 * Simd<T>::kBias) / khi);
+  x = x < lowest ? lowest : x;
+  Vec<T> e, n;
+  exp2_parts<T>(x, khi, klo, e, n);
+  return scale_by_power<T>(e, n);
+}
+
 template <class T>
 inline T horizontal_sum(Vec<T> v) {
 #if CMX_VECTOR_BYTES == 64

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -23,11 +24,15 @@ struct Problem {
 
   Problem(const Tensor& rows, const std::optional<Tensor>& columns, const Tensor& logit_scale,
           const std::optional<Tensor>& left_out, const std::string& similarity)
-      : x(make_rows<T>(contiguous(rows), 0, false)), logits(parse_similarity(similarity), checked_scale(logit_scale)) {
-    if (columns) y = make_rows<T>(contiguous(*columns), 0, false);
+      : x(make_rows<T>(contiguous(rows), 0, false)),
+        y(columns ? std::optional(make_rows<T>(contiguous(*columns), 0, false)) : std::nullopt),
+        logits(make_logits(parse_similarity(similarity), checked_scale(logit_scale))) {
     if (left_out) excluded = contiguous(*left_out);
   }
 
+  Logits<T> make_logits(Similarity similarity, double scale) const {
+    return {similarity, scale, reach(similarity, y ? std::max(x.max_norm, y->max_norm) : x.max_norm)};
+  }
   bool self() const { return !y; }
   // Class members refer to each other's rows: made where it is used.
   Block<T> block() const {
@@ -42,23 +47,23 @@ Tensor run_forward(const Problem<T>& problem, const Tensor& logit_scale) {
   std::vector<SoftmaxSum> sums(n);
   add_sums(problem.block(), problem.logits, sums.data(), problem.self() ? sums.data() : nullptr,
            static_cast<T*>(nullptr));
-  Tensor statistics = torch::stable::new_empty(logit_scale, {3, n});
+  Tensor statistics = torch::stable::new_empty(logit_scale, {4, n});
   auto* to = static_cast<T*>(statistics.data_ptr());
   for (int64_t i = 0; i < n; ++i) {
-    to[i] = sums[i].log_sum_exp();
-    to[n + i] = sums[i].mean();
-    to[2 * n + i] = sums[i].plain;
+    sums[i].save(problem.logits.scale, to + i, to + n + i);
+    to[2 * n + i] = sums[i].mean();
+    to[3 * n + i] = sums[i].plain;
   }
   return statistics;
 }
 
-// From (3, n): log-sum-exp, weight and share of every row.
+// From (3, n): of every row a similarity, the softmax's weight over its sum above that, and the share.
 template <class T>
 SoftmaxGradient<T> gradient_of(const Tensor& softmax, const Logits<T>& logits) {
   const int64_t n = softmax.size(1);
   const auto* from = static_cast<const T*>(softmax.data_ptr());
   SoftmaxGradient<T> gradient(logits, n);
-  for (int64_t i = 0; i < n; ++i) gradient.set(i, from[i], from[n + i], from[2 * n + i]);
+  for (int64_t i = 0; i < n; ++i) gradient.set(i, from[i], 0, from[n + i], from[2 * n + i]);
   return gradient;
 }
 

@@ -14,17 +14,6 @@ inline Int<T> within(int64_t j, int64_t cols) {
   return iota<T>() < (typename Simd<T>::Bits(cols - j) - Int<T>{});
 }
 
-// exp2(x * k) of x that is at most 0, 0 where it underflows.
-template <class T>
-inline Vec<T> exp2_below(Vec<T> x, Exponent<T> k) {
-  // "not less" keeps NaN.
-  const Vec<T> lowest = broadcast<T>(T(-2 * Simd<T>::kBias) / k.khi);
-  x = x < lowest ? lowest : x;
-  Vec<T> e, n;
-  exp2_parts<T>(x, k.khi, k.klo, e, n);
-  return scale_by_power<T>(e, n);
-}
-
 template <class T>
 void exponentials(int64_t rows, int64_t cols, Exponent<T> k, const T* highest, const T* factor, T* s, int64_t lds,
                   T* sums) {
@@ -33,7 +22,7 @@ void exponentials(int64_t rows, int64_t cols, Exponent<T> k, const T* highest, c
     Vec<T> sum{};
     for (int64_t j = 0; j < cols; j += kLanes<T>) {
       const Int<T> keep = within<T>(j, cols);
-      Vec<T> p = exp2_below<T>(load(s + j) - top, k) * factor[i];
+      Vec<T> p = exp2_below<T>(load(s + j) - top, k.khi, k.klo) * factor[i];
       p = keep ? p : Vec<T>{};
       sum += p;
       store(s + j, p);

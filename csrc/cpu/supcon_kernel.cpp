@@ -56,6 +56,29 @@ std::vector<double> class_sums(const Rows<T>& rows, const std::vector<int64_t>& 
   return sums;
 }
 
+// store(i, p, sum): the same sum over the other rows of row i's class, for every row and column. Of the rows before it
+// and behind it, not of all less itself: of a short row beside a long one nothing would be left.
+template <class T, class F>
+void sums_of_others(const Rows<T>& rows, const std::vector<int64_t>& classes, int64_t count,
+                    const std::vector<double>* weight, const F& store) {
+  run_tasks(ceil_div(rows.d, kColumnsPerTask), [&](int64_t task) {
+    const int64_t begin = task * kColumnsPerTask, width = std::min(rows.d - begin, kColumnsPerTask);
+    std::vector<double> before(rows.n * width), passed(count * width);
+    const auto pass = [&](int64_t i, const auto& use) {
+      double* sum = passed.data() + classes[i] * width;
+      const double w = weight ? (*weight)[i] : 1;
+      for (int64_t p = 0; p < width; ++p) {
+        use(before[i * width + p], sum[p], p);
+        sum[p] += w * rows.row(i)[begin + p];
+      }
+    };
+    for (int64_t i = 0; i < rows.n; ++i) pass(i, [](double& kept, double sum, int64_t) { kept = sum; });
+    std::fill(passed.begin(), passed.end(), 0.0);
+    for (int64_t i = rows.n - 1; i >= 0; --i)
+      pass(i, [&](double kept, double sum, int64_t p) { store(i, begin + p, kept + sum); });
+  });
+}
+
 template <class F>
 void for_rows(int64_t n, const F& f) {
   run_tasks(ceil_div(n, kRowsPerTask), [&](int64_t task) {
@@ -87,6 +110,10 @@ struct Problem {
   bool self() const { return !ref; }
   int64_t positives(int64_t i) const { return classes.columns_in_class[classes.of_row[i]] - self(); }
   const Rows<T>& columns() const { return ref ? *ref : rows; }
+  Logits<T> logits(const Tensor& scale) const {
+    const double longest = std::max(rows.max_norm, columns().max_norm);
+    return {Similarity::kDot, checked_scale(scale), reach(Similarity::kDot, longest)};
+  }
   Block<T> block() const { return {rows, columns(), only_positive.data(), self(), true}; }
 };
 
@@ -97,9 +124,9 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
   const Rows<T>& rows = problem.rows;
   const Classes& classes = problem.classes;
   const int64_t n = rows.n, m = problem.columns().n, d = rows.d;
-  const Logits<T> logits(Similarity::kDot, checked_scale(logit_scale));
+  const Logits<T> logits = problem.logits(logit_scale);
   Tensor loss = torch::stable::new_empty(logit_scale, {n});
-  Tensor stats = torch::stable::new_empty(logit_scale, {3, n});
+  Tensor stats = torch::stable::new_empty(logit_scale, {4, n});
   Tensor class_rows = torch::stable::new_empty(logit_scale, {n, d});
   Tensor saved = cache ? torch::stable::new_empty(logit_scale, {n, m}) : torch::stable::new_empty(logit_scale, {0});
   advise_huge_pages(saved.data_ptr(), saved.numel() * int64_t(sizeof(T)));
@@ -107,22 +134,30 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
   std::vector<SoftmaxSum> sums(n);
   add_sums(problem.block(), logits, sums.data(), problem.self() ? sums.data() : nullptr,
            cache ? static_cast<T*>(saved.data_ptr()) : nullptr);
-  const auto class_sum = class_sums<T>(problem.columns(), classes.of_column, classes.columns_in_class.size(), nullptr);
   auto* losses = static_cast<T*>(loss.data_ptr());
   auto* statistics = static_cast<T*>(stats.data_ptr());
   auto* positives = static_cast<T*>(class_rows.data_ptr());
+  const int64_t number = classes.columns_in_class.size();
+  if (problem.self()) {
+    sums_of_others(rows, classes.of_row, number, nullptr,
+                   [&](int64_t i, int64_t p, double sum) { positives[i * d + p] = sum; });
+  } else {
+    const auto sums_of_classes = class_sums<T>(problem.columns(), classes.of_column, number, nullptr);
+    for_rows(n, [&](int64_t i) { std::copy_n(sums_of_classes.data() + classes.of_row[i] * d, d, positives + i * d); });
+  }
   for_rows(n, [&](int64_t i) {
-    const double* sum = class_sum.data() + classes.of_row[i] * d;
-    for (int64_t p = 0; p < d; ++p) positives[i * d + p] = problem.self() ? sum[p] - rows.row(i)[p] : sum[p];
     const int64_t count = problem.positives(i);
-    statistics[i] = sums[i].log_sum_exp();
-    statistics[2 * n + i] = count;
+    sums[i].save(logits.scale, &statistics[i], &statistics[n + i]);
+    statistics[3 * n + i] = count;
     const double mean_positive = count ? dot(rows.row(i), positives + i * d, d) / count : 0;
     // Less the positives: their difference keeps digits that rounding each would lose.
-    statistics[n + i] = sums[i].mean() - mean_positive;
-    const double difference = sums[i].log_sum_exp() - logits.scale * mean_positive;
-    // 0 * mean: what is not finite stays visible where the exponential swallowed it, or where there is no positive.
-    losses[i] = (count == 0 ? 0 : count == 1 ? softplus(difference) : difference) + 0 * sums[i].mean();
+    statistics[2 * n + i] = sums[i].mean() - mean_positive;
+    const double difference = sums[i].log_sum_above(logits.scale, mean_positive);
+    // 0 times what is not finite is NaN: it stays visible where the exponential swallowed it, or without a positive.
+    losses[i] = (count == 0   ? 0
+                 : count == 1 ? softplus(difference)
+                              : difference) +
+                0 * (sums[i].mean() + mean_positive);
   });
   return {loss, stats, class_rows, saved};
 }
@@ -136,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem<T>& problem, const
   const Rows<T>& rows = problem.rows;
   const Classes& classes = problem.classes;
   const int64_t n = rows.n, m = problem.columns().n, d = rows.d;
-  const Logits<T> logits(Similarity::kDot, checked_scale(logit_scale));
+  const Logits<T> logits = problem.logits(logit_scale);
   const auto* grad = static_cast<const T*>(grad_loss.data_ptr());
   const auto* statistics = static_cast<const T*>(stats.data_ptr());
   const auto* positives = static_cast<const T*>(class_rows.data_ptr());
@@ -145,13 +180,14 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem<T>& problem, const
   std::vector<double> pull(n);  // minus the derivative by each positive's logit
   double dscale = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const double count = statistics[2 * n + i];
+    const double count = statistics[3 * n + i], log_sum = statistics[n + i];
     if (count == 0) continue;
     const double similarity = dot(rows.row(i), positives + i * d, d);
-    const double weight = count == 1 ? grad[i] * sigmoid(statistics[i] - logits.scale * similarity) : grad[i];
-    gradient.set(i, statistics[i], weight, 0);
+    const double weight =
+        count == 1 ? grad[i] * sigmoid(logits.scale * (statistics[i] - similarity) + log_sum) : grad[i];
+    gradient.set(i, statistics[i], log_sum, weight, 0);
     pull[i] = weight / count;
-    dscale += weight * statistics[n + i];
+    dscale += weight * statistics[2 * n + i];
   }
 
   Tensor dfeatures =
@@ -169,22 +205,23 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem<T>& problem, const
                 dcolumns ? dcolumns->data() : nullptr);
 
   // Each positive p of i gets -pull_i x_i, i itself -pull_i times the sum of its positives.
-  const auto pulled = class_sums<T>(rows, classes.of_row, classes.columns_in_class.size(), &pull);
-  if (drows)
+  const int64_t number = classes.columns_in_class.size();
+  const auto add_pull = [&](int64_t i, int64_t p, double from_others) {
+    drows->data()[i * d + p] -= T(logits.scale * (pull[i] * positives[i * d + p] + from_others));
+  };
+  if (drows && problem.self()) sums_of_others(rows, classes.of_row, number, &pull, add_pull);
+  if (drows && !problem.self())
     for_rows(n, [&](int64_t i) {
-      T* dx = drows->data() + i * d;
-      const double* sum = pulled.data() + classes.of_row[i] * d;
-      for (int64_t p = 0; p < d; ++p) {
-        const double from_others = problem.self() ? sum[p] - pull[i] * rows.row(i)[p] : 0;
-        dx[p] -= T(logits.scale * (pull[i] * positives[i * d + p] + from_others));
-      }
+      for (int64_t p = 0; p < d; ++p) add_pull(i, p, 0);
     });
-  if (dcolumns)
+  if (dcolumns) {
+    const auto pulled = class_sums<T>(rows, classes.of_row, number, &pull);
     for_rows(m, [&](int64_t j) {
       T* dy = dcolumns->data() + j * d;
       const double* sum = pulled.data() + classes.of_column[j] * d;
       for (int64_t p = 0; p < d; ++p) dy[p] -= T(logits.scale * sum[p]);
     });
+  }
   if (drows) drows->finish(rows);
   if (dcolumns) dcolumns->finish(*problem.ref);
   return {dfeatures, dref, scale_gradient};

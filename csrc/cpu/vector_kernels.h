@@ -193,7 +193,27 @@ void maxima(const TileMask& mask, const T* u, int64_t ldu, T* row_max, T* col_ma
   }
 }
 
-template <class T, bool columns>
+// exp2(u * k - shift) of one entry for its row and for its column, in either form that TileSums describes.
+template <class T, bool large>
+struct Exponentials {
+  Vec<T> u, e, n;
+  T khi, klo;
+
+  Exponentials(Vec<T> u, Int<T> keep, T khi, T klo) : u(u), khi(khi), klo(klo) {
+    if (large) return;
+    exp2_parts<T>(u, khi, klo, e, n);
+    // Not e = 0: the power that a masked entry is far below a shift of could be infinite.
+    n = keep ? n : broadcast<T>(-__builtin_inf());
+  }
+  Vec<T> of(Vec<T> shift, Int<T> keep) const {
+    if (!large) return scale_by_power<T>(e, n - shift);
+    // Products that were computed in another order may lie above the shift by their rounding.
+    const Vec<T> x = u - shift, below = x > 0 ? Vec<T>{} : x;
+    return keep ? exp2_below<T>(below, khi, klo) : Vec<T>{};
+  }
+};
+
+template <class T, bool columns, bool large>
 void sums_of(const TileMask& mask, const TileSums<T>& out, const T* u, int64_t ldu) {
   if (columns) {
     const int64_t size = whole_vectors<T>(mask.cols) * sizeof(T);
@@ -206,17 +226,16 @@ void sums_of(const TileMask& mask, const TileSums<T>& out, const T* u, int64_t l
     const Vec<T> shift = broadcast<T>(out.row_shift[i]);
     for_columns<T>(mask, i, [&](int64_t j, Int<T> keep) {
       const Vec<T> x = keep ? load(u + j) : Vec<T>{};
-      Vec<T> e, n;
-      exp2_parts<T>(x, out.khi, out.klo, e, n);
-      e = keep ? e : Vec<T>{};
-      const Vec<T> row = scale_by_power<T>(e, n - shift);
+      const Exponentials<T, large> exponentials(x, keep, out.khi, out.klo);
+      const auto measured = [&](Vec<T> from) { return large ? (keep ? x - from : Vec<T>{}) : x; };
+      const Vec<T> row = exponentials.of(shift, keep);
       sum += row;
-      weighted += row * x;
+      weighted += row * measured(shift);
       plain += x;
       if (columns) {
-        const Vec<T> col = scale_by_power<T>(e, n - load(out.col_shift + j));
+        const Vec<T> top = load(out.col_shift + j), col = exponentials.of(top, keep);
         store(out.col_sum + j, load(out.col_sum + j) + col);
-        store(out.col_weighted + j, load(out.col_weighted + j) + col * x);
+        store(out.col_weighted + j, load(out.col_weighted + j) + col * measured(top));
         store(out.col_plain + j, load(out.col_plain + j) + x);
       }
     });
@@ -228,22 +247,25 @@ void sums_of(const TileMask& mask, const TileSums<T>& out, const T* u, int64_t l
 
 template <class T>
 void sums(const TileMask& mask, const TileSums<T>& out, const T* u, int64_t ldu) {
-  out.col_sum ? sums_of<T, true>(mask, out, u, ldu) : sums_of<T, false>(mask, out, u, ldu);
+  if (out.large)
+    out.col_sum ? sums_of<T, true, true>(mask, out, u, ldu) : sums_of<T, false, true>(mask, out, u, ldu);
+  else
+    out.col_sum ? sums_of<T, true, false>(mask, out, u, ldu) : sums_of<T, false, false>(mask, out, u, ldu);
 }
 
-template <class T, bool columns, bool distances>
+template <class T, bool large, bool columns, bool distances>
 void weights_of(const TileMask& mask, const TileWeights<T>& in, const T* u, int64_t ldu, T* v, int64_t ldv) {
   if (distances) std::memset(in.col_sum, 0, whole_vectors<T>(mask.cols) * sizeof(T));
+  constexpr Int<T> all = ~Int<T>{};  // v is masked as a whole
   for (int64_t i = 0; i < mask.rows; ++i, u += ldu, v += ldv) {
     const Vec<T> shift = broadcast<T>(in.row_shift[i]);
     Vec<T> sum{};
     for_columns<T>(mask, i, [&](int64_t j, Int<T> keep) {
       const Vec<T> x = keep ? load(u + j) : Vec<T>{};
-      Vec<T> e, n;
-      exp2_parts<T>(x, in.khi, in.klo, e, n);
-      Vec<T> g = scale_by_power<T>(e, n - shift) * in.row_factor[i] - in.row_offset[i];
+      const Exponentials<T, large> exponentials(x, all, in.khi, in.klo);
+      Vec<T> g = exponentials.of(shift, all) * in.row_factor[i] - in.row_offset[i];
       if (columns) {
-        const Vec<T> col = scale_by_power<T>(e, n - load(in.col_shift + j));
+        const Vec<T> col = exponentials.of(load(in.col_shift + j), all);
         g += col * load(in.col_factor + j) - load(in.col_offset + j);
       }
       if (distances && in.divide) g = x != 0 ? g / x : Vec<T>{};
@@ -258,14 +280,19 @@ void weights_of(const TileMask& mask, const TileWeights<T>& in, const T* u, int6
   }
 }
 
+template <class T, bool large>
+void weights_in_form(const TileMask& mask, const TileWeights<T>& in, const T* u, int64_t ldu, T* v, int64_t ldv) {
+  if (in.row_sum)
+    in.col_shift ? weights_of<T, large, true, true>(mask, in, u, ldu, v, ldv)
+                 : weights_of<T, large, false, true>(mask, in, u, ldu, v, ldv);
+  else
+    in.col_shift ? weights_of<T, large, true, false>(mask, in, u, ldu, v, ldv)
+                 : weights_of<T, large, false, false>(mask, in, u, ldu, v, ldv);
+}
+
 template <class T>
 void weights(const TileMask& mask, const TileWeights<T>& in, const T* u, int64_t ldu, T* v, int64_t ldv) {
-  if (in.row_sum)
-    in.col_shift ? weights_of<T, true, true>(mask, in, u, ldu, v, ldv)
-                 : weights_of<T, false, true>(mask, in, u, ldu, v, ldv);
-  else
-    in.col_shift ? weights_of<T, true, false>(mask, in, u, ldu, v, ldv)
-                 : weights_of<T, false, false>(mask, in, u, ldu, v, ldv);
+  in.large ? weights_in_form<T, true>(mask, in, u, ldu, v, ldv) : weights_in_form<T, false>(mask, in, u, ldu, v, ldv);
 }
 
 }  // namespace

@@ -23,12 +23,13 @@ from torch import Tensor
 
 
 class Softmax(NamedTuple):
-    """One softmax per row: log-sum-exp, weight of its gradient, label-smoothing share or None.
+    """One softmax per row: largest similarity; weight of its gradient, over the sum of the exponentials above that;
+    label-smoothing share or None.
 
     Each is (B, n), and they have one stride between samples.
     """
 
-    log_sum_exp: Tensor
+    top: Tensor
     weight: Tensor
     share: Tensor | None = None
 
@@ -123,7 +124,7 @@ def row_gradient(
         grad,
         *found[0][:2],
         *(found[1][:2] if back is not None else (None, None)),
-        statistics.log_sum_exp.stride(0),
+        statistics.top.stride(0),
         batch,
         n,
         m,

@@ -4,9 +4,10 @@ A program owns a block of rows (and, for wide features, a chunk of the output), 
 each into the gradient ``G`` of the loss with respect to the logits and multiplies it with the columns. For a logit that
 takes part in the softmax of its row and in that of its column
 
-    G_ij = w_i exp(z_ij - L_i) - e_i  +  v_j exp(z_ij - M_j) - f_j
+    G_ij = w_i exp(s (u_ij - t_i)) - e_i  +  v_j exp(s (u_ij - r_j)) - f_j
 
-with log-sum-exps L, M, weights w, v and label-smoothing shares e, f. InfoNCE's two directions, its banks and its
+with the scale s, the largest similarities t, r of either softmax, weights w, v, each divided by the softmax's sum of
+exponentials, and label-smoothing shares e, f. InfoNCE's two directions, its banks and its
 within-modality negatives are this formula with one or both halves. Positives never enter: they are added in float32
 afterwards, so rounding G to the inputs' precision costs a relative error only.
 """
@@ -14,11 +15,12 @@ afterwards, so rounding G to the inputs' precision costs a relative error only.
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.logits import (
-    LOG2E,
+    base_two,
     chunked_products,
     exchanged,
     load_tile,
     load_vector,
+    rounded_product,
     similarity,
 )
 from cmx_fast.kernels.common.norms import inverse_norms_at
@@ -48,13 +50,13 @@ def _gradient_segment(
     a_sq,
     row0,
     n_a,
-    row_lse,
+    row_top,
     row_weight,
     row_share,
     c_ptr,
     c_inv_ptr,
     c_sq_ptr,
-    c_lse_ptr,
+    c_top_ptr,
     c_weight_ptr,
     c_share_ptr,
     c_grad_ptr,
@@ -111,18 +113,20 @@ def _gradient_segment(
                 load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None]
             )
 
-        z2 = u * scale2
+        # Two logits rounded alike. The difference first would keep more digits, and spill on sm_100; the largest's
+        # is 0 either way. A product summed in another order may lie above it.
+        z2 = rounded_product(u, scale2)
         h = tl.zeros((ROWS, COLS), tl.float32)
         if ROW:
-            h += row_weight[:, None] * tl.exp2(z2 - row_lse[:, None])
+            h += row_weight[:, None] * tl.exp2(tl.minimum(z2 - row_top[:, None], 0.0))
             if SMOOTH:
                 h -= row_share[:, None]
         if COL:
-            c_lse = load_vector(c_lse_ptr, col0, n_c, float("inf"), COLS) * LOG2E
+            c_top = rounded_product(load_vector(c_top_ptr, col0, n_c, float("inf"), COLS), scale2)
             c_weight = load_vector(c_weight_ptr, col0, n_c, 0.0, COLS)
             if c_grad_ptr is not None:
                 c_weight *= load_vector(c_grad_ptr, col0, n_c, 0.0, COLS)
-            h += c_weight[None, :] * tl.exp2(z2 - c_lse[None, :])
+            h += c_weight[None, :] * tl.exp2(tl.minimum(z2 - c_top[None, :], 0.0))
             if SMOOTH:
                 h -= load_vector(c_share_ptr, col0, n_c, 0.0, COLS)[None, :]
         if SIMILARITY == "l2":
@@ -149,13 +153,13 @@ def gradient_kernel(
     a_ptr,  # (B, n_a, D): the rows whose gradient this is
     a_inv_ptr,  # (B, n_a) inverse norms or None
     a_sq_ptr,  # (B, n_a) squared norms or None
-    a_lse_ptr,  # (B, n_a) log-sum-exp of the rows' own softmax
+    a_top_ptr,  # (B, n_a) largest similarity of the rows' own softmax
     a_weight_ptr,
     a_share_ptr,
     b_ptr,  # (B, n_b, D): the cross columns, and the same of them
     b_inv_ptr,
     b_sq_ptr,
-    b_lse_ptr,
+    b_top_ptr,
     b_weight_ptr,
     b_share_ptr,
     banks,  # tuple of (K, D), shared by the batch
@@ -204,8 +208,8 @@ def gradient_kernel(
             a_inv_ptr, b_inv_ptr = exchanged(back, a_inv_ptr, b_inv_ptr)
         if a_sq_ptr is not None:
             a_sq_ptr, b_sq_ptr = exchanged(back, a_sq_ptr, b_sq_ptr)
-        if a_lse_ptr is not None:
-            a_lse_ptr, b_lse_ptr = exchanged(back, a_lse_ptr, b_lse_ptr)
+        if a_top_ptr is not None:
+            a_top_ptr, b_top_ptr = exchanged(back, a_top_ptr, b_top_ptr)
         if a_weight_ptr is not None:
             a_weight_ptr, b_weight_ptr = exchanged(back, a_weight_ptr, b_weight_ptr)
         if a_share_ptr is not None:
@@ -222,7 +226,7 @@ def gradient_kernel(
     SCALE_ROWS: tl.constexpr = MEASURE or a_inv_ptr is not None
     CROSS: tl.constexpr = CROSS_ROW or CROSS_COL
     scale = tl.load(scale_ptr)
-    scale2 = scale * LOG2E
+    scale2 = base_two(scale)
     a_ptr += batch * n_a * D
     a_batch = batch * n_a
     b_batch = batch * n_b
@@ -246,11 +250,12 @@ def gradient_kernel(
     elif SCALE_ROWS:
         a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0)
     a_sq = tl.load(a_sq_ptr + a_batch + rows, mask=inside, other=0.0) if SIMILARITY != "dot" else None
-    row_lse = None
+    row_top = None
     row_weight = None
     row_share = None
-    if a_lse_ptr is not None:
-        row_lse = tl.load(a_lse_ptr + statistics + rows, mask=inside, other=float("inf")) * LOG2E
+    if a_top_ptr is not None:
+        row_top = tl.load(a_top_ptr + statistics + rows, mask=inside, other=float("inf"))
+        row_top = rounded_product(row_top, scale2)
         row_weight = tl.load(a_weight_ptr + statistics + rows, mask=inside, other=0.0)
         if grad_ptr is not None:
             row_weight *= tl.load(grad_ptr + a_batch + rows, mask=inside, other=0.0)
@@ -270,10 +275,10 @@ def gradient_kernel(
                 excluding_ptr = target_ptr + b_batch
         size = tl.cdiv(n_b, COLS)
         acc, h_sum = _gradient_segment(
-            acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
+            acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_top, row_weight, row_share,
             b_ptr + b_batch * D, None if b_inv_ptr is None else b_inv_ptr + b_batch,
             None if b_sq_ptr is None else b_sq_ptr + b_batch,
-            None if b_lse_ptr is None else b_lse_ptr + statistics,
+            None if b_top_ptr is None else b_top_ptr + statistics,
             None if b_weight_ptr is None else b_weight_ptr + statistics,
             None if b_share_ptr is None else b_share_ptr + statistics,
             None if grad_ptr is None else grad_ptr + b_batch, n_b,
@@ -284,7 +289,7 @@ def gradient_kernel(
     for i in tl.static_range(N_BANKS):
         size = tl.cdiv(bank_sizes[i], COLS)
         acc, h_sum = _gradient_segment(
-            acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
+            acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_top, row_weight, row_share,
             banks[i], bank_invs[i], bank_sqs[i], None, None, None, None, bank_sizes[i],
             tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size), None, None, scale2, out0, D,
             True, False, "nothing", SIMILARITY, SCALE_ROWS, False, SMOOTH, ROWS, COLS, DEPTH, OUT, RESIDENT, PRECISION,
@@ -293,9 +298,9 @@ def gradient_kernel(
         offset += size
     if WITHIN:
         acc, h_sum = _gradient_segment(
-            acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_lse, row_weight, row_share,
+            acc, h_sum, a, a_ptr, a_inv, a_sq, row0, n_a, row_top, row_weight, row_share,
             a_ptr, None if a_inv_ptr is None else a_inv_ptr + a_batch,
-            None if a_sq_ptr is None else a_sq_ptr + a_batch, a_lse_ptr + statistics, a_weight_ptr + statistics,
+            None if a_sq_ptr is None else a_sq_ptr + a_batch, a_top_ptr + statistics, a_weight_ptr + statistics,
             None if a_share_ptr is None else a_share_ptr + statistics,
             None if grad_ptr is None else grad_ptr + a_batch, n_a,
             tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, out0, D, True, True,

@@ -1,12 +1,13 @@
 """Device functions that every kernel of the contrastive softmax family is made of.
 
 One tile of the similarity matrix is an inner product in float32 turned into ``u`` (the similarity) by
-:func:`similarity`. Inside the kernels logits are kept in base 2, ``z2 = u * scale * log2(e)``, because the hardware's
-exponential is base 2.
+:func:`similarity`. Its exponential is ``2^((u - top) * scale2)`` with ``scale2 = scale * log2(e)``: in base 2 because
+the hardware's is, and with the difference first, so that two similarities close to each other keep their digits at any
+scale. The difference of two large logits has none left.
 
 Running softmax statistics of a row over any set of tiles are three numbers (and a fourth for label smoothing): the
-maximum of ``z2``, ``sum 2^(z2 - maximum)``, ``sum 2^(z2 - maximum) * u`` and ``sum u``. They merge in any order and
-stay finite at any temperature; masked elements carry ``z2 = -inf``.
+maximum of ``u``, the sum of the exponentials above it, the same sum weighted by ``u``, and ``sum u``. They merge in any
+order and stay finite at any temperature; masked elements carry ``u = -inf``.
 """
 
 import triton
@@ -14,6 +15,24 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def base_two(scale):
+    """scale * log2(e), and the largest number where that is out of range."""
+    return tl.minimum(scale * LOG2E, 3.4028234e38)
+
+
+@triton.jit
+def rounded_product(x, y):
+    """``x * y``, never contracted with a difference that follows: both of its sides must be rounded alike."""
+    return tl.fma(x, y, 0.0)
+
+
+@triton.jit
+def exponential_below(u, top, scale2):
+    """``2^((u - top) * scale2)``, at most 1: a product summed in another order may lie above the maximum."""
+    return tl.exp2(tl.minimum(u - top, 0.0) * scale2)
 
 
 @triton.jit
@@ -83,9 +102,9 @@ def similarity(
     a_sq and c_sq are the squared norms of the vectors after normalisation; only the two distances need them.
     """
     if SCALE_ROWS:
-        product *= a_inv[:, None]
+        product = rounded_product(product, a_inv[:, None])
     if SCALE_COLS:
-        product *= c_inv[None, :]
+        product = rounded_product(product, c_inv[None, :])
     if SIMILARITY == "dot":
         u = product
     else:
@@ -103,12 +122,12 @@ def finite_shift(maximum):
 
 
 @triton.jit
-def merge_statistics(maximum, total, weighted, other_maximum, other_total, other_weighted):
-    """Statistics of the union of two disjoint sets of logits."""
+def merge_statistics(maximum, total, weighted, other_maximum, other_total, other_weighted, scale2):
+    """Statistics of the union of two disjoint sets of similarities."""
     largest = tl.maximum(maximum, other_maximum)
     shift = finite_shift(largest)
-    factor = tl.exp2(maximum - shift)
-    other_factor = tl.exp2(other_maximum - shift)
+    factor = tl.exp2((maximum - shift) * scale2)
+    other_factor = tl.exp2((other_maximum - shift) * scale2)
     return (
         largest,
         total * factor + other_total * other_factor,
@@ -134,6 +153,7 @@ def add_partials(
     n,
     index,
     inside,
+    scale2,
     SMOOTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -149,7 +169,7 @@ def add_partials(
         slot_total = tl.load(where + n, mask=mask, other=0.0)
         slot_weighted = tl.load(where + 2 * n, mask=mask, other=0.0)
         largest = tl.max(slot_maximum, 0)
-        factor = tl.exp2(slot_maximum - finite_shift(largest)[None, :])
+        factor = tl.exp2((slot_maximum - finite_shift(largest)[None, :]) * scale2)
         maximum, total, weighted = merge_statistics(
             maximum,
             total,
@@ -157,6 +177,7 @@ def add_partials(
             largest,
             tl.sum(slot_total * factor, 0),
             tl.sum(slot_weighted * factor, 0),
+            scale2,
         )
         if SMOOTH:
             plain += tl.sum(tl.load(where + 3 * n, mask=mask, other=0.0), 0)
@@ -164,10 +185,16 @@ def add_partials(
 
 
 @triton.jit
-def log_sum_exp_and_mean(maximum, total, weighted):
-    """Natural log-sum-exp of the logits and softmax-weighted mean of the similarities; -inf and 0 for an empty set."""
+def weighted_mean(total, weighted):
+    """Softmax-weighted mean of the similarities; 0 for an empty set."""
     # Where every term vanished, weighted is 0, or NaN if a similarity was -inf: keep that visible.
-    return (maximum + tl.log2(total)) * LN2, tl.where(total == 0, weighted, weighted / total)
+    return tl.where(total == 0, weighted, weighted / total)
+
+
+@triton.jit
+def log_sum_above(u, maximum, total, scale):
+    """Log-sum-exp of the logits less the logit of ``u``; -inf for an empty set."""
+    return scale * (maximum - u) + tl.log2(total) * LN2
 
 
 @triton.jit

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
-    LOG2E,
+    base_two,
     chunked_products,
     empty_statistics,
     exchanged,
@@ -101,12 +101,12 @@ def _scan_segment(
             keep = keep & (
                 load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None]
             )
-        z2 = tl.where(keep, u * scale2, float("-inf"))
+        seen = tl.where(keep, u, float("-inf"))
 
-        largest = tl.maximum(maximum, tl.max(z2, 1))
+        largest = tl.maximum(maximum, tl.max(seen, 1))
         shift = finite_shift(largest)
-        e = tl.exp2(z2 - shift[:, None])
-        factor = tl.exp2(maximum - shift)
+        e = tl.exp2((seen - shift[:, None]) * scale2)
+        factor = tl.exp2((maximum - shift) * scale2)
         total = total * factor + tl.sum(e, 1)
         weighted = weighted * factor + tl.sum(e * u, 1)
         maximum = largest
@@ -168,7 +168,7 @@ def scan_kernel(
     batch = (pid // n_blocks // n_splits).to(tl.int64)
     N_STATS: tl.constexpr = 4 if SMOOTH else 3
     SCALE_ROWS: tl.constexpr = MEASURE or a_inv_ptr is not None
-    scale2 = tl.load(scale_ptr) * LOG2E
+    scale2 = base_two(tl.load(scale_ptr))
     a_ptr += batch * n_a * D
     a_batch = batch * n_a
     b_batch = batch * n_b

@@ -14,6 +14,11 @@ SIMILARITIES = ("dot", "l2", "sql2")
 IMPLEMENTATIONS = ["reference"] + ["cpp"] * hasattr(torch.ops.cmx_fast, "softmax_block_fwd")
 
 
+def with_log_sum_exp(statistics, scale):
+    """Its first two rows as the one number that they are."""
+    return torch.cat([(scale * statistics[0] + statistics[1])[None], statistics[2:]])
+
+
 def softmax(n):
     return torch.stack([torch.randn(n) + 3, torch.rand(n), 0.01 * torch.rand(n)]).double()
 
@@ -42,7 +47,7 @@ def test_joined_statistics_are_the_whole_softmaxs(n, sizes, similarity, with_exc
     whole = torch.stack(
         [logits.logsumexp(1), (logits.softmax(1).nan_to_num() * u).sum(1), u.masked_fill(out, 0).sum(1)]
     )
-    torch.testing.assert_close(join(torch.stack(blocks)), whole)
+    torch.testing.assert_close(with_log_sum_exp(join(torch.stack(blocks), scale), scale), whole)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -56,9 +61,9 @@ def test_gradients_are_those_of_the_logits(similarity, with_columns, with_exclud
     rows, columns = softmax(n), softmax(m) if with_columns else None
     excluded = torch.randint(-1, m, (n,)) if with_excluded else None
     u = similarity_matrix(x, y, similarity)
-    slope = rows[1][:, None] * torch.exp(scale * u.detach() - rows[0][:, None]) - rows[2][:, None]
+    slope = rows[1][:, None] * torch.exp(scale * (u.detach() - rows[0][:, None])) - rows[2][:, None]
     if columns is not None:
-        slope += columns[1] * torch.exp(scale * u.detach() - columns[0]) - columns[2]
+        slope += columns[1] * torch.exp(scale * (u.detach() - columns[0])) - columns[2]
     if excluded is not None:
         slope[excluded[:, None] == torch.arange(m)] = 0
     truth = torch.autograd.grad(u, (x, y), scale * slope)
@@ -82,9 +87,9 @@ def test_rows_against_each_other(similarity, with_excluded, impl):
     u = similarity_matrix(x, x, similarity)
     logits = (scale * u.detach()).masked_fill(out, float("-inf"))
     found = block_statistics(x.detach(), None, scale, excluded=excluded, similarity=similarity, impl=impl)
-    torch.testing.assert_close(found[0], logits.logsumexp(1))
-    torch.testing.assert_close(found[2], u.detach().masked_fill(out, 0).sum(1))
-    slope = rows[1][:, None] * torch.exp(logits - rows[0][:, None]) - rows[2][:, None]
+    torch.testing.assert_close(with_log_sum_exp(found, scale)[0], logits.logsumexp(1))
+    torch.testing.assert_close(found[3], u.detach().masked_fill(out, 0).sum(1))
+    slope = rows[1][:, None] * torch.exp(logits - scale * rows[0][:, None]) - rows[2][:, None]
     (truth,) = torch.autograd.grad(u, x, (scale * slope).masked_fill(out, 0))
     dx, _ = block_gradients(
         x.detach(), None, scale, rows, excluded=excluded, similarity=similarity, impl=impl
@@ -96,10 +101,9 @@ def test_rows_against_each_other(similarity, with_excluded, impl):
 def test_no_columns_and_no_rows(impl):
     scale = torch.tensor(2.0)
     empty = block_statistics(torch.randn(3, 4), torch.randn(0, 4), scale, impl=impl)
-    assert empty[0].eq(float("-inf")).all() and empty[1:].eq(0).all()
-    joined = join(torch.stack([empty, empty]))
-    assert joined[0].eq(float("-inf")).all() and joined[1:].eq(0).all()
-    assert block_statistics(torch.randn(0, 4), torch.randn(5, 4), scale, impl=impl).shape == (3, 0)
+    for statistics in (empty, join(torch.stack([empty, empty]), scale)):
+        assert statistics[:2].eq(float("-inf")).all() and statistics[2:].eq(0).all()
+    assert block_statistics(torch.randn(0, 4), torch.randn(5, 4), scale, impl=impl).shape == (4, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
