@@ -69,16 +69,18 @@ format: $(VENV)/.packages
 compile-cuda: $(VENV)/.packages
 	$(BIN)/python tests/cuda_compiler.py
 
-# The C++ operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of the tree (4 minutes). Left
-# out: what measures memory, and what compiles code of its own.
+# The C++ operators' tests, and the losses at all magnitudes, under AddressSanitizer and UndefinedBehaviorSanitizer, in a
+# copy of the tree (5 minutes). Left out: what measures memory, and what compiles code of its own.
 sanitize: $(VENV)/.packages
 	rm -rf build/sanitize && mkdir -p build/sanitize && git ls-files -z | xargs -0 cp --parents -t build/sanitize
 	cd build/sanitize && CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1" \
 		LDFLAGS="-fsanitize=address,undefined" $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
-	cd build/sanitize && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report \
-		$(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops \
-		-k "not compile and not opcheck and not score_matrix and not memory" || { cat report.*; exit 1; }
+	cd build/sanitize && export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report && \
+		{ $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops \
+		-k "not compile and not opcheck and not score_matrix and not memory" && \
+		$(CURDIR)/$(BIN)/python -m benchmarks.fuzz --tries 1000 --only "extreme info_nce" "extreme supcon" \
+		"extreme attention" "extreme cluster loss" "extreme softmax block"; } || { cat report.*; exit 1; }
 
 # The wheel built against the pinned torch runs, unchanged, under a newer one: that is what the stable ABI promises.
 test-torch-latest: build

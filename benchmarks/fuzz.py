@@ -25,11 +25,12 @@ from rich.console import Console
 from rich.progress import track
 
 from .fuzz_indices import INDICES
+from .fuzz_losses import EXTREMES
 from .fuzz_operators import OPERATORS as COMPARED
 from .fuzz_operators import Wrong
 from .fuzz_readers import READERS, Reader, write_seeds
 
-OPERATORS = COMPARED | INDICES
+OPERATORS = COMPARED | INDICES | EXTREMES
 #: What a reader or an operator may raise: they name the file or the argument. MissingExtraError is an ImportError.
 REFUSALS = (
     ValueError,

@@ -8,9 +8,14 @@ import sys
 import pytest
 
 pytest.importorskip("soundfile")
-from cmx_fast.benchmarks import fuzz
+from cmx_fast.benchmarks import fuzz, fuzz_losses
 
-QUICK = ["checkpoint", "run folder", "selection json", *fuzz.OPERATORS]
+QUICK = [
+    "checkpoint",
+    "run folder",
+    "selection json",
+    *(name for name in fuzz.OPERATORS if name not in fuzz_losses.EXTREMES),
+]
 
 
 def test_nothing_is_found():
@@ -21,6 +26,14 @@ def test_nothing_is_found():
     assert rows["all"][0] == str(60 * len(QUICK))
     # Neither refuses everything nor takes everything.
     assert all(int(rows[name][1]) and int(rows[name][2]) for name in QUICK)
+
+
+def test_losses_of_all_magnitudes_are_right():
+    names = list(fuzz_losses.EXTREMES)
+    command = [sys.executable, "-m", "cmx_fast.benchmarks.fuzz", "--tries", "150", "--only", *names]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-2].split() == ["all", *[str(150 * len(names))] * 2, "0", "0"]
 
 
 PLANTED = """
