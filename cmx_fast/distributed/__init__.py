@@ -2,6 +2,10 @@
 
 Same results as :mod:`cmx_fast.ops` on the concatenated batch, each process with its own part of it. ``all_rows`` is for
 what every process must hold, such as a bank's new keys.
+
+torch.compile leaves them out of its graphs and torch.export refuses them where there are several processes, for rows
+travel while they are used. Neither torch.func's transforms nor forward-mode derivatives reach other processes' rows:
+NotImplementedError.
 """
 
 from cmx_fast.distributed.exchange import all_rows

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cmx_fast.ops._implementations import transformed
+
 #: "ring": a process holds its own rows and at most two others', received while it computes. "gather": one collective,
 #: then all rows are there.
 EXCHANGES = ("ring", "gather")
@@ -30,6 +32,11 @@ class Exchange:
         self.size = dist.get_world_size(group) if there else 1
         if self.rank < 0:
             raise ValueError("group must be one that this process belongs to")
+        if self.size > 1 and transformed():
+            raise NotImplementedError(
+                "torch.func's transforms and forward-mode derivatives do not reach other processes' rows; use "
+                "torch.autograd, or cmx_fast.ops with impl='reference' on rows that are all in this process"
+            )
 
     def counts(self, *tensors: Tensor) -> list[list[int]]:
         """For every process the lengths of its tensors; one wait for the device where there are several processes."""

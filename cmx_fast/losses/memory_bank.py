@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmx_fast.ops._implementations import transformed
+
 
 class MemoryBank(nn.Module):
     """The last ``size`` keys as ``rows`` (size, dim) float32, oldest first (He et al. 2020, section 3.2).
@@ -59,6 +61,11 @@ class MemoryBank(nn.Module):
             raise RuntimeError(
                 "MemoryBank.enqueue was called in a replica of DataParallel, which loses the keys; enqueue behind the "
                 "parallel forward pass, or use DistributedDataParallel"
+            )
+        if transformed():
+            raise NotImplementedError(
+                "torch.func's transforms and forward-mode derivatives can't move a bank; give info_nce the bank's rows "
+                "in them, and enqueue outside"
             )
         size, dim = self.rows.shape
         if keys.dim() != 2 or keys.shape[1] != dim:

@@ -1,4 +1,9 @@
-"""The operators. One function each; ``impl`` chooses between the kernels and the PyTorch reference."""
+"""The operators. One function each; ``impl`` chooses between the kernels and the PyTorch reference.
+
+The kernels have gradients in reverse mode, once, by ``torch.autograd``. In torch.func's transforms (``grad``, ``jvp``,
+``vmap``, ``hessian``, ...) and in forward mode ``impl="auto"`` takes the reference, with its memory, whose operations
+PyTorch differentiates any way; a kernel asked for by name raises ``ValueError``.
+"""
 
 from cmx_fast.ops._cache import cache_budget, set_cache_budget
 from cmx_fast.ops._implementations import implementations

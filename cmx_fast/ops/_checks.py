@@ -89,8 +89,16 @@ def check_fraction(name: str, value: object) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether looking at the tensor's values is free: on the CPU and not while torch.compile traces."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether the tensor's values can be looked at for free: on the CPU, not in torch.compile, not below a vmap."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not _vectorised()
+
+
+def _vectorised() -> bool:
+    """Whether a torch.func.vmap runs: a tensor then stands for many, and has no one value."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    interpreters = torch._C._functorch.get_interpreter_stack() or ()
+    return any(each.key() == torch._C._functorch.TransformType.Vmap for each in interpreters)
 
 
 def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
@@ -100,7 +108,7 @@ def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
         # Real: NumPy's numbers as well, of which only float64 is a Python float.
         if isinstance(logit_scale, bool) or not isinstance(logit_scale, int | float | Real):
             raise TypeError(f"logit_scale must be a number or a 0-d tensor, got {type(logit_scale).__name__}")
-        if not logit_scale > 0 or math.isinf(logit_scale):
+        if not 0 < logit_scale < math.inf:
             raise ValueError(
                 f"logit_scale must be positive and finite (it is 1 / temperature), got {logit_scale}"
             )

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from cmx_fast.reference.transforms import transformed
+
 IMPLEMENTATIONS = ("auto", "reference", "cpp", "triton", "cuda")
 OPERATORS = (
     "attention",
@@ -64,6 +66,8 @@ def _unavailable(op: str, impl: str, device: str, dtype: torch.dtype, features: 
     """Why this implementation can't run there, or None when it can."""
     if impl == "reference":
         return None
+    if transformed():
+        return "kernels have no rule for torch.func's transforms and forward-mode derivatives; use impl='reference'"
     if impl == "cuda" and op not in CUDA_OPERATORS:
         return "it has no CUDA C++ kernel; use impl='triton'"
     if not HAS_EXTENSION:

@@ -222,11 +222,14 @@ if HAS_EXTENSION:
             gradients = run_backward(grad_map.contiguous(), *ctx.saved_tensors, ctx.levels, ctx.norm)
             return *gradients, None, None
 
-        def _consistency_backward(ctx, grad_losses, *_):
-            if grad_losses is None:
+        def _consistency_backward(ctx, grad_losses, grad_difference, *_):
+            if grad_losses is None and grad_difference is None:
                 return None, None, None, None, None
             difference, prediction, *saved = ctx.saved_tensors
-            grad_map = 2 * grad_losses.reshape(-1, 1, 1, 1) * difference
+            grad_map = 0 if grad_losses is None else 2 * grad_losses.reshape(-1, 1, 1, 1) * difference
+            if grad_difference is not None:
+                # From the second derivative by the prediction: the first holds the difference.
+                grad_map = (grad_map + grad_difference).contiguous()
             dfeatures = dfilters = None
             if saved:
                 features, filters, *kept = saved

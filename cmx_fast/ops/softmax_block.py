@@ -34,7 +34,11 @@ def block_statistics(
         exp(z - logit_scale * t), the softmax-weighted mean of the similarities, and their sum. t and the logarithm are
         -inf without columns. Together they are the log-sum-exp, and keep their digits where logits are large. No
         gradient: that is :func:`block_gradients`, when the other blocks are known.
+
+    Raises:
+        ValueError: an input that asks for a gradient.
     """
+    _check_constant(x=x, y=y, logit_scale=logit_scale)
     impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])
     if impl == "reference":
         return reference.block_statistics(x, y, logit_scale, excluded=excluded, similarity=similarity)
@@ -88,8 +92,12 @@ def block_gradients(
 
     Returns:
         dx (N, D) and dy (M, D) in logit_scale's dtype, each (0,) where not needed; sums over the other blocks are the
-        caller's. Without y there is no dy.
+        caller's. Without y there is no dy. No second derivatives.
+
+    Raises:
+        ValueError: an input that asks for a gradient.
     """
+    _check_constant(x=x, y=y, logit_scale=logit_scale, row_softmax=row_softmax, column_softmax=column_softmax)
     impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])
     if impl == "reference":
         return reference.block_gradients(
@@ -101,11 +109,19 @@ def block_gradients(
     )
 
 
+def _check_constant(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} requires a gradient, which a block of a softmax has not; use {name}.detach()"
+            )
+
+
 if HAS_EXTENSION:
 
     @torch.library.register_fake("cmx_fast::softmax_block_fwd")
     def _(x, y, logit_scale, excluded, similarity):
-        return logit_scale.new_empty(4, len(x))
+        return logit_scale.new_empty(4, x.shape[0])
 
     @torch.library.register_fake("cmx_fast::softmax_block_bwd")
     def _(x, y, logit_scale, excluded, similarity, row_softmax, column_softmax, need_x, need_y):

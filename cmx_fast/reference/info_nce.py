@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmx_fast.reference.transforms import transformed
+
 
 def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
     """(*, N, D) and (*, M, D) to the (*, N, M) similarities: ``x @ y.T``, ``-||x - y||`` or ``-||x - y||**2``."""
@@ -15,7 +17,15 @@ def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
         return x @ y.transpose(-1, -2)
     # torch.cdist has no half-precision CPU kernel.
     wide = torch.promote_types(x.dtype, torch.float32)
-    distance = torch.cdist(x.to(wide), y.to(wide))
+    x, y = x.to(wide), y.to(wide)
+    if transformed():
+        # Nor has it tangents or second derivatives. Memory for (*, N, M, D).
+        squares = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+        if similarity == "sql2":
+            return -squares
+        # A distance of 0 has the gradient 0, as in torch.cdist.
+        return -torch.where(squares == 0, 0.0, torch.where(squares == 0, 1.0, squares).sqrt())
+    distance = torch.cdist(x, y)
     return -distance if similarity == "l2" else -distance.square()
 
 

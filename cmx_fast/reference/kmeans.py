@@ -106,13 +106,13 @@ def kmeans_step(
     dtype = torch.promote_types(x.dtype, torch.float32)
     rows, centers = _prepared(x, centroids, metric, normalize, dtype)
     labels, distance = _nearest(rows, centers, metric)
-    clusters = len(centers)
+    clusters = centers.shape[0]
     weights = torch.ones_like(distance) if weight is None else weight.reshape(-1).double()
     sums = rows.new_zeros(clusters, rows.shape[1], dtype=torch.float64)
-    sums.index_add_(0, labels, rows.double() * weights[:, None])
+    sums = sums.index_add(0, labels, rows.double() * weights[:, None])
     if weight is None:
         counts = torch.bincount(labels, minlength=clusters)
     else:
-        counts = weights.new_zeros(clusters).index_add_(0, labels, weights)
+        counts = weights.new_zeros(clusters).index_add(0, labels, weights)
     inertia = (distance * weights).sum()
     return labels.reshape(x.shape[:1] + x.shape[2:]), sums.to(dtype), counts, inertia

@@ -29,9 +29,9 @@ def block_statistics(
     """The same function as :func:`cmx_fast.ops.softmax_block.block_statistics`."""
     columns = x if y is None else y
     u = similarity_matrix(x, columns, similarity).to(logit_scale.dtype)
-    out = _left_out(len(x), len(columns), excluded, y is None, x.device)
+    out = _left_out(x.shape[0], columns.shape[0], excluded, y is None, x.device)
     seen = u.masked_fill(out, float("-inf"))
-    top = seen.amax(1) if len(columns) else u.new_full((len(x),), float("-inf"))
+    top = seen.amax(1) if columns.shape[0] else u.new_full((x.shape[0],), float("-inf"))
     weights = torch.exp(logit_scale * (seen - torch.where(top == float("-inf"), 0.0, top)[:, None]))
     total = weights.sum(1)
     u = u.masked_fill(out, 0.0)
@@ -52,20 +52,18 @@ def block_gradients(
     need_y: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The same function as :func:`cmx_fast.ops.softmax_block.block_gradients`."""
-    wide = logit_scale.dtype
-    rows = x.detach().to(wide).requires_grad_()
-    columns = rows if y is None else y.detach().to(wide).requires_grad_()
-    with torch.enable_grad():
-        u = similarity_matrix(rows, columns, similarity)
-    top, weight, share = row_softmax[:, :, None]
-    slope = weight * torch.exp(logit_scale * (u.detach() - top)) - share
+    rows = x.to(logit_scale.dtype)
     # Without y autograd itself adds a similarity's gradient as a row and as a column.
+    sides = (rows,) if y is None else (rows, y.to(logit_scale.dtype))
+    u, pull = torch.func.vjp(  # type: ignore[misc]
+        lambda *both: similarity_matrix(both[0], both[-1], similarity), *sides
+    )
+    top, weight, share = row_softmax[:, :, None]
+    slope = weight * torch.exp(logit_scale * (u - top)) - share
     if column_softmax is not None:
         top, weight, share = column_softmax[:, None]
-        slope = slope + weight * torch.exp(logit_scale * (u.detach() - top)) - share
-    out = _left_out(len(x), len(columns), excluded, y is None, x.device)
-    slope = (logit_scale * slope).masked_fill(out, 0.0)
-    wanted = [tensor for tensor, needed in ((rows, need_x), (columns, need_y)) if needed]
-    found = iter(torch.autograd.grad(u, wanted, slope)) if wanted else iter(())
+        slope = slope + weight * torch.exp(logit_scale * (u - top)) - share
+    out = _left_out(x.shape[0], sides[-1].shape[0], excluded, y is None, x.device)
+    gradients = pull((logit_scale * slope).masked_fill(out, 0.0))
     empty = logit_scale.new_empty(0)
-    return next(found) if need_x else empty, next(found) if need_y else empty
+    return gradients[0] if need_x else empty, gradients[1] if need_y else empty

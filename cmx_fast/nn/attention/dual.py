@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from cmx_fast.ops import attention
 from cmx_fast.ops._checks import autocast
+from cmx_fast.ops._implementations import transformed
 
 
 class PositionAttention(nn.Module):
@@ -42,9 +43,9 @@ class _MixChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        weights = torch.softmax(-torch.bmm(x, x.transpose(1, 2)), dim=2).to(x.dtype)
+        weights, mixed = _mix_channels(x)
         ctx.save_for_backward(x, weights)
-        return torch.bmm(weights, x)
+        return mixed
 
     @staticmethod
     @once_differentiable
@@ -54,6 +55,12 @@ class _MixChannels(torch.autograd.Function):
         of_products = torch._softmax_backward_data(slopes, weights, 2, weights.dtype)
         through_weights = torch.bmm(weights.transpose(1, 2), grad)
         return torch.baddbmm(through_weights, of_products + of_products.transpose(1, 2), x, alpha=-1)
+
+
+def _mix_channels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights (B, C, C) and the mixed channels (B, C, N)."""
+    weights = torch.softmax(-torch.bmm(x, x.transpose(1, 2)), dim=2).to(x.dtype)
+    return weights, torch.bmm(weights, x)
 
 
 class ChannelAttention(nn.Module):
@@ -69,7 +76,10 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gamma * _MixChannels.apply(*autocast(x.flatten(2))).view_as(x) + x
+        (flat,) = autocast(x.flatten(2))
+        # torch.func's transforms take the formula apart themselves.
+        mixed = _mix_channels(flat)[1] if transformed() else _MixChannels.apply(flat)
+        return self.gamma * mixed.view_as(x) + x
 
 
 class DualAttention(nn.Module):

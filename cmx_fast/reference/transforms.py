@@ -1,0 +1,14 @@
+"""Whether derivatives are taken in a way that only PyTorch's own operations know."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, jvp, vmap, ...) runs, or forward-mode derivatives are being taken.
+
+    Kernels see neither: they would drop tangents, and derivatives would come out as 0. torch.compile traces through it.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
