@@ -80,7 +80,7 @@ class NTXentLoss(nn.Module):
             self.memory_bank = MemoryBank(self.keys_to_come, out0.shape[1]).to(out0.device)
             self.keys_to_come = 0
         if self.memory_bank is None:
-            pair = torch.arange(len(out0), device=out0.device).repeat(2)
+            pair = torch.arange(out0.shape[0], device=out0.device).repeat(2)
             views = torch.cat([out0, out1])
             if self.gather_distributed and dist.is_initialized():
                 # A pair of one process is none of another's.

@@ -84,7 +84,7 @@ class SupConLoss(nn.Module):
         samples, views = features.shape[0], features.shape[1] if features.dim() > 2 else 1
         # View after view: the anchors of contrast_mode "one" come first.
         rows = features.reshape(samples, views, -1).transpose(0, 1).reshape(samples * views, -1)
-        anchors = len(rows) if self.contrast_mode == "all" else samples
+        anchors = rows.shape[0] if self.contrast_mode == "all" else samples
         if mask is not None:
             if not isinstance(mask, Tensor):
                 raise TypeError(
@@ -111,7 +111,7 @@ class SupConLoss(nn.Module):
         """Losses (anchors,) for any weights (M, M) of the positives, dense."""
         if self.normalize:
             rows = F.normalize(rows, dim=1)
-        itself = torch.eye(anchors, len(rows), dtype=torch.bool, device=rows.device)
+        itself = torch.eye(anchors, rows.shape[0], dtype=torch.bool, device=rows.device)
         weight = weight[:anchors].masked_fill(itself, 0)
         return masked_losses(rows[:anchors] @ rows.T, self.temperature, weight, ~itself)
 

@@ -61,7 +61,9 @@ class SpecAugment(nn.Module):
         if not self.training:
             return spectrogram
         masks = self.freq_masks + self.time_masks
-        drawn = torch.rand(count, 2 + 2 * masks, generator=generator)
+        shape = (count, 2 + 2 * masks)
+        # torch.compile can't trace rand with a generator, not even with None.
+        drawn = torch.rand(shape) if generator is None else torch.rand(shape, generator=generator)
         by_device = drawn.to(spectrogram.device, non_blocking=True)
         time = torch.arange(frames, device=spectrogram.device, dtype=torch.float32)
         position = time.expand(count, -1)
@@ -91,7 +93,7 @@ def warped(time: Tensor, where: Tensor, how_far: Tensor, reach: int) -> Tensor:
 
     What lies before and behind it is stretched linearly; ``where`` and ``how_far`` are (B,) numbers in [0, 1).
     """
-    last = len(time) - 1
+    last = time.shape[0] - 1
     source = (reach + where * (last - 2 * reach))[:, None]
     target = source + (2 * how_far - 1)[:, None] * reach
     before = time * source / target.clamp_min(1e-6)

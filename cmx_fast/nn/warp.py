@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,5 +13,23 @@ def warp(maps: Tensor, theta: Tensor, mode: str = "bilinear") -> Tensor:
     Pictures and maps of any stride warped by the same ``theta`` stay aligned. ``mode`` is :func:`torch.nn.functional.
     grid_sample`'s; what lies outside is mirrored.
     """
-    grid = F.affine_grid(theta.to(maps.dtype), list(maps.shape), align_corners=False)
+    grid = affine_grid(theta.to(maps.dtype), maps.shape[2], maps.shape[3], align_corners=False)
     return F.grid_sample(maps, grid, mode, padding_mode="reflection", align_corners=False)
+
+
+def affine_grid(theta: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    """:func:`torch.nn.functional.affine_grid` of theta (B, 2, 3): (B, height, width, 2).
+
+    PyTorch's own is traced for one height and width only.
+    """
+    x, y = (_places(theta, count, align_corners) for count in (width, height))
+    across, down, shift = theta[:, None, None].unbind(4)
+    return across * x[:, None] + (down * y[:, None, None] + shift)
+
+
+def _places(theta: Tensor, count: int, align_corners: bool) -> Tensor:
+    """The pixels' middles (count,) where -1 and 1 are the outermost ones' middles or edges."""
+    steps = torch.arange(count, device=theta.device).to(theta.dtype)
+    if align_corners:
+        return 2 * steps / max(count - 1, 1) - min(count - 1, 1)
+    return (2 * steps + 1) / count - 1

@@ -86,7 +86,7 @@ if HAS_EXTENSION:
     def _(query, key, value, scale):
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         return query.new_empty(*query.shape[:2], value.shape[2]), query.new_empty(
-            len(query), 2, query.shape[1], dtype=wide
+            query.shape[0], 2, query.shape[1], dtype=wide
         )
 
     @torch.library.register_fake("cmx_fast::attention_bwd")

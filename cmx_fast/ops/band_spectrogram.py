@@ -77,14 +77,14 @@ def band_spectrogram(
         impl = "reference"
     impl = choose("band_spectrogram", impl, wave.device.type, wave.dtype, 1)
     wave = wave if wave.dtype == torch.float64 else wave.float()
-    beyond = wave.shape[1] - len(window)
+    beyond = wave.shape[1] - window.shape[0]
     frames = {
         "cut": 1 + beyond // hop,
         "zeros": 1 - (-max(0, beyond) // hop),
         "reflected": 1 + (wave.shape[1] + 2 * (n_fft // 2) - n_fft) // hop,
     }[ends]
-    if len(wave) == 0 or len(bands) == 0:
-        return wave.new_empty(len(wave), len(bands), frames)
+    if wave.shape[0] == 0 or bands.shape[0] == 0:
+        return wave.new_empty(wave.shape[0], bands.shape[0], frames)
     if impl == "reference":
         with torch.autocast(wave.device.type, enabled=False):  # too few bits for power
             return reference.band_spectrogram(
@@ -139,7 +139,7 @@ def _check(
     _checks.check_flags(remove_mean=remove_mean)
     _checks.check_floating("window", window, 1, "(length,)")
     _checks.check_floating("bands", bands, 2, "(K, n_fft // 2 + 1)")
-    if window.dim() != 1 or not 1 <= len(window) <= n_fft:
+    if window.dim() != 1 or not 1 <= window.shape[0] <= n_fft:
         raise ValueError(f"window must be 1 to n_fft = {n_fft} numbers, got shape {tuple(window.shape)}")
     if bands.dim() != 2 or bands.shape[1] != n_fft // 2 + 1:
         raise ValueError(f"bands must have shape (K, {n_fft // 2 + 1}), got {tuple(bands.shape)}")
@@ -148,9 +148,9 @@ def _check(
             f"reach must be ({len(bands)}, 2) int32, got {tuple(reach.shape)} {reach.dtype}; band_reach(bands) makes it"
         )
     for name, each in (("mean", mean), ("std", std)):
-        if each is not None and tuple(each.shape) != (len(bands),):
+        if each is not None and tuple(each.shape) != (bands.shape[0],):
             raise ValueError(
-                f"{name} must have one number per band, ({len(bands)},); got {tuple(each.shape)}"
+                f"{name} must have one number per band, ({bands.shape[0]},); got {tuple(each.shape)}"
             )
     for name, tensor in (
         ("window", window),
@@ -162,7 +162,7 @@ def _check(
         if tensor is not None and tensor.device != wave.device:
             raise ValueError(f"{name} is on {tensor.device} but wave is on {wave.device}; move one of them")
     samples = wave.shape[1]
-    least = {"cut": len(window), "zeros": 1, "reflected": n_fft // 2 + 1}[ends]
+    least = {"cut": window.shape[0], "zeros": 1, "reflected": n_fft // 2 + 1}[ends]
     if samples < least:
         raise ValueError(
             f"wave has {samples} samples; ends={ends!r} needs {least} here: pad or repeat shorter ones"

@@ -61,20 +61,20 @@ def channel_gate(
     if 0 in x.shape[1:]:
         raise ValueError(f"x must have channels and positions, got shape {tuple(x.shape)}")
     _checks.check_floating("hidden_weight", hidden_weight, 2, "(H, C)")
-    if hidden_weight.dim() != 2 or hidden_weight.shape[1] != channels or len(hidden_weight) == 0:
+    if hidden_weight.dim() != 2 or hidden_weight.shape[1] != channels or hidden_weight.shape[0] == 0:
         raise ValueError(
             f"hidden_weight must have shape (H, {channels}) with H > 0, got {tuple(hidden_weight.shape)}"
         )
-    hidden = len(hidden_weight)
-    for name, tensor, shape in (
-        ("hidden_weight", hidden_weight, (hidden, channels)),
-        ("gate_weight", gate_weight, (channels, hidden)),
-        ("hidden_bias", hidden_bias, (hidden,)),
-        ("gate_bias", gate_bias, (channels,)),
+    hidden = hidden_weight.shape[0]
+    for name, tensor, shape, sides in (
+        ("hidden_weight", hidden_weight, (hidden, channels), "(H, C)"),
+        ("gate_weight", gate_weight, (channels, hidden), "(C, H)"),
+        ("hidden_bias", hidden_bias, (hidden,), "(H,)"),
+        ("gate_bias", gate_bias, (channels,), "(C,)"),
     ):
         if tensor is None and name.endswith("bias"):
             continue
-        _checks.check_floating(name, tensor, 1, str(shape))
+        _checks.check_floating(name, tensor, 1, sides)
         assert tensor is not None
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
@@ -108,7 +108,7 @@ if HAS_EXTENSION:
         return (
             torch.empty_like(x),
             hidden_weight.new_empty(batch, pools, channels),
-            hidden_weight.new_empty(batch, pools, len(hidden_weight)),
+            hidden_weight.new_empty(batch, pools, hidden_weight.shape[0]),
             hidden_weight.new_empty(batch, channels),
             hidden_weight.new_empty(batch, channels if maximum else 0, dtype=torch.int64),
         )

@@ -66,12 +66,12 @@ def cluster_cross_entropy(
         _checks.check_index("target", target, shape, x.device)
         if _checks.readable(target) and target.numel():
             low, high = target.min().item(), target.max().item()
-            if low < 0 or high >= len(centroids):
-                raise ValueError(f"target must lie in 0 to {len(centroids) - 1}, found {low} to {high}")
+            if low < 0 or high >= centroids.shape[0]:
+                raise ValueError(f"target must lie in 0 to {centroids.shape[0] - 1}, found {low} to {high}")
     if weight is not None:
         _checks.check_floating("weight", weight, 1, "(K,)")
-        if weight.shape != (len(centroids),):
-            raise ValueError(f"weight must have shape ({len(centroids)},), got {tuple(weight.shape)}")
+        if weight.shape != (centroids.shape[0],):
+            raise ValueError(f"weight must have shape ({centroids.shape[0]},), got {tuple(weight.shape)}")
         if _checks.readable(weight) and not (weight >= 0).all():
             raise ValueError(f"weight must not be negative or NaN; its least value is {weight.min().item()}")
         weight = weight.detach().to(wide)
@@ -87,7 +87,7 @@ def cluster_cross_entropy(
         loss = losses.mean(dtype=torch.float64)
     else:
         # On a GPU a target out of range has a loss of NaN, and must not be followed to a weight that is not there.
-        per_row = weight[labels.clamp(0, len(weight) - 1)]
+        per_row = weight[labels.clamp(0, weight.shape[0] - 1)]
         loss = (losses * per_row).sum(dtype=torch.float64) / per_row.sum(dtype=torch.float64)
     return loss.to(wide), labels.reshape(shape)
 

@@ -184,8 +184,8 @@ def _check_for_cuda(x: Tensor, centroids: Tensor) -> None:
         refuse(
             f"x with a multiple of {CUDA_FEATURE_STEP} features up to {CUDA_MOST_FEATURES}, not {x.shape[1]}"
         )
-    if len(centroids) > CUDA_MOST_CENTROIDS:
-        refuse(f"at most {CUDA_MOST_CENTROIDS} centroids, not {len(centroids)}")
+    if centroids.shape[0] > CUDA_MOST_CENTROIDS:
+        refuse(f"at most {CUDA_MOST_CENTROIDS} centroids, not {centroids.shape[0]}")
     flat = vectors(x)
     if flat.shape[1] > 1 and flat.stride(1) != 1:
         refuse(

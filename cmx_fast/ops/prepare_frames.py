@@ -66,9 +66,9 @@ def prepare_frames(
     """
     size = _check_size(size)
     _check_frames(frames)
-    _check_numbers("windows", windows, (len(frames), 4), frames.device)
+    _check_numbers("windows", windows, (frames.shape[0], 4), frames.device)
     if factors is not None:
-        _check_numbers("factors", factors, (len(frames), 3), frames.device)
+        _check_numbers("factors", factors, (frames.shape[0], 3), frames.device)
     if sizes is not None:
         _check_sizes(sizes, frames)
     if mirrored is not None:
@@ -144,7 +144,7 @@ def _check_sizes(sizes: object, frames: Tensor) -> None:
     if not isinstance(sizes, Tensor) or sizes.dtype not in integers:
         found = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
         raise TypeError(f"sizes must be a tensor of integers (B, 2), got {found}; use sizes.int()")
-    _check_place("sizes", sizes, (len(frames), 2), frames.device)
+    _check_place("sizes", sizes, (frames.shape[0], 2), frames.device)
     if _checks.readable(sizes):
         most = torch.tensor(frames.shape[3:])
         wrong = ((sizes < 1) | (sizes > most)).any(1)
@@ -159,7 +159,7 @@ def _check_mirrored(mirrored: object, frames: Tensor) -> None:
     if not isinstance(mirrored, Tensor) or mirrored.dtype != torch.bool:
         found = mirrored.dtype if isinstance(mirrored, Tensor) else type(mirrored).__name__
         raise TypeError(f"mirrored must be a bool tensor (B,), got {found}; use mirrored.bool()")
-    _check_place("mirrored", mirrored, (len(frames),), frames.device)
+    _check_place("mirrored", mirrored, (frames.shape[0],), frames.device)
 
 
 def _check_values(windows: Tensor, factors: Tensor | None) -> None:
@@ -177,7 +177,7 @@ def _three(name: str, value: float | Sequence[float]) -> list[float]:
     numbers = list(value) if isinstance(value, Sequence) else [value] * 3
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         raise TypeError(f"{name} must be a number or three, got {value!r}")
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+    if len(numbers) != 3 or not all(-math.inf < number < math.inf for number in numbers):
         raise ValueError(f"{name} must be one finite number or three, got {value!r}")
     return [float(number) for number in numbers]
 

@@ -23,7 +23,7 @@ def band_spectrogram(
     std: Tensor | None = None,
 ) -> Tensor:
     """As :func:`cmx_fast.ops.band_spectrogram`."""
-    length = len(window)
+    length = window.shape[0]
     if preemphasis:
         wave = torch.cat([wave[:, :1], wave[:, 1:] - preemphasis * wave[:, :-1]], 1)
     if ends == "reflected":

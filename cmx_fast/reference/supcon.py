@@ -28,7 +28,7 @@ def supcon(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     positive = labels[:, None] == column_labels[None, :]
     if ref_features is None:
-        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        itself = torch.eye(labels.shape[0], dtype=torch.bool, device=labels.device)
         positive = positive & ~itself
         # The lowest finite number, not -inf: a batch of one row then has a zero gradient instead of NaN.
         logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)

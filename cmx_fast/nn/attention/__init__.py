@@ -1,7 +1,9 @@
 """The attention mechanisms of vision networks, each faithful to its original, to drop into one's own.
 
 Soft attention weighs channels or positions and has gradients everywhere; hard attention picks places, and comes with
-what it is trained by.
+what it is trained by. Modules and losses are traced whole by torch.compile and torch.export, at any batch size; where
+the number of boxes hangs on their values (``suppress``, ``proposals``, ``proposal_loss``, ``match_anchors`` and
+``DefaultBoxes``' methods) they are not.
 """
 
 from cmx_fast.nn.attention.boxes import decode, encode, overlaps, suppress

@@ -63,8 +63,8 @@ class RecurrentAttentionCrop(nn.Module):
         return (sides[0][:, :, None] * sides[1][:, None, :])[:, None]
 
     def forward(self, picture: Tensor, proposal: Tensor) -> Tensor:
-        if proposal.shape != (len(picture), 3):
-            raise ValueError(f"proposal must have shape ({len(picture)}, 3), got {tuple(proposal.shape)}")
+        if proposal.shape != (picture.shape[0], 3):
+            raise ValueError(f"proposal must have shape ({picture.shape[0]}, 3), got {tuple(proposal.shape)}")
         middle, half = self.window(proposal)
         steps = (torch.arange(self.size, device=picture.device, dtype=picture.dtype) + 0.5) / self.size
         x, y = (2 * (middle[:, axis, None] + half[:, None] * (2 * steps - 1)) - 1 for axis in (0, 1))

@@ -102,7 +102,7 @@ class DefaultBoxes(nn.Module):
             raise ValueError(f"labels must be ({len(objects)},), one per object; got {tuple(labels.shape)}")
         if looked_at(labels) and (labels < 1).any():
             raise ValueError(f"labels must be from 1 on, 0 is the background; got {int(labels.min())}")
-        if not len(objects):
+        if objects.shape[0] == 0:
             return Matched(
                 torch.zeros(len(self), dtype=torch.int64, device=self.boxes.device),
                 torch.zeros_like(self.boxes),

@@ -81,5 +81,5 @@ def presence_loss(logits: Tensor, labels: Tensor) -> Tensor:
     classes = logits.shape[1]
     known = labels.flatten(1).clamp(-1, classes)
     known = torch.where(known < 0, classes, known)
-    there = logits.new_zeros(len(labels), classes + 1).scatter_(1, known, 1.0)[:, :classes]
+    there = logits.new_zeros(labels.shape[0], classes + 1).scatter_(1, known, 1.0)[:, :classes]
     return F.binary_cross_entropy_with_logits(logits, there)

@@ -95,7 +95,7 @@ def above_thresholds(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     b, order = key.sort(1, descending=True)
     v = value.gather(1, order[..., None].expand_as(value))
     sums, weighted = (
-        torch.cat([x.new_zeros(len(x), 1, x.shape[2]), x.cumsum(1)], 1) for x in (v, b[..., None] * v)
+        torch.cat([x.new_zeros(x.shape[0], 1, x.shape[2]), x.cumsum(1)], 1) for x in (v, b[..., None] * v)
     )
     # As many keys as have b_j > -a_i.
     count = torch.searchsorted(-b.detach(), query.detach().contiguous())[..., None].expand(

@@ -36,12 +36,12 @@ def glimpses(picture: Tensor, location: Tensor, size: int, scales: int = 1, fact
         side = size * factor**scale
         half = side // 2
         padded = F.pad(picture, [half, half + side % 2] * 2)
-        corner = (0.5 * (location + 1) * location.new_tensor([width, height])).long()
         steps = torch.arange(side, device=picture.device)
         x, y = (
-            (corner[:, i, None] + steps).clamp(max=limit + side - 1) for i, limit in ((0, width), (1, height))
+            ((0.5 * (location[:, i, None] + 1) * limit).long() + steps).clamp(max=limit + side - 1)
+            for i, limit in ((0, width), (1, height))
         )
-        batch = torch.arange(len(picture), device=picture.device)[:, None, None]
+        batch = torch.arange(picture.shape[0], device=picture.device)[:, None, None]
         patch = padded[batch, :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
         patches.append(F.avg_pool2d(patch, factor**scale))
     return torch.stack(patches, 1)
@@ -123,7 +123,7 @@ class RecurrentAttention(nn.Module):
 
     def forward(self, picture: Tensor, first: Tensor | None = None) -> Looked:
         """``first``: (B, 2) where to look first; default: anywhere, uniformly (evaluation: the middle)."""
-        b = len(picture)
+        b = picture.shape[0]
         if first is None:
             first = picture.new_empty(b, 2).uniform_(-1, 1) if self.training else picture.new_zeros(b, 2)
         hidden = picture.new_zeros(b, self.width)
@@ -132,7 +132,8 @@ class RecurrentAttention(nn.Module):
             patch = glimpses(picture, locations[-1], self.size, self.scales, self.factor)
             hidden = self.rnn(self.sensor(patch.flatten(1), locations[-1]), hidden)
             mean = self.locator(hidden)
-            drawn = Normal(mean, self.deviation)
+            # Checking its arguments would wait for the GPU.
+            drawn = Normal(mean, self.deviation, validate_args=False)
             chosen = drawn.sample() if self.training else mean.detach()
             policy.append(drawn.log_prob(chosen).sum(1))
             baselines.append(self.baseliner(hidden.detach())[:, 0])

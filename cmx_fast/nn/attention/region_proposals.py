@@ -74,7 +74,7 @@ class RegionProposals(nn.Module):
     def forward(self, x: Tensor) -> Proposed:
         hidden = F.relu(self.conv(x))
         logits = self.score(hidden).permute(0, 2, 3, 1).flatten(1)
-        offsets = self.offset(hidden).permute(0, 2, 3, 1).reshape(len(x), -1, 4)
+        offsets = self.offset(hidden).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4)
         return Proposed(logits, offsets, self.anchors(*x.shape[2:]).to(logits.dtype))
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmx_fast.nn.warp import affine_grid
+
 
 class SpatialTransformer(nn.Module):
     """Jaderberg et al., "Spatial Transformer Networks", NeurIPS 2015: (B, C, H, W) to (B, C, *size).
@@ -41,6 +43,6 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4:
             raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
-        size = [*x.shape[:2], *(self.size or x.shape[2:])]
-        grid = F.affine_grid(self.theta(x), size, align_corners=self.align_corners)
+        height, width = self.size or x.shape[2:]
+        grid = affine_grid(self.theta(x), height, width, self.align_corners)
         return F.grid_sample(x, grid, align_corners=self.align_corners)

@@ -38,7 +38,8 @@ class TwoLevelAttention(nn.Module):
         """(B, P) bool: which patches (B, P, C, H, W) show the object."""
         probability = self.filter_net(patches.flatten(0, 1)).softmax(1)[:, self.relevant].sum(1)
         probability = probability.view(patches.shape[:2])
-        best = F.one_hot(probability.argmax(1), patches.shape[1]).bool()
+        numbers = torch.arange(patches.shape[1], device=patches.device)
+        best = probability.argmax(1, keepdim=True) == numbers
         return (probability >= self.threshold) | best
 
     def forward(self, patches: Tensor) -> Tensor:
