@@ -5,7 +5,7 @@ from cmx_fast.reference.band_spectrogram import band_spectrogram
 from cmx_fast.reference.channel_gate import channel_gate
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
-from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step
+from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step, unit_rows
 from cmx_fast.reference.linear_assignment import linear_assignment
 from cmx_fast.reference.position_gate import pool_channels, position_gate
 from cmx_fast.reference.prepare_frames import blend, grey, prepare_frames
@@ -38,5 +38,6 @@ __all__ = [
     "sparse_code",
     "spectral_norm_squared",
     "supcon",
+    "unit_rows",
     "warp_and_mask",
 ]
