@@ -308,7 +308,9 @@ MODULES = {
 def test_gradcheck(name):
     module = randomise(MODULES[name]())
     x = torch.randn(1, 8, 4, 4).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, *_: module(x), (x, *module.parameters()), atol=1e-4)
+    # Random projections of the Jacobian: column by column the larger modules take minutes.
+    inputs = x, *module.parameters()
+    assert torch.autograd.gradcheck(lambda x, *_: module(x), inputs, atol=1e-4, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", MODULES)

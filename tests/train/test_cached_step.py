@@ -280,12 +280,12 @@ print(extra_peak((lambda: step(x)) if {cached} else whole) / 2**20)
 
 def test_memory_is_a_chunks():
     def peak(cached):
-        code = MEMORY.format(rows=8192, cached=cached)
+        code = MEMORY.format(rows=4096, cached=cached)
         return float(
             subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         )
 
-    # Activations of the whole batch are 13 times 16 MB.
+    # Activations of the whole batch are 13 times 8 MB.
     assert peak(True) < 0.5 * peak(False)
 
 
