@@ -8,10 +8,12 @@ EXTRAS := cpu,dali,evaluate,generation,media,bench,test,dev
 NATIVE := setup.py $(shell find csrc -type f)
 
 DEMO := build/demo
+SEEDS ?= 1
+PROCESSES ?= 2
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
 
-.PHONY: install build demo test gates bench lint format sanitize compile-cuda test-torch-latest clean
+.PHONY: install build demo test test-torchcodec gates bench lint format sanitize compile-cuda test-torch-latest clean
 .DELETE_ON_ERROR:
 
 install: build
@@ -37,14 +39,21 @@ build/.built: $(VENV)/.packages $(NATIVE)
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
 
-# Rooms are simulated once; training starts anew each time, so that the table is of the code as it is now.
+# Rooms are simulated once; training starts anew each time, so that the table is of the code as it is now. SEEDS=3 adds
+# the spread between seeds.
 demo: build
 	@test -e $(DEMO)/rooms/manifest.csv || $(BIN)/cmx simulate rooms --out $(DEMO)/rooms --rooms 24
 	@rm -rf $(DEMO)/run
-	$(BIN)/cmx train csir --data $(DEMO)/rooms --preset demo --seeds 3 --out $(DEMO)/run
+	$(BIN)/cmx train csir --data $(DEMO)/rooms --preset demo --seeds $(SEEDS) --out $(DEMO)/run
 
+# Two processes share the tests, a file at a time: what measures memory measures its own process, and nothing that a
+# test decides by is a time.
 test: build
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile
+
+# What TorchCodec changes, where it finds FFmpeg's libraries; make test runs the same without them.
+test-torchcodec: build
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/data tests/benchmarks/test_media.py tests/benchmarks/test_fuzz.py
 
 # Every kernel compiled for four chips with nothing kept from before, and the operators' launches counted. Needs no GPU.
 gates: build

@@ -1,6 +1,7 @@
 """Where the launchers run: on the GPU, or on the CPU under Triton's interpreter (tests/conftest.py switches it on)."""
 
 import multiprocessing
+import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 
@@ -26,9 +27,10 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def compilers():
-    """A pool of two processes without the interpreter."""
+    """A pool without the interpreter: two processes, or one beside each of several that test."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, context, without_interpreter) as pool:
+    processes = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    with ProcessPoolExecutor(processes, context, without_interpreter) as pool:
         yield pool
 
 
