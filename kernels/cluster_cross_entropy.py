@@ -12,6 +12,7 @@ from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import softplus
 from cmx_fast.kernels.kmeans_products import (
+    LEAST_SQUARE,
     RESIDENT_WIDTH,
     best_of,
     load_and_measure,
@@ -19,6 +20,7 @@ from cmx_fast.kernels.kmeans_products import (
     prepare,
     product_options,
     products_with,
+    wide_nearest,
 )
 from torch import Tensor
 
@@ -28,8 +30,49 @@ GRADIENT_WIDTH = 256  # features of the gradient that a program makes; all of th
 
 
 @triton.jit
+def scan_centroids(
+    x, scale, label, x_ptr, origin_ptr, part_ptr, half_ptr, bias_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
+    FIND: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
+    BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Labels, the nearest centroids' if FIND, their scores, own logits, and the others' maximum and sum."""
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    # Neither a target out of range nor the nearest centroid of a NaN is ever met.
+    own = tl.full((BLOCK,), float("nan"), tl.float32)
+    maximum = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k0 in range(0, K, CLUSTERS):
+        k = k0 + tl.arange(0, CLUSTERS)
+        products = products_with(
+            x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
+            PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
+        )  # fmt: skip
+        logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
+        displaced = tl.full((BLOCK,), float("-inf"), tl.float32)
+        if FIND:
+            top, first = best_of(products, half_ptr, k, K)
+            better = top > best
+            # The nearest so far is one of the others from now on.
+            displaced = tl.where(better & (label >= 0), own, float("-inf"))
+            best = tl.where(better, top, best)
+            label = tl.where(better, first.to(tl.int64), label)
+        mine = k[None, :] == label[:, None]
+        here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
+        own = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own)
+        others = tl.where(mine | (k >= K)[None, :], float("-inf"), logits)
+        higher = tl.maximum(tl.maximum(maximum, displaced), tl.max(others, 1))
+        # Without a finite logit yet there is nothing to rescale.
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(maximum - shift) + tl.exp(displaced - shift)
+        total += tl.sum(tl.exp(others - shift[:, None]), 1)
+        maximum = higher
+    return label, best, own, maximum, total
+
+
+@triton.jit
 def loss_kernel(
     x_ptr,  # (B, P, D)
+    value_ptr,  # (K, D)
     origin_ptr,  # (D,)
     part_ptr,  # (PARTS, K, D)
     half_ptr,  # (K,)
@@ -56,41 +99,27 @@ def loss_kernel(
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = p < N
     x, _, scale = load_and_measure(
-        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, BLOCK, DEPTH
+        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, True, BLOCK, DEPTH
     )
     label = tl.full((BLOCK,), -1, tl.int64)
     if target_ptr is not None:
         label = tl.load(target_ptr + p, mask=inside, other=0)
-    best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    # Neither a target out of range nor the nearest centroid of a NaN is ever met.
-    own = tl.full((BLOCK,), float("nan"), tl.float32)
-    maximum = tl.full((BLOCK,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for k0 in range(0, K, CLUSTERS):
-        k = k0 + tl.arange(0, CLUSTERS)
-        products = products_with(
-            x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
-            PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
-        )  # fmt: skip
-        logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
-        displaced = tl.full((BLOCK,), float("-inf"), tl.float32)
-        if target_ptr is None:
-            top, first = best_of(products, half_ptr, k, K)
-            better = top > best
-            # The nearest so far is one of the others from now on.
-            displaced = tl.where(better & (label >= 0), own, float("-inf"))
-            best = tl.where(better, top, best)
-            label = tl.where(better, first.to(tl.int64), label)
-        mine = k[None, :] == label[:, None]
-        here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
-        own = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own)
-        others = tl.where(mine | (k >= K)[None, :], float("-inf"), logits)
-        higher = tl.maximum(tl.maximum(maximum, displaced), tl.max(others, 1))
-        # Without a finite logit yet there is nothing to rescale.
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(maximum - shift) + tl.exp(displaced - shift)
-        total += tl.sum(tl.exp(others - shift[:, None]), 1)
-        maximum = higher
+    label, best, own, maximum, total = scan_centroids(
+        x, scale, label, x_ptr, origin_ptr, part_ptr, half_ptr, bias_ptr, p, inside, P, K, D,
+        stride_b, stride_p, stride_d, target_ptr is None, PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
+    )  # fmt: skip
+    if target_ptr is None:
+        # Scores that overflowed, or have no digits left, do not tell the nearest.
+        held = (best < float("inf")) & (tl.abs(best) >= (D + 8) * LEAST_SQUARE)
+        if tl.max((inside & (held == 0)).to(tl.int32)) > 0:
+            nearest, _distance = wide_nearest(
+                x_ptr, value_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d, UNIT, False, BLOCK
+            )
+            label = tl.where(held, label, nearest.to(tl.int64))
+            label, best, own, maximum, total = scan_centroids(
+                x, scale, label, x_ptr, origin_ptr, part_ptr, half_ptr, bias_ptr, p, inside, P, K, D,
+                stride_b, stride_p, stride_d, False, PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
+            )  # fmt: skip
     log_sum = tl.log(total)
     tl.store(loss_ptr + p, softplus((maximum - own) + log_sum), mask=inside)
     softmax_ptr += p.to(tl.int64)
@@ -134,7 +163,7 @@ def gradient_kernel(
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = p < N
     x, squares, scale = load_and_measure(
-        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, BLOCK, DEPTH
+        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, True, BLOCK, DEPTH
     )
     label = tl.load(label_ptr + p, mask=inside, other=0)
     softmax_ptr += p.to(tl.int64)
@@ -212,8 +241,8 @@ def cluster_cross_entropy_fwd(
         else:
             options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
         loss_kernel[(ceil_div(n, options["BLOCK"]),)](
-            x, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses, softmax,
-            n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,
+            x, prepared.values, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses,
+            softmax, n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,
         )  # fmt: skip
     return losses, softmax, labels
 

@@ -13,15 +13,21 @@ from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
 from cmx_fast.kernels.kmeans_products import (
+    LARGEST_SQUARE,
+    LEAST_SQUARE,
     RESIDENT_WIDTH,
+    WIDE_DEPTH,
     Centroids,
     best_of,
+    is_held,
     leading_digits,
     load_and_measure,
     load_vectors,
     prepare,
     product_options,
     products_with,
+    wide_nearest,
+    wide_scales,
 )
 from cmx_fast.kernels.kmeans_sums import sums_of_sorted
 from torch import Tensor
@@ -31,6 +37,7 @@ __all__ = ["kmeans_assign", "kmeans_step"]
 MOST_FUSED = 64  # clusters whose sums a program holds
 # A program adds so many vectors in float32; float64 adds the programs. Fewer where the chip would not be full.
 VECTORS_PER_PROGRAM = 4096
+LOST_BLOCK = 128  # vectors whose labels are looked at together for those that are missing
 
 
 @triton.jit
@@ -39,7 +46,7 @@ def nearest(
     PARTS: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of the vectors p."""
+    """Labels and squared distances of the vectors p, and which of them float32 does not hold: see wide_nearest."""
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     label = tl.zeros((BLOCK,), tl.int32)
     for k0 in range(0, K, CLUSTERS):
@@ -52,22 +59,27 @@ def nearest(
         better = top > best  # of equals in different blocks the earlier stays
         label = tl.where(better, first, label)
         best = tl.where(better, top, best)
-    distance = squared_distance(x, scale, label, value_ptr, tl.arange(0, DEPTH), inside, D)
+    distance, largest = squared_distance(x, scale, label, value_ptr, tl.arange(0, DEPTH), inside, D)
     if not RESIDENT:
         for d0 in range(DEPTH, D, DEPTH):
             d = d0 + tl.arange(0, DEPTH)
             more = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
-            distance += squared_distance(more, scale, label, value_ptr, d, inside, D)
-    return label, distance
+            square, difference = squared_distance(more, scale, label, value_ptr, d, inside, D)
+            distance += square
+            largest = tl.maximum(largest, difference)
+    # Where no score, square or norm has overflowed and the distance has all its digits.
+    held = (best < float("inf")) & (distance <= LARGEST_SQUARE) & is_held(scale)
+    held = held & ((distance >= (D + 8) * LEAST_SQUARE) | (largest == 0.0))
+    return label, distance, inside & (held == 0)
 
 
 @triton.jit
 def squared_distance(x, scale, label, value_ptr, d, inside, D):
-    """From the centroids of these labels, over features d."""
+    """From the centroids of these labels, over features d; with the largest difference."""
     mask = inside[:, None] & (d < D)[None, :]
     own = tl.load(value_ptr + label.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
     difference = tl.where(mask, x * scale[:, None] - own, 0.0)
-    return tl.sum(difference * difference, 1)
+    return tl.sum(difference * difference, 1), tl.max(tl.abs(difference), 1)
 
 
 @triton.jit
@@ -99,12 +111,18 @@ def assign_kernel(
     p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = p < N
     x, _, scale = load_and_measure(
-        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, STRICT, BLOCK, DEPTH
+        x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, STRICT, True, BLOCK, DEPTH
     )
-    label, distance = nearest(
+    label, distance, lost = nearest(
         x, scale, x_ptr, value_ptr, origin_ptr, part_ptr, half_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
         PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
     )  # fmt: skip
+    if tl.max(lost.to(tl.int32)) > 0:
+        first, least = wide_nearest(
+            x_ptr, value_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d, UNIT, STRICT, BLOCK
+        )
+        label = tl.where(lost, first, label)
+        distance = tl.where(lost, least.to(tl.float32), distance)
     tl.store(label_ptr + p, label.to(tl.int64), mask=inside)
     tl.store(distance_ptr + p, distance * (0.5 if STRICT else 1.0), mask=inside)
     if scale_ptr is not None:
@@ -168,12 +186,15 @@ def step_kernel(
         p = p0 + tl.arange(0, BLOCK)
         inside = p < N
         x, _, scale = load_and_measure(
-            x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, STRICT, BLOCK, DEPTH
+            x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, STRICT, False, BLOCK, DEPTH
         )
-        label, distance = nearest(
+        label, distance, lost = nearest(
             x, scale, x_ptr, value_ptr, origin_ptr, part_ptr, half_ptr, p, inside, P, K, D,
             stride_b, stride_p, stride_d, PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
         )  # fmt: skip
+        # No centroid's for now: lost_kernel finds it, for which there are no registers beside the sums.
+        label = tl.where(lost, -1, label)
+        distance = tl.where(lost, 0.0, distance)
         tl.store(label_ptr + p, label.to(tl.int64), mask=inside)
         if not RESIDENT:  # from the nearest cache
             x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
@@ -187,13 +208,75 @@ def step_kernel(
             counts += tl.sum(tl.where(own, weight[None, :], 0.0), 1)
         else:
             counts += tl.sum(own.to(tl.int32), 1)
-        sums = add_one_hot(sums, own.to(tl.float32), x * factor[:, None], k < K, DIGITS)
+        # By a mask of bits: 0 times infinity is NaN.
+        kept = (x * factor[:, None]).to(tl.int32, bitcast=True) & (lost.to(tl.int32) - 1)[:, None]
+        sums = add_one_hot(sums, own.to(tl.float32), kept.to(tl.float32, bitcast=True), k < K, DIGITS)
         inertia += distance
     place = program.to(tl.int64) * K + k
     mask = (k < K)[:, None] & (d < D)[None, :]
     tl.store(sum_ptr + place[:, None] * D + d[None, :], sums, mask=mask)
     tl.store(count_ptr + place, counts, mask=k < K)
     tl.store(inertia_ptr + program, tl.sum(inertia) * (0.5 if STRICT else 1.0))
+
+
+@triton.jit
+def lost_kernel(
+    x_ptr,
+    value_ptr,
+    weight_ptr,
+    label_ptr,
+    sum_ptr,
+    count_ptr,
+    inertia_ptr,
+    N,
+    P,
+    K,
+    D,
+    length,
+    stride_b,
+    stride_p,
+    stride_d,
+    UNIT: tl.constexpr,
+    STRICT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Finds the centroids of vectors that the same program of step_kernel left without, and adds these to its sums."""
+    program = tl.program_id(0)
+    for p0 in range(program * length, tl.minimum(program * length + length, N), BLOCK):
+        p = p0 + tl.arange(0, BLOCK)
+        inside = p < N
+        lost = tl.load(label_ptr + p, mask=inside, other=0) < 0
+        if tl.max(lost.to(tl.int32)) > 0:
+            label, least = wide_nearest(
+                x_ptr, value_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d, UNIT, STRICT, BLOCK
+            )
+            tl.store(label_ptr + p, label.to(tl.int64), mask=lost)
+            factor = tl.full((BLOCK,), 1.0, tl.float32)
+            if UNIT:
+                wide = wide_scales(x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, STRICT, BLOCK)
+                factor = wide.to(tl.float32)
+            distance = least.to(tl.float32) * (0.5 if STRICT else 1.0)
+            if weight_ptr is not None:
+                weight = tl.load(weight_ptr + p, mask=inside, other=0.0)
+                factor *= weight
+                distance *= weight
+            inertia = tl.load(inertia_ptr + program)
+            tl.store(inertia_ptr + program, inertia + tl.sum(tl.where(lost, distance, 0.0)))
+            for k in range(0, K):
+                own = lost & (label == k)
+                if tl.max(own.to(tl.int32)) > 0:
+                    place = program.to(tl.int64) * K + k
+                    counted = tl.sum(
+                        tl.where(own, weight, 0.0) if weight_ptr is not None else own.to(tl.int32)
+                    )
+                    tl.store(count_ptr + place, tl.load(count_ptr + place) + counted)
+                    for d0 in range(0, D, WIDE_DEPTH):
+                        d = d0 + tl.arange(0, WIDE_DEPTH)
+                        x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
+                        part = tl.sum(tl.where(own[:, None], x * factor[:, None], 0.0), 0)
+                        to = sum_ptr + place * D + d
+                        tl.store(to, tl.load(to, mask=d < D, other=0.0) + part, mask=d < D)
+            tl.debug_barrier()  # the next vectors' sums may be read by other threads
 
 
 def _norms(metric: str, normalize: bool) -> dict[str, bool]:
@@ -275,6 +358,10 @@ def kmeans_step(
             **product_options(
                 x, RESIDENT_WIDTH if half else 16, 16, BLOCK=block, CLUSTERS=32, num_warps=8, num_stages=2
             ),
+        )  # fmt: skip
+        lost_kernel[(programs,)](
+            x, prepared.values, weight, labels, sums, counts, inertia, n, x.shape[1], k, width, length, *x.stride(),
+            **norms, BLOCK=LOST_BLOCK, num_warps=4,
         )  # fmt: skip
     return (
         labels,

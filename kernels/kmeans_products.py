@@ -17,6 +17,9 @@ from torch import Tensor
 
 PREPARED_BLOCK, PREPARED_DEPTH = 16, 128  # centroids of a program, and features of its chunk
 RESIDENT_WIDTH = 128  # vectors of up to so many features can stay in registers
+# Squares up to here leave their sums finite. From LEAST on, times the number of features, they keep their digits.
+LARGEST_SQUARE, LEAST_SQUARE = tl.constexpr(2.0**124), tl.constexpr(1e-31)
+WIDE_DEPTH = tl.constexpr(4)  # features at a time in float64: more would spill
 
 
 class Centroids(NamedTuple):
@@ -24,8 +27,8 @@ class Centroids(NamedTuple):
 
     values: (K, D) float32, unit vectors with cosine. parts: (1, K, D), the moved ones, or (2, K, D) TF32 numbers that
     they are the sums of. origin: (D,), what they are moved by. half: (K,), what the products exceed scores by, of which
-    the largest belongs to the nearest centroid. bias: (K,), what logits exceed the products by, but for a constant of
-    the vector.
+    the largest belongs to the nearest centroid, NaN where its square is too large. bias: (K,), what logits exceed the
+    products by, but for a constant of the vector.
     """
 
     values: Tensor
@@ -71,6 +74,7 @@ def prepare_kernel(
             tl.store(part_ptr + (k + K).to(tl.int64)[:, None] * D + d[None, :], moved - high, mask=mask)
             moved = high
         tl.store(part_ptr + place, moved, mask=mask)
+    square = tl.where(square <= LARGEST_SQUARE, square, float("nan"))
     if PARTS == 2:
         tl.store(half_ptr + k, (0.5 * square + along).to(tl.float32), mask=k < K)
         tl.store(bias_ptr + k, tl.zeros((BLOCK,), tl.float32), mask=k < K)
@@ -82,7 +86,7 @@ def prepare_kernel(
 def prepare(centroids: Tensor, dtype: torch.dtype, metric: str = "l2") -> Centroids:
     """Centroids (K, D) float32 for vectors of a dtype; a zero vector becomes NaN with cosine. Two to four launches."""
     if metric == "cosine":
-        centroids = centroids / centroids.norm(dim=1, keepdim=True)
+        centroids = (centroids / centroids.norm(dim=1, keepdim=True, dtype=torch.float64)).float()
     centroids = centroids.contiguous()
     (k, width), parts = centroids.shape, 1 if dtype == torch.float32 else 2
     prepared = Centroids(
@@ -110,12 +114,13 @@ def load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d):
 
 @triton.jit
 def load_and_measure(
-    x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT: tl.constexpr, STRICT: tl.constexpr,
+    x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT: tl.constexpr, STRICT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The first DEPTH features of vectors, their squared norms and what makes them unit vectors (1 unless UNIT).
 
-    The norm is at least 1e-12; if STRICT a zero vector becomes NaN.
+    The norm is at least 1e-12; if STRICT a zero vector becomes NaN. If WIDE, squares that float32 does not
+    hold are made again in float64, by the programs that meet them.
     """
     x = load_vectors(x_ptr, p, tl.arange(0, DEPTH), inside, P, D, stride_b, stride_p, stride_d)
     squares = tl.sum(x * x, 1)
@@ -128,7 +133,63 @@ def load_and_measure(
             squares += tl.sum(more * more, 1)
         norm = tl.sqrt(squares)
         scale = 1.0 / (norm if STRICT else tl.maximum(norm, 1e-12))
+        if WIDE:
+            lost = inside & (is_held(scale) == 0)
+            if tl.max(lost.to(tl.int32)) > 0:
+                wide = wide_scales(x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, STRICT, BLOCK)
+                scale = tl.where(lost, wide.to(tl.float32), scale)
     return x, squares, scale
+
+
+@triton.jit
+def is_held(scale):
+    """Whether the square that a scale came from was one that float32 holds with all its digits."""
+    return (scale > 2.0**-62) & (scale < 1e14)
+
+
+@triton.jit
+def wide_scales(
+    x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, STRICT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """What makes unit vectors of those at p, in float64."""
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for d0 in range(0, D, WIDE_DEPTH):
+        d = d0 + tl.arange(0, WIDE_DEPTH)
+        x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d).to(tl.float64)
+        squares += tl.sum(x * x, 1)
+    norm = tl.sqrt(squares)
+    return 1.0 / (norm if STRICT else tl.maximum(norm, 1e-12))
+
+
+@triton.jit
+def wide_nearest(
+    x_ptr, value_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
+    UNIT: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Labels and squared distances of the vectors p from their differences to every centroid, in float64.
+
+    float32's numbers have squares far from its ends. A vector with a NaN, and all beside a centroid that is not finite,
+    get label 0 and distance NaN; a vector with an infinity label 0 and an infinite distance.
+    """
+    scale = tl.full((BLOCK,), 1.0, tl.float64)
+    if UNIT:
+        scale = wide_scales(x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, STRICT, BLOCK)
+    least = tl.full((BLOCK,), float("inf"), tl.float64)
+    label = tl.zeros((BLOCK,), tl.int32)
+    for k in range(0, K):
+        distance = tl.zeros((BLOCK,), tl.float64)
+        for d0 in range(0, D, WIDE_DEPTH):
+            d = d0 + tl.arange(0, WIDE_DEPTH)
+            x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d).to(tl.float64)
+            own = tl.load(value_ptr + tl.cast(k, tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float64)
+            difference = tl.where((d < D)[None, :], x * scale[:, None] - own[None, :], 0.0)
+            # The last term is 0, or NaN.
+            distance += tl.sum(difference * difference, 1) + tl.sum(own - own)
+        # Nothing is less than NaN.
+        nearer = (distance < least) | (distance != distance)
+        label = tl.where(nearer, k, label)
+        least = tl.where(nearer, distance, least)
+    return tl.where(least == least, label, 0), least
 
 
 @triton.jit
@@ -167,8 +228,10 @@ def products_with(
 
 @triton.jit
 def best_of(products, half_ptr, k, K):
-    """The highest score of each vector and its centroid, of equals the first."""
+    """The highest score of each vector and its centroid, of equals the first; infinite where one has overflowed."""
     scores = products - tl.load(half_ptr + k, mask=k < K, other=float("inf"))[None, :]
+    lost = tl.where(k < K, float("inf"), float("-inf"))
+    scores = tl.where(scores > float("-inf"), scores, lost[None, :])
     top = tl.max(scores, 1)
     return top, tl.min(tl.where(scores == top[:, None], k[None, :], 2147483647), 1)
 

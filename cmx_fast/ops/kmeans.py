@@ -95,8 +95,9 @@ def kmeans_step(
     Returns:
         labels int64 as for :func:`kmeans_assign`; sums (K, D) float32 (float64 for float64 ``x``), infinite where they
         overflow that; counts (K,), int64 numbers of points, or float64 sums of weights where ``weight`` is given;
-        inertia, a float64 0-d tensor. A vector that is not finite counts for cluster 0, whose sums it makes NaN or
-        infinite, and the inertia with them. The next centroids are ``sums / counts`` where counts are not 0.
+        inertia, a float64 0-d tensor, on a GPU infinite where float32 overflows. A vector that is not finite counts for
+        cluster 0, whose sums it makes NaN or infinite, and the inertia with them. The next centroids are
+        ``sums / counts`` where counts are not 0.
 
     Raises:
         TypeError, ValueError: as :func:`kmeans_assign`, and what "cuda" does not take; on the CPU also a negative or

@@ -34,10 +34,14 @@ __device__ uint32_t pair_of(Element lower, Element upper) {
   return same_bits<uint32_t>(Chunk<Element, 2>{lower, upper});
 }
 
+// Squares up to here leave their sums finite. From the least on, times the number of channels, they keep their digits.
+constexpr float kLargestSquare = 0x1p124f, kLeastSquare = 1e-31f;
+
 // `padded` centroids, of which those beyond the last are never the nearest.
 struct Centroids {
   float* values;    // (width, padded)
-  float* halves;    // (padded,): what the products exceed scores by, of which the largest is the nearest centroid's
+  float* halves;    // (padded,): what the products exceed scores by, of which the largest is the nearest centroid's;
+                    // NaN where its square is too large, infinite beyond the last
   float* scale;     // the products are this times those of the parts
   uint32_t* parts;  // (padded / 16, width / 16, kParts, 32 lanes, 4): a lane's right factors of 16 centroids
 
@@ -110,7 +114,8 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
       top = fmaxf(top, fabsf(moved));
     }
   const double half = sum_neighbours(square / 2 + along, kSharers);
-  if (share == 0 && cluster < padded) out.halves[cluster] = cluster < clusters ? float(half) : INFINITY;
+  const bool held = sum_neighbours(square, kSharers) <= kLargestSquare;
+  if (share == 0 && cluster < padded) out.halves[cluster] = cluster >= clusters ? INFINITY : held ? float(half) : NAN;
   const float scale = part_scale<Element>(max_block(top, tops));  // behind its barriers all centroids are moved
   if (threadIdx.x == 0) *out.scale = 1 / scale;
   const int steps = width / kDepth;

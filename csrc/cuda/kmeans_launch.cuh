@@ -1,5 +1,6 @@
-// Which kernels a k-means step launches, and in which shape. `launch(kernel, blocks, threads, floats of shared memory,
-// arguments...)` starts one of them; `launch.resident(kernel, threads, floats)` says how many blocks run at a time.
+// The kernels of a k-means step, which of them are launched, and in which shape. `launch(kernel, blocks, threads,
+// floats of shared memory, arguments...)` starts one of them; `launch.resident(kernel, threads, floats)` says how many
+// blocks run at a time.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +10,46 @@
 namespace cmx {
 
 constexpr int kCombineThreads = 512;
+
+// Labels (batch, positions), and of every `length` tiles a row of `partials` (rows, columns). A block has `rows`.
+template <class S>
+__global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 1)
+    step_kernel(const Vectors<typename S::Element> x, const Centroids centroids, const float* __restrict__ weight,
+                Metric metric, int64_t* __restrict__ labels, float* __restrict__ partials, int clusters, int length,
+                int rows) {
+  extern __shared__ __align__(16) float shared[];
+  const int64_t begin = int64_t(blockIdx.x) * length * rows;
+  const int count = int(min(x.tiles() - begin, int64_t(length) * rows));
+  float* row = partials + int64_t(blockIdx.x) * rows * columns_of(clusters, x.width);
+  S step(x, centroids, clusters, weight, metric, shared);
+  Place place = x.place_of(begin), next = place;
+  const auto fetch = [&](int tile, int stage) {
+    if (tile < count) step.fetch(next, stage);
+    x.advance(next);
+    end_group();
+  };
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(ahead, ahead);
+  int stage = 0, added = 0;
+  for (int tile = 0; tile < count; ++tile) {
+    wait_for_groups<kStages - 2>();
+    __syncthreads();  // the tile is there for all, and all have left the one before
+    fetch(tile + kStages - 1, (stage + kStages - 1) % kStages);
+    step.score(place, stage);
+    __syncthreads();
+    if (__syncthreads_or(step.measure(place, stage))) {
+      step.settle(place, stage);
+      __syncthreads();
+    }
+    step.add(place, stage, labels);
+    x.advance(place);
+    stage = (stage + 1) % kStages;
+    if (++added == length || tile + 1 == count) {
+      step.flush(row, clusters);
+      row += columns_of(clusters, x.width);
+      added = 0;
+    }
+  }
+}
 
 // What a step returns: labels (batch, positions), sums (clusters, width), and either counts or weights (clusters,).
 struct Found {

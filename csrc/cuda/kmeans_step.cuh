@@ -5,6 +5,7 @@
 #include "cuda/matrix_unit.cuh"
 #include "kmeans_centroids.cuh"
 #include "kmeans_vectors.cuh"
+#include "kmeans_wide.cuh"
 
 namespace cmx {
 
@@ -40,9 +41,10 @@ class Step {
            (SCALED ? 2 * kTile + kFactorParts * kTile / 2 : 0);
   }
 
-  __device__ Step(const Vectors<Element>& x, const Centroids& centroids, const float* weight, Metric metric,
-                  float* shared)
+  __device__ Step(const Vectors<Element>& x, const Centroids& centroids, int clusters, const float* weight,
+                  Metric metric, float* shared)
       : x_(x),
+        clusters_(clusters),
         weight_(weight),
         metric_(metric),
         part_scale_(*centroids.scale),
@@ -105,7 +107,9 @@ class Step {
         label[m][r] = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {  // in the order of the centroids: of equals the first stays
-          const float value = sums[m][i / 2][2 * r + i % 2] * (part_scale_ * scale[m][r]) - halves_[i];
+          float value = sums[m][i / 2][2 * r + i % 2] * (part_scale_ * scale[m][r]) - halves_[i];
+          // One that has overflowed is the highest, for `measure` to see; never one beyond the last.
+          if (!(value > -INFINITY) && halves_[i] != INFINITY) value = INFINITY;
           const bool better = value > best[m][r];
           best[m][r] = better ? value : best[m][r];
           label[m][r] = better ? group_of_clusters() * 16 + i / 2 * 8 + lane_ % 4 * 2 + i % 2 : label[m][r];
@@ -133,19 +137,20 @@ class Step {
       scales_[p] = second ? (lower ? scale[1][1] : scale[1][0]) : (lower ? scale[0][1] : scale[0][0]);
   }
 
-  // Two vectors' labels, and their squared distances over the warp's channels.
-  __device__ void measure(const Place& place, int stage) {
+  // Two vectors' labels, and their squared distances over the warp's channels. Whether `settle` has to look at them:
+  // where a score, a norm or a square has overflowed, or the squares have no digits left.
+  __device__ bool measure(const Place& place, int stage) {
     int label[2];
-    float scale[2] = {1, 1}, sums[2] = {};
+    float best[2], scale[2] = {1, 1}, sums[2] = {}, largest[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int p = 2 * lane_ + i;
-      float best = scores_[p];
+      best[i] = scores_[p];
       label[i] = nearest_[p];
 #pragma unroll
       for (int group = 1; group < kGroups; ++group)
-        if (scores_[group * kTile + p] > best) {
-          best = scores_[group * kTile + p];
+        if (scores_[group * kTile + p] > best[i]) {
+          best[i] = scores_[group * kTile + p];
           label[i] = nearest_[group * kTile + p];
         }
       if (SCALED) scale[i] = scales_[p];
@@ -158,28 +163,37 @@ class Step {
       for (int i = 0; i < 2; ++i) {
         const float difference = to_float(pair.element[i]) * scale[i] - values_[d * CLUSTERS + label[i]];
         sums[i] += difference * difference;
+        largest[i] = fmaxf(largest[i], fabsf(difference));
       }
     }
     reinterpret_cast<Chunk<float, 2>*>(distances_ + warp_ * kTile)[lane_] = {sums[0], sums[1]};
+    if (warp_ == 0) publish(place, label, scale);
+    const int inside = x_.inside_of(place);
+    return (2 * lane_ < inside && !held(best[0], scale[0], sums[0], largest[0], x_.width)) ||
+           (2 * lane_ + 1 < inside && !held(best[1], scale[1], sums[1], largest[1], x_.width));
+  }
+
+  // Again the labels and distances of the vectors that need it, from the differences in double; one warp's work.
+  __device__ void settle(const Place& place, int stage) {
     if (warp_ != 0) return;
-    const bool inside[2] = {2 * lane_ < x_.inside_of(place), 2 * lane_ + 1 < x_.inside_of(place)};
-    labels_[lane_] = (inside[0] ? label[0] : kNobody) | (inside[1] ? label[1] : kNobody) << 16;
-    if constexpr (SCALED) {
-      float rest[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float weight = weight_ ? given_[i] : 1.f;
-        weights_[2 * lane_ + i] = weight;
-        rest[i] = scale[i] * weight;
-      }
-#pragma unroll
-      for (int part = 0; part < kFactorParts; ++part) {
-        const auto one = rounded<__nv_bfloat16>(rest[0]), other = rounded<__nv_bfloat16>(rest[1]);
-        factors_[part * kTile / 2 + lane_] = pair_of(one, other);
-        rest[0] -= to_float(one);
-        rest[1] -= to_float(other);
-      }
+    int label[2];
+    float scale[2] = {1, 1};
+    for (int i = 0; i < 2; ++i) {
+      const int p = 2 * lane_ + i;
+      label[i] = labels_[lane_] >> 16 * i & 0xffff;
+      if (SCALED) scale[i] = scales_[p];
+      if (p >= x_.inside_of(place)) continue;
+      const WideSearch<Element> search{tile_at(stage) + p, values_, x_.width, clusters_, CLUSTERS};
+      float best = -INFINITY, distance = 0;
+      for (int group = 0; group < kGroups; ++group) best = fmaxf(best, scores_[group * kTile + p]);
+      for (int warp = 0; warp < kStepWarps; ++warp) distance += distances_[warp * kTile + p];
+      if (held(best, scale[i], distance, search.largest_difference(scale[i], label[i]), x_.width)) continue;
+      const double wide = SCALED && metric_.unit ? search.scale(metric_.strict) : 1;
+      scale[i] = float(wide);
+      distances_[p] = search.nearest(wide, label[i]);
+      for (int warp = 1; warp < kStepWarps; ++warp) distances_[warp * kTile + p] = 0;
     }
+    publish(place, label, scale);
   }
 
   // Adds the tile to the sums; one warp also writes the labels and adds up the distances.
@@ -295,6 +309,28 @@ class Step {
     }
   }
 
+  // Two vectors' labels, and what they are multiplied by, for the sums; the first warp's.
+  __device__ void publish(const Place& place, const int (&label)[2], const float (&scale)[2]) {
+    const bool inside[2] = {2 * lane_ < x_.inside_of(place), 2 * lane_ + 1 < x_.inside_of(place)};
+    labels_[lane_] = (inside[0] ? label[0] : kNobody) | (inside[1] ? label[1] : kNobody) << 16;
+    if constexpr (SCALED) {
+      float rest[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float weight = weight_ ? given_[i] : 1.f;
+        weights_[2 * lane_ + i] = weight;
+        rest[i] = scale[i] * weight;
+      }
+#pragma unroll
+      for (int part = 0; part < kFactorParts; ++part) {
+        const auto one = rounded<__nv_bfloat16>(rest[0]), other = rounded<__nv_bfloat16>(rest[1]);
+        factors_[part * kTile / 2 + lane_] = pair_of(one, other);
+        rest[0] -= to_float(one);
+        rest[1] -= to_float(other);
+      }
+    }
+  }
+
   __device__ static void keep_better(float& best, int& label, float other, int others_label) {
     if (other > best || (other == best && others_label < label)) {
       best = other;
@@ -334,6 +370,7 @@ class Step {
   }
 
   const Vectors<Element>& x_;
+  const int clusters_;
   const float* const weight_;
   const Metric metric_;
   const float part_scale_;
@@ -357,43 +394,5 @@ class Step {
   uint32_t counted_ = 0;  // of even and of odd positions
   float weighed_ = 0, inertia_ = 0;
 };
-
-// Labels (batch, positions), and of every `length` tiles a row of `partials` (rows, columns). A block has `rows`.
-template <class S>
-__global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 1)
-    step_kernel(const Vectors<typename S::Element> x, const Centroids centroids, const float* __restrict__ weight,
-                Metric metric, int64_t* __restrict__ labels, float* __restrict__ partials, int clusters, int length,
-                int rows) {
-  extern __shared__ __align__(16) float shared[];
-  const int64_t begin = int64_t(blockIdx.x) * length * rows;
-  const int count = int(min(x.tiles() - begin, int64_t(length) * rows));
-  float* row = partials + int64_t(blockIdx.x) * rows * columns_of(clusters, x.width);
-  S step(x, centroids, weight, metric, shared);
-  Place place = x.place_of(begin), next = place;
-  const auto fetch = [&](int tile, int stage) {
-    if (tile < count) step.fetch(next, stage);
-    x.advance(next);
-    end_group();
-  };
-  for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(ahead, ahead);
-  int stage = 0, added = 0;
-  for (int tile = 0; tile < count; ++tile) {
-    wait_for_groups<kStages - 2>();
-    __syncthreads();  // the tile is there for all, and all have left the one before
-    fetch(tile + kStages - 1, (stage + kStages - 1) % kStages);
-    step.score(place, stage);
-    __syncthreads();
-    step.measure(place, stage);
-    __syncthreads();
-    step.add(place, stage, labels);
-    x.advance(place);
-    stage = (stage + 1) % kStages;
-    if (++added == length || tile + 1 == count) {
-      step.flush(row, clusters);
-      row += columns_of(clusters, x.width);
-      added = 0;
-    }
-  }
-}
 
 }  // namespace cmx

@@ -231,11 +231,15 @@ def test_the_matrix_unit_is_the_manuals(tmp_path):
 
 #: One mistake each: the file, what stands there, what would stand there.
 MISTAKES = {
-    "no wait": ("step", "wait_for_groups<kStages - 2>();", "wait_for_groups<kStages - 1>();"),
-    "no barrier behind a tile": ("step", "__syncthreads();  // the tile", "// the tile"),
-    "no barrier behind scores": ("step", "__syncthreads();\n    step.measure", "step.measure"),
-    "no barrier behind labels": ("step", "__syncthreads();\n    step.add", "step.add"),
-    "a tile in use is overwritten": ("step", "(stage + kStages - 1) % kStages);", "stage);"),
+    "no wait": ("launch", "wait_for_groups<kStages - 2>();", "wait_for_groups<kStages - 1>();"),
+    "no barrier behind a tile": ("launch", "__syncthreads();  // the tile", "// the tile"),
+    "no barrier behind scores": ("launch", "__syncthreads();\n    if", "if"),
+    "no barrier behind labels": (
+        "launch",
+        "__syncthreads_or(step.measure(place, stage))",
+        "step.measure(place, stage)",
+    ),
+    "a tile in use is overwritten": ("launch", "(stage + kStages - 1) % kStages);", "stage);"),
     "positions beyond the last count": ("step", "inside[1] ? label[1] : kNobody", "label[1]"),
     "the next channel is read": ("vectors", "min(inside - p, VECTOR)", "inside * 0 + VECTOR"),
     "of equals the last lane": ("step", "others_label < label", "others_label > label"),

@@ -193,7 +193,7 @@ LAUNCHES = {
     supcon(normalize=True): 5,
     supcon(normalize=True, references=True): 6,
     softmax_block: 3,
-    kmeans(27): 2,
+    kmeans(27): 3,
     kmeans(1000): 4,
     cluster_cross_entropy: 4,
     sparse_code: 2,

@@ -65,6 +65,8 @@ class Block {
     block_size.x = threads;
     at_.assign(threads, At::kRunning);
     turn_.assign(threads, 0);
+    vote_.assign(threads, 0);
+    votes_.fill(false);
     started_.assign(threads, std::vector<std::vector<Copy>>(1));
     for (auto& slots : given_) slots.resize(threads);
     error_ = nullptr;
@@ -94,6 +96,16 @@ class Block {
     std::array<const T*, kLanes> all;
     for (int i = 0; i < kLanes; ++i) all[i] = reinterpret_cast<const T*>(slots[self / kLanes * kLanes + i].bytes);
     return all;
+  }
+
+  // Whether any thread of the block gave true where all meet. Of three votes in turn the next is emptied: all have read
+  // it, and none has begun it.
+  bool any(bool mine) {
+    const int turn = vote_[thread_index.x] = (vote_[thread_index.x] + 1) % 3;
+    votes_[(turn + 1) % 3] = false;
+    votes_[turn] |= mine;
+    meet(At::kBarrier);
+    return votes_[turn];
   }
 
   // Ends the launch, from a thread.
@@ -172,6 +184,8 @@ class Block {
   std::vector<At> at_;
   std::vector<int> turn_;  // which slots a thread gave last
   std::vector<Slot> given_[2];
+  std::vector<int> vote_;  // of a thread, the last
+  std::array<bool, 3> votes_;
   std::vector<std::vector<std::vector<Copy>>> started_;  // by thread and group
   const char* error_ = nullptr;
 };
@@ -222,6 +236,7 @@ using std::max;
 using std::min;
 
 inline void __syncthreads() { emulator::block().meet(emulator::At::kBarrier); }
+inline int __syncthreads_or(int mine) { return emulator::block().any(mine); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return *emulator::block().share(value)[threadIdx.x % emulator::kLanes ^ mask];
