@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from cmx_fast.models.weights import load
+from cmx_fast.networks.weights import load
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.run_folder import RunFolder
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from cmx_fast.data.atr import ATR
-from cmx_fast.data.decode import probe, read_frames, read_wave
-from cmx_fast.data.image2reverb import Image2Reverb
-from cmx_fast.data.media_files import read_audio, read_picture
-from cmx_fast.data.scenes import open_scenes
-from cmx_fast.data.selection import read_selection, write_selection
-from cmx_fast.models.weights import digest, load, save
+from cmx_fast.data.media.decode import probe, read_frames, read_wave
+from cmx_fast.data.media.files import read_audio, read_picture
+from cmx_fast.data.sets.atr import ATR
+from cmx_fast.data.sets.image2reverb import Image2Reverb
+from cmx_fast.data.sets.scenes import open_scenes
+from cmx_fast.data.sets.selection import read_selection, write_selection
+from cmx_fast.networks.weights import digest, load, save
 from cmx_fast.train.run_folder import RunFolder
 
 from .fuzz_operators import Wrong

@@ -26,12 +26,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cmx_fast.data.clip_views import ClipViews
-from cmx_fast.data.clips import Clips
-from cmx_fast.data.decode import read_frames, read_wave, unavailable
-from cmx_fast.data.media_files import BrokenFileError, audio_problem, picture_problem
-from cmx_fast.data.recordings import Recording, Recordings
-from cmx_fast.data.worker_loader import load_batches
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.data.loaders.workers import load_batches
+from cmx_fast.data.media.decode import read_frames, read_wave, unavailable
+from cmx_fast.data.media.files import BrokenFileError, audio_problem, picture_problem
+from cmx_fast.data.sets.recordings import Recording, Recordings
+from cmx_fast.data.transforms.clip_views import ClipViews
 
 from . import media_loops as loops
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from cmx_fast._extras import require
-from cmx_fast.data.clip_views import MEAN, STD
-from cmx_fast.data.media_files import read_audio, read_picture
-from cmx_fast.data.worker_loader import CORES
-from cmx_fast.models.fpn import IMAGENET_MEAN, IMAGENET_STD
+from cmx_fast.data.loaders.workers import CORES
+from cmx_fast.data.media.files import read_audio, read_picture
+from cmx_fast.data.transforms.clip_views import MEAN, STD
+from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 
 FRAMES, FPS, SECONDS, SAMPLE_RATE, CROP = 32, 30, 1.0, 24000, 128
 
@@ -159,7 +159,7 @@ def ours_of_pictures_by_dali(paths: list[Path]) -> Tensor:
 
 
 def _dali() -> Any:
-    return importlib.import_module("cmx_fast.data.decode_dali_files")
+    return importlib.import_module("cmx_fast.data.media.decode_dali_files")
 
 
 def _normalised(pictures: Tensor) -> Tensor:

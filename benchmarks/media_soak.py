@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from cmx_fast.data.clip_views import ClipViews
-from cmx_fast.data.clips import Clips
-from cmx_fast.data.recordings import Recording, Recordings
-from cmx_fast.data.simulate_clips import simulate_clips
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.data.sets.recordings import Recording, Recordings
+from cmx_fast.data.transforms.clip_views import ClipViews
+from cmx_fast.simulate.clips.simulate import simulate_clips
 
 BATCH, FILES = 8, 16
 

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from cmx_fast.cluster import PiCIEClustering
-from cmx_fast.data.clip_views import ClipViews
-from cmx_fast.data.reverberation import peak_normalise, reverberate
-from cmx_fast.data.views import Views
-from cmx_fast.models.c2l import C2L
-from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.models.cmac import CMAC
-from cmx_fast.models.cmac_recipe import CMACRecipe
-from cmx_fast.models.csir import CSIR, SpeechEncoder, image_encoder
-from cmx_fast.models.recipe import Recipe
-from cmx_fast.models.sound2scene import Alignment, SoundEncoder
-from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
+from cmx_fast.data.transforms.clip_views import ClipViews
+from cmx_fast.data.transforms.picture_views import Views
+from cmx_fast.data.transforms.reverberation import peak_normalise, reverberate
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.ops import _implementations
-from cmx_fast.train.batches import random_crop, random_zoom
-from cmx_fast.train.cmac import OPTIMIZERS
-from cmx_fast.train.csir import parameter_groups
+from cmx_fast.systems.c2l.model import C2L
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.systems.cmac.train import OPTIMIZERS
+from cmx_fast.systems.csir.batches import random_crop, random_zoom
+from cmx_fast.systems.csir.model import CSIR, SpeechEncoder, image_encoder
+from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.train import parameter_groups
+from cmx_fast.systems.sound2scene.model import Alignment, SoundEncoder
+from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 
 Batch = dict[str, Tensor]
 

@@ -30,71 +30,80 @@ GROUPS = {
 COMMANDS = {
     ("info",): ("cmx_fast.info:main", "What is installed, what was built, which implementation runs where."),
     ("simulate", "rooms"): (
-        "cmx_fast.data.simulate_rooms:simulate_rooms",
+        "cmx_fast.simulate.rooms.simulate:simulate_rooms",
         "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",
     ),
     ("simulate", "people"): (
-        "cmx_fast.data.simulate_people:simulate_people",
+        "cmx_fast.simulate.people.simulate:simulate_people",
         "Dressed figures with exact part masks (ATR layout).",
     ),
     ("simulate", "clips"): (
-        "cmx_fast.data.simulate_clips:simulate_clips",
+        "cmx_fast.simulate.clips.simulate:simulate_clips",
         "Videos of moving objects of which one sounds (Kinetics, VGGSound layouts).",
     ),
-    ("train", "csir"): ("cmx_fast.train.csir:train_csir", "Image-speech retrieval of rooms (CSIR, DSCMR)."),
+    ("train", "csir"): (
+        "cmx_fast.systems.csir.train:train_csir",
+        "Image-speech retrieval of rooms (CSIR, DSCMR).",
+    ),
     ("train", "c2l"): (
-        "cmx_fast.train.c2l:train_c2l",
+        "cmx_fast.systems.c2l.train:train_c2l",
         "Human parsing without masks (C2L, its ablation, PiCIE, DFF).",
     ),
     ("train", "cmac"): (
-        "cmx_fast.train.cmac:train_cmac",
+        "cmx_fast.systems.cmac.train:train_cmac",
         "Video and sound that learn from each other (CMAC and its ablation).",
     ),
     ("train", "icgan"): (
-        "cmx_fast.train.icgan:train_icgan",
+        "cmx_fast.systems.sound2scene.icgan.train:train_icgan",
         "A generator of pictures from the features of pictures (IC-GAN).",
     ),
     ("train", "localiser"): (
-        "cmx_fast.train.localiser:train_localiser",
+        "cmx_fast.systems.sound2scene.localiser.train:train_localiser",
         "Where in pictures sounds come from (LVS), to select moments by.",
     ),
     ("train", "sound2scene"): (
-        "cmx_fast.train.sound2scene:train_sound2scene",
+        "cmx_fast.systems.sound2scene.train:train_sound2scene",
         "Pictures from sound: the sound encoder of Sound2Scene, given a generator.",
     ),
-    ("evaluate", "csir"): ("cmx_fast.evaluate.csir:evaluate_csir", "Retrieval figures of a CSIR run."),
-    ("evaluate", "c2l"): ("cmx_fast.evaluate.c2l:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
+    ("evaluate", "csir"): (
+        "cmx_fast.systems.csir.evaluate:evaluate_csir",
+        "Retrieval figures of a CSIR run.",
+    ),
+    ("evaluate", "c2l"): ("cmx_fast.systems.c2l.evaluate:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
     ("evaluate", "cmac"): (
-        "cmx_fast.evaluate.cmac:evaluate_cmac",
+        "cmx_fast.systems.cmac.evaluate:evaluate_cmac",
         "Retrieval, localisation and linear classification of a CMAC run.",
     ),
     ("evaluate", "sound2scene"): (
-        "cmx_fast.evaluate.sound2scene:evaluate_sound2scene",
+        "cmx_fast.systems.sound2scene.evaluate:evaluate_sound2scene",
         "Pictures, retrieval and controls of a Sound2Scene run.",
     ),
     ("evaluate", "retrieval"): (
-        "cmx_fast.evaluate.downstream:evaluate_retrieval",
+        "cmx_fast.systems.cmac.downstream:evaluate_retrieval",
         "Videos of the same class by a CMAC run's frozen encoder (UCF101, HMDB51, ...).",
     ),
     ("evaluate", "linear"): (
-        "cmx_fast.evaluate.downstream:evaluate_linear",
+        "cmx_fast.systems.cmac.downstream:evaluate_linear",
         "Sounds by a linear classifier on a CMAC run's frozen encoder (ESC-50, DCASE2013).",
     ),
     ("evaluate", "finetune"): (
-        "cmx_fast.train.finetune:evaluate_finetune",
+        "cmx_fast.systems.cmac.finetune:evaluate_finetune",
         "Action recognition by fine-tuning a CMAC run's video encoder.",
     ),
     ("select",): (
-        "cmx_fast.evaluate.select_moments:select",
+        "cmx_fast.systems.sound2scene.localiser.inference:select",
         "The moments of videos that agree best with their sound, as JSON.",
     ),
     ("generate",): (
-        "cmx_fast.evaluate.generate:generate",
+        "cmx_fast.systems.sound2scene.inference:generate",
         "A picture from a sound, perhaps with a second one or a picture.",
     ),
-    ("edit",): ("cmx_fast.evaluate.generate:edit_picture", "Edit a picture by the difference of two sounds."),
+    ("edit",): (
+        "cmx_fast.systems.sound2scene.inference:edit_picture",
+        "Edit a picture by the difference of two sounds.",
+    ),
     ("invert",): (
-        "cmx_fast.evaluate.generate:invert_picture",
+        "cmx_fast.systems.sound2scene.inference:invert_picture",
         "The features and noise that a generator makes a picture of.",
     ),
     ("bench", "operators"): (

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from cmx_fast import distributed, ops
-from cmx_fast.data.scene_data import SceneData
-from cmx_fast.data.scenes import open_scenes
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.losses import MemoryBank
+from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
 from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
-from cmx_fast.train.sound_batches import SoundBatches
 
 DIM = 12
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmx_fast._extras import require
-from cmx_fast.data.media_files import centred, stretched
+from cmx_fast.data.media.files import centred, stretched
 
 COLOURS = {
     "csir": "#0b6e99",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.models.picture_encoder import small_resnet
+from cmx_fast.networks.picture_encoder import small_resnet
 
 #: Pixels that pictures are resized to.
 SIZE = 64

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cmx_fast.data.lists import printable
+from cmx_fast.data.sets.lists import printable
 
 
 def render(template: str, **values: Any) -> str:

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from lightning_fabric import Fabric
 
-from cmx_fast.models.checked import Checked
 from cmx_fast.train import sharding
+from cmx_fast.train.settings import Checked
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cmx_fast
-from cmx_fast.models.weights import load, read_json, save, write_text
+from cmx_fast.networks.weights import load, read_json, save, write_text
 
 #: Checkpoints of a stage that are kept: should the newest turn out damaged, there is one before it.
 KEPT = 2

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from video_files import tone, write_broken, write_video
 
 from cmx_fast import cli
-from cmx_fast.data.decode import unavailable
+from cmx_fast.data.media.decode import unavailable
 
 
 def run(*arguments):

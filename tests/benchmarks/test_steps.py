@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from cmx_fast.cli import app
-from cmx_fast.models import c2l
 from cmx_fast.ops import _implementations
+from cmx_fast.systems.c2l import model as c2l
 from cmx_fast.train.options import new_fabric
 
 FEW = {"csir": 4, "cmac": 2, "c2l": 2, "sound2scene": 3}

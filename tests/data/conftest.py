@@ -21,7 +21,7 @@ def tiny() -> dict[str, int]:
 @pytest.fixture(scope="session")
 def simulated(tiny, tmp_path_factory) -> Path:
     """The set, to be read only."""
-    from cmx_fast.data.simulate_rooms import simulate_rooms
+    from cmx_fast.simulate.rooms.simulate import simulate_rooms
 
     out = tmp_path_factory.mktemp("rooms") / "set"
     simulate_rooms(out=out, workers=1, **tiny)

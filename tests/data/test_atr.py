@@ -7,9 +7,9 @@ import torch
 from atr_files import write_pictures
 from PIL import Image
 
-from cmx_fast.data import decode
-from cmx_fast.data.atr import ATR, load_merge
-from cmx_fast.data.pictures import Pictures
+from cmx_fast.data.media import decode
+from cmx_fast.data.sets.atr import ATR, load_merge
+from cmx_fast.systems.c2l.data import Pictures
 
 
 @pytest.fixture
@@ -98,6 +98,6 @@ def test_refuses(root, tmp_path):
 
 def test_pictures_alone_need_no_video_decoder(root, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.delitem(sys.modules, "cmx_fast.data.decode_pyav", raising=False)
+    monkeypatch.delitem(sys.modules, "cmx_fast.data.media.decode_pyav", raising=False)
     decode._backend.cache_clear()
     assert len(Pictures(ATR(root, "train", size=20))) == 4

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 
-from cmx_fast.data.clip_views import MEAN, STD, CentreCrop, ClipViews
+from cmx_fast.data.transforms.clip_views import MEAN, STD, CentreCrop, ClipViews
 
 INDEX = torch.arange(6)
 SIZES = torch.tensor([[40, 60]] * 6)

@@ -10,8 +10,8 @@ pytest.importorskip("av", reason="needs the media extra")
 
 from video_files import numbers, tone, write_broken, write_video
 
-from cmx_fast.data.clips import Clips
-from cmx_fast.data.recordings import Recording, Recordings
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.data.sets.recordings import Recording, Recordings
 
 OPTIONS = {"frames": 4, "fps": 10, "seconds": 0.5, "sample_rate": 8000, "short_side": 48, "workers": 0}
 BATCHES = [torch.tensor([0, 2]), torch.tensor([1])]

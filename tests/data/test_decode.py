@@ -11,8 +11,8 @@ pytest.importorskip("av", reason="needs the media extra")
 from video_files import RATE, numbers, tone, write_broken, write_video
 
 from cmx_fast._extras import MissingExtraError
-from cmx_fast.data import decode
-from cmx_fast.data.decode import BrokenVideoError, probe, read_frames, read_wave
+from cmx_fast.data.media import decode
+from cmx_fast.data.media.decode import BrokenVideoError, probe, read_frames, read_wave
 
 UNEVEN = [0.0, 0.02, 0.1, 0.11, 0.35, 0.4, 0.41, 0.7, 0.9, 0.95]
 FILES = {
@@ -246,8 +246,8 @@ def test_refuses(files):
 
 
 def test_a_backend_that_is_not_there_is_named(files, monkeypatch):
-    monkeypatch.delitem(sys.modules, "cmx_fast.data.decode_dali", raising=False)
-    monkeypatch.delitem(sys.modules, "cmx_fast.data.dali_pipelines", raising=False)
+    monkeypatch.delitem(sys.modules, "cmx_fast.data.media.decode_dali", raising=False)
+    monkeypatch.delitem(sys.modules, "cmx_fast.data.media.dali_pipelines", raising=False)
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     decode._backend.cache_clear()
     assert "cmx-fast[dali]" in decode.unavailable("dali")

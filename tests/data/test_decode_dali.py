@@ -16,18 +16,18 @@ from atr_files import write_pictures
 from PIL import Image
 from video_files import tone, write_video
 
-from cmx_fast.data import decode_dali
-from cmx_fast.data.atr import ATR
-from cmx_fast.data.dali_pipelines import Graph, dali, decode, fn
-from cmx_fast.data.decode import probe
-from cmx_fast.data.decode_dali_files import read_pictures, read_sounds
-from cmx_fast.data.image2reverb import Image2Reverb
-from cmx_fast.data.media_files import BrokenFileError, read_audio, read_picture
-from cmx_fast.data.pair_data import PairData
-from cmx_fast.data.pictures import Pictures
-from cmx_fast.data.scene_data import SceneData
-from cmx_fast.data.scenes import Scene, Scenes
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.media import decode_dali
+from cmx_fast.data.media.dali_pipelines import Graph, dali, decode, fn
+from cmx_fast.data.media.decode import probe
+from cmx_fast.data.media.decode_dali_files import read_pictures, read_sounds
+from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
+from cmx_fast.data.sets.atr import ATR
+from cmx_fast.data.sets.image2reverb import Image2Reverb
+from cmx_fast.data.sets.scenes import Scene, Scenes
 from cmx_fast.nn.logmel import LogMel
+from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.csir.data import PairData
 
 
 def clouds(height=300, width=400):

@@ -10,11 +10,11 @@ from PIL import Image
 from scipy.signal import fftconvolve
 from torch.utils.data import DataLoader
 
-from cmx_fast.data.image2reverb import Image2Reverb
-from cmx_fast.data.media_files import BrokenFileError
-from cmx_fast.data.pair_data import PairData
-from cmx_fast.data.schroeder import reverberation_time
+from cmx_fast.data.media.files import BrokenFileError
+from cmx_fast.data.sets.image2reverb import Image2Reverb
+from cmx_fast.data.transforms.schroeder import reverberation_time
 from cmx_fast.nn.logmel import LogMel
+from cmx_fast.systems.csir.data import PairData
 
 
 def first(folder, pattern):

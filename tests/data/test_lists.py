@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmx_fast.data.atr import ATR, load_merge
-from cmx_fast.data.audio_sets import dcase2013, esc50
-from cmx_fast.data.image2reverb import Image2Reverb
-from cmx_fast.data.lists import printable, read_list, read_table
-from cmx_fast.data.recordings import left_out
-from cmx_fast.data.scenes import open_scenes
-from cmx_fast.data.selection import read_selection
-from cmx_fast.data.video_sets import hmdb51, kinetics, ucf101, vggsound
+from cmx_fast.data.sets.atr import ATR, load_merge
+from cmx_fast.data.sets.audio_sets import dcase2013, esc50
+from cmx_fast.data.sets.image2reverb import Image2Reverb
+from cmx_fast.data.sets.lists import printable, read_list, read_table
+from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.scenes import open_scenes
+from cmx_fast.data.sets.selection import read_selection
+from cmx_fast.data.sets.video_sets import hmdb51, kinetics, ucf101, vggsound
 
 #: What a list goes through on its way from one program to another.
 SAVED = {

@@ -16,9 +16,9 @@ pytest.importorskip("av", reason="needs the media extra")
 from PIL import Image
 from video_files import RATE, numbers, tone, turned, with_cover, write_broken, write_video
 
-from cmx_fast.data.clips import Clips
-from cmx_fast.data.decode import BrokenVideoError, probe, read_frames, read_wave, unavailable
-from cmx_fast.data.recordings import Recording, Recordings
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.data.media.decode import BrokenVideoError, probe, read_frames, read_wave, unavailable
+from cmx_fast.data.sets.recordings import Recording, Recordings
 
 OPTIONS = {"frames": 4, "fps": 10, "seconds": 0.5, "sample_rate": 8000, "short_side": 48}
 BACKENDS = [name for name in ("pyav", "torchcodec", "dali") if unavailable(name) is None]

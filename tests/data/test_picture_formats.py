@@ -12,11 +12,11 @@ import torch
 from atr_files import write_pictures
 from PIL import Image, ImageOps
 
-from cmx_fast.data.atr import ATR, load_merge
-from cmx_fast.data.decode import unavailable
-from cmx_fast.data.media_files import BrokenFileError, picture_problem, read_picture, stretched
-from cmx_fast.data.picture_formats import cut_short
-from cmx_fast.data.pictures import Pictures
+from cmx_fast.data.media.decode import unavailable
+from cmx_fast.data.media.files import BrokenFileError, picture_problem, read_picture, stretched
+from cmx_fast.data.media.picture_formats import cut_short
+from cmx_fast.data.sets.atr import ATR, load_merge
+from cmx_fast.systems.c2l.data import Pictures
 
 DALI = pytest.mark.skipif(unavailable("dali") is not None, reason="needs the dali extra")
 ORIENTATION = 0x0112
@@ -133,7 +133,7 @@ def test_pillows_pixels(formats, name):
 @DALI
 @pytest.mark.parametrize("name", NAMES)
 def test_dalis_pixels(formats, name):
-    from cmx_fast.data import decode_dali_files
+    from cmx_fast.data.media import decode_dali_files
 
     path, expected = formats[name]
     short = min(expected.shape[:2])

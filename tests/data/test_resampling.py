@@ -5,8 +5,8 @@ import struct
 import pytest
 import torch
 
-from cmx_fast.data.media_files import BrokenFileError, read_audio
-from cmx_fast.data.resampling import MOST_PHASES, RATES, ratio, resample
+from cmx_fast.data.media.files import BrokenFileError, read_audio
+from cmx_fast.data.media.resampling import MOST_PHASES, RATES, ratio, resample
 
 soundfile = pytest.importorskip("soundfile")
 

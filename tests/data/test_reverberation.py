@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.signal import fftconvolve
 
-from cmx_fast.data.reverberation import _smooth_length, peak_normalise, reverberate
+from cmx_fast.data.transforms.reverberation import _smooth_length, peak_normalise, reverberate
 
 
 @pytest.mark.parametrize(

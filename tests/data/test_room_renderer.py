@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cmx_fast.data.furniture import FloorPlan, chair, table
-from cmx_fast.data.ray_casting import Scene
-from cmx_fast.data.room_catalogue import make_rooms
-from cmx_fast.data.room_renderer import Camera, render
-from cmx_fast.data.room_textures import TEXTURES, texture
-from cmx_fast.data.rooms import SURFACES, WALLS, Patch, Room
+from cmx_fast.simulate.rooms.catalogue import make_rooms
+from cmx_fast.simulate.rooms.furniture import FloorPlan, chair, table
+from cmx_fast.simulate.rooms.geometry import SURFACES, WALLS, Patch, Room
+from cmx_fast.simulate.rooms.ray_casting import Scene
+from cmx_fast.simulate.rooms.renderer import Camera, render
+from cmx_fast.simulate.rooms.textures import TEXTURES, texture
 
 LAMP = (Patch("ceiling", "lamp", (1.5, 1.5), (2.5, 1.8)),)
 BARE = Room("bare", "bare", True, (4.0, 3.5, 2.5), dict.fromkeys(SURFACES, "plaster"), LAMP)

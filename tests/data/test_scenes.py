@@ -16,12 +16,12 @@ import soundfile
 from PIL import Image
 from video_files import write_video
 
-from cmx_fast.data.media_files import read_audio, read_picture
-from cmx_fast.data.scene_data import SceneData
-from cmx_fast.data.scenes import VEGAS_CLASSES, open_scenes
-from cmx_fast.data.selection import key, read_selection, write_selection
-from cmx_fast.data.simulate_clips import ClipSettings, render_clip, simulate_clips
-from cmx_fast.evaluate.sound_features import check_selection, selected
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.media.files import read_audio, read_picture
+from cmx_fast.data.sets.scenes import VEGAS_CLASSES, open_scenes
+from cmx_fast.data.sets.selection import key, read_selection, write_selection
+from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip, simulate_clips
+from cmx_fast.systems.sound2scene.sound_features import check_selection, selected
 
 
 def write_pair(picture, sound, level=100, *, rate=16000, channels=1, seconds=0.5):

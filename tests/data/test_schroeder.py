@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cmx_fast.data.schroeder import energy_decay_curve, reverberation_time
+from cmx_fast.data.transforms.schroeder import energy_decay_curve, reverberation_time
 
 RATE = 22050
 

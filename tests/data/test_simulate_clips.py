@@ -11,10 +11,10 @@ pytest.importorskip("av")
 
 import av
 
-from cmx_fast.data.clip_objects import MovingObject
-from cmx_fast.data.clip_sounds import pitch, sound
-from cmx_fast.data.simulate_clips import ClipSettings, render_clip, simulate_clips
-from cmx_fast.data.video_sets import kinetics, vggsound
+from cmx_fast.data.sets.video_sets import kinetics, vggsound
+from cmx_fast.simulate.clips.objects import MovingObject
+from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip, simulate_clips
+from cmx_fast.simulate.clips.sounds import pitch, sound
 
 SMALL = {"clips": 16, "width": 48, "height": 32, "seconds": 1.25, "fps": 12}
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cmx_fast.data.atr import ATR, LABELS
-from cmx_fast.data.people_renderer import HAIR, PANTS, UPPER, render_person
-from cmx_fast.data.simulate_people import simulate_people
+from cmx_fast.data.sets.atr import ATR, LABELS
+from cmx_fast.simulate.people.renderer import HAIR, PANTS, UPPER, render_person
+from cmx_fast.simulate.people.simulate import simulate_people
 
 
 @pytest.fixture(scope="module")

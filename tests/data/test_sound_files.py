@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from cmx_fast.data.decode import unavailable
-from cmx_fast.data.media_files import BrokenFileError, audio_problem, read_audio
+from cmx_fast.data.media.decode import unavailable
+from cmx_fast.data.media.files import BrokenFileError, audio_problem, read_audio
 
 RATE = 8000
 WAVE = np.sin(np.arange(RATE) * 0.3) * np.linspace(0.1, 0.9, RATE)
@@ -23,7 +23,7 @@ READERS = ["libsndfile", *(["dali"] if unavailable("dali") is None else [])]
 def read(reader: str, path: Path, *, mix: bool = False) -> torch.Tensor:
     if reader == "libsndfile":
         return read_audio(path, RATE, 2 * RATE, mix=mix)
-    from cmx_fast.data.decode_dali_files import read_sounds
+    from cmx_fast.data.media.decode_dali_files import read_sounds
 
     (found,) = read_sounds([path], RATE, 2 * RATE, mix=mix)
     if isinstance(found, BrokenFileError):

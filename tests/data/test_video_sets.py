@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cmx_fast.data.audio_sets import dcase2013, esc50
-from cmx_fast.data.video_sets import hmdb51, kinetics, ucf101, vggsound
+from cmx_fast.data.sets.audio_sets import dcase2013, esc50
+from cmx_fast.data.sets.video_sets import hmdb51, kinetics, ucf101, vggsound
 
 
 def touch(root, *names):

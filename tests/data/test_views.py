@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from cmx_fast.data.views import Views, blend, blur, grey, turn_hue
+from cmx_fast.data.transforms.picture_views import Views, blend, blur, grey, turn_hue
 
 INDEX = torch.arange(6)
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from cmx_fast.data.worker_loader import load_batches
+from cmx_fast.data.loaders.workers import load_batches
 
 
 @pytest.fixture(autouse=True)

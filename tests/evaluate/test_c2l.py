@@ -9,9 +9,9 @@ import pytest
 import torch
 from atr_files import write_pictures
 
-from cmx_fast.evaluate.c2l import evaluate_c2l, new_model, open_split, predictions, segment
-from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.models.weights import save
+from cmx_fast.networks.weights import save
+from cmx_fast.systems.c2l.evaluate import evaluate_c2l, new_model, open_split, predictions, segment
+from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 RECIPE = C2LRecipe.preset(
     "demo", size=32, width=16, heads=2, atoms=8, part_width=4, clusters=3, dff_stage=2, dff_iterations=20

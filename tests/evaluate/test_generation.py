@@ -17,10 +17,9 @@ from PIL import Image
 from scipy import linalg
 from torchvision.transforms.functional import to_pil_image
 
-from cmx_fast.data.scene_data import SceneData
-from cmx_fast.data.scenes import open_scenes
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.evaluate import frame_classifier
-from cmx_fast.evaluate.control_study import BALANCES, couples, study
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
 from cmx_fast.evaluate.generation import (
     ClipJudge,
@@ -30,9 +29,10 @@ from cmx_fast.evaluate.generation import (
     inception_score,
     recall,
 )
-from cmx_fast.evaluate.picture_features import picture_features
-from cmx_fast.evaluate.sound_features import own_rank
-from cmx_fast.models.picture_encoder import PictureEncoder
+from cmx_fast.networks.picture_encoder import PictureEncoder
+from cmx_fast.systems.sound2scene.control_study import BALANCES, couples, study
+from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.systems.sound2scene.sound_features import own_rank
 
 MEANS = Networks("means", lambda p: p.mean((2, 3)), lambda p: 8 * p.mean((2, 3)), 3)
 

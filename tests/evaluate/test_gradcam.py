@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from cmx_fast.evaluate.gradcam import gradcam
-from cmx_fast.models.csir import CSIR, SpeechEncoder, image_encoder
-from cmx_fast.models.recipe import Recipe
+from cmx_fast.systems.csir.model import CSIR, SpeechEncoder, image_encoder
+from cmx_fast.systems.csir.recipe import Recipe
 
 
 class RedAndGreen(nn.Module):

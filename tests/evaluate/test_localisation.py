@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cmx_fast.data.clip_views import CentreCrop
-from cmx_fast.evaluate.clip_features import Evenly
-from cmx_fast.evaluate.localisation import Positions, hits
+from cmx_fast.data.transforms.clip_views import CentreCrop
+from cmx_fast.systems.cmac.features import Evenly
+from cmx_fast.systems.cmac.localisation import Positions, hits
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import resnet18 as plain_resnet18
 
-from cmx_fast.models.attentive import ATTENTIONS, gate_weights, gated, resnet18, resnet50
-from cmx_fast.models.audio_video import R2Plus1D, ResNet9
-from cmx_fast.models.cmac_recipe import CMACRecipe
-from cmx_fast.models.csir import image_encoder, load_places365
-from cmx_fast.models.fpn import FPN, load_imagenet
+from cmx_fast.networks.audio_video import R2Plus1D, ResNet9
+from cmx_fast.networks.fpn import FPN, load_imagenet
+from cmx_fast.networks.resnet import ATTENTIONS, gate_weights, gated, resnet18, resnet50
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.systems.csir.model import image_encoder, load_places365
 
 
 def test_without_attention_it_is_torchvisions():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmx_fast.models.biggan import (
+from cmx_fast.networks.biggan import (
     Discriminator,
     Generator,
     discriminator_loss,
     fold_spectral_norm,
     generator_loss,
 )
-from cmx_fast.models.biggan_layers import SelfAttention, SpectralConv, SpectralLinear
+from cmx_fast.networks.biggan_layers import SelfAttention, SpectralConv, SpectralLinear
 
 TINY = {"resolution": 64, "width": 8, "features": 12}
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from pseudo_labels import cross_entropy, pseudo_labelled
 from scipy.optimize import linear_sum_assignment
 
-from cmx_fast.models.c2l import C2L, PartContrast, PixelConsistency, code_loss, part_loss
-from cmx_fast.models.c2l_recipe import C2LRecipe
+from cmx_fast.systems.c2l.model import C2L, PartContrast, PixelConsistency, code_loss, part_loss
+from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 SMALL = {"size": 32, "width": 16, "heads": 2, "atoms": 8, "clusters": 3, "part_width": 4, "cross_view": False}
 RECIPE = C2LRecipe.preset("demo", **SMALL)

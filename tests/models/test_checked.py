@@ -9,16 +9,16 @@ import typing
 
 import pytest
 
-from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.models.checked import NAMES, Checked, OneOf, Range
-from cmx_fast.models.cmac_recipe import CMACRecipe
-from cmx_fast.models.icgan_recipe import ICGANRecipe
-from cmx_fast.models.localiser_recipe import LocaliserRecipe
-from cmx_fast.models.presets import Presets
-from cmx_fast.models.recipe import Recipe
-from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
-from cmx_fast.train.finetune import FinetuneRecipe
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.systems.cmac.finetune import FinetuneRecipe
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
+from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
+from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.train.options import changes
+from cmx_fast.train.presets import Presets
+from cmx_fast.train.settings import NAMES, Checked, OneOf, Range
 
 RECIPES = [Recipe, C2LRecipe, CMACRecipe, ICGANRecipe, LocaliserRecipe, Sound2SceneRecipe, FinetuneRecipe]
 WORDS = (

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torchvision.models.video import r2plus1d_18
 
 from cmx_fast import reference
-from cmx_fast.models.audio_video import Conv3d, R2Plus1D, ResNet9
-from cmx_fast.models.cmac import CMAC, OBJECTIVES
-from cmx_fast.models.cmac_recipe import CMACRecipe
+from cmx_fast.networks.audio_video import Conv3d, R2Plus1D, ResNet9
+from cmx_fast.systems.cmac.model import CMAC, OBJECTIVES
+from cmx_fast.systems.cmac.recipe import CMACRecipe
 
 TINY = {
     "size": 32,

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmx_fast.models.csir import (
+from cmx_fast.systems.csir.dscmr import DSCMR
+from cmx_fast.systems.csir.model import (
     CSIR,
     ImagePretraining,
     SpeechEncoder,
@@ -14,8 +15,7 @@ from cmx_fast.models.csir import (
     image_encoder,
     load_places365,
 )
-from cmx_fast.models.dscmr import DSCMR
-from cmx_fast.models.recipe import Recipe
+from cmx_fast.systems.csir.recipe import Recipe
 
 RECIPE = Recipe.preset("demo", image_size=32, crop_seconds=1.0, n_mels=128)
 SPACES = 5

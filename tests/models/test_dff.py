@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.models.dff import DFF, factorise
+from cmx_fast.systems.c2l.dff import DFF, factorise
+from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 
-from cmx_fast.models.biggan import Generator
-from cmx_fast.models.biggan_weights import load_icgan_generator
-from cmx_fast.models.icgan import ICGAN
-from cmx_fast.models.icgan_recipe import ICGANRecipe
+from cmx_fast.networks.biggan import Generator
+from cmx_fast.networks.biggan_weights import load_icgan_generator
+from cmx_fast.systems.sound2scene.icgan.model import ICGAN
+from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 
 TINY = {"width": 8, "dim_z": 10, "condition": 6, "resolution": 64}
 

@@ -6,9 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmx_fast.models.audio_video import ResNet18
-from cmx_fast.models.localiser import Localiser, foreground, load_imagenet_resnet18, localisation_loss
-from cmx_fast.models.localiser_recipe import LocaliserRecipe
+from cmx_fast.networks.audio_video import ResNet18
+from cmx_fast.systems.sound2scene.localiser.model import (
+    Localiser,
+    foreground,
+    load_imagenet_resnet18,
+    localisation_loss,
+)
+from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 
 PAPER = LocaliserRecipe()
 TINY = LocaliserRecipe.preset("demo", width=8, seconds=0.5)

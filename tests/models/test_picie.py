@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from pseudo_labels import cross_entropy, pseudo_labelled
 from torchvision.models import resnet18
 
-from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.models.fpn import FPN, load_imagenet
-from cmx_fast.models.picie import PiCIE
+from cmx_fast.networks.fpn import FPN, load_imagenet
+from cmx_fast.systems.c2l.picie import PiCIE
+from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 RECIPE = C2LRecipe.preset("demo", size=32, width=16, clusters=3)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmx_fast.models.picture_contrast import PictureContrast
-from cmx_fast.models.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.systems.sound2scene.icgan.pretraining import PictureContrast
 
 
 @pytest.mark.parametrize(("kind", "width", "size"), [("resnet50", 2048, 256), ("small", 128, 64)])

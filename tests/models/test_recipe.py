@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cmx_fast.models.recipe import Recipe
+from cmx_fast.systems.csir.recipe import Recipe
 
 
 def test_default_is_the_paper():

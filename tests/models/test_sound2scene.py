@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmx_fast.models.biggan import Generator
-from cmx_fast.models.picture_encoder import PictureEncoder
-from cmx_fast.models.sound2scene import LOSSES, Sound2Scene, SoundEncoder, alignment_loss
-from cmx_fast.models.sound2scene_controls import change_volume, edit, interpolate, invert, mix
-from cmx_fast.models.sound2scene_recipe import Sound2SceneRecipe
+from cmx_fast.networks.biggan import Generator
+from cmx_fast.networks.picture_encoder import PictureEncoder
+from cmx_fast.systems.sound2scene.controls import change_volume, edit, interpolate, invert, mix
+from cmx_fast.systems.sound2scene.model import LOSSES, Sound2Scene, SoundEncoder, alignment_loss
+from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 
 
 def test_sizes_are_those_of_the_published_encoders():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmx_fast.models import weights
+from cmx_fast.networks import weights
 
 
 def test_round_trip(tmp_path):

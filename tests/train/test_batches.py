@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from cmx_fast.train.batches import class_balanced, random_crop, random_zoom
+from cmx_fast.systems.csir.batches import class_balanced, random_crop, random_zoom
 
 
 def test_batches_are_balanced_and_use_every_row():

@@ -9,9 +9,9 @@ import torch
 from atr_files import write_pictures
 from interruptions import assert_same_run, timeless, train_through_stops
 
-from cmx_fast.models.c2l_recipe import C2LRecipe
-from cmx_fast.train import c2l as command
-from cmx_fast.train.c2l import train_c2l
+from cmx_fast.systems.c2l import train as command
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.systems.c2l.train import train_c2l
 
 TINY = [
     "size=32", "width=16", "heads=2", "atoms=8", "part_width=4", "epochs=2", "batch=4", "cluster_batch=4",

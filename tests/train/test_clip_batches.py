@@ -9,10 +9,10 @@ pytest.importorskip("av", reason="needs the media extra")
 
 from video_files import write_video
 
-from cmx_fast.data.clips import Clips
-from cmx_fast.data.recordings import Recording, Recordings
-from cmx_fast.models.cmac_recipe import CMACRecipe
-from cmx_fast.train.clip_batches import ClipBatches
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.data.sets.recordings import Recording, Recordings
+from cmx_fast.systems.cmac.data import ClipBatches
+from cmx_fast.systems.cmac.recipe import CMACRecipe
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ pytest.importorskip("sklearn", reason="needs the evaluate extra")
 
 from interruptions import assert_same_run, timeless, train_through_stops
 
-from cmx_fast.data.simulate_clips import simulate_clips
-from cmx_fast.evaluate.cmac import evaluate_cmac
-from cmx_fast.train import cmac as command
-from cmx_fast.train.cmac import train_cmac, warmup
+from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.systems.cmac import train as command
+from cmx_fast.systems.cmac.evaluate import evaluate_cmac
+from cmx_fast.systems.cmac.train import train_cmac, warmup
 
 TINY = [
     "size=32", "short_side=32", "frames=4", "fps=6.0", "seconds=0.5", "width=8", "audio_width=8", "filters=16",

@@ -15,10 +15,10 @@ import torch
 from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 
-from cmx_fast.evaluate.csir import evaluate_csir, open_split
-from cmx_fast.models.recipe import Recipe
-from cmx_fast.train import csir as command
-from cmx_fast.train.csir import changes, train_csir
+from cmx_fast.systems.csir import train as command
+from cmx_fast.systems.csir.evaluate import evaluate_csir, open_split
+from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.train import changes, train_csir
 
 RATE = 22050
 TINY = [

@@ -9,10 +9,10 @@ pytest.importorskip("av", reason="needs the media extra")
 
 from interruptions import assert_same_run, timeless, train_through_stops
 
-from cmx_fast.data.selection import read_selection
-from cmx_fast.data.simulate_clips import simulate_clips
-from cmx_fast.evaluate.select_moments import select
-from cmx_fast.train.localiser import VideoBatches, train_localiser
+from cmx_fast.data.sets.selection import read_selection
+from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.systems.sound2scene.localiser.inference import select
+from cmx_fast.systems.sound2scene.localiser.train import VideoBatches, train_localiser
 
 TINY = ["size=32", "seconds=0.5", "width=8", "batch=4", "epochs=2", "moments=2"]
 

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from cmx_fast.models.weights import load
+from cmx_fast.networks.weights import load
 from cmx_fast.train import loop
 from cmx_fast.train.loop import Interrupted, Pace, Stage, run_stage, warmup_and_cosine
 from cmx_fast.train.options import new_fabric
@@ -178,7 +178,7 @@ WRITE_A_LOT = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from cmx_fast.models.weights import load, save
+from cmx_fast.networks.weights import load, save
 file = Path(sys.argv[1])
 save(file, {"step": 1, "x": torch.ones(1000)})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN if sys.argv[2] == "full" else signal.SIG_DFL)

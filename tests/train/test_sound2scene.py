@@ -18,19 +18,19 @@ import soundfile
 from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 
-from cmx_fast.data.scene_data import SceneData
-from cmx_fast.data.scenes import open_scenes
-from cmx_fast.data.selection import write_selection
-from cmx_fast.data.simulate_clips import simulate_clips
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.sets.scenes import open_scenes
+from cmx_fast.data.sets.selection import write_selection
 from cmx_fast.evaluate import frame_classifier
-from cmx_fast.evaluate.generate import edit_picture, generate, invert_picture
-from cmx_fast.evaluate.sound2scene import ROWS, evaluate_sound2scene
-from cmx_fast.models.sound2scene_files import open_icgan, open_sound2scene
-from cmx_fast.models.weights import save
-from cmx_fast.train.icgan import train_icgan
-from cmx_fast.train.picture_batches import NeighbourBatches, ViewBatches
-from cmx_fast.train.sound2scene import train_sound2scene
-from cmx_fast.train.sound_batches import SoundBatches
+from cmx_fast.networks.weights import save
+from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
+from cmx_fast.systems.sound2scene.data import SoundBatches
+from cmx_fast.systems.sound2scene.evaluate import ROWS, evaluate_sound2scene
+from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
+from cmx_fast.systems.sound2scene.icgan.train import train_icgan
+from cmx_fast.systems.sound2scene.inference import edit_picture, generate, invert_picture
+from cmx_fast.systems.sound2scene.train import train_sound2scene
 
 GENERATOR = [
     "encoder_steps=3", "encoder_batch=8", "moments=2", "width=8", "dim_z=10", "condition=8", "neighbours=3",
@@ -148,7 +148,7 @@ def test_broken_files_are_named_and_training_goes_on(data, generator, tmp_path, 
 
 
 def test_losses_selections_and_shorter_hearing(data, generator, tmp_path, monkeypatch):
-    monkeypatch.setattr("cmx_fast.train.sound2scene.evaluate_run", lambda *a: None)
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a: None)
     name = next((data / "video").iterdir()).stem
     write_selection(
         tmp_path / "s.json", {f"{name[:11]}_{1000 * int(name[12:])}_{1000 * int(name[12:]) + 10000}": [2]}

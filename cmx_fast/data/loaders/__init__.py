@@ -1,0 +1,1 @@
+"""Batches from files or memory."""

@@ -1,0 +1,205 @@
+"""Random and evenly spaced clips of video recordings, picture and sound from the same moment on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cmx_fast.data.loaders.clip_reader import ClipFormat, RandomClips, Source, UniformClips, WholeRecordings
+from cmx_fast.data.loaders.upload import upload
+from cmx_fast.data.loaders.workers import CORES, load_batches
+from cmx_fast.data.media.decode import BrokenVideoError, Media, check_backend, probe
+from cmx_fast.data.media.files import check_enough_left
+from cmx_fast.data.sets.recordings import Recording, Recordings
+
+#: A recording has to be this many seconds longer than a clip: for 32 frames at 30 fps that is GDT's 1.1 s.
+MARGIN = 1 / 30
+
+
+class Clips:
+    """Clips of ``frames`` pictures at ``fps`` and ``seconds`` of sound, both from one moment on.
+
+    Opening looks at every file without decoding it (:func:`cmx_fast.data.media.decode.probe`, in parallel, once per process)
+    and leaves out what is broken, has no sound, or is not longer than a clip by a 30th of a second. What breaks later,
+    while it is decoded, is left out from then on. Clips begin on a grid of ``1 / fps`` from the recording's start. The
+    frames are CMAC's 32; rates and 16-bit sound are those of GDT's code.
+
+    Args:
+        recordings: of videos; what they lack already is the beginning of ``skipped``.
+        seconds: of sound; ``audio=False`` gives pictures alone and takes recordings without sound too.
+        short_side: pixels of the shorter side after resizing.
+        backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes the pictures of a batch together in
+            this process (loader workers can't use the GPU) and leaves the sound to PyAV.
+        cache: decode everything once, now, and cut clips from memory: ``3 h w`` bytes per frame at ``fps``.
+        workers: processes that decode, by default as many as there are cores but at most 8; 0: this process. It
+            makes no difference to what comes out, nor does ``cache``.
+        device: where batches go.
+
+    Attributes:
+        entries: the recordings that can be used; all indices count these.
+        labels: (len,) int64.
+        media: what each plays.
+        skipped: path and reason of all that can't be used; grows while clips are decoded.
+
+    Raises:
+        ValueError: a number outside its range, an unknown backend, or no usable recording.
+        MissingExtraError: the backend is not installed.
+    """
+
+    def __init__(
+        self,
+        recordings: Recordings,
+        *,
+        frames: int = 32,
+        fps: float = 30,
+        seconds: float = 1.0,
+        sample_rate: int = 24000,
+        short_side: int = 160,
+        audio: bool = True,
+        backend: str = "auto",
+        cache: bool = False,
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        for name, value in (
+            ("frames", frames),
+            ("fps", fps),
+            ("seconds", seconds),
+            ("sample_rate", sample_rate),
+            ("short_side", short_side),
+        ):
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        check_backend(backend)
+        self.device = torch.device(device)
+        self.workers = CORES if workers is None else workers
+        samples = round(seconds * sample_rate) if audio else 0
+        format = ClipFormat(frames, fps, samples, sample_rate, short_side, backend)
+        self.entries: list[Recording] = []
+        self.media: list[Media] = []
+        self.skipped: list[tuple[Path, str]] = list(recordings.skipped)
+        paths = [entry.path for entry in recordings.entries]
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            looks = pool.map(lambda path: _look(path, format), paths)
+            for entry, path, found in zip(recordings.entries, paths, looks, strict=True):
+                if isinstance(found, Media):
+                    self.entries.append(entry)
+                    self.media.append(found)
+                else:
+                    self.skipped.append((path, found))
+        if not self.entries:
+            raise ValueError(f"none of {len(paths)} recordings can be used: {self._reasons()}")
+        self.labels = torch.tensor([entry.label for entry in self.entries], dtype=torch.int64)
+        self._source = Source([entry.path for entry in self.entries], self.media, format, self.workers)
+        if cache:
+            self._keep()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def load(self, batches: Iterable[Tensor], *, seed: int, epoch: int) -> Iterator[dict[str, Tensor]]:
+        """A random clip of each recording in ``batches`` of indices (B,), the same for the same seed, epoch and index.
+
+        Yields "frames" uint8 (B, T, 3, h, w) and "wave" float32 (B, samples) in [-1, 1], without ``audio`` none, on the
+        device. On the host, where what is drawn for a clip follows from them: "index" int64 (B,); "start" float64 (B,),
+        seconds on the recording's clock; "size" int64 (B, 2), the height and width of each clip: smaller ones fill the
+        upper left corner of their frames. A recording that breaks is replaced by one that is not in the batch.
+
+        Raises:
+            ValueError: nothing is left that could replace what breaks.
+        """
+        for batch in self._batches(RandomClips(self._source, seed, epoch), batches):
+            yield {
+                name: value[:, 0] if name in ("frames", "wave") else value for name, value in batch.items()
+            }
+
+    def uniform(self, batches: Iterable[Tensor], clips: int = 10) -> Iterator[dict[str, Tensor]]:
+        """``clips`` evenly spaced clips of each recording, from its first moment to its last, for evaluation.
+
+        As :meth:`load`, with "frames" (B, clips, T, 3, h, w), "wave" (B, clips, samples) and "start" (B, clips). A
+        recording that breaks is missing from its batch, so go by "index".
+        """
+        if clips < 1:
+            raise ValueError(f"clips must be at least 1, got {clips}")
+        return self._batches(UniformClips(self._source, clips), batches)
+
+    def _batches(self, cut: Dataset[Any], batches: Iterable[Tensor]) -> Iterator[dict[str, Tensor]]:
+        loader = load_batches(
+            cut,
+            (batch.tolist() for batch in batches),
+            workers=self._processes(),
+            collate=_as_it_is,  # batches come from __getitems__
+            pin_memory=self.device.type == "cuda",
+        )
+        for batch in loader:
+            self._leave_out(batch.pop("broken"))
+            if batch:
+                batch |= {name: upload(batch[name], self.device) for name in ("frames", "wave")}
+                wave = batch.pop("wave").float() / 32768
+                yield batch if wave.shape[-1] == 0 else batch | {"wave": wave}
+
+    def _keep(self) -> None:
+        """Decode every recording once."""
+        loader: Iterable[Any] = DataLoader(
+            WholeRecordings(self._source),
+            batch_size=None,
+            num_workers=self._processes(),
+            generator=torch.Generator(),
+        )
+        kept = {}
+        for index, found in loader:
+            if isinstance(found, str):
+                self._leave_out({index: found})
+            else:
+                kept[index] = tuple(part.clone() for part in found)  # frees the worker's file handles
+        if not kept:
+            raise ValueError(f"none of {len(self)} recordings can be decoded: {self._reasons()}")
+        self._source.kept = kept
+
+    def _processes(self) -> int:
+        return 0 if self._source.kept or self._source.format.backend == "dali" else self.workers
+
+    def _leave_out(self, broken: dict[int, str]) -> None:
+        """Name what broke in a worker; in this process the source knows it already."""
+        named = {path for path, _ in self.skipped}
+        for index, reason in broken.items():
+            self._source.broken[index] = reason
+            if self._source.paths[index] not in named:
+                self.skipped.append((self._source.paths[index], reason))
+        if broken:
+            check_enough_left(self.skipped, len(self._source.broken), len(self))
+
+    def _reasons(self) -> str:
+        named = [f"{path.name}: {reason}" for path, reason in self.skipped[:3]]
+        return "; ".join(named) + ("; ..." if len(self.skipped) > 3 else "")
+
+
+def _look(path: Path, format: ClipFormat) -> Media | str:
+    """What a file plays, or why no clip can be cut from it."""
+    try:
+        about = path.stat()
+        media = _probed(path, about.st_mtime_ns, about.st_size, format.samples > 0)
+    except BrokenVideoError as error:
+        return error.reason
+    except OSError:
+        return "missing"
+    if media.seconds < format.seconds + MARGIN:
+        return f"too short: plays {media.seconds:.2f} s, clips need {format.seconds + MARGIN:.2f} s"
+    return media
+
+
+@functools.cache
+def _probed(path: Path, changed: int, size: int, audio: bool) -> Media:
+    """``probe`` once per process and state of the file."""
+    return probe(path, audio=audio)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

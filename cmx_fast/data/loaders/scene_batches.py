@@ -1,0 +1,327 @@
+"""The pictures and sounds of scenes as batches, from files or from memory."""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cmx_fast.data.loaders.workers import CORES, load_batches
+from cmx_fast.data.media.decode import check_backend, read_frames, read_wave
+from cmx_fast.data.media.files import BrokenFileError, centred, check_enough_left, read_audio, read_picture
+from cmx_fast.data.sets.scenes import Scenes
+from cmx_fast.data.sets.selection import FPS, Selection, key
+from cmx_fast.nn.power_spectrogram import lasting
+
+Found = Tensor | BrokenFileError
+#: Pictures or scenes by number, and what each holds.
+Rows = list[tuple[int, Tensor]]
+#: Several at once: pictures or scenes by number to what each holds.
+Read = Callable[[list[int]], list[Found]]
+
+
+class SceneData:
+    """Pictures and sounds of one split's scenes, by number.
+
+    A scene has ``moments`` pictures: picture p is of scene p // moments. Of a video they are evenly spaced frames (one:
+    the middle), or the best ones of the selection where that names the video; of a picture file it is the file. The
+    sound is the recording's first ``heard`` seconds, mono, repeated to ``seconds``. What breaks while it is read is
+    left out of its batch, named in ``skipped`` and not read again.
+
+    Args:
+        size: pixels of the square pictures, the largest centred ones.
+        heard: of the sound (the paper's ablation: 1 and 5 s); None: as much as ``seconds``.
+        selection: see :mod:`cmx_fast.data.sets.selection`; ``selected`` counts the scenes that it names.
+        backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this process,
+            pictures on the GPU if there is one; the sound of videos is PyAV's.
+        cache: keep in memory what has been read: 3 size² bytes per picture, 32 kB per second of sound.
+        workers: processes that read, by default as many as there are cores but at most 8; 0: this process.
+
+    Attributes:
+        entries: the scenes; labels: (len,) int64; class_names.
+        skipped: (file, reason) of what can't be used, the adapter's among them.
+
+    Raises:
+        ValueError: a number out of range, an unknown backend, or several moments or a selection of a scene whose
+            picture is a file.
+        MissingExtraError: the backend is not installed.
+    """
+
+    def __init__(
+        self,
+        scenes: Scenes,
+        *,
+        size: int = 256,
+        moments: int = 1,
+        seconds: float = 10.0,
+        heard: float | None = None,
+        sample_rate: int = 16000,
+        selection: Selection | None = None,
+        backend: str = "auto",
+        cache: bool = False,
+        workers: int | None = None,
+    ):
+        for name, value in (("size", size), ("moments", moments), ("sample_rate", sample_rate)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if seconds <= 0 or (heard is not None and not 0 < heard <= seconds):
+            raise ValueError(f"seconds = {seconds} must be positive and heard = {heard} in (0, seconds]")
+        files = [scene for scene in scenes.entries if scene.media is None]
+        if moments > 1 and files:
+            raise ValueError(f"moments must be 1: {files[0].picture} is a single picture; got {moments}")
+        if selection is not None and files:
+            raise ValueError(
+                f"selection must be None: {files[0].picture} is a single picture, which has no moments to select"
+            )
+        self.entries, self.class_names = scenes.entries, scenes.class_names
+        self.skipped = list(scenes.skipped)
+        self.labels = torch.tensor([scene.label for scene in self.entries], dtype=torch.int64)
+        self.size, self.moments = size, moments
+        self.seconds, self.heard, self.sample_rate = seconds, heard or seconds, sample_rate
+        self.selection = selection or {}
+        self.selected = sum(key(entry.name) in self.selection for entry in self.entries)
+        check_backend(backend)
+        self.backend = backend
+        self.workers = CORES if workers is None else workers
+        self._broken: set[int] = set()
+        self.cache = cache
+        self._kept: dict[str, dict[int, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def times(self, scene: int) -> list[float]:
+        """The seconds on the video's clock at which its pictures are taken."""
+        entry = self.entries[scene]
+        assert entry.media is not None
+        chosen = self.selection.get(key(entry.name))
+        length = entry.media.video_seconds
+        if chosen is None:
+            offsets = [(k + 0.5) / self.moments * length for k in range(self.moments)]
+        else:
+            offsets = [min(chosen[k % len(chosen)] / FPS, length) for k in range(self.moments)]
+        return [entry.media.start + offset for offset in offsets]
+
+    def pictures(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of ``batches``, picture numbers (B,) int64: those that can be read, and uint8 (B, 3, S, S)."""
+        if not self.cache:
+            return _stacked(self._read(batches, self._pictures_of, self.moments))
+        kept = self._everything("picture", self._pictures_of_scenes)
+        return _stacked(
+            self._remembered(batches, lambda p: kept[p // self.moments][p % self.moments], self.moments)
+        )
+
+    def sounds(
+        self, batches: Iterable[Tensor], instead: Callable[[Tensor], Iterable[int]] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of ``batches``, scene numbers (B,) int64: those that can be read, and float32 (B, samples).
+
+        ``instead`` gives the scenes that take the places of a batch's broken ones, as many as are needed.
+        """
+        asked: deque[Tensor] = deque()
+
+        def noted() -> Iterator[Tensor]:
+            for batch in batches:
+                asked.append(batch)
+                yield batch
+
+        if self.cache:
+            found = self._remembered(noted(), self._everything("sound", self._sounds_of).__getitem__, 1)
+        else:
+            found = self._read(noted(), self._sounds_of, 1)
+        if instead is not None:
+            found = (self._filled(rows, asked.popleft(), instead) for rows in found)
+        return ((index, wave.float() / 32767) for index, wave in _stacked(found))
+
+    def usable(self) -> Tensor:
+        """The scenes that nothing is known to be wrong with, int64."""
+        return torch.tensor([i for i in range(len(self)) if i not in self._broken], dtype=torch.int64)
+
+    def leave_out(self, scene: int, error: BrokenFileError) -> None:
+        """Use this scene no more.
+
+        Raises:
+            ValueError: more than half of the scenes are broken.
+        """
+        if scene not in self._broken:
+            self._broken.add(scene)
+            self.skipped.append((error.path, error.reason))
+            check_enough_left(self.skipped, len(self._broken), len(self))
+
+    def read_picture(self, picture: int) -> Tensor:
+        """uint8 (3, size, size) of one picture.
+
+        Raises:
+            BrokenFileError: the file can't be decoded.
+        """
+        scene, moment = divmod(picture, self.moments)
+        return self.read_pictures(scene, slice(moment, moment + 1))[0]
+
+    def read_pictures(self, scene: int, moments: slice = slice(None)) -> Tensor:
+        """uint8 (moments, 3, size, size) of one scene."""
+        entry = self.entries[scene]
+        if entry.media is None:
+            return read_picture(entry.picture, self.size, shorter=self.size)[None]
+        times = self.times(scene)[moments]
+        frames = read_frames(entry.picture, times, short_side=self.size, backend=self.backend)
+        return centred(frames, self.size).contiguous()
+
+    def read_sound(self, scene: int) -> Tensor:
+        """int16 (samples,) of one scene.
+
+        Raises:
+            BrokenFileError: the file can't be decoded, or is silent.
+        """
+        entry, rate = self.entries[scene], self.sample_rate
+        if entry.sound is None:
+            raise BrokenFileError(entry.picture, "has no sound")
+        if entry.media is None:
+            wave = read_audio(entry.sound, rate, round(self.heard * rate), mix=True)
+        else:
+            heard = min(self.heard, entry.media.seconds)
+            by = "auto" if self.backend == "dali" else self.backend
+            wave = read_wave(entry.sound, entry.media.start, heard, rate, backend=by)
+            if not wave.any():
+                raise BrokenFileError(entry.sound, "is silent")
+        return self._lasting(wave)
+
+    def _lasting(self, wave: Tensor) -> Tensor:
+        return (lasting(wave, self.seconds, self.sample_rate) * 32767).round().short()
+
+    def _pictures_of(self, pictures: list[int]) -> list[Found]:
+        wanted = [(p // self.moments, slice(p % self.moments, p % self.moments + 1)) for p in pictures]
+        found = self._decoded(wanted)
+        return [value if isinstance(value, BrokenFileError) else value[0] for value in found]
+
+    def _pictures_of_scenes(self, scenes: list[int]) -> list[Found]:
+        return self._decoded([(scene, slice(None)) for scene in scenes])
+
+    def _decoded(self, wanted: list[tuple[int, slice]]) -> list[Found]:
+        """Of each scene the pictures at these moments, (moments, 3, size, size)."""
+        if self.backend != "dali":
+            return [_otherwise(self.read_pictures, scene, moments) for scene, moments in wanted]
+        found: dict[int, Found] = {}
+        videos = {row: w for row, w in enumerate(wanted) if self.entries[w[0]].media is not None}
+        requests = [(self.entries[s].picture, self.times(s)[moments]) for s, moments in videos.values()]
+        frames = _dali("decode_dali").batch(requests, self.size, self.workers or 1)
+        for row, value in zip(videos, frames, strict=True):
+            broken = isinstance(value, BrokenFileError)
+            found[row] = value if broken else centred(value, self.size).contiguous()
+        files = {row: self.entries[s].picture for row, (s, _) in enumerate(wanted) if row not in videos}
+        pictures = _dali("decode_dali_files").read_pictures(
+            list(files.values()), self.size, shorter=self.size, threads=self.workers or 1
+        )
+        for row, value in zip(files, pictures, strict=True):
+            found[row] = value if isinstance(value, BrokenFileError) else value[None]
+        return [found[row] for row in range(len(wanted))]
+
+    def _sounds_of(self, scenes: list[int]) -> list[Found]:
+        if self.backend != "dali":
+            return [_otherwise(self.read_sound, scene) for scene in scenes]
+        paths = {
+            scene: entry.sound
+            for scene in scenes
+            if (entry := self.entries[scene]).media is None and entry.sound is not None
+        }
+        waves = _dali("decode_dali_files").read_sounds(
+            list(paths.values()),
+            self.sample_rate,
+            round(self.heard * self.sample_rate),
+            mix=True,
+            threads=self.workers or 1,
+        )
+        files = dict(zip(paths, waves, strict=True))
+        with ThreadPoolExecutor(self.workers or 1) as pool:
+            videos = {s: pool.submit(_otherwise, self.read_sound, s) for s in scenes if s not in files}
+            found = files | {scene: wave.result() for scene, wave in videos.items()}
+        return [
+            self._lasting(found[scene])
+            if scene in files and isinstance(found[scene], Tensor)
+            else found[scene]
+            for scene in scenes
+        ]
+
+    def _filled(self, rows: Rows, batch: Tensor, instead: Callable[[Tensor], Iterable[int]]) -> Rows:
+        """A batch's sounds, with others in the places of those that broke, as far as there are any."""
+        others = iter(instead(batch) if len(rows) < len(batch) else ())
+        while len(rows) < len(batch) and (scene := next(others, None)) is not None:
+            if scene not in self._broken:
+                value = self._kept["sound"][scene] if self.cache else self._sounds_of([scene])[0]
+                rows = [*rows, *self._readable([(scene, value)], 1)]
+        return rows
+
+    def _everything(self, what: str, read: Read) -> dict[int, Tensor]:
+        """What ``read`` gives of every scene, read once."""
+        if what not in self._kept:
+            self._kept[what] = {
+                scene: value.cpu()
+                for rows in self._read(torch.arange(len(self)).split(16), read, 1)
+                for scene, value in rows
+            }
+        return self._kept[what]
+
+    def _remembered(
+        self, batches: Iterable[Tensor], look_up: Callable[[int], Tensor], per_scene: int
+    ) -> Iterator[Rows]:
+        return ([(i, look_up(i)) for i in self._unbroken(batch, per_scene)] for batch in batches)
+
+    def _read(self, batches: Iterable[Tensor], read: Read, per_scene: int) -> Iterator[Rows]:
+        """What can be read of each batch, which may be nothing."""
+        loader: Iterable[list[tuple[int, Found]]] = load_batches(
+            _Items(read),
+            (self._unbroken(batch, per_scene) for batch in batches),
+            workers=0 if self.backend == "dali" else self.workers,
+            collate=_as_it_is,
+        )
+        return (self._readable(items, per_scene) for items in loader)
+
+    def _readable(self, items: list[tuple[int, Found]], per_scene: int) -> Rows:
+        """What could be read; the others are used no more."""
+        good = []
+        for index, value in items:
+            if isinstance(value, BrokenFileError):
+                self.leave_out(index // per_scene, value)
+            else:
+                good.append((index, value))
+        return good
+
+    def _unbroken(self, batch: Tensor, per_scene: int) -> list[int]:
+        return [i for i in batch.tolist() if i // per_scene not in self._broken]
+
+
+class _Items(Dataset[Any]):
+    """What ``read`` gives of numbers, or why each can't be read."""
+
+    def __init__(self, read: Read):
+        self.read = read
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Found]]:
+        return list(zip(indices, self.read(indices), strict=True))
+
+
+def _stacked(found: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The numbers and the values of each batch of which anything is left."""
+    for rows in found:
+        if rows:
+            yield torch.tensor([index for index, _ in rows]), torch.stack([value for _, value in rows])
+
+
+def _otherwise(read: Callable[..., Tensor], *arguments: Any) -> Found:
+    try:
+        return read(*arguments)
+    except BrokenFileError as error:
+        return error
+
+
+def _dali(module: str) -> Any:
+    return importlib.import_module(f"cmx_fast.data.media.{module}")
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,1 @@
+"""Adapters of data sets in the layouts in which they are distributed."""

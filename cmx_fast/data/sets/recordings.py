@@ -1,0 +1,92 @@
+"""What an adapter of a data set yields: files with labels, and what the set lists but the disk lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmx_fast.data.sets.lists import printable
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A video or audio file with the number of its class, and a name that no other one of its set has."""
+
+    path: Path
+    label: int
+    name: str
+
+
+@dataclass
+class Recordings:
+    """One split of a data set.
+
+    Attributes:
+        entries: what is there.
+        class_names: by number.
+        skipped: (file, reason) of what the set lists but the disk lacks: of the sets on YouTube some always is.
+    """
+
+    entries: list[Recording]
+    class_names: list[str]
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Recording:
+        return self.entries[index]
+
+    def __iter__(self) -> Iterator[Recording]:
+        return iter(self.entries)
+
+
+def collect(
+    listed: Iterable[tuple[Path, str]], class_names: list[str], source: Path, split: str
+) -> Recordings:
+    """Recordings of the listed (file, class), in the list's order.
+
+    Raises:
+        ValueError: none of the files is there, or a class that is not among the names.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    result = Recordings([], [printable(name) for name in class_names])
+    for path, label in listed:
+        if label not in numbers:
+            raise ValueError(
+                f"{source} names the class {label!r}, which is not among the {len(numbers)} classes"
+            )
+        if path.is_file():
+            result.entries.append(Recording(path, numbers[label], printable(path.stem)))
+        else:
+            result.skipped.append((path, f"listed in {source.name}, but not there"))
+    if not result.entries:
+        example = f"; the first missing one is {result.skipped[0][0]}" if result.skipped else ""
+        raise ValueError(f"{source} lists no file of the split {split!r} that is there{example}")
+    return result
+
+
+def of_kind(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files of a folder that end in one of ``suffixes``, sorted, and the others with the reason.
+
+    Folders and hidden files are neither.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    right = [path for path in files if path.suffix.lower() in suffixes]
+    reason = f"does not end in {', '.join(suffixes)}"
+    return right, [(path, reason) for path in files if path.suffix.lower() not in suffixes]
+
+
+def check_split(split: str, splits: tuple[str, ...]) -> None:
+    if split not in splits:
+        raise ValueError(f"split must be one of {', '.join(map(repr, splits))}; got {split!r}")
+
+
+def left_out(skipped: list[tuple[Path, str]], most: int = 5) -> str:
+    """How many files can't be used and the first few of them, by name and reason; empty where all can."""
+    if not skipped:
+        return ""
+    named = "".join(f"\n  {printable(path.name)}: {reason}" for path, reason in skipped[:most])
+    more = f"\n  and {len(skipped) - most} more" if len(skipped) > most else ""
+    return f"; {len(skipped)} left out:{named}{more}"

@@ -1,0 +1,1 @@
+"""Views of pictures and clips, and rooms for sounds."""

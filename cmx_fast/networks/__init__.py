@@ -1,0 +1,1 @@
+"""Encoders and generators that several systems share, and their weights on disk."""

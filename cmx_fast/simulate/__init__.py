@@ -1,0 +1,1 @@
+"""Small stand-ins for the real data sets, written in their layouts."""

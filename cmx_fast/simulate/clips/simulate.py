@@ -1,0 +1,253 @@
+"""``cmx simulate clips``: a small stand-in for Kinetics or VGGSound, in their layouts, where one object sounds."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import shutil
+import string
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.progress import track
+
+from cmx_fast._extras import require
+from cmx_fast.data.media.moments import address
+from cmx_fast.simulate.clips.objects import LARGEST, SHAPES, background, draw, random_object
+from cmx_fast.simulate.clips.sounds import sound
+
+CLASSES = tuple(sorted(SHAPES))
+CONTAINERS = {"aac": ".mp4", "pcm": ".mkv"}
+VIDEO_CODECS = {"h264": "libx264", "mpeg4": "mpeg4"}
+AUDIO_CODECS = {"aac": "aac", "pcm": "pcm_s16le"}
+LAYOUTS = ("kinetics", "vggsound")
+POSITIONS = "positions.csv"
+CHARACTERS = string.ascii_letters + string.digits + "-_"
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What decides the pictures and sounds of simulated clips, and how they are stored."""
+
+    width: int = 128
+    height: int = 96
+    seconds: float = 3.0
+    fps: int = 24
+    sample_rate: int = 24000
+    distractors: int = 3  # silent objects, 1 to so many; 0: none
+    largest: float = LARGEST  # radius of an object as a share of the shorter side; the smallest is half of it
+    places: int = 0  # backgrounds that the clips of a class share; 0: each clip has its own
+    seed: int = 0
+    video: str = "h264"
+    audio: str = "aac"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if value < 32 or value % 2:
+                raise ValueError(
+                    f"{name} must be even and at least 32 (video codecs store 2 x 2), got {value}"
+                )
+        if self.seconds < 1.2:
+            raise ValueError(f"seconds must be at least 1.2, a clip of 1 s and some room, got {self.seconds}")
+        if not 1 <= self.fps <= 60:
+            raise ValueError(f"fps must be 1 to 60, got {self.fps}")
+        for name in ("distractors", "places"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0.05 <= self.largest <= 0.38:
+            raise ValueError(
+                f"largest must be in [0.05, 0.38] (objects stay within the frame), got {self.largest}"
+            )
+        for name, choices in (("video", VIDEO_CODECS), ("audio", AUDIO_CODECS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip before it is stored: its class, frames uint8 (T, H, W, 3), sound float32, and where the object is."""
+
+    label: str
+    frames: np.ndarray
+    wave: np.ndarray
+    track: np.ndarray  # (T, 3): x, y and radius in pixels
+
+
+def render_clip(index: int, settings: ClipSettings) -> Clip:
+    """The clip of this number; numbers go through the classes in turn."""
+    generator = np.random.default_rng([settings.seed, index])
+    label = CLASSES[index % len(CLASSES)]
+    width, height = settings.width, settings.height
+    an_object = functools.partial(random_object, generator, largest=settings.largest)
+    sounding = an_object(label, width, height, sounding=True)
+    silent = generator.integers(1, settings.distractors + 1) if settings.distractors else 0
+    others = [an_object(str(generator.choice(CLASSES)), width, height, sounding=False) for _ in range(silent)]
+    filmed_at = generator
+    if settings.places:
+        place = int(np.random.default_rng([settings.seed, index, 2]).integers(settings.places))
+        filmed_at = np.random.default_rng([settings.seed, index % len(CLASSES), place, 3])
+    scene = background(filmed_at, width, height)
+    seconds = np.arange(round(settings.seconds * settings.fps)) / settings.fps
+    frames = np.empty((len(seconds), height, width, 3), dtype=np.uint8)
+    for i, second in enumerate(seconds):
+        frame = scene + generator.normal(0, 3, (height, width, 1))
+        # The sounding one is in front, so that the truth can be seen.
+        for thing in (*others, sounding):
+            draw(frame, thing, second)
+        frames[i] = np.clip(frame, 0, 255)
+    wave = sound(sounding, generator, settings.seconds, settings.sample_rate, width, height, settings.largest)
+    x, y = sounding.position(seconds)
+    return Clip(label, frames, wave, np.stack([x, y, sounding.size(seconds)], axis=1))
+
+
+def write_video(path: Path, frames: np.ndarray, wave: np.ndarray, settings: ClipSettings) -> None:
+    """Frames uint8 (T, H, W, 3) and a mono wave float32, multiplexed by PyAV."""
+    av = require("av", "media")
+    with av.open(address(path), "w") as container:
+        video = container.add_stream(VIDEO_CODECS[settings.video], rate=settings.fps)
+        video.width, video.height, video.pix_fmt = settings.width, settings.height, "yuv420p"
+        # Short groups of pictures: a random clip then costs little more than its own frames.
+        video.gop_size = settings.fps // 2
+        if settings.video == "h264":
+            video.options = {"crf": "20", "preset": "veryfast"}
+        else:
+            video.bit_rate = 600_000
+        audio = container.add_stream(AUDIO_CODECS[settings.audio], rate=settings.sample_rate, layout="mono")
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, settings.fps)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        planar = settings.audio == "aac"
+        samples = wave if planar else np.round(wave * 32767).astype(np.int16)
+        sounds = av.AudioFrame.from_ndarray(samples[None], format="fltp" if planar else "s16", layout="mono")
+        sounds.sample_rate, sounds.pts = settings.sample_rate, 0
+        container.mux(audio.encode(sounds))
+        container.mux(audio.encode())
+
+
+def _identity(index: int, settings: ClipSettings) -> tuple[str, int]:
+    """A made-up YouTube id and the second at which the clip begins in that video."""
+    generator = np.random.default_rng([settings.seed, index, 1])
+    return "".join(generator.choice(list(CHARACTERS), 11)), int(generator.integers(0, 300))
+
+
+def _write_clip(clip_file: tuple[int, Path], settings: ClipSettings) -> list[tuple[Any, ...]]:
+    """Render and store the clip of a number; its rows of positions.csv."""
+    index, file = clip_file
+    clip = render_clip(index, settings)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_video(file, clip.frames, clip.wave, settings)
+    return [(file.stem, i, *(f"{value:.2f}" for value in row)) for i, row in enumerate(clip.track)]
+
+
+def _layout(
+    layout: str, split: str, indices: Iterable[int], settings: ClipSettings
+) -> list[tuple[int, Path, tuple[Any, ...]]]:
+    """Of each clip of a split: its number, its file below the root, and its row in the list."""
+    suffix, length = CONTAINERS[settings.audio], int(np.ceil(settings.seconds))
+    found = []
+    for index in indices:
+        label, (identity, start) = CLASSES[index % len(CLASSES)], _identity(index, settings)
+        if layout == "kinetics":
+            file = Path(split, label, f"{identity}_{start:06d}_{start + length:06d}{suffix}")
+            row: tuple[Any, ...] = (label, identity, start, start + length, split, 0)
+        else:
+            file = Path("video", f"{identity}_{start:06d}{suffix}")
+            row = (identity, start, label, split)
+        found.append((index, file, row))
+    return found
+
+
+def _write_lists(root: Path, layout: str, rows: dict[str, list[tuple[Any, ...]]]) -> None:
+    if layout == "vggsound":
+        with (root / "vggsound.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(row for of_split in rows.values() for row in of_split)
+        return
+    for split, of_split in rows.items():
+        with (root / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("label", "youtube_id", "time_start", "time_end", "split", "is_cc"))
+            writer.writerows(of_split)
+
+
+def simulate_clips(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    clips: Annotated[
+        int, typer.Option(min=16, help="Number of clips: 4 of 5 to train on, the rest held out.")
+    ] = 600,
+    layout: Annotated[
+        str, typer.Option(help="kinetics (class folders) or vggsound (one folder).")
+    ] = "kinetics",
+    width: Annotated[int, typer.Option(help="Pixels, even.")] = 128,
+    height: Annotated[int, typer.Option(help="Pixels, even.")] = 96,
+    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 3.0,
+    fps: Annotated[int, typer.Option(help="Frames per second.")] = 24,
+    distractors: Annotated[int, typer.Option(help="Silent objects: 1 to so many; 0: none.")] = 3,
+    largest: Annotated[float, typer.Option(help="Largest radius as a share of the shorter side.")] = LARGEST,
+    places: Annotated[int, typer.Option(help="Backgrounds that a class's clips share; 0: one per clip.")] = 0,
+    video: Annotated[str, typer.Option(help="h264 or mpeg4.")] = "h264",
+    audio: Annotated[str, typer.Option(help="aac (in MP4) or pcm (in MKV).")] = "aac",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures and sounds.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is in the folder.")] = False,
+) -> None:
+    """Simulate clips: moving objects of which one sounds, as it looks; the others are silent.
+
+    The sounding object's shape is heard as timbre, its colour and height as pitch, its size as loudness, its place
+    from left to right as hiss, and its beat shows in its brightness and size. Writes videos and lists in the layout of
+    Kinetics-400 or VGGSound, and positions.csv with the object's centre and radius in every frame, in pixels.
+    """
+    settings = ClipSettings(
+        width=width,
+        height=height,
+        seconds=seconds,
+        fps=fps,
+        distractors=distractors,
+        largest=largest,
+        places=places,
+        seed=seed,
+        video=video,
+        audio=audio,
+    )
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
+    if clips < 16 or workers < 1:
+        raise ValueError(f"clips ({clips}) must be at least 16 and workers ({workers}) at least 1")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ValueError(f"out: {out} is not empty; choose another folder or pass --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    held_out = "val" if layout == "kinetics" else "test"
+    train = clips * 4 // 5
+    splits = {"train": range(train), held_out: range(train, clips)}
+    files = {split: _layout(layout, split, indices, settings) for split, indices in splits.items()}
+    # Written beside its place and moved there whole: an interrupted run leaves nothing that looks complete.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        root = Path(temporary) / "clips"
+        root.mkdir()
+        todo = [(index, root / file) for of_split in files.values() for index, file, _ in of_split]
+        with (
+            (root / POSITIONS).open("w", newline="") as table,
+            ProcessPoolExecutor(min(workers, clips), mp_context=get_context("spawn")) as pool,
+        ):
+            writer = csv.writer(table)
+            writer.writerow(("name", "frame", "x", "y", "radius"))
+            written = pool.map(functools.partial(_write_clip, settings=settings), todo, chunksize=4)
+            for rows in track(written, "clips", total=clips):
+                writer.writerows(rows)
+        _write_lists(root, layout, {split: [row for _, _, row in of] for split, of in files.items()})
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(root, out)
+    typer.echo(f"{clips} clips in {out}: " + ", ".join(f"{len(i)} {split}" for split, i in splits.items()))

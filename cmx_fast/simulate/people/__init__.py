@@ -1,0 +1,1 @@
+"""Dressed figures with exact part masks, in ATR's layout."""

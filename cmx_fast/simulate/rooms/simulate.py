@@ -1,0 +1,156 @@
+"""``cmx simulate rooms``: a small stand-in for Image2Reverb, in its own layout, from simulated spaces."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.progress import track
+
+from cmx_fast._extras import require
+from cmx_fast.data.transforms.schroeder import reverberation_time
+from cmx_fast.simulate.rooms.acoustics import impulse_response
+from cmx_fast.simulate.rooms.catalogue import make_rooms
+from cmx_fast.simulate.rooms.geometry import Room, predicted_decay_times
+from cmx_fast.simulate.rooms.placement import draw_cameras, draw_positions
+from cmx_fast.simulate.rooms.renderer import render
+from cmx_fast.simulate.rooms.speech import SPLITS, find_recordings, synthesise_speech
+
+SAMPLE_RATE = 22050
+MANIFEST_FIELDS = ("image", "air", "space", "indoor", "rt60", "split")
+Row = dict[str, Any]  # one line of the manifest
+Description = dict[str, Any]  # one space in rooms.json
+
+
+def _simulate_room(
+    room: Room, index: int, pairs: dict[str, int], image_size: int, seed: int, out: Path
+) -> tuple[list[Row], Description]:
+    """Write the pictures and responses of one space; return its manifest rows and its description."""
+    soundfile = require("soundfile", "media")
+    rng = np.random.default_rng([seed, index, 1])
+    total = sum(pairs.values())
+    positions = draw_positions(room, total, rng)
+    cameras = draw_cameras(room, total, rng)
+    splits = [split for split in SPLITS for _ in range(pairs[split])]
+    rows, placed = [], []
+    for number, (split, (source, microphone), camera) in enumerate(
+        zip(splits, positions, cameras, strict=True)
+    ):
+        identity = f"{room.name}_{number:02d}"
+        image, air = f"{split}_A/{identity}_label.jpg", f"{split}_B/{identity}_img.wav"
+        response = impulse_response(room, source, microphone, SAMPLE_RATE, seed=int(rng.integers(2**31)))
+        soundfile.write(out / air, response, SAMPLE_RATE, subtype="PCM_16")
+        written, _ = soundfile.read(out / air, dtype="float64")
+        Image.fromarray(render(room, camera, image_size)).save(out / image, quality=92)
+        rt60 = reverberation_time(written, SAMPLE_RATE)
+        values = (image, air, room.name, int(room.indoor), f"{rt60:.3f}", split)
+        rows.append(dict(zip(MANIFEST_FIELDS, values, strict=True)))
+        stands = {"source": source, "microphone": microphone, "camera": asdict(camera)}
+        placed.append({"air": air, "image": image, "split": split} | stands)
+    description = asdict(room) | {
+        "predicted_rt60": predicted_decay_times(room).round(3).tolist(),
+        "pairs": placed,
+    }
+    return rows, description
+
+
+def _write_speech(folder: Path, recordings: dict[str, list[Path]] | None, seed: int) -> None:
+    """Write the dry sentences of both splits: synthesised, or these recordings at the set's rate."""
+    soundfile = require("soundfile", "media")
+    if recordings is None:
+        synthesised, rate = synthesise_speech(seed)
+        for split in SPLITS:
+            (folder / split).mkdir(parents=True)
+            for number, samples in enumerate(synthesised[split]):
+                soundfile.write(folder / split / f"{number:03d}.wav", samples, rate, subtype="PCM_16")
+        return
+    import torch
+    import torchaudio
+
+    for split, files in recordings.items():
+        (folder / split).mkdir(parents=True)
+        for number, file in enumerate(files):
+            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+            wave = torchaudio.functional.resample(torch.from_numpy(samples[:, 0].copy()), rate, SAMPLE_RATE)
+            name = folder / split / f"{number:03d}_{file.stem}.wav"
+            soundfile.write(name, wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
+
+
+def simulate_rooms(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    rooms: Annotated[int, typer.Option(min=1, help="Number of spaces; every sixth is outdoors.")] = 24,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    speech: Annotated[
+        Path | None, typer.Option(help="Your own dry recordings instead of synthesised speech.")
+    ] = None,
+    train_pairs: Annotated[
+        int, typer.Option(min=1, help="Image-response pairs per space for training.")
+    ] = 14,
+    test_pairs: Annotated[int, typer.Option(min=1, help="Image-response pairs per space for testing.")] = 5,
+    image_size: Annotated[
+        int, typer.Option(min=32, help="Width and height of the pictures in pixels.")
+    ] = 256,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,
+    overwrite: Annotated[bool, typer.Option(help="Replace what is in the folder.")] = False,
+) -> None:
+    """Simulate rooms: pictures, impulse responses and speech in Image2Reverb's layout.
+
+    Each space gets its own size, materials and furniture; each pair its own talker, microphone and viewpoint.
+    Writes {train,test}_A/*_label.jpg, {train,test}_B/*_img.wav, speech/{train,test}/*.wav, manifest.csv
+    (RT60 measured on the written response) and rooms.json (geometry, materials, positions).
+    """
+    if rooms < 1 or train_pairs < 1 or test_pairs < 1 or workers < 1 or image_size < 32:
+        raise ValueError(
+            f"rooms ({rooms}), train_pairs ({train_pairs}), test_pairs ({test_pairs}) and workers ({workers}) must be "
+            f"at least 1 and image_size ({image_size}) at least 32"
+        )
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ValueError(f"out: {out} is not empty; choose another folder or pass --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recordings = None if speech is None else find_recordings(speech, seed)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for split in SPLITS:
+            (staging / f"{split}_A").mkdir()
+            (staging / f"{split}_B").mkdir()
+        spaces = make_rooms(rooms, seed)
+        pairs = {"train": train_pairs, "test": test_pairs}
+        jobs = [(room, index, pairs, image_size, seed, staging) for index, room in enumerate(spaces)]
+        # Spawned also for one worker: espeak-ng's library has a state that only a new process resets, and
+        # torch's threads in the parent do not survive a fork.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            try:
+                talking = pool.submit(_write_speech, staging / "speech", recordings, seed)
+                futures = [pool.submit(_simulate_room, *job) for job in jobs]
+                waiting = (future.result() for future in futures)
+                results = list(track(waiting, description="Simulating rooms", total=rooms))
+                talking.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        rows = [row for room_rows, _ in results for row in room_rows]
+        descriptions = [description for _, description in results]
+        rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
+        with open(staging / "manifest.csv", "w", newline="") as stream:
+            writer = csv.DictWriter(stream, MANIFEST_FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+        (staging / "rooms.json").write_text(json.dumps({"seed": seed, "rooms": descriptions}, indent=1))
+        if out.exists():
+            shutil.rmtree(out)
+        staging.chmod(0o755)
+        staging.rename(out)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise

@@ -1,0 +1,1 @@
+"""C2L: human parsing without masks."""

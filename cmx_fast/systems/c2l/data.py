@@ -1,0 +1,74 @@
+"""One split's pictures as batches by index, from memory or by loader workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cmx_fast.data.loaders.upload import upload
+from cmx_fast.data.loaders.workers import CORES, load_batches
+from cmx_fast.data.media.decode import FILE_BACKENDS, check_backend
+
+Loaded = tuple[Tensor, Tensor]
+
+
+class Pictures:
+    """``dataset`` is a :class:`cmx_fast.data.sets.atr.ATR`, or anything with ``__len__`` and ``load_image(i)``.
+
+    With ``cache`` every picture is decoded once and kept, in bytes; else workers read files. With ``backend="dali"``
+    DALI decodes each batch together, in this process, on the GPU if there is one (``load_images`` of the dataset).
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        cache: bool = False,
+        backend: str = "auto",
+        device: torch.device | str = "cpu",
+    ):
+        check_backend(backend, FILE_BACKENDS)
+        self.dataset, self.backend, self.device = dataset, backend, torch.device(device)
+        self.kept = torch.stack([dataset.load_image(i) for i in range(len(dataset))]) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, rows: Iterable[Tensor]) -> Iterator[Loaded]:
+        """For each of ``rows``, (B,) int64: the same, and their pictures (B, 3, S, S) in [0, 1] on the device."""
+        loader: Iterable[Loaded]
+        if self.kept is not None:
+            loader = ((batch, self.kept[batch]) for batch in rows)
+        else:
+            together = self.backend == "dali"
+            loader = load_batches(
+                _Images(self.dataset, together),
+                (batch.tolist() for batch in rows),
+                workers=0 if together else CORES,
+                pin_memory=self.device.type == "cuda" and not together,
+            )
+        for index, images in loader:
+            yield index, upload(images, self.device).float() / 255
+
+    def in_order(self, batch: int = 32) -> Iterator[Loaded]:
+        """Every picture once."""
+        return self.load(torch.arange(len(self)).split(batch))
+
+
+class _Images(Dataset[tuple[int, Tensor]]):
+    """Pictures with their index, without their masks."""
+
+    def __init__(self, dataset: Any, together: bool):
+        self.dataset, self.together = dataset, together
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Tensor]]:
+        if self.together:
+            return list(zip(indices, self.dataset.load_images(indices, CORES), strict=True))
+        return [self[index] for index in indices]
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return index, self.dataset.load_image(index)

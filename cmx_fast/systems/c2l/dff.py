@@ -1,0 +1,75 @@
+"""DFF: concepts as the factors of a network's activations; C2L's second baseline.
+
+Collins et al., "Deep Feature Factorization For Concept Discovery", ECCV 2018, with the numbers of its public code.
+Nothing is trained: the pictures to be segmented are factorised together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from cmx_fast.networks.fpn import FPN
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+
+#: Iterations between two looks at the error.
+LOOK_EVERY = 10
+
+
+class DFF(nn.Module):
+    """A ResNet whose rectified activations of all pictures are factorised into ``recipe.test_clusters`` concepts."""
+
+    def __init__(self, recipe: C2LRecipe):
+        super().__init__()
+        self.recipe = recipe
+        self.encoder = FPN(recipe.backbone, recipe.width, recipe.attention)
+
+    @torch.no_grad()
+    def heat_maps(self, images: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+        """Batches (B, 3, S, S) to every picture's concepts, (pictures, K, h, w) float32 on the CPU.
+
+        The map's stride is 4, 8, 16 or 32 after ``recipe.dff_stage`` 1 to 4. Memory: all activations at once.
+        """
+        recipe = self.recipe
+        maps = torch.cat([self.encoder.activations(batch)[recipe.dff_stage - 1].float() for batch in images])
+        rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
+        strengths, _ = factorise(
+            rows, recipe.test_clusters, generator, recipe.dff_iterations, recipe.dff_tolerance
+        )
+        return strengths.unflatten(0, (len(maps), *maps.shape[2:])).permute(0, 3, 1, 2).cpu()
+
+
+def factorise(
+    rows: Tensor, factors: int, generator: torch.Generator, iterations: int = 200, tolerance: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """Non-negative (P, C) to strengths (P, K) and unit factors (K, C), non-negative, whose product is near ``rows``.
+
+    Lee and Seung's multiplicative updates of the Frobenius norm, from |N(0, 1)| * sqrt(mean / K); at most
+    ``iterations`` of them, and none after ten that lessen the error by less than ``tolerance`` of the first. The
+    factors' norms are moved to the strengths (ours: the product leaves them open, and the largest strength decides).
+
+    Raises:
+        ValueError: ``rows`` has negative or non-finite values.
+    """
+    if not (rows >= 0).all() or not rows.isfinite().all():
+        raise ValueError("rows must be finite and not negative; take activations after a ReLU")
+    scale = math.sqrt(float(rows.mean()) / factors)
+    left, right = (
+        scale * torch.randn(shape, generator=generator).abs().to(rows)
+        for shape in ((len(rows), factors), (factors, rows.shape[1]))
+    )
+    tiny = torch.finfo(rows.dtype).tiny
+    first = previous = float((rows - left @ right).norm())
+    for iteration in range(1, iterations + 1):
+        left = left * (rows @ right.T) / (left @ (right @ right.T) + tiny)
+        right = right * (left.T @ rows) / (left.T @ left @ right + tiny)
+        if iteration % LOOK_EVERY == 0:
+            error = float((rows - left @ right).norm())
+            if previous - error < tolerance * first:
+                break
+            previous = error
+    norms = right.norm(dim=1)
+    return left * norms, right / norms.clamp_min(tiny)[:, None]

@@ -1,0 +1,171 @@
+"""C2L: unsupervised human parsing by contrasting parts between views and making pixels consistent within one.
+
+Zhang et al., "Contrastive and Consistent Learning for Unsupervised Human Parsing". PiCIE with two modules on the
+pyramid's map: one contrasts part vectors between the views, the other refines every pixel by attention and a sparse
+code before the clustering. The modules' sizes are ours where the paper gives none (:class:`C2LRecipe` marks them).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmx_fast.nn import SparseCode, warp
+from cmx_fast.ops import info_nce, linear_assignment
+from cmx_fast.systems.c2l.picie import Batch, PiCIE, cluster_loss
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+
+#: The steps of Table 1 from PiCIE to C2L: the feed-forward of the pixel consistent module, None without that module.
+#: All have the part contrastive module.
+FEED_FORWARD = {"part": None, "part+pixel": "mlp", "c2l": "sparse"}
+
+
+class PartContrast(nn.Module):
+    """Part vectors of a map (section 3.2): (B, D, h, w) to K unit vectors per picture, (B, K, part_width).
+
+    1x1 convolution to K groups of ``part_width`` channels, ReLU, 3x3 convolution within each group, mean over the map.
+    The ReLU is ours: without it the parts would be linear in the map's mean. So is leaving out biases, with which
+    constant, orthogonal parts would satisfy the loss without a look at the picture.
+    """
+
+    def __init__(self, width: int, parts: int, part_width: int):
+        super().__init__()
+        self.parts = parts
+        self.reduce = nn.Conv2d(width, parts * part_width, 1, bias=False)
+        self.group = nn.Conv2d(parts * part_width, parts * part_width, 3, padding=1, groups=parts, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        pooled = self.group(F.relu(self.reduce(maps))).mean((2, 3))
+        return F.normalize(pooled.unflatten(1, (self.parts, -1)).float(), dim=2)
+
+
+def part_loss(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
+    """Eq. 1: each part (B, K, d) of view 1 finds its own among those of view 2; sum over parts, mean over pictures.
+
+    The own one is the Hungarian matching's under cosine, which carries no gradient.
+    """
+    _, own = linear_assignment(view1.detach() @ view2.detach().transpose(1, 2), maximize=True)
+    losses = info_nce(view1, view2, 1 / temperature, target=own, symmetric=False, reduction="none")
+    return losses.sum(1).mean()
+
+
+class PixelConsistency(nn.Module):
+    """Every pixel refined by the others (section 3.3): (B, D, h, w) to the same shape.
+
+    F = x + attention(x), multi-head over the pixels, without positions or normalisation. Then F + D a with the sparse
+    code a of F ("sparse"), or F + MLP(F) ("mlp", Table 1 row 3). With ``stride`` > 1 keys and values are averages of
+    stride x stride cells: the attention's cost falls by its square, and every pixel still asks for itself.
+
+    The attention and the MLP start at zero (ours, as non-local blocks do): the first clusters are then the encoder's,
+    not those of a random mixture of its pixels.
+    """
+
+    def __init__(self, recipe: C2LRecipe, feed_forward: str):
+        super().__init__()
+        width = recipe.width
+        self.heads, self.stride, self.penalty = recipe.heads, recipe.attention_stride, recipe.code_penalty
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        self.code: SparseCode | None = None
+        self.mlp: nn.Sequential | None = None
+        if feed_forward == "sparse":
+            self.code = SparseCode(width, recipe.atoms, steps=recipe.code_steps, lam=recipe.code_penalty)
+        else:
+            hidden = recipe.mlp_ratio * width
+            last = nn.Linear(hidden, width)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
+
+    def attend(self, maps: Tensor) -> Tensor:
+        """(B, D, h, w) to F as tokens (B, h * w, D)."""
+        tokens = maps.flatten(2).transpose(1, 2)
+        source = tokens if self.stride == 1 else F.avg_pool2d(maps, self.stride).flatten(2).transpose(1, 2)
+        query = self.query(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(source).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return tokens + self.project(attended)
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Batch]:
+        """The refined maps and, with the sparse code, its loss and the share of its entries that are not 0."""
+        tokens = self.attend(maps)
+        found: Batch = {}
+        if self.code is not None:
+            rebuilt, codes = self.code(tokens)
+            found = {
+                "code": code_loss(tokens, rebuilt, codes, self.penalty),
+                "active": (codes.detach() > 0).float().mean(),
+            }
+        else:
+            assert self.mlp is not None
+            rebuilt = self.mlp(tokens)
+        return (tokens + rebuilt).transpose(1, 2).unflatten(2, maps.shape[2:]), found
+
+
+def code_loss(tokens: Tensor, rebuilt: Tensor, codes: Tensor, penalty: float) -> Tensor:
+    """Eq. 4 per pixel, (||F - D a||^2 / 2 + penalty * sum(a)) / C: the mean over pixels and channels.
+
+    The paper leaves the mean open; without the division the loss is some hundred times L_view at the start, and all
+    that the network learns is to make F small.
+    """
+    error = (tokens.float() - rebuilt.float()).square().sum(-1) / 2
+    return (error + penalty * codes.float().sum(-1)).mean() / tokens.shape[-1]
+
+
+class C2L(PiCIE):
+    """PiCIE with the part contrastive and the pixel consistent module, or one of Table 1's steps towards it.
+
+    L = L_view + alpha * L_r + beta * L_c (eq. 8). L_view is the sum of the losses within the views (eq. 7), or with
+    ``recipe.cross_view`` PiCIE's own objective; L_c is the mean of both views'. The parts serve the training only.
+    """
+
+    def __init__(self, recipe: C2LRecipe, variant: str = "c2l"):
+        super().__init__(recipe)
+        if variant not in FEED_FORWARD:
+            raise ValueError(f"variant must be one of {', '.join(FEED_FORWARD)}; got {variant!r}")
+        feed_forward = FEED_FORWARD[variant]
+        self.parts = PartContrast(recipe.width, recipe.clusters, recipe.part_width)
+        self.pixels = None if feed_forward is None else PixelConsistency(recipe, feed_forward)
+
+    def represent(self, maps: Tensor) -> Tensor:
+        return maps if self.pixels is None else self.pixels(maps)[0]
+
+    def forward(self, batch: Batch) -> Batch:
+        outputs: Batch = {}
+        for view, maps in (
+            ("1", self.encoder(batch["image1"])),
+            ("2", warp(self.encoder(batch["image2"]), batch["warp"])),
+        ):
+            outputs["parts" + view] = self.parts(maps)
+            found: Batch = {}
+            if self.pixels is not None:
+                maps, found = self.pixels(maps)
+            outputs |= {"view" + view: maps, **{name + view: value for name, value in found.items()}}
+        return outputs
+
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        """Loss and its parts: "cluster" as PiCIE's, "part" is L_r, "code" L_c, "active" the share of codes above 0."""
+        recipe = self.recipe
+        if recipe.cross_view:
+            losses = super().losses(outputs, batch)
+        else:
+            within = cluster_loss(outputs, batch, 1, 1) + cluster_loss(outputs, batch, 2, 2)
+            losses = {"loss": within, "cluster": within / 2}
+        losses["part"] = part_loss(outputs["parts1"], outputs["parts2"], recipe.temperature)
+        losses["loss"] = losses["loss"] + recipe.part_weight * losses["part"]
+        for name in ("code", "active"):
+            if name + "1" in outputs:
+                losses[name] = (outputs[name + "1"] + outputs[name + "2"]) / 2
+        if "code" in losses:
+            losses["loss"] = losses["loss"] + recipe.code_weight * losses["code"]
+        return losses
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring the dictionary's columns back to norm 1 at most (eq. 3): after each optimiser step."""
+        if self.pixels is not None and self.pixels.code is not None:
+            self.pixels.code.project_()

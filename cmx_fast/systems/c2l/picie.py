@@ -1,0 +1,77 @@
+"""PiCIE: pixels clustered in two views of a picture, and the clusters learnt as classes.
+
+Cho et al., "PiCIE: Unsupervised Semantic Segmentation using Invariance and Equivariance in Clustering", CVPR 2021: the
+baseline that C2L builds on, with its public code's objective. View 1 warps the picture, view 2 the map, by the same
+geometric transform, so cell p of both shows the same place.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmx_fast.networks.fpn import FPN
+from cmx_fast.nn import warp
+from cmx_fast.ops import cluster_cross_entropy
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+
+Batch = dict[str, Tensor]
+
+
+class PiCIE(nn.Module):
+    """A pyramid whose map is clustered as it is.
+
+    A training batch has "image1" (B, 3, S, S), warped, and "image2", not; "warp" (B, 2, 3), the geometric transform as
+    :func:`cmx_fast.nn.warp` takes it; and of the epoch's clustering of view v "labels<v>" (B, S / 4, S / 4) int64,
+    "centroids<v>" (K, D) and "weight<v>" (K,).
+
+    Attributes:
+        centroids: (K, D), the classifier of :meth:`logits`, set after training.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, recipe: C2LRecipe):
+        super().__init__()
+        self.recipe = recipe
+        self.encoder = FPN(recipe.backbone, recipe.width, recipe.attention)
+        self.register_buffer("centroids", torch.zeros(recipe.test_clusters, recipe.width))
+
+    def represent(self, maps: Tensor) -> Tensor:
+        """From the pyramid's maps (B, D, h, w) to what is clustered, the same shape."""
+        return maps
+
+    def features(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
+        """(B, 3, S, S) to what is clustered, (B, D, S / 4, S / 4), with the pyramid's map warped by ``theta``."""
+        maps = self.encoder(image)
+        return self.represent(maps if theta is None else warp(maps, theta))
+
+    def logits(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 3, S, S) to (B, K, *size): unit features against the centroids, enlarged bilinearly (PiCIE's code)."""
+        features = F.normalize(self.features(image).float(), dim=1)
+        return F.interpolate(F.conv2d(features, self.centroids[:, :, None, None]), size, mode="bilinear")
+
+    def forward(self, batch: Batch) -> Batch:
+        return {
+            "view1": self.features(batch["image1"]),
+            "view2": self.features(batch["image2"], batch["warp"]),
+        }
+
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        """The objective: half of it within the views, half across them. "cluster" is the loss within."""
+        within = (cluster_loss(outputs, batch, 1, 1) + cluster_loss(outputs, batch, 2, 2)) / 2
+        across = (cluster_loss(outputs, batch, 1, 2) + cluster_loss(outputs, batch, 2, 1)) / 2
+        return {"loss": (within + across) / 2, "cluster": within, "across": across}
+
+
+def cluster_loss(outputs: Batch, batch: Batch, features: int, clusters: int) -> Tensor:
+    """Cross-entropy of one view's unit features against one view's clusters (L_clust of C2L's eq. 7)."""
+    loss, _ = cluster_cross_entropy(
+        outputs[f"view{features}"],
+        batch[f"centroids{clusters}"],
+        target=batch[f"labels{clusters}"],
+        weight=batch[f"weight{clusters}"],
+        normalize=True,
+    )
+    return loss

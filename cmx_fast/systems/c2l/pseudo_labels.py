@@ -1,0 +1,177 @@
+"""PiCIE's schedule: at the start of an epoch both views are clustered and labelled, then the labels are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cmx_fast.cluster import PiCIEClustering
+from cmx_fast.data.transforms.picture_views import Views
+from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.c2l.picie import Batch, PiCIE
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+
+VIEWS = (1, 2)
+
+
+class PseudoLabels:
+    """The training pictures with the current epoch's clusters of both views; what a checkpoint keeps of them.
+
+    A picture's views are drawn anew in every epoch and are the same in its three passes: centroids (mini-batch k-means
+    on the unit features of every picture, in shuffled order), labels (each pixel's nearest centroid, in evaluation
+    mode), training. Labels stay on the device, in bytes up to 256 clusters. With several processes each clusters all
+    pictures, to the same centroids, and trains on its share of a batch.
+
+    Args:
+        log: called after each clustering with the step and its figures: the mean squared distance of unit features to
+            their centroids and the largest cluster's share of the pixels, both views.
+
+    Attributes:
+        epoch: the one that the labels belong to, counted from 0; -1 before the first.
+        labels: (2, pictures, S / 4, S / 4); centroids: (2, K, D); weight: (2, K), each cluster's in the loss.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: PiCIE,
+        pictures: Pictures,
+        seed: int,
+        log: Callable[[int, dict[str, float]], None],
+    ):
+        recipe = model.recipe
+        self.fabric, self.model, self.pictures, self.seed, self.log = fabric, model, pictures, seed, log
+        self.recipe: C2LRecipe = recipe
+        self.epoch = -1
+        side, device = recipe.size // 4, pictures.device
+        kind = torch.uint8 if recipe.clusters <= 256 else torch.int32
+        self.labels = torch.zeros(2, len(pictures), side, side, dtype=kind, device=device)
+        self.centroids = torch.zeros(2, recipe.clusters, recipe.width, device=device)
+        self.weight = torch.zeros(2, recipe.clusters, device=device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("epoch", "labels", "centroids", "weight")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.to(self.pictures.device) if isinstance(value, Tensor) else value)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches, at least one; what is left over comes up in other epochs."""
+        return max(1, len(self.pictures) // (self.recipe.batch * self.fabric.world_size))
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Training batches from this step on, as :class:`cmx_fast.systems.c2l.picie.PiCIE` takes them.
+
+        An epoch's first one is made after clustering, with the weights of that moment.
+        """
+        rank, world, per_epoch = self.fabric.global_rank, self.fabric.world_size, self.steps_per_epoch
+        for epoch in range(start // per_epoch, self.recipe.epochs):
+            if self.epoch < epoch:
+                self.renew(epoch)
+            rows = self.shuffled(epoch).split(self.recipe.batch * world)[:per_epoch]
+            todo = rows[max(0, start - epoch * per_epoch) :]
+            for index, images in self.pictures.load(part[rank::world] for part in todo):
+                batch = self.views(images, index, epoch)
+                for i, view in enumerate(VIEWS):
+                    batch[f"labels{view}"] = self.labels[i, index.to(self.labels.device)].long()
+                    batch[f"centroids{view}"] = self.centroids[i]
+                    batch[f"weight{view}"] = self.weight[i]
+                yield batch
+
+    @torch.no_grad()
+    def renew(self, epoch: int) -> None:
+        """Cluster and label every picture's views of this epoch."""
+        recipe, model = self.recipe, self.model
+        clusterings = [new_clustering(recipe, recipe.clusters, self.seed * 1009 + epoch) for _ in VIEWS]
+        model.train(recipe.cluster_in_train_mode)
+        for _, features in self.passes(epoch, self.shuffled(epoch).split(recipe.cluster_batch)):
+            for clustering, maps in zip(clusterings, features, strict=True):
+                clustering.update(maps)
+        for clustering in clusterings:
+            clustering.flush()
+        model.eval()
+        for index, features in self.passes(
+            epoch, torch.arange(len(self.pictures)).split(recipe.cluster_batch)
+        ):
+            for i, (clustering, maps) in enumerate(zip(clusterings, features, strict=True)):
+                self.labels[i, index.to(self.labels.device)] = clustering.assign(maps).to(self.labels.dtype)
+        model.train()
+        largest = 0.0
+        for i, clustering in enumerate(clusterings):
+            self.centroids[i] = clustering.cluster_centers_
+            share = torch.bincount(self.labels[i].flatten().long(), minlength=recipe.clusters).float()
+            share /= share.sum()
+            self.weight[i] = share if recipe.proportional_weights else 1.0
+            largest += float(share.max()) / 2
+        distance = sum(float(clustering.loss_) for clustering in clusterings) / 2
+        self.log(epoch * self.steps_per_epoch, {"k-means": distance, "largest cluster": largest})
+        self.epoch = epoch
+
+    def passes(self, epoch: int, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """For each of ``rows``: the same, and both views' features, on one grid."""
+        for index, images in self.pictures.load(rows):
+            views = self.views(images, index, epoch)
+            with self.fabric.autocast():
+                yield (
+                    index,
+                    [
+                        self.model.features(views["image1"]),
+                        self.model.features(views["image2"], views["warp"]),
+                    ],
+                )
+
+    def shuffled(self, epoch: int) -> Tensor:
+        """All pictures' indices in the epoch's order."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.pictures), generator=generator)
+
+    def views(self, images: Tensor, index: Tensor, epoch: int) -> Batch:
+        """The epoch's views of these pictures: "image1", "image2" and "warp"."""
+        recipe = self.recipe
+        drawn = Views(
+            index,
+            seed=self.seed,
+            epoch=epoch,
+            jitter=recipe.jitter,
+            hue=recipe.hue,
+            smallest_crop=recipe.smallest_crop,
+            device=images.device,
+        )
+        return {
+            "image1": drawn.geometric(drawn.photometric(images, 1)),
+            "image2": drawn.photometric(images, 2),
+            "warp": drawn.theta,
+        }
+
+
+def new_clustering(recipe: C2LRecipe, clusters: int, seed: int) -> PiCIEClustering:
+    """Mini-batch k-means by the recipe."""
+    return PiCIEClustering(
+        clusters,
+        init_batches=recipe.init_batches,
+        init_iterations=recipe.init_iterations,
+        random_state=seed,
+    )
+
+
+@torch.no_grad()
+def final_centroids(fabric: Fabric, model: PiCIE, pictures: Pictures, seed: int) -> Tensor:
+    """(K, D) centroids of the pictures as they are, in evaluation mode, by one pass of mini-batch k-means.
+
+    They classify held-out pictures. PiCIE's code clusters anew for its evaluation too.
+    """
+    model.eval()
+    clustering = new_clustering(model.recipe, model.recipe.test_clusters, seed)
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
+    for _, images in pictures.load(order.split(model.recipe.cluster_batch)):
+        with fabric.autocast():
+            features = model.features(images)
+        clustering.update(features)
+    clustering.flush()
+    return clustering.cluster_centers_

@@ -1,0 +1,122 @@
+"""The numbers of a C2L run in two presets: the paper's, and one for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from cmx_fast.networks.fpn import BACKBONES
+from cmx_fast.networks.resnet import ATTENTIONS
+from cmx_fast.train.presets import Presets
+from cmx_fast.train.settings import (
+    Amount,
+    Count,
+    Hue,
+    OneOf,
+    Positive,
+    Range,
+    Several,
+    Share,
+    ShareAboveZero,
+    require,
+)
+
+
+@dataclass(frozen=True)
+class C2LRecipe(Presets):
+    """Everything that decides what a run of C2L, its ablations, PiCIE or DFF computes.
+
+    The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code of PiCIE or DFF, on which the
+    paper builds. [O]: ours, because neither says. The paper leaves open the number of clusters and parts, the heads,
+    the sparse code's size, steps and penalty, the learning rate and the length of training.
+    """
+
+    #: Small pictures and batches, a shallower ResNet from random weights. Those tell little but colour: hence weak
+    #: colour changes, as many clusters as classes, fewer atoms, and k-means batches small enough for one pass to bring
+    #: batch norm's running statistics to those of the pictures. Every row has PiCIE's own clustering objective, so that
+    #: the rows of Table 1 differ by their modules alone.
+    DEMO: ClassVar[dict[str, object]] = {
+        "size": 96,
+        "cache": True,
+        "jitter": 0.05,
+        "hue": 0.02,
+        "backbone": "resnet10",
+        "atoms": 16,
+        "cross_view": True,
+        "clusters": 3,
+        "test_clusters": 3,
+        "cluster_batch": 8,
+        "init_batches": 16,
+        "epochs": 3,
+        "batch": 16,
+        "lr": 3e-4,
+        "evaluations": 6,
+    }
+
+    # Data
+    size: Count = 320  # [P] pixels; a multiple of 32
+    cache: bool = False  # [O] keep every picture of the data set in memory, as bytes
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one
+
+    # Views, drawn anew in every epoch
+    jitter: Share = 0.3  # [R] brightness, contrast and saturation change by up to this share
+    hue: Hue = 0.1  # [R] of the circle
+    smallest_crop: ShareAboveZero = 0.5  # [R] of the side
+
+    # Networks
+    backbone: Annotated[str, OneOf(*BACKBONES)] = "resnet18"  # [P]; "resnet10" has one block per stage [O]
+    attention: Annotated[str, OneOf(*ATTENTIONS)] = ""  # [O] in the ResNet: "se", "cbam" or "non-local"
+    width: Count = 128  # [P] channels of the pyramid, of the attention and of what is clustered
+    part_width: Count = 32  # [O] numbers per part vector
+    heads: Count = 4  # [O]
+    attention_stride: Count = 1  # [O] keys and values are averages of stride x stride cells; 1: all of them
+    mlp_ratio: Count = 2  # [O] hidden width of the plain feed-forward (Table 1, row 3), in multiples of width
+    atoms: Count = 64  # [O] columns of the dictionary; the paper says fewer than width
+    code_steps: Count = 10  # [O] unrolled ISTA steps
+    code_penalty: Amount = 0.1  # [O] lambda of eqs. 2 and 4
+
+    # Losses
+    part_weight: Amount = 0.5  # [P] alpha of eq. 8
+    code_weight: Amount = 0.3  # [P] beta of eq. 8
+    temperature: Positive = 0.07  # [O] tau of eq. 1: that of the work which the paper cites for it
+    cross_view: bool = False  # [P] eq. 7 has no cross-view terms; PiCIE's own objective always has
+    proportional_weights: bool = (
+        True  # [R] a cluster's weight in the cross-entropy is its share of the points
+    )
+
+    # Clustering, anew in every epoch
+    clusters: Several = 18  # [O] ATR's labels; also the number of parts, as the paper suggests
+    test_clusters: Several = 18  # [R] of the clustering after training, which is evaluated
+    cluster_batch: Count = 192  # [P] pictures per mini-batch of k-means
+    init_batches: Count = 20  # [R] mini-batches behind the first centroids
+    init_iterations: Count = 20  # [R] Lloyd iterations on them
+    cluster_in_train_mode: bool = (
+        True  # [R] batch norm uses, and updates, batch statistics in the centroid pass
+    )
+
+    # Training by Adam
+    epochs: Count = 10  # [R]
+    batch: Count = 96  # [P]
+    lr: Amount = 1e-4  # [R]
+    cosine: bool = False  # [R] a constant rate; else warm-up over 5 % of the steps and a cosine to zero [O]
+
+    # Baseline
+    dff_stage: Annotated[int, Range(1, 4)] = 4  # [R] which of the ResNet's four stages DFF factorises
+    dff_iterations: Count = 200  # [R]
+    dff_tolerance: Amount = 1e-4  # [R] stop where the relative error falls by less
+
+    # Evaluation
+    evaluations: Count = (
+        5  # [O] looks at the held-out pictures during training; no weights are selected by them
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.size % 32 == 0, self, "size", "a positive multiple of 32")
+        require(self.width % self.heads == 0, self, "heads", f"a divisor of width = {self.width}")
+        require(
+            self.size // 4 % self.attention_stride == 0,
+            self,
+            "attention_stride",
+            f"a divisor of size / 4 = {self.size // 4}",
+        )

@@ -1,0 +1,107 @@
+"""report.html of a C2L run: Table 1, coloured segmentations and curves in one file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from cmx_fast.evaluate import figures, segmentation
+from cmx_fast.evaluate.pages import render
+from cmx_fast.systems.c2l.data import Pictures
+
+if TYPE_CHECKING:
+    from cmx_fast.systems.c2l.evaluate import Evaluation
+
+#: Pixels of a picture in the report.
+SIZE = 132
+
+#: In Table 1's order, DFF beside: what a model is called in the table, and in short.
+NAMES = {
+    "picie": ("PiCIE", "PiCIE"),
+    "part": ("+ part contrast", "+ part"),
+    "part+pixel": ("+ part contrast, pixel consistency with MLP", "+ part, pixel (MLP)"),
+    "c2l": ("C2L: + part contrast, pixel consistency with sparse code", "C2L"),
+    "dff": ("DFF", "DFF"),
+}
+#: The figures of a table's row: the share of pixels, and three readings of the mean IoU.
+MEASURES = {
+    "accuracy": "accuracy",
+    "miou_matched": "mIoU matched",
+    "miou_clusters": "mIoU over K",
+    "miou_majority": "mIoU majority",
+}
+
+
+def write_report(run: Path, config: dict[str, Any], evaluation: Evaluation, pictures: Pictures) -> Path:
+    """Write ``run/report.html``."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    html = render(
+        "c2l_report.html.j2",
+        config=config,
+        evaluation=evaluation,
+        names={name: NAMES[name] for name in config["models"]},
+        measures=MEASURES,
+        seeds=len(config["seeds"]),
+        pictures=len(pictures),
+        skipped=pictures.dataset.skipped,
+        palette=[f"rgb{c}" for c in segmentation.palette(len(config["classes"]))],
+        examples=[example(pictures, evaluation, i) for i in range(len(evaluation.examples))],
+        curves=curves(rows, config["models"], evaluation.largest_class),
+    )
+    file = run / "report.html"
+    file.write_text(html)
+    return file
+
+
+def example(pictures: Pictures, evaluation: Evaluation, index: int) -> dict[str, Any]:
+    """A picture, its truth and every model's segmentation of it, as data URIs."""
+    dataset, picture = pictures.dataset, evaluation.examples[index]
+    image = Image.fromarray(dataset.load_image(picture).permute(1, 2, 0).numpy())
+    return {
+        "name": dataset.ids[picture],
+        "picture": figures.jpeg(image.resize((SIZE, SIZE))),
+        "truth": painted(dataset.load_mask(picture), len(dataset.class_names)),
+        "models": {
+            name: painted(labels[index], len(dataset.class_names))
+            for name, labels in evaluation.shown.items()
+        },
+    }
+
+
+def painted(labels: Tensor, classes: int) -> str:
+    """A PNG data URI of a label map (S, S), in the palette's colours."""
+    colours = segmentation.colour(labels, classes).numpy()
+    return figures.png(
+        Image.fromarray(np.ascontiguousarray(colours)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
+    )
+
+
+def curves(rows: figures.Rows, models: list[str], largest: float) -> str:
+    """Held-out accuracy, clustering and losses against the steps."""
+    trained = [name for name in models if name != "dff"]
+
+    def lines(metric: str) -> list[tuple[str, str, str, str]]:
+        return [(name, metric, NAMES[name][1], figures.COLOURS[name]) for name in trained]
+
+    panels: list[dict[str, Any]] = [
+        {
+            "title": "Held-out accuracy",
+            "y": "matched accuracy",
+            "limits": (0, 1),
+            "level": (largest, "all of one class"),
+            "lines": lines("accuracy"),
+        },
+        {"title": "Clustering loss", "y": "cross-entropy in the view", "lines": lines("cluster")},
+        {
+            "title": "Collapse",
+            "y": "largest cluster's share",
+            "limits": (0, 1),
+            "lines": lines("largest cluster"),
+        },
+    ]
+    return figures.curves(rows, panels)

@@ -1,0 +1,171 @@
+"""``cmx train c2l``: C2L, the steps of its ablation and its baselines, from pictures to a table and a report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from lightning_fabric import Fabric
+
+from cmx_fast.evaluate.segmentation import scores
+from cmx_fast.networks.fpn import FPN, load_imagenet
+from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.c2l.dff import DFF
+from cmx_fast.systems.c2l.evaluate import evaluate_run, new_model, open_split, segment
+from cmx_fast.systems.c2l.model import C2L
+from cmx_fast.systems.c2l.picie import PiCIE
+from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, final_centroids
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.systems.c2l.report import NAMES
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.run_folder import RunFolder
+
+
+def train_c2l(
+    data: Annotated[Path, typer.Option(help="Data in ATR's layout, e.g. from cmx simulate people.")],
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/c2l"),
+    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    seeds: Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")] = 1,
+    model: Annotated[
+        list[str], typer.Option(help="picie, part, part+pixel, c2l, dff, or all; repeatable.")
+    ] = ["all"],  # noqa: B006
+    imagenet: Annotated[
+        Path | None, typer.Option(help="resnet18-f37072fd.pth; without it the encoder starts at random.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out unreadable pictures and count them.")
+    ] = False,
+    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Train C2L, its ablation and its baselines without masks, evaluate on the test split, write report.html."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    unknown = [name for name in model if name not in NAMES and name != "all"]
+    if unknown or not model:
+        raise ValueError(
+            f"model must be one or more of {', '.join(NAMES)}, all; got {', '.join(unknown) or 'none'}"
+        )
+    recipe = C2LRecipe.preset(preset, **changes(set, C2LRecipe))
+    if imagenet is not None:
+        load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
+    fabric = new_fabric(precision, sync_bn, fsdp)
+    say = (
+        (lambda text: print(text, file=sys.stderr, flush=True))
+        if fabric.is_global_zero
+        else (lambda text: None)
+    )
+    train = open_split(data, "train", recipe, fabric.device, skip_bad=skip_bad)
+    test = open_split(data, "test", recipe, fabric.device, skip_bad=skip_bad)
+    for split, pictures in (("train", train), ("test", test)):
+        skipped = len(pictures.dataset.skipped)
+        say(f"{split}: {len(pictures)} pictures" + (f"; {skipped} unreadable left out" if skipped else ""))
+    if len(train) < recipe.batch * fabric.world_size:
+        say(
+            f"batches of {len(train)} instead of {recipe.batch * fabric.world_size}: there are no more pictures"
+        )
+    if imagenet is None:
+        say("encoder: no --imagenet weights, so it starts at random")
+    run = RunFolder(
+        out,
+        {
+            "command": "train c2l",
+            "data": str(data),
+            "preset": preset,
+            "recipe": recipe.as_dict(),
+            "seeds": list(range(seeds)),
+            "models": [name for name in NAMES if name in model or "all" in model],
+            "classes": test.dataset.class_names,
+            "imagenet": None if imagenet is None else str(imagenet),
+            "precision": precision,
+            "compile": compile,
+            "sync_bn": sync_bn,
+            "fsdp": fsdp,
+            "skip_bad": skip_bad,
+            "processes": fabric.world_size,
+        },
+        resume=resume,
+        writer=fabric.is_global_zero,
+    )
+    training = Training(fabric, run, recipe, train, test, imagenet, compile)
+    try:
+        for seed in range(seeds):
+            for name in run.config["models"]:
+                training.train(name, seed)
+    except Interrupted as stopped:
+        say(f"{stopped}; continue with the same command and --resume")
+        raise typer.Exit(130) from None
+    if fabric.is_global_zero:
+        run.write_csv()
+        evaluate_run(run.path, test)
+
+
+class Training:
+    """The models of one run, each from the same initial encoder."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        run: RunFolder,
+        recipe: C2LRecipe,
+        train: Pictures,
+        test: Pictures,
+        imagenet: Path | None,
+        compile: bool,
+    ):
+        self.fabric, self.run, self.recipe = fabric, run, recipe
+        self.pictures, self.test, self.imagenet, self.compile = train, test, imagenet, compile
+
+    def train(self, name: str, seed: int) -> None:
+        """One model from one seed; loaded where the run has finished it, and never more than its encoder for DFF."""
+        stage = f"seed{seed}/{name}"
+        model = initialised(seed, lambda: new_model(name, self.recipe))
+        if self.imagenet is not None:
+            load_imagenet(model.encoder, self.imagenet)
+        if isinstance(model, DFF):
+            if self.run.weights(stage) is None:
+                self.run.finish(stage, model.state_dict())
+            return
+        model.to(self.fabric.device)
+
+        def log(step: int, figures: dict[str, float]) -> None:
+            self.run.log({"stage": stage, "step": step, **figures})
+
+        labelled = PseudoLabels(self.fabric, model, self.pictures, seed, log)
+        steps = self.recipe.epochs * labelled.steps_per_epoch
+        run_stage(
+            self.fabric,
+            self.run,
+            Stage(
+                stage,
+                model,
+                [{"params": list(model.parameters()), "lr": self.recipe.lr}],
+                steps,
+                labelled.batches,
+                seed,
+                labels=None,
+                schedule=warmup_and_cosine if self.recipe.cosine else constant,
+                after_step=model.project_ if isinstance(model, C2L) else None,
+                state=labelled,
+                look=lambda: self.look(model, seed),
+                look_every=max(1, steps // self.recipe.evaluations),
+            ),
+            compile=self.compile,
+        )
+
+    def look(self, model: PiCIE, seed: int) -> dict[str, float]:
+        """Cluster the training pictures for the classifier, then try it on held-out ones, for the curves."""
+        model.centroids.copy_(final_centroids(self.fabric, model, self.pictures, seed))
+        if not self.fabric.is_global_zero:
+            return {}
+        return scores(segment(model, self.test, seed)[0])

@@ -1,0 +1,1 @@
+"""CMAC: video and sound."""

@@ -1,0 +1,191 @@
+"""``cmx evaluate retrieval`` and ``linear``: what a CMAC run's frozen encoders are worth on other data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from cmx_fast._extras import require
+from cmx_fast.data.media.decode import read_wave
+from cmx_fast.data.media.files import audio_problem
+from cmx_fast.data.sets.audio_sets import AUDIO_SETS
+from cmx_fast.data.sets.recordings import Recordings, left_out
+from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
+from cmx_fast.evaluate.linear import classify
+from cmx_fast.evaluate.retrieval import hits, rank
+from cmx_fast.networks.weights import load
+from cmx_fast.systems.cmac.evaluate import new_model
+from cmx_fast.systems.cmac.features import open_clips, video_features
+from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.finished import finished_run
+
+#: Answers among which a hit counts (Table 5).
+RANKS = (1, 5, 10)
+#: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
+SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0)}
+FOLDED = {"ucf101": (1, 2, 3), "hmdb51": (1, 2, 3), "esc50": (1, 2, 3, 4, 5)}
+
+Run = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
+Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
+Fold = Annotated[
+    int, typer.Option(help="Fold of ucf101, hmdb51 (1 to 3) or esc50 (1 to 5); 0: the mean of all.")
+]
+Model = Annotated[str, typer.Option(help="Model of the run.")]
+Seed = Annotated[int, typer.Option(help="Seed of the run.")]
+
+
+def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool]:
+    """A finished model of a run in evaluation mode, and whether the run had mixed precision.
+
+    Raises:
+        ValueError: the run is not finished, or has no such model or seed.
+    """
+    config = finished_run(run, "train cmac")
+    for what, value, known in (("model", name, config["models"]), ("seed", seed, config["seeds"])):
+        if value not in known:
+            raise ValueError(f"{what} must be one of the run's {', '.join(map(str, known))}; got {value!r}")
+    model = new_model(name, CMACRecipe.stored(config["recipe"], run / "config.json"))
+    model.load_state_dict(load(run / f"seed{seed}" / f"{name}.pt")["module"])
+    return model.to(device).eval(), config["precision"] == "bf16"
+
+
+def adapters(
+    sets: dict[str, Callable[..., Recordings]], dataset: str, data: Path, fold: int
+) -> list[tuple[Recordings, Recordings]]:
+    """The training and the held-out split of the asked folds; a set without folds has one pair.
+
+    Raises:
+        ValueError: an unknown data set, or a fold that it does not have.
+    """
+    if dataset not in sets:
+        raise ValueError(f"dataset must be one of {', '.join(sets)}; got {dataset!r}")
+    folds, make = FOLDED.get(dataset, ()), sets[dataset]
+    if folds and fold not in (0, *folds):
+        raise ValueError(f"fold must be 1 to {folds[-1]}, or 0 for all; got {fold}")
+    options = [{"fold": f} for f in ([fold] if fold else folds)] if folds else [{}]
+    return [(make(data, "train", **option), make(data, held_out(dataset), **option)) for option in options]
+
+
+def evaluate_retrieval(
+    run: Run,
+    data: Data,
+    dataset: Annotated[str, typer.Option(help="kinetics, vggsound, ucf101 or hmdb51.")] = "ucf101",
+    fold: Fold = 1,
+    model: Model = "cmac",
+    seed: Seed = 0,
+) -> None:
+    """Nearest neighbours without fine-tuning: held-out videos look for training videos of their class (Table 5)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, mixed = open_model(run, model, seed, device)
+    found: list[dict[str, float]] = []
+    for splits in adapters(VIDEO_SETS, dataset, data, fold):
+        clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
+        for name, of_split in zip(("gallery", "queries"), clips, strict=True):
+            typer.echo(f"{name}: {len(of_split)} videos{left_out(of_split.skipped)}", err=True)
+        (gallery, gallery_labels), (queries, labels) = (
+            video_features(network, of_split, mixed=mixed) for of_split in clips
+        )
+        found.append(nearest(queries, labels, gallery, gallery_labels))
+    _report(run, f"retrieval-{dataset}", f"{dataset}: held-out videos among the training videos, %", found)
+
+
+def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> dict[str, float]:
+    """R@1, R@5 and R@10 by class; "chance" is R@1 of a random ranking."""
+    among = hits(rank(queries, gallery, max(RANKS)), gallery_labels, labels)
+    figures = {f"R@{k}": float(among[:, min(k, among.shape[1]) - 1].double().mean()) for k in RANKS}
+    return figures | {"chance": float((gallery_labels == labels[:, None]).double().mean())}
+
+
+def evaluate_linear(
+    run: Run,
+    data: Data,
+    dataset: Annotated[str, typer.Option(help="esc50 or dcase2013.")] = "esc50",
+    fold: Fold = 0,
+    model: Model = "cmac",
+    seed: Seed = 0,
+) -> None:
+    """A linear classifier on the frozen audio encoder (Table 6): trained on clips, tested on their mean decision."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, mixed = open_model(run, model, seed, device)
+    count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
+    found, known = [], dict[Path, Tensor]()
+    for train, test in adapters(AUDIO_SETS, dataset, data, fold):
+        (rows, labels), (held, held_labels) = (
+            sound_features(network, split, count, seconds, known, mixed=mixed) for split in (train, test)
+        )
+        values = classify(rows.flatten(0, 1), labels.repeat_interleave(count), held.flatten(0, 1))
+        right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
+        largest = float(held_labels.bincount().max() / len(held_labels))
+        found.append({"accuracy": float(right.double().mean()), "chance": largest})
+    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", found)
+
+
+@torch.no_grad()
+def sound_features(
+    model: CMAC,
+    recordings: Recordings,
+    count: int,
+    seconds: float,
+    known: dict[Path, Tensor],
+    *,
+    mixed: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Pooled audio features (N, count, channels) of ``count`` evenly spaced clips of each sound, and labels (N,).
+
+    ``known`` keeps what was read: folds share their sounds. Those that can't be read, or are shorter than a clip, are
+    left out and named on the standard error stream.
+    """
+    soundfile = require("soundfile", "media")
+    rate = model.recipe.sample_rate
+    device = model.filterbank.bands.device
+    rows, labels, skipped = [], [], list(recordings.skipped)
+    for entry in track(recordings.entries, "sounds", transient=True):
+        if entry.path in known:
+            rows.append(known[entry.path])
+            labels.append(entry.label)
+            continue
+        problem = audio_problem(entry.path)
+        length = 0.0 if problem else soundfile.info(entry.path).duration
+        if problem is None and length < seconds:
+            problem = f"too short: {length:.2f} s, clips need {seconds:g} s"
+        if problem is not None:
+            skipped.append((entry.path, problem))
+            continue
+        starts = torch.linspace(0, length - seconds, count).tolist()
+        waves = torch.stack([read_wave(entry.path, start, seconds, rate) for start in starts]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            maps = model.audio.encoder(model.spectrogram(waves))
+        known[entry.path] = F.normalize(maps.float().flatten(2).mean(2), dim=1).cpu()
+        rows.append(known[entry.path])
+        labels.append(entry.label)
+    for path, reason in skipped:
+        typer.echo(f"left out {path}: {reason}", err=True)
+    if not rows:
+        raise ValueError(f"none of {len(recordings)} sounds can be used")
+    return torch.stack(rows), torch.tensor(labels)
+
+
+def _report(run: Path, name: str, title: str, folds: list[dict[str, float]]) -> None:
+    """Print the mean over folds and write ``<run>/<name>.json``."""
+    mean = {key: sum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
+    result: dict[str, Any] = {"mean": mean, "folds": folds}
+    (run / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for key in mean:
+        table.add_column(key, justify="right")
+    for number, fold in enumerate(folds, 1) if len(folds) > 1 else ():
+        table.add_row(f"fold {number}", *(f"{100 * value:.1f}" for value in fold.values()))
+    table.add_row("mean" if len(folds) > 1 else "", *(f"{100 * value:.1f}" for value in mean.values()))
+    Console().print(table)

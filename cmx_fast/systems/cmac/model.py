@@ -1,0 +1,252 @@
+"""CMAC: video and sound that learn from each other where in the one the other is.
+
+Min et al., "Cross-Modal Attention Consistency for Video-Audio Unsupervised Learning", ICCV 2021. Each modality has an
+encoder f, a transformation g whose mean over all positions is the sample's filter (eq. 3), a head that embeds the
+filter for the contrastive loss (eq. 7), and a saliency head h (eq. 5). The other modality's filter, correlated with the
+features, gives the attention that h learns to predict (eqs. 4 and 6).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from cmx_fast.distributed import all_rows, info_nce
+from cmx_fast.losses import MemoryBank
+from cmx_fast.networks.audio_video import Conv3d, R2Plus1D, ResNet9
+from cmx_fast.nn import LogFilterbank, SpecAugment
+from cmx_fast.ops import attention_consistency, pyramid_correlation
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+
+Batch = dict[str, Tensor]
+
+#: Rows of the ablations: what is trained on. "across": eq. 7 or eq. 2 between the modalities; "within": two clips of a
+#: recording, each modality for itself (the paper's "single modality" is not defined further); "attention": eq. 6.
+OBJECTIVES: dict[str, frozenset[str]] = {
+    "single": frozenset({"within"}),
+    "attention": frozenset({"attention"}),
+    "contrast": frozenset({"across"}),
+    "cmac": frozenset({"across", "attention"}),
+}
+
+
+def projection(recipe: CMACRecipe) -> nn.Module:
+    """The head that embeds a filter (B, filters) as (B, embedding)."""
+    if recipe.head != "mlp":
+        return nn.Linear(recipe.filters, recipe.embedding, bias=False)
+    return nn.Sequential(
+        nn.Dropout(recipe.dropout),
+        nn.Linear(recipe.filters, recipe.filters, bias=False),
+        nn.BatchNorm1d(recipe.filters),
+        nn.ReLU(inplace=True),
+        nn.Dropout(recipe.dropout),
+        nn.Linear(recipe.filters, recipe.embedding),
+    )
+
+
+class Embedder(nn.Module):
+    """One modality up to its embedding: encoder f, transformation g (1x1 convolution and batch norm), head."""
+
+    def __init__(self, encoder: R2Plus1D | ResNet9, recipe: CMACRecipe, head: nn.Module):
+        super().__init__()
+        volume = isinstance(encoder, R2Plus1D)
+        self.encoder = encoder
+        self.transform = nn.Sequential(
+            (nn.Conv3d if volume else nn.Conv2d)(encoder.channels, recipe.filters, 1, bias=False),
+            (nn.BatchNorm3d if volume else nn.BatchNorm2d)(recipe.filters),
+        )
+        self.head = head
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The encoder's maps, g of them, the filter (B, filters) and the unit embedding (B, embedding)."""
+        maps = self.encoder(inputs)
+        features = self.transform(maps)
+        kernel = features.flatten(2).mean(2)
+        return maps, features, kernel, F.normalize(self.head(kernel).float(), dim=1)
+
+
+def saliency(encoder: R2Plus1D | ResNet9) -> nn.Sequential:
+    """The head h of eq. 5 without its sigmoid: a convolution block to a quarter of the channels, then to one (ours)."""
+    volume, hidden = isinstance(encoder, R2Plus1D), encoder.channels // 4
+    convolution, norm = (Conv3d, nn.BatchNorm3d) if volume else (nn.Conv2d, nn.BatchNorm2d)
+    return nn.Sequential(
+        convolution(encoder.channels, hidden, 3, padding=1, bias=False),
+        norm(hidden),
+        nn.ReLU(inplace=True),
+        convolution(hidden, 1, 1),
+    )
+
+
+class CMAC(nn.Module):
+    """L = L_cl(v, a) + L_cl(a, v) + lambda (L_ac(video) + L_ac(audio)) (eq. 8), or a row of the ablations.
+
+    A training batch has "clip" (B, 3, T, S, S), "wave" (B, samples) and "index" (B,) int64, the recordings; with two
+    clips per recording also "clip2" and "wave2". Keys come from momentum copies of encoder, g and head; they join the
+    banks after the loss. A recording's own older keys are no negatives.
+
+    Args:
+        objective: a key of OBJECTIVES.
+    """
+
+    def __init__(self, recipe: CMACRecipe, objective: str = "cmac"):
+        super().__init__()
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+        self.recipe, self.terms = recipe, OBJECTIVES[objective]
+        if recipe.within_positives and "across" in self.terms:
+            self.terms |= {"within"}
+        heads = (
+            [projection(recipe)] * 2 if recipe.head == "shared" else [projection(recipe), projection(recipe)]
+        )
+        self.video = Embedder(
+            R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention), recipe, heads[0]
+        )
+        self.audio = Embedder(ResNet9(recipe.audio_width, recipe.attention), recipe, heads[1])
+        self.video_saliency, self.audio_saliency = saliency(self.video.encoder), saliency(self.audio.encoder)
+        self.filterbank = LogFilterbank(recipe.sample_rate)
+        self.augment = SpecAugment(
+            freq_width=recipe.freq_width, time_width=recipe.time_width, warp=recipe.time_warp
+        )
+        self.keys: nn.ModuleDict | None = None
+        if recipe.bank and self.terms != {"attention"}:
+            copies = copy.deepcopy(nn.ModuleDict({"video": self.video, "audio": self.audio}))
+            self.keys = copies.requires_grad_(False)
+            self.video_bank, self.audio_bank = (
+                MemoryBank(recipe.bank, recipe.embedding, persistent=True) for _ in "va"
+            )
+        self._average = get_ema_multi_avg_fn(recipe.momentum)
+
+    @property
+    def two_clips(self) -> bool:
+        """Whether a training batch needs a second clip of each recording."""
+        return "within" in self.terms
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        """What the optimiser changes: not the key encoders."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    @torch.no_grad()
+    def spectrogram(self, wave: Tensor) -> Tensor:
+        """(B, samples) to the standardised log filterbank (B, 1, 257, frames), in training augmented."""
+        if self.training and self.recipe.volume:
+            gain = 1 + self.recipe.volume * (2 * torch.rand(len(wave), 1) - 1)
+            wave = wave * gain.to(wave.device)
+        bands = (self.filterbank(wave) - self.recipe.audio_mean) / self.recipe.audio_std
+        return (self.augment(bands) if self.training else bands)[:, None]
+
+    def forward(self, batch: Batch) -> Batch:
+        """Embeddings, keys (no gradient) and the consistency losses, as the objective needs them."""
+        clip, sound = batch["clip"], self.spectrogram(batch["wave"])
+        video_maps, video, video_filter, video_query = self.video(clip)
+        audio_maps, audio, audio_filter, audio_query = self.audio(sound)
+        outputs = {"video": video_query, "audio": audio_query}
+        if "attention" in self.terms and self.recipe.consistency:
+            outputs |= {
+                "video attention": self.consistency(video, audio_filter, self.video_saliency(video_maps)),
+                "audio attention": self.consistency(audio, video_filter, self.audio_saliency(audio_maps)),
+            }
+        if "across" in self.terms and self.keys is not None:
+            outputs |= self.make_keys(clip, sound, "")
+        if "within" in self.terms:
+            if self.keys is None:
+                second = self.spectrogram(batch["wave2"])
+                outputs |= {"video key2": self.video(batch["clip2"])[3], "audio key2": self.audio(second)[3]}
+            else:
+                outputs |= self.make_keys(batch["clip2"], self.spectrogram(batch["wave2"]), "2")
+        return outputs
+
+    def consistency(self, features: Tensor, kernel: Tensor, logits: Tensor) -> Tensor:
+        """L_ac of eq. 6 for one modality."""
+        recipe = self.recipe
+        loss = attention_consistency(
+            features,
+            kernel,
+            logits.squeeze(1).sigmoid(),
+            levels=recipe.levels,
+            norm=recipe.norm,
+            teach_features=recipe.teach_features,
+        )
+        assert isinstance(loss, Tensor)
+        return loss
+
+    @torch.no_grad()
+    def make_keys(self, clip: Tensor, sound: Tensor, suffix: str) -> Batch:
+        assert self.keys is not None
+        return {
+            f"video key{suffix}": self.keys["video"](clip)[3],
+            f"audio key{suffix}": self.keys["audio"](sound)[3],
+        }
+
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        """Loss and its parts: "across" as L_cl(v, a) + L_cl(a, v), "within" likewise, and the two L_ac.
+
+        In a process group keys of all processes are negatives, in the batch and in the banks.
+        """
+        banks: dict[str, Tensor] = {}
+        if self.keys is not None:
+            index = all_rows(batch["index"])
+            banks = {"video": self.video_bank.without(index), "audio": self.audio_bank.without(index)}
+        losses: Batch = {}
+        if "across" in self.terms:
+            losses["across"] = self.across(outputs, banks)
+        if "within" in self.terms:
+            losses["within"] = sum(
+                (self.find(outputs[name], outputs[f"{name} key2"], [banks[name]] if banks else None))
+                for name in ("video", "audio")
+            )  # type: ignore[assignment]
+        total = sum(losses.values(), outputs["video"].new_zeros(()))
+        for name in ("video attention", "audio attention"):
+            if name in outputs:
+                losses[name] = outputs[name]
+                total = total + self.recipe.consistency * outputs[name]
+        if self.keys is not None and self.training:
+            suffix = "" if "across" in self.terms else "2"
+            for bank, name in ((self.video_bank, "video"), (self.audio_bank, "audio")):
+                bank.enqueue(all_rows(outputs[f"{name} key{suffix}"]), index)
+        return {"loss": total, **losses}
+
+    def across(self, outputs: Batch, banks: dict[str, Tensor]) -> Tensor:
+        """Eq. 7 in both directions, or without negatives within the modality eq. 2."""
+        video, audio, within = outputs["video"], outputs["audio"], self.recipe.within_negatives
+        if not banks:
+            return 2 * info_nce(video, audio, 1 / self.recipe.temperature, within=within)
+        both = [banks["video"], banks["audio"]]
+        return self.find(video, outputs["audio key"], both if within else both[1:]) + self.find(
+            audio, outputs["video key"], both if within else both[:1]
+        )
+
+    def find(self, query: Tensor, key: Tensor, banks: list[Tensor] | None) -> Tensor:
+        """-log of the share of the query's own key among the banks' keys; without banks among the batch's."""
+        scale = 1 / self.recipe.temperature
+        if banks is None:
+            return info_nce(query, key, scale)
+        return info_nce(query, key, scale, bank=banks, in_batch=False, symmetric=False)
+
+    @torch.no_grad()
+    def update_keys(self) -> None:
+        """Move the key encoders towards the trained ones: after each step of the optimiser."""
+        if self.keys is not None:
+            theirs = list(self.keys.parameters())
+            mine = list(nn.ModuleDict({"video": self.video, "audio": self.audio}).parameters())
+            self._average(theirs, mine, torch.tensor(0))
+
+    @torch.no_grad()
+    def attend(self, clip: Tensor, wave: Tensor) -> dict[str, Tensor]:
+        """What figure 5 shows, in [0, 1]: "guided" by the other modality and "predicted" maps of each.
+
+        "video guided" and "video predicted" (B, T', H', W'), "audio guided" and "audio predicted" (B, F', T').
+        """
+        levels, norm = self.recipe.levels, self.recipe.norm
+        video_maps, video, video_filter, _ = self.video(clip)
+        audio_maps, audio, audio_filter, _ = self.audio(self.spectrogram(wave))
+        return {
+            "video guided": pyramid_correlation(video, audio_filter, levels=levels, norm=norm),
+            "video predicted": self.video_saliency(video_maps).squeeze(1).sigmoid().float(),
+            "audio guided": pyramid_correlation(audio, video_filter, levels=levels, norm=norm),
+            "audio predicted": self.audio_saliency(audio_maps).squeeze(1).sigmoid().float(),
+        }

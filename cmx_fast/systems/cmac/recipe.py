@@ -1,0 +1,125 @@
+"""The numbers of a CMAC run in two presets: the paper's, and one for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from cmx_fast.train.presets import Presets
+from cmx_fast.train.settings import (
+    Amount,
+    Count,
+    OneOf,
+    Positive,
+    Range,
+    Several,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    Size,
+    require,
+)
+
+HEADS = ("mlp", "linear", "shared")
+OPTIMIZERS = ("sgd", "adamw")
+NORMS = ("cosine", "softmax", "none")
+
+
+@dataclass(frozen=True)
+class CMACRecipe(Presets):
+    """Everything that decides what a run of CMAC or a row of its ablations computes.
+
+    The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code of GDT, whose pipeline the paper
+    follows, or of MoCo. [O]: ours, because neither says.
+    """
+
+    #: Small pictures, few frames and narrow encoders from random weights.
+    DEMO: ClassVar[dict[str, object]] = {
+        "size": 48,
+        "short_side": 54,
+        "frames": 8,
+        "fps": 8.0,
+        "cache": True,
+        "jitter": 0.0,
+        "blocks": 1,
+        "width": 16,
+        "audio_width": 16,
+        "last_stride": 1,
+        "filters": 128,
+        "embedding": 64,
+        "head": "shared",
+        "bank": 0,
+        "optimizer": "adamw",
+        "lr": 2e-3,
+        "cosine": True,
+        "warmup_epochs": 2,
+        "epochs": 24,
+        "batch": 32,
+        "clips": 3,
+    }
+
+    # Data
+    size: Count = 128  # [P] pixels of a view
+    short_side: Count = 160  # [R] pixels of the shorter side before cropping; at least size
+    smallest_crop: ShareAboveZero = 0.8  # [R] of the shorter side
+    frames: Count = 32  # [P]
+    fps: Positive = 30.0  # [R]
+    seconds: Positive = 1.0  # [P] of sound
+    sample_rate: Count = 24000  # [R]
+    cache: bool = False  # [O] decode every recording once and keep it in memory, as bytes
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
+    jitter: Share = (
+        0.4  # [R] brightness, contrast and saturation change by up to this share; the ablations: 0
+    )
+
+    # Log filterbank of the sound: 257 filters [P], the rest as GDT's code; its normalisation and masks
+    audio_mean: float = 1.93  # [R]
+    audio_std: Positive = 17.89  # [R]
+    volume: Share = 0.1  # [R] the loudness changes by up to this share
+    freq_width: Size = 3  # [R] most filters that a mask covers
+    time_width: Size = 6  # [R] most frames that a mask covers
+    time_warp: Size = 5  # [O] most frames that the middle moves; the paper has time warping and no number
+
+    # Networks
+    blocks: Count = 2  # [P] per stage: 2 is R(2+1)D-18
+    attention: Annotated[str, OneOf("", "se", "non-local")] = ""  # [O] in both encoders: "se" or "non-local"
+    width: Count = 64  # [P] channels of the video encoder's first stage, an eighth of its last
+    audio_width: Count = 64  # [P] of ResNet-9
+    #: Of the video encoder's last stage [P]; 1 gives a map of twice the height and width.
+    last_stride: Annotated[int, OneOf(1, 2)] = 2
+    filters: Count = 512  # [P] channels of g and of the filters
+    embedding: Count = 256  # [P]
+    #: "mlp": GDT's head, one per modality [R]. "linear": one layer each. "shared": one layer for both, with which what
+    #: agrees after it agrees before it, where the filters meet the features [O].
+    head: Annotated[str, OneOf(*HEADS)] = "mlp"
+    dropout: ShareBelowOne = 0.3  # [R] of the "mlp" head
+
+    # Pyramid correlation and its consistency loss
+    levels: Annotated[int, Range(1, 3)] = 2  # [P]
+    norm: Annotated[str, OneOf(*NORMS)] = "cosine"  # [P]
+    consistency: Amount = 1.5  # [P] lambda of eq. 8
+    teach_features: bool = False  # [O] the map is a pseudo-label, so it gets no gradient
+
+    # Contrast
+    temperature: Positive = 0.07  # [P]
+    bank: Size = 15000  # [P] keys per modality; 0: the other samples of the batch instead
+    momentum: ShareBelowOne = 0.999  # [P] of the key encoders
+    within_negatives: bool = True  # [P] keys of the own modality are negatives too (Table 3)
+    within_positives: bool = False  # [P] a second clip of the recording is a positive (Table 3, AVID)
+
+    # Training
+    optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "sgd"  # [P] with momentum 0.9; "adamw" for short runs [O]
+    lr: Amount = 0.01  # [P]
+    weight_decay: Amount = 1e-5  # [P]
+    warmup_epochs: Size = 10  # [P]
+    cosine: bool = False  # [R] a constant rate after the warm-up; else a cosine to zero [O]
+    epochs: Count = 200  # [P]; the ablations 50
+    batch: Several = 128  # [P]; the ablations 64
+
+    # Evaluation
+    clips: Count = 10  # [P] evenly spaced clips of each recording, averaged
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.size >= 32 and self.size % 16 == 0, self, "size", "a multiple of 16, at least 32")
+        require(self.short_side >= self.size, self, "short_side", f"at least size = {self.size}")

@@ -1,0 +1,107 @@
+"""report.html of a CMAC run: Table 1, figure 5's pictures and curves in one file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cmx_fast.data.transforms.clip_views import MEAN, STD
+from cmx_fast.evaluate import figures
+from cmx_fast.evaluate.pages import render
+
+if TYPE_CHECKING:
+    from cmx_fast.systems.cmac.evaluate import Evaluation
+
+#: Pixels of a picture in the report.
+SIZE = 148
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out clip: its view (3, T, S, S), spectrogram (257, frames) and maps as of CMAC.attend."""
+
+    name: str
+    clip: Tensor
+    spectrogram: Tensor
+    maps: dict[str, Tensor]
+
+
+def write_report(
+    run: Path, config: dict[str, Any], evaluation: Evaluation, names: dict[str, tuple[str, str]]
+) -> Path:
+    """Write ``run/report.html``."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    html = render(
+        "cmac_report.html.j2",
+        config=config,
+        evaluation=evaluation,
+        names={name: names[name] for name in config["models"]},
+        seeds=len(config["seeds"]),
+        examples={name: [pictures(example) for example in of] for name, of in evaluation.examples.items()},
+        curves=curves(rows, [name for name in config["models"] if name != "scratch"], evaluation, names),
+    )
+    file = run / "report.html"
+    file.write_text(html)
+    return file
+
+
+def pictures(example: Example) -> dict[str, str]:
+    """A clip's middle frame and spectrogram, each plain and under its guided and predicted map, as data URIs."""
+    frame = (example.clip[:, example.clip.shape[1] // 2] * STD + MEAN).clamp(0, 1).permute(1, 2, 0).numpy()
+    bands = example.spectrogram.flip(0).numpy()
+    # Filters without a frequency of their own are far below all others.
+    low, high = np.quantile(bands, (0.25, 1.0))
+    sound = matplotlib.colormaps["magma"](np.clip((bands - low) / max(1e-6, high - low), 0, 1))[..., :3]
+    found = {"name": example.name, "frame": _picture(frame), "sound": _picture(sound)}
+    for kind in ("guided", "predicted"):
+        seen = example.maps[f"video {kind}"]
+        heard = example.maps[f"audio {kind}"].flip(0)
+        found[f"video {kind}"] = _picture(_under(frame, seen[seen.shape[0] // 2]))
+        found[f"audio {kind}"] = _picture(_under(sound, heard))
+    return found
+
+
+def _under(picture: np.ndarray, heat: Tensor) -> np.ndarray:
+    """The picture (H, W, 3) with a map over it, from its least (blue) to its highest value (red)."""
+    heat = F.interpolate(heat[None, None].float(), picture.shape[:2], mode="bilinear")[0, 0]
+    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-6)
+    return 0.5 * picture + 0.5 * matplotlib.colormaps["jet"](heat.numpy())[..., :3]
+
+
+def _picture(values: np.ndarray) -> str:
+    image = Image.fromarray((255 * values).astype(np.uint8))
+    return figures.jpeg(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def curves(
+    rows: figures.Rows, models: list[str], evaluation: Evaluation, names: dict[str, tuple[str, str]]
+) -> str:
+    """Held-out retrieval and the losses against the steps."""
+
+    def lines(metric: str) -> list[tuple[str, str, str, str]]:
+        return [(name, metric, names[name][1], figures.COLOURS[name]) for name in models]
+
+    panels: list[dict[str, Any]] = [
+        {
+            "title": "Held-out retrieval",
+            "y": "A→V R@1",
+            "limits": (0, 1),
+            "level": (evaluation.chance["audio_to_video"], "chance"),
+            "lines": lines("audio_to_video"),
+        },
+        {"title": "Contrastive loss", "y": "both directions", "lines": lines("across")},
+        {
+            "title": "Attention consistency, video",
+            "y": "squared error per map",
+            "lines": lines("video attention"),
+        },
+    ]
+    return figures.curves(rows, panels)

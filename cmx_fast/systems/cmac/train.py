@@ -1,0 +1,181 @@
+"""``cmx train cmac``: CMAC and the rows of its ablation, from videos to a table and a report."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from lightning_fabric import Fabric
+
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
+from cmx_fast.systems.cmac.data import ClipBatches
+from cmx_fast.systems.cmac.evaluate import NAMES, evaluate_run, new_model, recall_at_one
+from cmx_fast.systems.cmac.features import extract, open_clips
+from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.run_folder import RunFolder
+
+#: Looks at the held-out recordings during training, for the curves; no weights are selected by them.
+LOOKS = 5
+
+
+def train_cmac(
+    data: Annotated[Path, typer.Option(help="Videos, e.g. from cmx simulate clips.")],
+    dataset: Annotated[str, typer.Option(help="Their layout: kinetics or vggsound.")] = "kinetics",
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/cmac"),
+    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    seeds: Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")] = 1,
+    model: Annotated[
+        list[str], typer.Option(help="scratch, single, attention, contrast, cmac, or all; repeatable.")
+    ] = ["cmac"],  # noqa: B006
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
+    ] = False,
+    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Train CMAC on videos with sound, evaluate on the held-out split, write report.html.
+
+    Models are the rows of the paper's Table 1: random weights, a single modality, only the attention consistency, only
+    the contrastive loss, and CMAC. Tables 2 and 3 are --set levels, norm, within_negatives, within_positives. Videos
+    that are broken, too short or without sound are left out and named.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    unknown = [name for name in model if name not in NAMES and name != "all"]
+    if unknown or not model:
+        raise ValueError(
+            f"model must be one or more of {', '.join(NAMES)}, all; got {', '.join(unknown) or 'none'}"
+        )
+    if dataset not in ("kinetics", "vggsound"):
+        raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
+    recipe = CMACRecipe.preset(preset, **changes(set, CMACRecipe))
+    fabric = new_fabric(precision, sync_bn, fsdp)
+    say = (
+        (lambda text: print(text, file=sys.stderr, flush=True))
+        if fabric.is_global_zero
+        else (lambda text: None)
+    )
+    splits = ("train", held_out(dataset))
+    train, test = (open_clips(VIDEO_SETS[dataset](data, split), recipe, fabric.device) for split in splits)
+    for split, clips in zip(splits, (train, test), strict=True):
+        say(f"{split}: {len(clips)} recordings{left_out(clips.skipped)}")
+    if len(train) < recipe.batch:
+        raise ValueError(
+            f"{len(train)} recordings to train on are fewer than a batch of {recipe.batch}; --set batch=..."
+        )
+    run = RunFolder(
+        out,
+        {
+            "command": "train cmac",
+            "data": str(data),
+            "dataset": dataset,
+            "preset": preset,
+            "recipe": recipe.as_dict(),
+            "seeds": list(range(seeds)),
+            "models": [name for name in NAMES if name in model or "all" in model],
+            "precision": precision,
+            "compile": compile,
+            "sync_bn": sync_bn,
+            "fsdp": fsdp,
+            "processes": fabric.world_size,
+            "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
+        },
+        resume=resume,
+        writer=fabric.is_global_zero,
+    )
+    training = Training(fabric, run, recipe, train, test, compile)
+    try:
+        for seed in range(seeds):
+            for name in run.config["models"]:
+                training.train(name, seed)
+    except Interrupted as stopped:
+        say(f"{stopped}; continue with the same command and --resume")
+        raise typer.Exit(130) from None
+    if fabric.is_global_zero:
+        run.write_csv()
+        evaluate_run(run.path, train, test, data)
+
+
+class Training:
+    """The models of one run, each from the same initial encoders."""
+
+    def __init__(
+        self, fabric: Fabric, run: RunFolder, recipe: CMACRecipe, train: Clips, test: Clips, compile: bool
+    ):
+        self.fabric, self.run, self.recipe, self.compile = fabric, run, recipe, compile
+        self.clips, self.test = train, test
+
+    def train(self, name: str, seed: int) -> None:
+        """One model from one seed; loaded where the run has finished it, and left as it is for "scratch"."""
+        stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.fabric
+        model = initialised(seed, lambda: new_model(name, recipe))
+        if name == "scratch":
+            if self.run.weights(stage) is None:
+                self.run.finish(stage, model.state_dict())
+            return
+        batches = ClipBatches(
+            self.clips,
+            recipe,
+            recipe.batch // fabric.world_size,
+            seed,
+            two_clips=model.two_clips,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        steps = recipe.epochs * batches.steps_per_epoch
+        run_stage(
+            fabric,
+            self.run,
+            Stage(
+                stage,
+                model,
+                [{"params": list(model.trained()), "lr": recipe.lr}],
+                steps,
+                batches,
+                seed,
+                weight_decay=recipe.weight_decay,
+                optimizer=OPTIMIZERS[recipe.optimizer],
+                labels=None,
+                schedule=functools.partial(
+                    warmup, first=recipe.warmup_epochs * batches.steps_per_epoch, cosine=recipe.cosine
+                ),
+                after_step=model.update_keys,
+                look=lambda: self.look(model),
+                look_every=max(1, steps // LOOKS),
+            ),
+            compile=self.compile,
+        )
+
+    def look(self, model: CMAC) -> dict[str, float]:
+        """Retrieval among the held-out recordings, for the curves."""
+        if not self.fabric.is_global_zero:
+            return {}
+        found = extract(model, self.test, mixed=self.run.config["precision"] == "bf16")
+        return {"audio_to_video": recall_at_one(found.audio_embedding, found.video_embedding)}
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    "adamw": torch.optim.AdamW,
+}
+
+
+def warmup(step: int, steps: int, *, first: int, cosine: bool) -> float:
+    """The factor on the learning rate: linear over the ``first`` steps, then 1; with ``cosine`` times a cosine to 0."""
+    rising = min(1.0, (step + 1) / max(1, first))
+    return rising * (0.5 * (1 + math.cos(math.pi * step / steps)) if cosine else 1.0)

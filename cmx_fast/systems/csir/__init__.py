@@ -1,0 +1,1 @@
+"""CSIR: image and speech of the same room."""

@@ -1,0 +1,232 @@
+"""report.html of a CSIR run: one file to look at and listen to, readable without the rest of the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cmx_fast.evaluate import figures, retrieval
+from cmx_fast.evaluate.gradcam import gradcam
+from cmx_fast.evaluate.pages import render
+from cmx_fast.systems.csir.data import PairData
+
+if TYPE_CHECKING:
+    from cmx_fast.systems.csir.evaluate import Evaluation
+
+#: Queries per direction in the retrieval gallery, and answers to each.
+QUERIES, ANSWERS = 4, 5
+#: Pictures with Grad-CAM.
+CAMS = 6
+#: Pixels of a picture in the report.
+SIZE = 168
+
+NAMES = {"csir": "CSIR", "dscmr": "DSCMR"}
+
+
+@dataclass
+class Answer:
+    picture: str
+    sound: str
+    space: str
+    right: bool
+
+
+@dataclass
+class Query:
+    picture: str
+    sound: str
+    space: str
+    answers: list[Answer]
+
+
+def write_report(
+    run: Path,
+    config: dict[str, Any],
+    evaluation: Evaluation,
+    data: PairData,
+    model: nn.Module,
+    before: nn.Module,
+) -> Path:
+    """Write ``run/report.html``.
+
+    Args:
+        model: the model of ``evaluation.shown``, for Grad-CAM.
+        before: its image encoder before fine-tuning.
+    """
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    spaces, shown = config["spaces"], evaluation.shown
+    nearest = {
+        "sir": retrieval.rank(shown.speech, shown.image, ANSWERS),
+        "isr": retrieval.rank(shown.image, shown.speech, ANSWERS),
+    }
+    counts = torch.zeros(len(spaces), len(spaces))
+    answered = shown.image_space[nearest["sir"][:, 0]]
+    counts.index_put_((shown.speech_space, answered), torch.ones(len(answered)), accumulate=True)
+    html = render(
+        "csir_report.html.j2",
+        config=config,
+        recipe=config["recipe"],
+        spaces=spaces,
+        names=NAMES,
+        directions=retrieval.DIRECTIONS,
+        groups=retrieval.GROUPS,
+        ranks=retrieval.RANKS,
+        seeds=len(config["seeds"]),
+        chance=evaluation.chance,
+        pairs=len(shown.image),
+        utterances=len(shown.speech),
+        distinct=evaluation.images[1],
+        skipped=data.dataset.skipped,
+        table={name: retrieval.spread(seeds) for name, seeds in evaluation.recalls.items()},
+        table_distinct={name: retrieval.spread(seeds) for name, seeds in evaluation.distinct.items()},
+        percent=retrieval.percent,
+        pretraining=pretraining_curves(rows),
+        training=cross_modal_curves(rows, evaluation.chance),
+        confusion=figures.confusion(counts, spaces),
+        gallery={
+            "sir": speech_queries(data, shown, nearest["sir"]),
+            "isr": image_queries(data, shown, nearest["isr"]),
+        },
+        cams=cams(data, shown, model, before, config["recipe"]["gradcam_layer"]),
+    )
+    file = run / "report.html"
+    file.write_text(html)
+    return file
+
+
+def pretraining_curves(rows: figures.Rows) -> str:
+    ink, blue, orange = figures.INK, figures.COLOURS["csir"], figures.COLOURS["dscmr"]
+    panels: list[dict[str, Any]] = [
+        {
+            "title": "Speech encoder",
+            "y": "loss",
+            "lines": [
+                ("speech", "ce", "space (CE)", blue),
+                ("speech", "supcon", "contrast (SupCon)", orange),
+                ("speech", "rt60", "RT60 (squared error)", ink),
+            ],
+        },
+        {
+            "title": "Training accuracy, one encoder alone",
+            "y": "space named correctly",
+            "limits": (0, 1),
+            "lines": [("speech", "accuracy", "speech", blue), ("image", "accuracy", "image", orange)],
+        },
+    ]
+    return figures.curves(rows, panels)
+
+
+def cross_modal_curves(rows: figures.Rows, chance: float) -> str:
+    blue, orange = figures.COLOURS["csir"], figures.COLOURS["dscmr"]
+    panels: list[dict[str, Any]] = [
+        {
+            "title": "CSIR's losses",
+            "y": "loss",
+            "lines": [
+                ("csir", "ce", "space (CE)", blue),
+                ("csir", "supcon", "contrast (SupCon)", figures.INK),
+            ],
+        },
+        *(
+            {
+                "title": f"Held-out R@1, {name}",
+                "y": "R@1",
+                "limits": (0, 1),
+                "level": (chance, "chance"),
+                "lines": [("csir", f"{key} R@1", "CSIR", blue), ("dscmr", f"{key} R@1", "DSCMR", orange)],
+            }
+            for key, name in (("sir", "speech to image"), ("isr", "image to speech"))
+        ),
+    ]
+    return figures.curves(rows, panels)
+
+
+def choose(first_right: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Queries of different spaces, spread over them; the last one is answered wrongly if any is."""
+    _, order = labels.sort(stable=True)
+    by_space: dict[int, list[int]] = {}
+    for i in order.tolist():
+        by_space.setdefault(int(labels[i]), []).append(i)
+    spread = [by_space[s] for s in list(by_space)[:: max(1, len(by_space) // count)]][:count]
+    chosen = [next((i for i in rows if first_right[i]), rows[0]) for rows in spread]
+    wrong = (~first_right).nonzero().flatten().tolist()
+    if wrong and all(first_right[i] for i in chosen):
+        chosen[-1] = wrong[len(wrong) // 2]
+    return chosen
+
+
+def speech_queries(data: PairData, e: retrieval.Embeddings, nearest: Tensor) -> list[Query]:
+    """Utterances with the pictures found for them."""
+    right = e.image_space[nearest] == e.speech_space[:, None]
+    return [
+        Query(
+            "",
+            play(data, q),
+            data.dataset.spaces[e.speech_space[q]],
+            [
+                Answer(look(data, int(a)), "", data.dataset.spaces[e.image_space[a]], bool(ok))
+                for a, ok in zip(nearest[q], right[q], strict=True)
+            ],
+        )
+        for q in choose(right[:, 0], e.speech_space, QUERIES)
+    ]
+
+
+def image_queries(data: PairData, e: retrieval.Embeddings, nearest: Tensor) -> list[Query]:
+    """Pictures with the utterances found for them."""
+    right = e.speech_space[nearest] == e.image_space[:, None]
+    return [
+        Query(
+            look(data, q),
+            "",
+            data.dataset.spaces[e.image_space[q]],
+            [
+                Answer(
+                    look(data, int(e.speech_pair[a])),
+                    play(data, int(a)),
+                    data.dataset.spaces[e.speech_space[a]],
+                    bool(ok),
+                )
+                for a, ok in zip(nearest[q], right[q], strict=True)
+            ],
+        )
+        for q in choose(right[:, 0], e.image_space, QUERIES)
+    ]
+
+
+def look(data: PairData, pair: int) -> str:
+    return figures.picture(data.dataset.pairs[pair].image, SIZE)
+
+
+def play(data: PairData, utterance: int) -> str:
+    return figures.sound(data.dataset.load_wave(utterance), data.dataset.sample_rate)
+
+
+def cams(
+    data: PairData, e: retrieval.Embeddings, model: Any, before: nn.Module, layer: str
+) -> list[dict[str, str]]:
+    """Pictures of different spaces with heat maps of cos(z^v, z^s), by the encoder before and after."""
+    pairs = choose(torch.ones(len(e.image), dtype=torch.bool), e.image_space, CAMS)
+    utterances = [int((e.speech_pair == p).nonzero()[0]) for p in pairs]
+    images = torch.stack([data.dataset.load_image(p) for p in pairs]).to(data.device)
+    speech = e.speech[utterances].to(data.device)
+    maps = {
+        name: gradcam(model, encoder.to(data.device), images, speech, layer).cpu()
+        for name, encoder in (("before", before), ("after", model.image_encoder))
+    }
+    return [
+        {
+            "picture": look(data, p),
+            "space": data.dataset.spaces[e.image_space[p]],
+            **{
+                name: figures.overlay(data.dataset.pairs[p].image, heat[i], SIZE)
+                for name, heat in maps.items()
+            },
+        }
+        for i, p in enumerate(pairs)
+    ]

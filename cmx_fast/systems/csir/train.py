@@ -1,0 +1,300 @@
+"""``cmx train csir``: CSIR and its baseline DSCMR, from image-AIR pairs to a table and a report."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.evaluate.retrieval import recalls
+from cmx_fast.systems.csir.batches import class_balanced, training_batches
+from cmx_fast.systems.csir.data import Batch, PairData
+from cmx_fast.systems.csir.dscmr import DSCMR
+from cmx_fast.systems.csir.evaluate import MODELS, embed, evaluate_run, even_crops, open_split
+from cmx_fast.systems.csir.model import (
+    CSIR,
+    ImagePretraining,
+    SpeechPretraining,
+    image_encoder,
+    load_places365,
+)
+from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.run_folder import RunFolder
+
+
+def train_csir(
+    data: Annotated[
+        Path, typer.Option(help="Data in the Image2Reverb layout, e.g. from cmx simulate rooms.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/csir"),
+    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    seeds: Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")] = 1,
+    model: Annotated[list[str], typer.Option(help="csir, dscmr; repeat for both.")] = [*MODELS],  # noqa: B006
+    places365: Annotated[
+        Path | None,
+        typer.Option(
+            help="resnet50_places365.pth.tar; without it the image encoder is first trained on the spaces."
+        ),
+    ] = None,
+    speech: Annotated[
+        Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    sync_bn: SyncBN = False,
+    fsdp: FSDP = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out unreadable pairs and count them.")
+    ] = False,
+    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Train CSIR (and DSCMR) on image-speech pairs, evaluate on the test split, write report.html."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    unknown = [name for name in model if name not in MODELS]
+    if unknown or not model:
+        raise ValueError(
+            f"model must be one or more of {', '.join(MODELS)}; got {', '.join(unknown) or 'none'}"
+        )
+    recipe = Recipe.preset(preset, **changes(set, Recipe))
+    if places365 is not None:
+        load_places365(
+            image_encoder(recipe.image_encoder, recipe.attention), places365
+        )  # fails before the data are read
+    fabric = new_fabric(precision, sync_bn, fsdp)
+    say = (
+        (lambda text: print(text, file=sys.stderr, flush=True))
+        if fabric.is_global_zero
+        else (lambda text: None)
+    )
+    train = open_split(data, "train", recipe, fabric.device, speech=speech, skip_bad=skip_bad)
+    spaces = train.dataset.spaces
+    test = open_split(data, "test", recipe, fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad)
+    for split, pairs in (("train", train), ("test", test)):
+        hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
+        say(
+            f"{split}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
+            + hidden
+            + left_out(pairs.dataset.skipped)
+        )
+    if places365 is None:
+        say("image encoder: no --places365 weights, so it first learns to name the spaces from pictures")
+    run = RunFolder(
+        out,
+        {
+            "command": "train csir",
+            "data": str(data),
+            "speech": None if speech is None else str(speech),
+            "preset": preset,
+            "recipe": recipe.as_dict(),
+            "seeds": list(range(seeds)),
+            "models": sorted({*model}, key=list(MODELS).index),
+            "spaces": spaces,
+            "places365": None if places365 is None else str(places365),
+            "precision": precision,
+            "compile": compile,
+            "sync_bn": sync_bn,
+            "fsdp": fsdp,
+            "skip_bad": skip_bad,
+            "processes": fabric.world_size,
+        },
+        resume=resume,
+        writer=fabric.is_global_zero,
+    )
+    training = Training(fabric, run, recipe, train, test, places365, compile)
+    try:
+        for seed in range(seeds):
+            training.seed(seed, run.config["models"])
+    except Interrupted as stopped:
+        say(f"{stopped}; continue with the same command and --resume")
+        raise typer.Exit(130) from None
+    if fabric.is_global_zero:
+        run.write_csv()
+        evaluate_run(run.path, test)
+
+
+class Training:
+    """The stages of one run: speech encoder, image encoder, then each model from copies of the two."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        run: RunFolder,
+        recipe: Recipe,
+        train: PairData,
+        test: PairData,
+        places365: Path | None,
+        compile: bool,
+    ):
+        self.fabric, self.run, self.recipe = fabric, run, recipe
+        self.train, self.test, self.places365, self.compile = train, test, places365, compile
+        self.spaces = len(train.dataset.spaces)
+        self.mel_mean, self.mel_std = train.mel_statistics()
+
+    def seed(self, seed: int, models: list[str]) -> None:
+        """Every stage of one seed; those that the run has finished are loaded."""
+        recipe = self.recipe
+        speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
+        speech.encoder.standardise(self.mel_mean, self.mel_std)
+        speech.standardise_rt60(self.train.rt60)
+        speech = self.stage(
+            "speech",
+            seed,
+            speech,
+            [{"params": list(speech.parameters()), "lr": recipe.speech_lr}],
+            recipe.speech_steps,
+            recipe.speech_batch,
+            ("logmel",),
+            labels=("space", "rt60"),
+        )
+        if self.places365 is not None:
+            # The gates of an attentive encoder are in no file.
+            image = initialised(seed, lambda: image_encoder(recipe.image_encoder, recipe.attention))
+            load_places365(image, self.places365)
+        else:
+            pretraining = initialised(seed, lambda: ImagePretraining(recipe, self.spaces))
+            pretraining = self.stage(
+                "image",
+                seed,
+                pretraining,
+                [{"params": list(pretraining.parameters()), "lr": recipe.image_lr}],
+                recipe.image_steps,
+                recipe.image_batch,
+                ("image",),
+            )
+            image = pretraining.encoder
+        for name in models:
+            encoders = copy.deepcopy(image), copy.deepcopy(speech.encoder)
+            new: Callable[[], CSIR | DSCMR] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
+            model = initialised(seed, new)
+            if recipe.head_steps:
+                model = self.heads(f"{name}-heads", seed, model)
+            self.stage(
+                name,
+                seed,
+                model,
+                parameter_groups(model),
+                recipe.cross_steps,
+                recipe.cross_batch,
+                ("image", "logmel"),
+                look=lambda model=model: self.look(model),
+            )
+
+    def stage(
+        self,
+        name: str,
+        seed: int,
+        module: torch.nn.Module,
+        groups: list[dict[str, Any]],
+        steps: int,
+        batch: int,
+        wanted: tuple[str, ...],
+        **more: Any,
+    ) -> Any:
+        batches = training_batches(
+            self.train,
+            self.recipe,
+            batch,
+            wanted,
+            seed,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
+        )
+        return self.run_stage(name, seed, module, groups, steps, batches, **more)
+
+    def heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
+        """The cross-modal stage before the encoders move: their features are computed once, so a step costs little."""
+        for parameter in model.encoders():
+            parameter.requires_grad_(False)
+        held = {id(parameter) for parameter in model.encoders()}
+        new = [parameter for parameter in model.parameters() if id(parameter) not in held]
+        groups = [{"params": new, "lr": self.recipe.head_lr}]
+        computed: list[tuple[Tensor, Tensor]] = []
+
+        def batches(start: int) -> Iterator[Batch]:
+            if not computed:
+                computed.append(features(model, self.train, self.recipe))
+            image, speech = computed[0]
+            batch, rank, world = self.recipe.head_batch, self.fabric.global_rank, self.fabric.world_size
+            stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
+            for rows in islice(stream, start, None):
+                mine = torch.tensor(rows[rank * batch : (rank + 1) * batch])
+                yield {
+                    "image_features": image[self.train.pair[mine]],
+                    "speech_features": speech[mine],
+                    "space": self.train.space[mine].to(image.device),
+                }
+
+        model = self.run_stage(name, seed, model, groups, self.recipe.head_steps, batches)
+        for parameter in model.encoders():
+            parameter.requires_grad_(True)
+        return model
+
+    def run_stage(
+        self,
+        name: str,
+        seed: int,
+        module: torch.nn.Module,
+        groups: list[dict[str, Any]],
+        steps: int,
+        batches: Callable[[int], Iterator[Batch]],
+        **more: Any,
+    ) -> Any:
+        stage = Stage(
+            f"seed{seed}/{name}",
+            module,
+            groups,
+            steps,
+            batches,
+            seed,
+            self.recipe.weight_decay,
+            look_every=max(1, steps // max(1, self.recipe.evaluations)),
+            **more,
+        )
+        return run_stage(self.fabric, self.run, stage, compile=self.compile)
+
+    def look(self, model: CSIR | DSCMR) -> dict[str, float]:
+        """R@1 on the held-out pairs, for the curves; on the first process only."""
+        if not self.fabric.is_global_zero:
+            return {}
+        found = recalls(embed(model, self.test, self.recipe))
+        return {f"{direction} R@1": groups["total"]["R@1"] or 0.0 for direction, groups in found.items()}
+
+
+@torch.no_grad()
+def features(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The encoders' outputs without augmentation, on the data's device: e^v (pairs, 365), e^s (utterances, d_s)."""
+    model.eval()
+    first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
+    image = [model.image_encoder(b["image"]) for b in data.in_order(("image",), rows=first.tolist())]
+    speech = [
+        model.speech_encoder(even_crops(b["logmel"], recipe.frames, 1)[0]) for b in data.in_order(("logmel",))
+    ]
+    model.train()
+    return torch.cat(image), torch.cat(speech)
+
+
+def parameter_groups(model: CSIR | DSCMR) -> list[dict[str, Any]]:
+    """The two pre-trained encoders at ``encoder_lr``, everything new at ``cross_lr``."""
+    held = {id(p) for p in model.encoders()}
+    new = [p for p in model.parameters() if id(p) not in held]
+    return [
+        {"params": model.encoders(), "lr": model.recipe.encoder_lr},
+        {"params": new, "lr": model.recipe.cross_lr},
+    ]

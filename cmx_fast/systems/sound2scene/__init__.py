@@ -1,0 +1,1 @@
+"""Sound2Scene: pictures from sound."""

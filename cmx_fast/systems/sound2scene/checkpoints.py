@@ -1,0 +1,117 @@
+"""Trained systems and their parts from the folders that ``cmx train`` writes, or from published checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cmx_fast.networks.biggan import Generator
+from cmx_fast.networks.biggan_weights import load_icgan_generator
+from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.networks.weights import load, read_json
+from cmx_fast.systems.sound2scene.icgan.model import new_generator
+from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
+from cmx_fast.systems.sound2scene.model import Sound2Scene, SoundEncoder
+from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
+
+
+def open_icgan(
+    path: Path | str, picture_encoder: Path | str | None = None
+) -> tuple[PictureEncoder, Generator]:
+    """The picture encoder and the generator of a ``cmx train icgan`` folder or of an IC-GAN checkpoint.
+
+    A checkpoint of IC-GAN's goes with SwAV's ResNet-50, ``picture_encoder``; a run's folder knows its own, which
+    ``picture_encoder`` replaces where it has moved.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing, unfinished, broken or does not fit.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return _of_run(path, picture_encoder)
+    generator = load_icgan_generator(path)
+    if picture_encoder is None:
+        raise ValueError(f"{path} goes with SwAV's ResNet-50: --picture-encoder swav_800ep_pretrain.pth.tar")
+    encoder = PictureEncoder()
+    load_swav(encoder, picture_encoder)
+    if generator.shared_feat.weight.shape[1] != encoder.width:
+        raise ValueError(
+            f"{path} takes features of width {generator.shared_feat.weight.shape[1]}, ResNet-50 has {encoder.width}"
+        )
+    return encoder, generator
+
+
+def _of_run(path: Path, picture_encoder: Path | str | None) -> tuple[PictureEncoder, Generator]:
+    config = run_config(path, "train icgan")
+    recipe = ICGANRecipe.stored(config["recipe"], path / "config.json")
+    encoder = PictureEncoder(recipe.encoder)
+    if recipe.encoder == "small":
+        stored = finished(path, "pictures")
+        encoder.resnet.load_state_dict(_below("network.", stored))
+    else:
+        load_swav(encoder, picture_encoder or config["picture_encoder"])
+    generator = new_generator(recipe, encoder.width)
+    generator.load_state_dict(_below("average.", finished(path, "generator")))
+    return encoder, generator.requires_grad_(False).eval()
+
+
+def open_sound2scene(
+    run: Path | str, icgan: Path | str | None = None, picture_encoder: Path | str | None = None
+) -> Sound2Scene:
+    """The system of a finished ``cmx train sound2scene`` folder.
+
+    ``icgan`` and ``picture_encoder`` say where the generator's folder or checkpoint and SwAV's weights are now, if not
+    where they were when the run was trained.
+
+    Raises:
+        FileNotFoundError, ValueError: what is missing, unfinished, broken or does not fit.
+    """
+    run = Path(run)
+    config = run_config(run, "train sound2scene")
+    encoder, generator = open_icgan(icgan or config["icgan"], picture_encoder or config["picture_encoder"])
+    recipe = Sound2SceneRecipe.stored(config["recipe"], run / "config.json")
+    sounds = new_sound_encoder(recipe, encoder.width)
+    stored = _below("sound_encoder.", finished(run, "sounds"))
+    try:
+        sounds.load_state_dict(stored)
+    except RuntimeError as error:
+        raise ValueError(f"{run / 'sounds.pt'} does not fit the run's recipe: {error}") from error
+    return Sound2Scene(encoder, sounds, generator)
+
+
+def new_sound_encoder(recipe: Sound2SceneRecipe, features: int) -> SoundEncoder:
+    """A sound encoder of the recipe's size with fresh weights."""
+    return SoundEncoder(features, recipe.width, recipe.seconds, recipe.positive)
+
+
+def run_config(path: Path, command: str) -> dict[str, Any]:
+    """The config of a run folder.
+
+    Raises:
+        FileNotFoundError: not a run folder.
+        ValueError: of another command, or no JSON.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no run folder; cmx {command} --out makes one")
+    config = read_json(file)
+    if config.get("command") != command:
+        raise ValueError(f"{path} holds a run of cmx {config.get('command')}; expected cmx {command}")
+    return config
+
+
+def finished(path: Path, stage: str) -> dict[str, Any]:
+    """The weights of a finished stage.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+        ValueError: the file is broken.
+    """
+    file = path / f"{stage}.pt"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {file.name}: that run has not finished; go on with --resume")
+    return load(file)["module"]
+
+
+def _below(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

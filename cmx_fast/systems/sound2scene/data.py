@@ -1,0 +1,89 @@
+"""Training batches of sounds with the features of pictures from their scenes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.loaders.upload import upload
+
+Batch = dict[str, Tensor]
+
+
+class SoundBatches:
+    """Epochs of "wave" (B, samples) and "picture" (B, D), each scene once with one of its moments; the same for a seed.
+
+    Args:
+        features: (P, D) of every picture of ``data``, of broken ones NaN; their scenes are left out.
+        batch: of each process, in every step: processes gather each other's rows. A sound that can't be read is
+            replaced by another, which no other process has in that step.
+        rank, world: this process's share of each batch of ``batch * world``.
+    """
+
+    def __init__(
+        self,
+        data: SceneData,
+        features: Tensor,
+        batch: int,
+        seed: int,
+        device: torch.device | str,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.data, self.batch, self.seed, self.device = data, batch, seed, device
+        self.features = features.unflatten(0, (len(data), data.moments))
+        usable = self.features.isfinite().all(2).all(1)
+        if (
+            world > 1 and dist.is_initialized()
+        ):  # what one process could not read none uses: all count the same steps
+            usable = upload(usable.int(), device)
+            dist.all_reduce(usable, dist.ReduceOp.MIN)
+        self.scenes = usable.cpu().nonzero()[:, 0]
+        self.rank, self.world = rank, world
+        if world > 1 and len(self.scenes) < batch * world:
+            raise ValueError(
+                f"{len(self.scenes)} usable scenes are fewer than a batch of {batch} in each of {world} processes; use "
+                "smaller batches"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.scenes) // (self.batch * self.world))
+
+    def __call__(self, start: int) -> Iterator[Batch]:
+        epoch, skip = divmod(start, self.steps_per_epoch)
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = self.scenes[torch.randperm(len(self.scenes), generator=generator)]
+            moments = torch.randint(self.data.moments, (len(self.data),), generator=generator)
+            batches = order.split(self.batch * self.world)[skip : self.steps_per_epoch]
+            mine = [rows[self.rank :: self.world] for rows in batches]
+            for index, waves in self.data.sounds(mine, functools.partial(self._others, order, epoch)):
+                picture = self.features[index, moments[index]]
+                yield {"wave": upload(waves, self.device), "picture": upload(picture, self.device)}
+            epoch, skip = epoch + 1, 0
+
+    def _others(self, order: Tensor, epoch: int, mine: Tensor) -> Iterator[int]:
+        """This process's share of the scenes that are not in a step's batch, drawn anew for each step.
+
+        Raises:
+            ValueError: none is left, and other processes wait for as many rows as they have.
+        """
+        size = self.batch * self.world
+        step = int((order == mine[0]).nonzero()) // size
+        outside = torch.cat([order[: step * size], order[(step + 1) * size :]])
+        generator = torch.Generator().manual_seed(
+            ((self.seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
+        )
+        yield from outside[torch.randperm(len(outside), generator=generator)][
+            self.rank :: self.world
+        ].tolist()
+        if self.world > 1:
+            path, reason = self.data.skipped[-1]
+            raise ValueError(f"no scene is left to take the place of {path} ({reason}); use smaller batches")

@@ -1,0 +1,1 @@
+"""The generator of pictures that Sound2Scene aligns its sounds with."""

@@ -1,0 +1,39 @@
+"""How a small picture encoder learns without labels: two views of the same thing find each other among a batch's.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. For where there are no
+weights of SwAV's: its features decide what a generator can be told, so they have to hold more than colour.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cmx_fast.losses import NTXentLoss
+from cmx_fast.networks.picture_encoder import PictureEncoder
+
+Batch = dict[str, Tensor]
+
+
+class PictureContrast(nn.Module):
+    """Trains a picture encoder's network in place, with two layers behind it that are dropped afterwards.
+
+    A batch holds "view0" and "view1", float32 (B, 3, H, W) in [0, 1].
+    """
+
+    def __init__(self, encoder: PictureEncoder, temperature: float = 0.2, embedding: int = 64):
+        super().__init__()
+        # Not the encoder itself: that one stays as it is, whoever trains around it.
+        self.standardise = encoder.standardise
+        self.network = encoder.resnet.requires_grad_(True)
+        width = encoder.width
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embedding))
+        self.contrast = NTXentLoss(temperature)
+
+    def forward(self, batch: Batch) -> Batch:
+        return {
+            name: self.head(self.network(self.standardise(batch[name]).contiguous()))
+            for name in ("view0", "view1")
+        }
+
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        return {"loss": self.contrast(outputs["view0"], outputs["view1"])}

@@ -1,0 +1,170 @@
+"""``cmx train icgan``: a generator of pictures from the features of pictures, from files to samples."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from lightning_fabric import Fabric
+
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.scenes import SCENE_SETS, Scenes, open_scenes
+from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
+from cmx_fast.systems.sound2scene.icgan.model import ICGAN, TURNS
+from cmx_fast.systems.sound2scene.icgan.pretraining import PictureContrast
+from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
+from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
+from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.run_folder import RunFolder
+
+
+def train_icgan(
+    data: Annotated[Path, typer.Option(help="Pictures or videos.")],
+    dataset: Annotated[str, typer.Option(help=f"Their layout: {', '.join(SCENE_SETS)}.")] = "pictures",
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/icgan"),
+    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    picture_encoder: Annotated[
+        Path | None, typer.Option(help="SwAV's ResNet-50 (swav_800ep_pretrain.pth.tar).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, noise and batches.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
+    ] = False,
+    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
+
+    The picture encoder is SwAV's ResNet-50 from a file, or with --set encoder=small, as in the demo preset, a small one
+    that is trained first. Pictures that are broken are left out and named.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe))
+    if (recipe.encoder == "resnet50") != (picture_encoder is not None):
+        raise ValueError(
+            "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar; "
+            "encoder = small is trained here and takes none"
+        )
+    fabric = new_fabric(precision)
+    if fabric.world_size > 1:
+        raise ValueError("cmx train icgan runs in one process; got a world of " + str(fabric.world_size))
+    scenes = open_scenes(dataset, data, "train")
+    print(f"train: {len(scenes)} scenes{left_out(scenes.skipped)}", file=sys.stderr)
+    run = RunFolder(
+        out,
+        {
+            "command": "train icgan",
+            "data": str(data),
+            "dataset": dataset,
+            "preset": preset,
+            "recipe": recipe.as_dict(),
+            "picture_encoder": None if picture_encoder is None else str(picture_encoder),
+            "seed": seed,
+            "precision": precision,
+            "compile": compile,
+            "skipped": [(str(path), reason) for path, reason in scenes.skipped],
+        },
+        resume=resume,
+    )
+    training = Training(fabric, run, recipe, scenes, compile)
+    try:
+        encoder = training.encoder(picture_encoder)
+        training.generator(encoder)
+    except Interrupted as stopped:
+        print(f"{stopped}; continue with the same command and --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    run.write_csv()
+
+
+class Training:
+    """The two stages of a run."""
+
+    def __init__(self, fabric: Fabric, run: RunFolder, recipe: ICGANRecipe, scenes: Scenes, compile: bool):
+        self.fabric, self.run, self.recipe, self.compile = fabric, run, recipe, compile
+        self.open = functools.cache(
+            lambda size: SceneData(
+                scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
+            )
+        )
+
+    def encoder(self, weights: Path | None) -> PictureEncoder:
+        """The picture encoder with SwAV's weights, or trained."""
+        recipe, device, seed = self.recipe, self.fabric.device, self.run.config["seed"]
+        if weights is not None:
+            encoder = PictureEncoder(recipe.encoder)
+            load_swav(encoder, weights)
+            return encoder
+
+        def new() -> tuple[PictureEncoder, PictureContrast]:
+            encoder = PictureEncoder(recipe.encoder)
+            return encoder, PictureContrast(encoder, recipe.temperature)
+
+        encoder, contrast = initialised(seed, new)
+        contrast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        batches = ViewBatches(self.open(encoder.size), recipe.encoder_batch, seed, device, hue=recipe.hue)
+        self._run(
+            Stage(
+                "pictures",
+                contrast,
+                [{"params": list(contrast.parameters()), "lr": recipe.encoder_lr}],
+                recipe.encoder_steps,
+                batches,
+                seed,
+                labels=None,
+            )
+        )
+        encoder.requires_grad_(False)
+        return encoder.eval()
+
+    def generator(self, encoder: PictureEncoder) -> ICGAN:
+        """The generator, its discriminator and its average."""
+        recipe, device, seed = self.recipe, self.fabric.device, self.run.config["seed"]
+        seen = self.open(encoder.size)
+        features, mirrored = (
+            picture_features(
+                encoder, seen, device, self.run.path / f"features{'_mirrored' * flip}.pt", flipped=flip
+            )
+            for flip in (False, True)
+        )
+        module = initialised(seed + 1, lambda: ICGAN(recipe, encoder.width))
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run(
+            Stage(
+                "generator",
+                module,
+                [
+                    {"params": list(module.generator.parameters()), "lr": recipe.generator_lr},
+                    {"params": list(module.discriminator.parameters()), "lr": recipe.discriminator_lr},
+                ],
+                recipe.steps,
+                NeighbourBatches(
+                    self.open(recipe.resolution),
+                    features,
+                    mirrored if recipe.flip else None,
+                    recipe.neighbours,
+                    recipe.batch,
+                    seed,
+                    device,
+                ),
+                seed,
+                optimizer=functools.partial(torch.optim.Adam, betas=(0.0, 0.999), eps=1e-6),
+                labels=None,
+                turns=TURNS,
+                schedule=constant,
+                after_step=module.update_average,
+            )
+        )
+        return module
+
+    def _run(self, stage: Stage) -> None:
+        run_stage(self.fabric, self.run, stage, compile=self.compile)

@@ -1,0 +1,208 @@
+"""``cmx generate``, ``cmx edit``, ``cmx invert``: pictures of a trained Sound2Scene, steered by sound and picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import Progress
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from cmx_fast.data.media.decode import probe, read_wave
+from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
+from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
+from cmx_fast.networks.weights import load, save
+from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
+from cmx_fast.systems.sound2scene.controls import (
+    INVERSION_STEPS,
+    change_volume,
+    edit,
+    interpolate,
+    invert,
+    mix,
+)
+from cmx_fast.systems.sound2scene.model import Sound2Scene
+
+SAMPLE_RATE = 16000
+#: Of a picture that is mixed in, where nobody says.
+WEIGHT = 0.5
+
+Run = Annotated[Path, typer.Option(help="Run folder of cmx train sound2scene.")]
+Icgan = Annotated[Path | None, typer.Option(help="The generator, if not where the run had it.")]
+Encoder = Annotated[Path | None, typer.Option(help="SwAV's weights, if not where the run had them.")]
+Out = Annotated[Path, typer.Option(help="Picture to write, PNG or JPEG.")]
+Noise = Annotated[int, typer.Option(help="Of the noise: the same seed, the same picture.")]
+
+
+def generate(
+    audio: Annotated[Path, typer.Option(help="Sound or video file.")],
+    out: Out,
+    run: Run = Path("runs/sound2scene"),
+    volume: Annotated[float, typer.Option(help="Of the sound, in dB.")] = 0.0,
+    mix_with: Annotated[
+        Path | None, typer.Option("--mix", help="A second sound, added to the first.")
+    ] = None,
+    mix_volume: Annotated[float, typer.Option(help="Of the second sound, in dB.")] = 0.0,
+    image: Annotated[Path | None, typer.Option(help="A picture to mix in.")] = None,
+    weight: Annotated[float, typer.Option(help="Of the picture: 0 the sound alone, 1 the picture.")] = WEIGHT,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures, side by side, each of other noise.")] = 1,
+    seed: Noise = 0,
+    icgan: Icgan = None,
+    picture_encoder: Encoder = None,
+) -> None:
+    """Paint what makes a sound, or two mixed, or a sound in a given scene."""
+    for option, changed, needed in (
+        ("--mix-volume", mix_volume != 0 and mix_with is None, "--mix"),
+        ("--weight", weight != WEIGHT and image is None, "--image"),
+    ):
+        if changed:
+            raise ValueError(f"{option} has no effect without {needed}")
+    _writable(out)
+    system = open_sound2scene(run, icgan, picture_encoder)
+    waves = [change_volume(read_sound(audio, system), volume)]
+    if mix_with is not None:
+        waves.append(change_volume(read_sound(mix_with, system), mix_volume))
+    with torch.no_grad():
+        features = system.of_sound(mix(*waves)[None])
+        if image is not None:
+            features = interpolate(system.of_picture(_picture(image, system)), features, weight)
+        pictures = system.generate(features.expand(samples, -1), system.noise(samples, seed))
+    write_pictures(pictures, out)
+
+
+def edit_picture(
+    image: Annotated[Path, typer.Option(help="The picture to edit.")],
+    audio: Annotated[Path, typer.Option(help="The sound that goes with it.")],
+    out: Out,
+    run: Run = Path("runs/sound2scene"),
+    to: Annotated[Path | None, typer.Option(help="The sound it is to have; default: the same.")] = None,
+    volume: Annotated[float, typer.Option(help="Of that sound, in dB.")] = 0.0,
+    strength: Annotated[float, typer.Option(help="How far to go; 0: the picture as it is.")] = 1.0,
+    inverted: Annotated[
+        Path | None, typer.Option(help="What cmx invert --save found of it; default: find it now.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Of the inversion.")] = INVERSION_STEPS,
+    seed: Noise = 0,
+    icgan: Icgan = None,
+    picture_encoder: Encoder = None,
+) -> None:
+    """Edit a picture by the difference of two sounds: find what the generator makes it of, and move that.
+
+    Writes the picture as the generator can make it, beside the edited one.
+    """
+    if to is None and volume == 0:
+        raise ValueError("nothing to edit: give the sound it is to have, --to, or another --volume")
+    if inverted is not None and (steps != INVERSION_STEPS or seed):
+        raise ValueError(
+            "--steps and --seed are of the inversion, which --inverted has done: they have no effect"
+        )
+    _writable(out)
+    system = open_sound2scene(run, icgan, picture_encoder)
+    since, wanted = read_sound(audio, system), read_sound(to or audio, system)
+    features, noise = _inverted(image, system, steps, seed) if inverted is None else read_latents(inverted)
+    with torch.no_grad():
+        heard = system.of_sound(change_volume(wanted, volume)[None])
+        moved = edit(features, heard, system.of_sound(since[None]), strength)
+        pictures = torch.cat([system.generate(h, noise) for h in (features, moved)])
+    write_pictures(pictures, out)
+
+
+def invert_picture(
+    image: Annotated[Path, typer.Option(help="The picture.")],
+    out: Out,
+    run: Run = Path("runs/sound2scene"),
+    save_to: Annotated[
+        Path | None, typer.Option("--save", help="Write features and noise to this file.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Of Adam.")] = INVERSION_STEPS,
+    seed: Noise = 0,
+    icgan: Icgan = None,
+    picture_encoder: Encoder = None,
+) -> None:
+    """Find the features and the noise that the generator makes a picture of (GAN inversion); write its picture."""
+    _writable(out)
+    system = open_sound2scene(run, icgan, picture_encoder)
+    features, noise = _inverted(image, system, steps, seed)
+    with torch.no_grad():
+        write_pictures(system.generate(features, noise), out)
+    if save_to is not None:
+        save(save_to, {"features": features, "noise": noise})
+
+
+def read_latents(file: Path) -> tuple[Tensor, Tensor]:
+    """Features (1, D) and noise (1, dim_z) that ``cmx invert --save`` wrote.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    state = load(file)
+    if not {"features", "noise"} <= state.keys():
+        raise ValueError(f"{file} holds no features and noise; cmx invert --save writes them")
+    return state["features"], state["noise"]
+
+
+def read_sound(path: Path, system: Sound2Scene) -> Tensor:
+    """The first seconds of a sound or video file, as many as the encoder hears, mono at 16 kHz: float32 (samples,).
+
+    Raises:
+        ValueError: missing, broken, silent, or a video without sound; says which file.
+    """
+    seconds = system.sound_encoder.seconds
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            return read_audio(path, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
+        media = probe(path)
+        wave = read_wave(path, media.start, min(seconds, media.seconds), SAMPLE_RATE)
+    except BrokenFileError as error:
+        raise ValueError(f"{path}: {error.reason}") from error
+    if not wave.any():
+        raise ValueError(f"{path}: is silent")
+    return wave
+
+
+def write_pictures(pictures: Tensor, out: Path) -> None:
+    """Pictures (N, 3, S, S) in [0, 1] side by side, as many to a row as make it square if they are many."""
+    row = len(pictures) if len(pictures) <= 4 else round(len(pictures) ** 0.5)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(make_grid(pictures.cpu(), nrow=row, padding=2 if len(pictures) > 1 else 0)).save(out)
+    print(out)
+
+
+def _picture(path: Path, system: Sound2Scene, size: int | None = None) -> Tensor:
+    size = size or system.picture_encoder.size
+    try:
+        return read_picture(path, size, shorter=size)[None] / 255
+    except BrokenFileError as error:
+        raise ValueError(f"{path}: {error.reason}") from error
+
+
+def _inverted(image: Path, system: Sound2Scene, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Features and noise of a picture file; says how close the generator comes."""
+    with torch.no_grad():
+        features, noise = system.of_picture(_picture(image, system)), system.noise(1, seed)
+    picture = _picture(image, system, system.generator.resolution)
+    with Progress(disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("inversion", total=steps)
+        features, noise, error = invert(
+            system.generator,
+            picture,
+            features,
+            noise,
+            steps=steps,
+            look=system.look,
+            progress=lambda step, _: bar.update(task, completed=step),
+        )
+    print(f"{image}: mean squared error {float(error):.4f} after {steps} steps", file=sys.stderr)
+    return features, noise
+
+
+def _writable(out: Path) -> None:
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"out must end in .png or .jpg; got {out}")

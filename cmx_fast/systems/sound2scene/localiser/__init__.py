@@ -1,0 +1,1 @@
+"""The sound localiser that selects Sound2Scene's moments."""

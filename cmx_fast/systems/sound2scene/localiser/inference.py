@@ -1,0 +1,125 @@
+"""``cmx select``: the moments of videos that agree best with their sound, as the JSON that Sound2Scene reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.media.decode import read_frames
+from cmx_fast.data.media.files import BrokenFileError
+from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.scenes import open_scenes
+from cmx_fast.data.sets.selection import FPS, Selection, key, write_selection
+from cmx_fast.systems.sound2scene.checkpoints import finished, run_config
+from cmx_fast.systems.sound2scene.localiser.model import Localiser
+from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
+
+#: Sets whose scenes are videos.
+DATASETS = ("vggsound", "kinetics")
+#: Frames per pass through the network.
+BATCH = 64
+
+
+def select(
+    run: Annotated[Path, typer.Option(help="Run folder of cmx train localiser.")],
+    out: Annotated[Path, typer.Option(help="JSON to write.")],
+    data: Annotated[Path | None, typer.Option(help="Videos; default: the run's.")] = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    top: Annotated[int, typer.Option(min=1, help="Moments of each video, best first.")] = 10,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+) -> None:
+    """Rank every video's frames, 10 per second, by how their sounding places agree with the sound (LVS).
+
+    cmx train sound2scene --selection takes the file, as it takes the authors' own.
+    """
+    config = run_config(run, "train localiser")
+    module = Localiser(LocaliserRecipe.stored(config["recipe"], run / "config.json"))
+    module.load_state_dict(finished(run, "localiser"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scenes = open_scenes(config["dataset"], data or Path(config["data"]), split)
+    recipe = module.recipe
+    videos = SceneData(scenes, size=recipe.size, seconds=recipe.seconds, workers=workers)
+    found = moments(module.to(device).eval(), videos, top)
+    write_selection(out, found)
+    print(f"{out}: {len(found)} videos{left_out(videos.skipped)}", file=sys.stderr)
+
+
+@torch.no_grad()
+def moments(localiser: Localiser, videos: SceneData, top: int) -> Selection:
+    """The ``top`` frames of each video, best first; broken and silent videos are left out and named."""
+    device = next(localiser.parameters()).device
+    found: Selection = {}
+    loader = DataLoader(_Videos(videos), batch_size=None, num_workers=videos.workers)
+    for scene, loaded in track(loader, "moments", total=len(videos), disable=not sys.stderr.isatty()):  # type: int, tuple[Tensor, Tensor] | BrokenFileError
+        if isinstance(loaded, BrokenFileError):
+            videos.leave_out(scene, loaded)
+            continue
+        frames, wave = loaded
+        sound = localiser.listen(wave[None].float().to(device) / 32767)
+        scores = torch.cat(
+            [
+                localiser.agreement(localiser.look(part.to(device) / 255), sound.expand(len(part), -1))
+                for part in frames.split(BATCH)
+            ]
+        )
+        best = scores.argsort(descending=True, stable=True)[:top]
+        found[key(videos.entries[scene].name)] = best.tolist()
+    return found
+
+
+class _Videos(Dataset):  # type: ignore[type-arg]
+    """Of a video all frames at FPS, uint8 (T, 3, S, S), and its sound int16; or why not."""
+
+    def __init__(self, videos: SceneData):
+        self.videos = videos
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, scene: int) -> tuple[int, tuple[Tensor, Tensor] | BrokenFileError]:
+        entry, size = self.videos.entries[scene], self.videos.size
+        assert entry.media is not None
+        count = max(1, int(entry.media.video_seconds * FPS))
+        times = [entry.media.start + i / FPS for i in range(count)]
+        try:
+            frames = read_frames(entry.picture, times, short_side=size)
+            top, left = ((side - size) // 2 for side in frames.shape[2:])
+            return scene, (
+                frames[:, :, top : top + size, left : left + size],
+                self.videos.read_sound(scene),
+            )
+        except BrokenFileError as error:
+            return scene, error
+
+
+@torch.no_grad()
+def own_is_best(localiser: Localiser, videos: SceneData) -> float:
+    """How often, of all these sounds, a video's own agrees best with its middle picture."""
+    device = next(localiser.parameters()).device
+    localiser.eval()
+    middle = torch.arange(len(videos)) * videos.moments + videos.moments // 2
+    looks = {
+        int(number) // videos.moments: look
+        for index, pictures in videos.pictures(list(middle.split(BATCH)))
+        for number, look in zip(index, localiser.look(pictures.to(device) / 255).cpu(), strict=True)
+    }
+    sounds = {
+        int(scene): sound
+        for index, waves in videos.sounds(list(torch.arange(len(videos)).split(BATCH)))
+        for scene, sound in zip(index, localiser.listen(waves.to(device)).cpu(), strict=True)
+    }
+    both = sorted(looks.keys() & sounds.keys())
+    heard = torch.stack([sounds[scene] for scene in both])
+    best = [
+        int(localiser.agreement(looks[scene][None].expand(len(heard), -1, -1, -1), heard).argmax()) == row
+        for row, scene in enumerate(both)
+    ]
+    return sum(best) / len(best)

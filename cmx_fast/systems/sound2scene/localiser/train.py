@@ -1,0 +1,166 @@
+"""``cmx train localiser``: where in pictures sounds come from, to select moments of videos by."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.loaders.upload import upload
+from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.scenes import open_scenes
+from cmx_fast.systems.sound2scene.localiser.inference import DATASETS, own_is_best
+from cmx_fast.systems.sound2scene.localiser.model import Localiser, load_imagenet_resnet18
+from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
+from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.run_folder import RunFolder
+
+Batch = dict[str, Tensor]
+
+#: Looks at the held-out videos during training, for the curves.
+LOOKS = 5
+
+
+def train_localiser(
+    data: Annotated[Path, typer.Option(help="Videos with sound.")],
+    dataset: Annotated[str, typer.Option(help=f"Their layout: {', '.join(DATASETS)}.")] = "vggsound",
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/localiser"),
+    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    picture_weights: Annotated[
+        Path | None, typer.Option(help="torchvision's ImageNet ResNet-18 (resnet18-f37072fd.pth).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
+    ] = False,
+    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+) -> None:
+    """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, which have videos; got {dataset!r}")
+    recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe))
+    fabric = new_fabric(precision)
+    if fabric.world_size > 1:
+        raise ValueError(f"cmx train localiser runs in one process; got a world of {fabric.world_size}")
+    train, test = (
+        SceneData(
+            open_scenes(dataset, data, split),
+            size=recipe.size,
+            moments=recipe.moments,
+            seconds=recipe.seconds,
+            backend=recipe.backend,
+            cache=recipe.cache,
+        )
+        for split in ("train", "test")
+    )
+    for split, of in (("train", train), ("held out", test)):
+        print(f"{split}: {len(of)} videos{left_out(of.skipped)}", file=sys.stderr)
+    if len(train) < recipe.batch:
+        raise ValueError(
+            f"{len(train)} videos to train on are fewer than a batch of {recipe.batch}; --set batch=..."
+        )
+    run = RunFolder(
+        out,
+        {
+            "command": "train localiser",
+            "data": str(data),
+            "dataset": dataset,
+            "preset": preset,
+            "recipe": recipe.as_dict(),
+            "picture_weights": None if picture_weights is None else str(picture_weights),
+            "seed": seed,
+            "precision": precision,
+            "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
+        },
+        resume=resume,
+    )
+    module = initialised(seed, lambda: Localiser(recipe))
+    if picture_weights is not None:
+        load_imagenet_resnet18(module, picture_weights)
+    batches = VideoBatches(train, recipe.batch, seed, fabric.device)
+    steps = recipe.epochs * batches.steps_per_epoch
+    stage = Stage(
+        "localiser",
+        module,
+        [{"params": list(module.parameters()), "lr": recipe.lr}],
+        steps,
+        batches,
+        seed,
+        weight_decay=recipe.weight_decay,
+        optimizer=torch.optim.Adam,
+        labels=None,
+        schedule=constant,
+        look=lambda: {"own_is_best": own_is_best(module, test)},
+        look_every=max(1, steps // LOOKS),
+    )
+    try:
+        run_stage(fabric, run, stage)
+    except Interrupted as stopped:
+        print(f"{stopped}; continue with the same command and --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    run.write_csv()
+    print(f"next: cmx select --run {out} --out selection.json", file=sys.stderr)
+
+
+class VideoBatches:
+    """Epochs of "picture" (B, 3, S, S) in [0, 1], half mirrored, and "wave" (B, samples); the same for a seed."""
+
+    def __init__(self, data: SceneData, batch: int, seed: int, device: torch.device | str):
+        self.data, self.batch, self.seed, self.device = data, batch, seed, device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.data) // self.batch
+
+    def __call__(self, start: int) -> Iterator[Batch]:
+        epoch, skip = divmod(start, self.steps_per_epoch)
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.data), generator=generator)
+            moments = torch.randint(self.data.moments, (len(self.data),), generator=generator)
+            mirrored = torch.rand(len(self.data), generator=generator) < 0.5
+            scenes = order.split(self.batch)[skip : self.steps_per_epoch]
+            pictures = self.data.pictures([of * self.data.moments + moments[of] for of in scenes])
+            sounds = self.data.sounds(list(scenes))
+            for (shown, picture), (heard, wave) in _of_the_same(scenes, pictures, sounds, self.data.moments):
+                index = shown // self.data.moments
+                both = torch.isin(index, heard)
+                if not both.any():  # no scene of which both could be read
+                    continue
+                wave = upload(wave[torch.isin(heard, index)], self.device)
+                picture = torch.where(mirrored[index][:, None, None, None], picture.flip(3), picture)[both]
+                yield {"picture": upload(picture, self.device).float() / 255, "wave": wave}
+            epoch, skip = epoch + 1, 0
+
+
+Loaded = tuple[Tensor, Tensor]
+
+
+def _of_the_same(
+    scenes: Iterable[Tensor], pictures: Iterator[Loaded], sounds: Iterator[Loaded], moments: int
+) -> Iterator[tuple[Loaded, Loaded]]:
+    """Pictures and sounds of the same scenes: a batch of which none could be read is missing from the one stream.
+
+    Paired by their order alone, all batches after it would be pictures with the sounds of others.
+    """
+    shown, heard = next(pictures, None), next(sounds, None)
+    for batch in scenes:
+        seen = shown is not None and bool(torch.isin(shown[0] // moments, batch).all())
+        listened = heard is not None and bool(torch.isin(heard[0], batch).all())
+        if seen and listened:
+            assert shown is not None
+            assert heard is not None
+            yield shown, heard
+        shown = next(pictures, None) if seen else shown
+        heard = next(sounds, None) if listened else heard

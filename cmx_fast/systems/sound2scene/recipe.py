@@ -1,0 +1,56 @@
+"""The numbers of Sound2Scene's alignment in two presets: the paper's, and one for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from cmx_fast.systems.sound2scene.model import LOSSES
+from cmx_fast.train.presets import Presets
+from cmx_fast.train.settings import Amount, Count, OneOf, Range, Several, require
+
+
+@dataclass(frozen=True)
+class Sound2SceneRecipe(Presets):
+    """Everything that decides what ``cmx train sound2scene`` computes, given a generator and its picture encoder.
+
+    The defaults are the "paper" preset. [P]: stated by the paper. [R]: its public code. [O]: ours.
+    """
+
+    DEMO: ClassVar[dict[str, object]] = {
+        "moments": 4,
+        "seconds": 3.0,
+        "cache": True,
+        "width": 16,
+        "cosine": True,
+        "epochs": 40,
+    }
+
+    # Data
+    moments: Count = 1  # [P] pictures of each video: the selection's best, or the middle one
+    seconds: Annotated[float, Range(0.1)] = (
+        10.0  # [P] of sound that the encoder takes; shorter sound is repeated
+    )
+    heard: Amount = 0.0  # [O] of a recording, the ablation's 1 and 5 s; 0: as much as seconds
+    cache: bool = False  # [O] keep all pictures and sounds in memory
+    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
+
+    # Sound encoder: ResNet-18
+    width: Annotated[int, Range(8)] = 64  # [R] channels of the first stage
+    positive: bool = True  # [R] ends in a ReLU; the paper in the linear layer
+
+    # Training
+    loss: Annotated[str, OneOf(*LOSSES)] = (
+        "l2"  # [P] "l2 one way", "cosine", "regression": the ablations of Table 2
+    )
+    lr: Amount = 1e-3  # [R] of Adam
+    cosine: bool = False  # [R] a constant rate; else a short warm-up and a cosine to zero [O]
+    weight_decay: Amount = 1e-5  # [R]
+    epochs: Count = (
+        50  # [P]; the paper stops earlier where the validation loss rises, here the last weights count
+    )
+    batch: Several = 64  # [R]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.heard <= self.seconds, self, "heard", f"in [0, seconds = {self.seconds}]")

@@ -1,0 +1,136 @@
+"""report.html of a Sound2Scene run: Table 1, pictures of sounds, the controls and curves in one file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from cmx_fast.evaluate import figures
+from cmx_fast.evaluate.pages import render
+from cmx_fast.systems.sound2scene.control_study import VOLUMES, Turned
+
+if TYPE_CHECKING:
+    from cmx_fast.systems.sound2scene.evaluate import Evaluation
+
+#: Pixels of a picture in the report.
+SIZE = 96
+SINCE, TO = "#8a949e", "#0b6e99"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out scene: its frame, the picture of its frame's features, pictures of its sound, and the retrieved one.
+
+    All (3, S, S) in [0, 1]; ``of_sound`` (samples, 3, S, S), each from a noise of its own.
+    """
+
+    name: str
+    label: str
+    frame: Tensor
+    of_picture: Tensor
+    of_sound: Tensor
+    retrieved: Tensor
+
+
+def write_report(
+    run: Path,
+    config: dict[str, Any],
+    evaluation: Evaluation,
+    rows: dict[str, str],
+    class_names: list[str],
+    examples: list[Example],
+    quiet_to_loud: Tensor,
+) -> Path:
+    """Write ``run/report.html``; ``quiet_to_loud`` (sounds, volumes, 3, S, S)."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    html = render(
+        "sound2scene_report.html.j2",
+        config={**config, "seeds": [config["seed"]]},
+        evaluation=evaluation,
+        rows=rows,
+        examples=[
+            {
+                "name": e.name,
+                "label": e.label,
+                "frame": _picture(e.frame),
+                "of_picture": _picture(e.of_picture),
+                "of_sound": [_picture(p) for p in e.of_sound],
+                "retrieved": _picture(e.retrieved),
+            }
+            for e in examples
+        ],
+        controls={name: _control(turned, class_names) for name, turned in evaluation.controls.items()},
+        volumes=list(VOLUMES),
+        quiet_to_loud=[[_picture(p) for p in strip] for strip in quiet_to_loud],
+        curves=_curves(metrics, evaluation),
+    )
+    file = run / "report.html"
+    file.write_text(html)
+    return file
+
+
+def _picture(values: Tensor) -> str:
+    return figures.jpeg(to_pil_image(values.clamp(0, 1)).resize((SIZE, SIZE)))
+
+
+def _control(turned: Turned, class_names: list[str]) -> dict[str, Any]:
+    """What the template shows of one control."""
+    return {
+        "setting": turned.setting,
+        "values": turned.values,
+        "right": turned.right,
+        "plot": _plot(turned),
+        "strips": [
+            {
+                "since": class_names[since],
+                "to": class_names[to],
+                "pictures": [_picture(p) for p in strip],
+            }
+            for strip, (since, to) in zip(turned.strips, turned.classes, strict=True)
+        ],
+    }
+
+
+def _plot(turned: Turned) -> str:
+    """Mean probability of the two classes against the control's positions."""
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(4.4, 2.6), layout="constrained")
+        axes = figure.subplots()
+        positions = range(len(turned.values))
+        for values, colour, label in ((turned.since, SINCE, "class left"), (turned.to, TO, "class sought")):
+            axes.plot(positions, values, color=colour, lw=2, marker="o", ms=4, label=label)
+        axes.set_xticks(positions, turned.values, fontsize=8)
+        axes.set(xlabel=turned.setting, ylabel="mean probability", ylim=(0, None))
+        axes.legend(loc="best")
+        return figures.svg(figure)
+
+
+def _curves(metrics: figures.Rows, evaluation: Evaluation) -> str:
+    """Losses and held-out retrieval against the steps."""
+    rows = [{**row, "stage": f"seed/{row['stage']}"} for row in metrics]
+    return figures.curves(
+        rows,
+        [
+            {
+                "title": "Alignment loss",
+                "y": "nats",
+                "lines": [
+                    ("sounds", "loss", "a training batch", TO),
+                    ("sounds", "held_out_loss", "all held-out scenes", SINCE),
+                ],
+            },
+            {
+                "title": "Held-out retrieval",
+                "y": "sound to picture, R@1",
+                "level": (evaluation.retrieval["chance R@1"], "chance"),
+                "lines": [("sounds", "sound_to_picture", "R@1", TO)],
+            },
+        ],
+    )
