@@ -76,7 +76,7 @@ format: $(VENV)/.packages
 
 # Compiles every CUDA source for every architecture, prints registers and spills, and fails on a spill. Needs no GPU.
 compile-cuda: $(VENV)/.packages
-	$(BIN)/python tests/cuda_compiler.py
+	$(BIN)/python tests/support/cuda_compiler.py
 
 # The C++ operators' tests, and the losses at all magnitudes, under AddressSanitizer and UndefinedBehaviorSanitizer, in a
 # copy of the tree (5 minutes). Left out: what measures memory, and what compiles code of its own.

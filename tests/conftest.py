@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -36,3 +38,27 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, int]:
+    """Options of the simulated set: three spaces, the third outdoors."""
+    return {"rooms": 3, "train_pairs": 3, "test_pairs": 2, "image_size": 64, "seed": 5}
+
+
+@pytest.fixture(scope="session")
+def simulated(tiny, tmp_path_factory) -> Path:
+    """The set, to be read only."""
+    for package in ("pyroomacoustics", "espeakng_loader", "soundfile"):
+        pytest.importorskip(package, reason="needs the media extra")
+    from cmx_fast.simulate.rooms.simulate import simulate_rooms
+
+    out = tmp_path_factory.mktemp("rooms") / "set"
+    simulate_rooms(out=out, workers=1, **tiny)
+    return out
+
+
+@pytest.fixture
+def damageable(simulated, tmp_path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(simulated, tmp_path / "set"))

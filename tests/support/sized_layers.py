@@ -1,4 +1,4 @@
-"""Every layer as a call of any size; see tests/sized_calls.py."""
+"""Every layer as a call of any size; see tests/support/sized_calls.py."""
 
 from __future__ import annotations
 

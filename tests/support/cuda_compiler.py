@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc")
 ARCHITECTURES = (80, 90, 100, 120)
 TARGET = re.search(r'ABI_TARGET = "(\w+)"', (ROOT / "setup.py").read_text()).group(1)
