@@ -71,8 +71,8 @@ def launch_nothing() -> None:
 
 def steps() -> dict[str, Callable[[], object]]:
     """Forward and backward of the losses' launchers, on bfloat16 rows of unit length."""
-    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
-    from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+    from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
+    from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 
     x = torch.nn.functional.normalize(torch.randn(1, ROWS, FEATURES), dim=-1).bfloat16()
     scale, grad, labels = torch.ones(()), torch.ones(1, ROWS), torch.arange(ROWS) % 100

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from cmx_fast.kernels import info_nce_chunks
+from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from rich.console import Console
 from rich.table import Table
 

@@ -20,7 +20,7 @@ STEMS = {"gates": ("channel_gate", "position_gate")}
 LAYERS = {"encoding": ("cmx_fast/nn/attention/encoding.py",)}
 KERNELS = {
     "cpu": ("csrc/{}.cpp", "csrc/cpu/{}_kernel.cpp"),
-    "cuda": ("csrc/{}.cpp", "kernels/{}.py", "csrc/cuda/{}_kernel.cu"),
+    "cuda": ("csrc/{}.cpp", "kernels/{}.py", "kernels/{}/launchers.py", "csrc/cuda/{}_kernel.cu"),
 }
 #: How packages and folders of the repository are called.
 PACKAGES = {"cmx_fast.kernels": "kernels", "cmx_fast.ops": "cmx_fast/ops"}

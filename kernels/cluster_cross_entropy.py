@@ -11,7 +11,7 @@ import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import softplus
-from cmx_fast.kernels.kmeans_products import (
+from cmx_fast.kernels.kmeans.products import (
     LEAST_SQUARE,
     RESIDENT_WIDTH,
     best_of,

@@ -261,5 +261,5 @@ if HAS_EXTENSION:
 
     torch.library.register_autograd("cmx_fast::info_nce_fwd", _backward, setup_context=_save)
     torch.library.register_autograd("cmx_fast::info_nce_bwd", _refuse)
-    register_triton("info_nce_fwd", "info_nce.info_nce_fwd")
-    register_triton("info_nce_bwd", "info_nce.info_nce_bwd")
+    register_triton("info_nce_fwd", "info_nce.launchers.info_nce_fwd")
+    register_triton("info_nce_bwd", "info_nce.launchers.info_nce_bwd")

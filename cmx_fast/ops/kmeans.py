@@ -235,5 +235,5 @@ if HAS_EXTENSION:
 
     torch.library.register_fake("cmx_fast::kmeans_step", _step)
     torch.library.register_fake("cmx_fast::kmeans_cuda_step", _step)
-    register_triton("kmeans_assign", "kmeans.kmeans_assign")
-    register_triton("kmeans_step", "kmeans.kmeans_step")
+    register_triton("kmeans_assign", "kmeans.launchers.kmeans_assign")
+    register_triton("kmeans_step", "kmeans.launchers.kmeans_step")

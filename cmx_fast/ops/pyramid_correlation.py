@@ -245,4 +245,4 @@ if HAS_EXTENSION:
     _register("")
     _register("_cuda")
     for _name in ("pyramid_correlation_fwd", "pyramid_correlation_bwd", "attention_consistency_fwd"):
-        register_triton(_name, f"pyramid_correlation.{_name}")
+        register_triton(_name, f"pyramid_correlation.launchers.{_name}")

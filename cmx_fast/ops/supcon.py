@@ -188,5 +188,5 @@ if HAS_EXTENSION:
 
     torch.library.register_autograd("cmx_fast::supcon_fwd", _backward, setup_context=_save)
     torch.library.register_autograd("cmx_fast::supcon_bwd", _refuse)
-    register_triton("supcon_fwd", "supcon.supcon_fwd")
-    register_triton("supcon_bwd", "supcon.supcon_bwd")
+    register_triton("supcon_fwd", "supcon.launchers.supcon_fwd")
+    register_triton("supcon_bwd", "supcon.launchers.supcon_bwd")

@@ -38,7 +38,7 @@ def rows(*shape):
 
 @pytest.mark.parametrize("d", [64, 128])
 def test_info_nce(products, d):
-    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+    from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
     x, y, scale = rows(1, 192, d), rows(1, 192, d), torch.ones(())
     for symmetric in (True, False):
@@ -50,8 +50,8 @@ def test_info_nce(products, d):
 
 
 def test_wide_info_nce(products, monkeypatch):
-    from cmx_fast.kernels import info_nce_chunks
-    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+    from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
+    from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
     accumulate = info_nce_chunks._accumulate
 
@@ -70,7 +70,7 @@ def test_wide_info_nce(products, monkeypatch):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_bank(products, keep):
-    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+    from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
     d = 64 if keep else 512
     x, y, scale, bank = rows(1, 64, d), rows(1, 64, d), torch.ones(()), [rows(256, d)]
@@ -83,7 +83,7 @@ def test_bank(products, keep):
 
 
 def test_supcon(products):
-    from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+    from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 
     x, labels, scale = rows(192, 64), torch.arange(192) % 7, torch.ones(())
     _, *saved = supcon_fwd(x, labels, scale, None, None, True, False)
@@ -121,7 +121,7 @@ def test_sparse_code(products, steps):
 
 
 def test_kmeans_of_many_clusters(products):
-    from cmx_fast.kernels.kmeans import kmeans_step
+    from cmx_fast.kernels.kmeans.launchers import kmeans_step
 
     kmeans_step(rows(1, 512, 64), rows(1024, 64), torch.ones(1, 512), "l2", True)
     assert sum(products) == roofline.kmeans_step(512, 64, 1024, 4).products

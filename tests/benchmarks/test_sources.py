@@ -32,7 +32,7 @@ def test_what_a_kernel_is_built_of_is_followed():
     assert not any(path.startswith("kernels/") for path in on_cpu)
     assert "csrc/cpu/frame_kernels.h" not in on_cpu
     on_gpu = sources.source_files("info_nce", "cuda")
-    assert {"kernels/info_nce_backward.py", "kernels/common/tiles.py"} <= set(on_gpu)
+    assert {"kernels/info_nce/backward.py", "kernels/common/tiles.py"} <= set(on_gpu)
     assert not any(path.startswith("csrc/cpu/") for path in on_gpu)
     # By the include path, not by the including file's folder.
     assert {"csrc/cuda/kmeans_step.cuh", "csrc/cuda/matrix_unit.cuh"} <= set(
@@ -84,6 +84,6 @@ def test_a_changed_kernel_makes_its_rows_older(tmp_path, capsys, monkeypatch):
     planted(tmp_path)
     before = sources._hash
     monkeypatch.setattr(
-        sources, "_hash", lambda path: "changed" if path == "kernels/info_nce.py" else before(path)
+        sources, "_hash", lambda path: "changed" if path == "kernels/info_nce/launchers.py" else before(path)
     )
-    assert "older than kernels/info_nce.py" in listing(tmp_path, capsys)
+    assert "older than kernels/info_nce/launchers.py" in listing(tmp_path, capsys)

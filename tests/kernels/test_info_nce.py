@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 from cmx_fast.kernels.common import norms
-from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 from info_nce_launchers import DEFAULTS, check, problem, relative, run, truth
 
 # Infinities and NaN that the kernels mask afterwards.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from cmx_fast.kernels import info_nce_chunks
+from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from info_nce_launchers import check, problem, run
 
 # Infinities and NaN that the kernels mask afterwards.

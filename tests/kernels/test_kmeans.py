@@ -14,8 +14,9 @@ from cmx_fast import reference
 from cmx_fast.ops._implementations import COMPILED_FOR_CUDA, operator
 
 pytest.importorskip("triton")
-from cmx_fast.kernels import kmeans, kmeans_sums
-from cmx_fast.kernels.kmeans import kmeans_assign, kmeans_step
+from cmx_fast.kernels.kmeans import launchers as kmeans
+from cmx_fast.kernels.kmeans import sums as kmeans_sums
+from cmx_fast.kernels.kmeans.launchers import kmeans_assign, kmeans_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 L2, UNIT, COSINE = ("l2", False), ("l2", True), ("cosine", False)

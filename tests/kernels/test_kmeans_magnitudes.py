@@ -11,7 +11,7 @@ from cmx_fast.ops._implementations import COMPILED_FOR_CUDA, operator
 
 pytest.importorskip("triton")
 from cmx_fast.kernels.cluster_cross_entropy import cluster_cross_entropy_bwd, cluster_cross_entropy_fwd
-from cmx_fast.kernels.kmeans import kmeans_assign, kmeans_step
+from cmx_fast.kernels.kmeans.launchers import kmeans_assign, kmeans_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter"),

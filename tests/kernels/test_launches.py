@@ -50,7 +50,7 @@ def features(*shape: int) -> Tensor:
 
 def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, banks=0, cache=False):
     def call(device):
-        from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
+        from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
         x, y = features(1, 128, 32).to(device), features(1, 128, 32).to(device)
         target = torch.arange(128, device=device).flip(0)[None] if targets else None
@@ -65,7 +65,7 @@ def info_nce(*, symmetric=True, normalize=False, targets=False, in_batch=True, b
 
 def supcon(*, normalize=False, references=False):
     def call(device):
-        from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+        from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 
         x, scale = features(128, 32).to(device), torch.ones((), device=device)
         labels = (torch.arange(128) % 7).to(device)
@@ -88,7 +88,7 @@ def softmax_block(device):
 
 def kmeans(clusters):
     def call(device):
-        from cmx_fast.kernels.kmeans import kmeans_step
+        from cmx_fast.kernels.kmeans.launchers import kmeans_step
 
         x = features(1, 512, 32).to(device)
         kmeans_step(x, features(clusters, 32).to(device), torch.ones(1, 512, device=device), "l2", True)
@@ -114,7 +114,10 @@ def sparse_code(device):
 
 
 def pyramid_correlation(device):
-    from cmx_fast.kernels.pyramid_correlation import pyramid_correlation_bwd, pyramid_correlation_fwd
+    from cmx_fast.kernels.pyramid_correlation.launchers import (
+        pyramid_correlation_bwd,
+        pyramid_correlation_fwd,
+    )
 
     maps, filters = torch.randn(2, 32, 4, 8, 8).to(device), torch.randn(2, 32).to(device)
     attention, *kept = pyramid_correlation_fwd(maps, filters, 2, "cosine")
@@ -122,7 +125,7 @@ def pyramid_correlation(device):
 
 
 def attention_consistency(device):
-    from cmx_fast.kernels.pyramid_correlation import attention_consistency_fwd
+    from cmx_fast.kernels.pyramid_correlation.launchers import attention_consistency_fwd
 
     maps, filters = torch.randn(2, 32, 4, 8, 8).to(device), torch.randn(2, 32).to(device)
     attention_consistency_fwd(maps, filters, torch.rand(2, 4, 8, 8).to(device), 2, "cosine")

@@ -15,7 +15,7 @@ from cmx_fast import reference
 from cmx_fast.ops._implementations import COMPILED_FOR_CUDA, operator
 
 pytest.importorskip("triton")
-from cmx_fast.kernels import pyramid_correlation as triton_kernels
+from cmx_fast.kernels.pyramid_correlation import launchers as triton_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cmx_fast.ops._implementations import HAS_EXTENSION
 
 pytest.importorskip("triton")
-from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 
 # Infinities and NaN that the kernels mask afterwards.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")

@@ -35,7 +35,7 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
 
 def _kmeans(clusters: int):
     def call(x: torch.Tensor) -> None:
-        from cmx_fast.kernels.kmeans import kmeans_step
+        from cmx_fast.kernels.kmeans.launchers import kmeans_step
 
         kmeans_step(x, torch.zeros(clusters, x.shape[2]), torch.ones(x.shape[:2]), "l2", True)
 
@@ -43,7 +43,7 @@ def _kmeans(clusters: int):
 
 
 def _kmeans_many(x: torch.Tensor) -> None:
-    from cmx_fast.kernels.kmeans import kmeans_step
+    from cmx_fast.kernels.kmeans.launchers import kmeans_step
 
     kmeans_step(x, torch.zeros(1000, x.shape[2]), torch.ones(x.shape[:2]), "cosine", False)
 
@@ -66,7 +66,7 @@ def _sparse_code(x: torch.Tensor) -> None:
 
 def _correlation(size: tuple[int, ...], levels: int, norm: str):
     def call(x: torch.Tensor) -> None:
-        from cmx_fast.kernels.pyramid_correlation import (
+        from cmx_fast.kernels.pyramid_correlation.launchers import (
             attention_consistency_fwd,
             pyramid_correlation_bwd,
             pyramid_correlation_fwd,
@@ -184,8 +184,8 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         # Maps as a network leaves them: positions next to each other in memory.
         OTHERS[call](torch.zeros(2, width, 4000, dtype=dtype).transpose(1, 2))
         return
-    from cmx_fast.kernels.info_nce import info_nce_bwd, info_nce_fwd
-    from cmx_fast.kernels.supcon import supcon_bwd, supcon_fwd
+    from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
+    from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 
     n = 250 if call == "small" else 4000
     x, y, scale = torch.zeros(1, n, width, dtype=dtype), torch.zeros(1, n, width, dtype=dtype), torch.ones(())

@@ -2,7 +2,7 @@
 
 Forward: norms (only for distances, to normalise many rows, or to check a permutation), a scan of the logits for the
 queries and, if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets.
-Banks alone leave their softmax-weighted mean rows as well (kernels/info_nce_banks.py).
+Banks alone leave their softmax-weighted mean rows as well (kernels/info_nce/banks.py).
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ from cmx_fast.kernels.common.norms import (
 )
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.common.scan import Partials, scan
-from cmx_fast.kernels.info_nce_backward import info_nce_bwd
-from cmx_fast.kernels.info_nce_banks import scan_banks, store_mean_rows
+from cmx_fast.kernels.info_nce.backward import info_nce_bwd
+from cmx_fast.kernels.info_nce.banks import scan_banks, store_mean_rows
 from torch import Tensor
 
 __all__ = ["info_nce_bwd", "info_nce_fwd"]

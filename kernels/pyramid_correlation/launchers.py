@@ -2,7 +2,7 @@
 
 A program takes whole windows of the coarsest level in one frame, their positions in Z-order, so that the sums over the
 windows of every level are sums along an axis of its tile: the features are read once forward and once backward. The
-maps without channels between the passes are made in kernels/pyramid_maps.py.
+maps without channels between the passes are made in kernels/pyramid_correlation/maps.py.
 """
 
 import torch
@@ -11,7 +11,13 @@ import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
-from cmx_fast.kernels.pyramid_maps import Pyramid, inverse_length, make_maps, pull_on_windows, sum_filters
+from cmx_fast.kernels.pyramid_correlation.maps import (
+    Pyramid,
+    inverse_length,
+    make_maps,
+    pull_on_windows,
+    sum_filters,
+)
 from torch import Tensor
 
 __all__ = ["attention_consistency_fwd", "pyramid_correlation_bwd", "pyramid_correlation_fwd"]

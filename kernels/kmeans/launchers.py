@@ -12,7 +12,7 @@ import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
-from cmx_fast.kernels.kmeans_products import (
+from cmx_fast.kernels.kmeans.products import (
     LARGEST_SQUARE,
     LEAST_SQUARE,
     RESIDENT_WIDTH,
@@ -29,7 +29,7 @@ from cmx_fast.kernels.kmeans_products import (
     wide_nearest,
     wide_scales,
 )
-from cmx_fast.kernels.kmeans_sums import sums_of_sorted
+from cmx_fast.kernels.kmeans.sums import sums_of_sorted
 from torch import Tensor
 
 __all__ = ["kmeans_assign", "kmeans_step"]

@@ -10,7 +10,7 @@ import triton.language as tl
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import Rows, finish_tile, inverse_norm, through_normalization
-from cmx_fast.kernels.supcon_gradient import row_gradient
+from cmx_fast.kernels.supcon.gradient import row_gradient
 from torch import Tensor
 
 

@@ -15,8 +15,8 @@ from cmx_fast.kernels.common.logits import (
     log_sum_above,
 )
 from cmx_fast.kernels.common.norms import measure
-from cmx_fast.kernels.supcon_backward import sides, supcon_bwd
-from cmx_fast.kernels.supcon_scan import scan
+from cmx_fast.kernels.supcon.backward import sides, supcon_bwd
+from cmx_fast.kernels.supcon.scan import scan
 from torch import Tensor
 
 __all__ = ["supcon_bwd", "supcon_fwd"]

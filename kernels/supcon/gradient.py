@@ -34,7 +34,7 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from cmx_fast.kernels.supcon_scan import counts, touches
+from cmx_fast.kernels.supcon.scan import counts, touches
 from torch import Tensor
 
 

@@ -26,8 +26,8 @@ from cmx_fast.kernels.common.norms import (
     worth_measuring_in_place,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
-from cmx_fast.kernels.info_nce_chunks import gradients_by_chunks, worth_chunks
-from cmx_fast.kernels.info_nce_finish import finish_kernel
+from cmx_fast.kernels.info_nce.chunks import gradients_by_chunks, worth_chunks
+from cmx_fast.kernels.info_nce.finish import finish_kernel
 from torch import Tensor
 
 BLOCK = 32  # queries of one program of the weights
@@ -174,7 +174,7 @@ def info_nce_bwd(
 
     Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle.
     Cost: two N x M x D products per needed side, none where the forward pass has kept mean rows. Features wider than a
-    program's output go through :mod:`cmx_fast.kernels.info_nce_chunks`: one product, and one per needed side.
+    program's output go through :mod:`cmx_fast.kernels.info_nce.chunks`: one product, and one per needed side.
     """
     check_dtype(query)
     grad_loss, query, key, target, row_stats, col_stats = contiguous(

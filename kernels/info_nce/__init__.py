@@ -1,0 +1,1 @@
+"""InfoNCE on the GPU: ``launchers`` is where to begin."""

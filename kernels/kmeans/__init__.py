@@ -1,0 +1,1 @@
+"""K-means on the GPU: ``launchers`` is where to begin."""

@@ -1,0 +1,1 @@
+"""Pyramid correlation on the GPU: ``launchers`` is where to begin."""

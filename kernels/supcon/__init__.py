@@ -1,0 +1,1 @@
+"""The supervised contrastive loss on the GPU: ``launchers`` is where to begin."""
