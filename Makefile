@@ -88,7 +88,7 @@ sanitize: $(VENV)/.packages
 		ASAN_OPTIONS=detect_leaks=0:log_path=report UBSAN_OPTIONS=print_stacktrace=1:log_path=report && \
 		{ $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops \
 		-k "not compile and not opcheck and not score_matrix and not memory" && \
-		$(CURDIR)/$(BIN)/python -m benchmarks.fuzz --tries 1000 --only "extreme info_nce" "extreme supcon" \
+		$(CURDIR)/$(BIN)/python -m benchmarks.robustness.fuzz --tries 1000 --only "extreme info_nce" "extreme supcon" \
 		"extreme attention" "extreme cluster loss" "extreme softmax block"; } || { cat report.*; exit 1; }
 
 # The wheel built against the pinned torch runs, unchanged, under a newer one: that is what the stable ABI promises.

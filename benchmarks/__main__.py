@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
-from . import gate, machine, report, sources
-from .measure import measure
-from .registry import select
+from .harness import gate, machine, report, sources
+from .harness.measure import measure
+from .harness.registry import select
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QUICK_ROWS = 1024

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from . import gate, machine, timing
-from .case import Case
-from .measure import UNIT, result_error
-from .registry import CASES
+from .harness import gate, machine, timing
+from .harness.case import Case
+from .harness.measure import UNIT, result_error
+from .harness.registry import CASES
 
 THREADS = 2
 ROWS = 512

@@ -25,8 +25,8 @@ from torch import Tensor
 from cmx_fast.train.loop import gather, set_up_optimizer
 from cmx_fast.train.options import PRECISIONS, new_fabric
 
-from . import machine, memory, timing
-from .provider import OURS
+from .harness import machine, memory, timing
+from .harness.provider import OURS
 from .systems import SYSTEMS, System, formulas_only
 
 FORMULAS = "formulas"

@@ -111,7 +111,7 @@ COMMANDS = {
         "Time the operators against what people use today; the word may be left out.",
     ),
     ("bench", "data"): (
-        "cmx_fast.benchmarks.media:bench_data",
+        "cmx_fast.benchmarks.media.loading:bench_data",
         "Time loading your own videos, sounds and pictures against plain loops.",
     ),
     ("bench", "steps"): (

@@ -6,9 +6,12 @@ import sys
 
 import pytest
 import torch
-from cmx_fast.benchmarks import ceilings, device, device_tests, gate, measure, report, roofline
-from cmx_fast.benchmarks.provider import OURS
-from cmx_fast.benchmarks.roofline import Chip
+from cmx_fast.benchmarks.device import ceilings, roofline
+from cmx_fast.benchmarks.device import kernel_tests as device_tests
+from cmx_fast.benchmarks.device import suite as device
+from cmx_fast.benchmarks.device.roofline import Chip
+from cmx_fast.benchmarks.harness import gate, measure, report
+from cmx_fast.benchmarks.harness.provider import OURS
 
 HERE = Chip("here", 7e14, 5e13, 4e12, 1, 1)
 

@@ -4,7 +4,8 @@ import os
 import time
 
 import pytest
-from cmx_fast.benchmarks import device, device_tests
+from cmx_fast.benchmarks.device import kernel_tests as device_tests
+from cmx_fast.benchmarks.device import suite as device
 
 OPERATORS = ["info_nce", "supcon", "kmeans", "attention", "pyramid_correlation"]
 ONE_OR_MORE = pytest.mark.parametrize(

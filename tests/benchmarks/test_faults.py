@@ -1,4 +1,4 @@
-"""Runs survive what ``python -m benchmarks.faults`` does to them, and it notices what they don't survive."""
+"""Runs survive what ``python -m benchmarks.robustness.faults`` does to them, and it notices what they don't survive."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 pytest.importorskip("soundfile")
-from cmx_fast.benchmarks import fuzz, fuzz_losses
+from cmx_fast.benchmarks.robustness import fuzz, fuzz_losses
 
 QUICK = [
     "checkpoint",
@@ -19,7 +19,7 @@ QUICK = [
 
 
 def test_nothing_is_found():
-    command = [sys.executable, "-m", "cmx_fast.benchmarks.fuzz", "--tries", "60", "--only", *QUICK]
+    command = [sys.executable, "-m", "cmx_fast.benchmarks.robustness.fuzz", "--tries", "60", "--only", *QUICK]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {line[:24].strip(): line[24:].split() for line in done.stdout.splitlines() if len(line) > 30}
@@ -30,7 +30,15 @@ def test_nothing_is_found():
 
 def test_losses_of_all_magnitudes_are_right():
     names = list(fuzz_losses.EXTREMES)
-    command = [sys.executable, "-m", "cmx_fast.benchmarks.fuzz", "--tries", "150", "--only", *names]
+    command = [
+        sys.executable,
+        "-m",
+        "cmx_fast.benchmarks.robustness.fuzz",
+        "--tries",
+        "150",
+        "--only",
+        *names,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-2].split() == ["all", *[str(150 * len(names))] * 2, "0", "0"]

@@ -9,11 +9,11 @@ import time
 
 import pytest
 import torch
-from cmx_fast.benchmarks import gate, machine, memory, report, timing
-from cmx_fast.benchmarks.case import PROVIDERS, Goal
-from cmx_fast.benchmarks.measure import measure, result_error
-from cmx_fast.benchmarks.provider import OURS, Provider
-from cmx_fast.benchmarks.registry import CASES, DEVICE_CASES, select
+from cmx_fast.benchmarks.harness import gate, machine, memory, report, timing
+from cmx_fast.benchmarks.harness.case import PROVIDERS, Goal
+from cmx_fast.benchmarks.harness.measure import measure, result_error
+from cmx_fast.benchmarks.harness.provider import OURS, Provider
+from cmx_fast.benchmarks.harness.registry import CASES, DEVICE_CASES, select
 
 SMALL = {case.name: case.resized(64) for case in CASES}
 
@@ -126,7 +126,10 @@ def test_the_hosts_share_is_that_of_every_launch():
     """In a process without the interpreter, in which nothing is compiled or launched."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "cmx_fast.benchmarks.host"], capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "cmx_fast.benchmarks.device.host"],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
     assert [(name, launches) for name, launches, _ in rows] == [("info_nce", "4"), ("supcon", "4")], (

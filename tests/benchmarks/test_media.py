@@ -9,7 +9,8 @@ pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("soundfile", reason="needs the media extra")
 
 import soundfile
-from cmx_fast.benchmarks import media, media_loops
+from cmx_fast.benchmarks.media import loading as media
+from cmx_fast.benchmarks.media import loops as media_loops
 from typer.testing import CliRunner
 from video_files import tone, write_broken, write_video
 

@@ -8,7 +8,7 @@ pytest.importorskip("av", reason="needs the media extra")
 if not sys.platform.startswith("linux"):
     pytest.skip("reads /proc", allow_module_level=True)
 
-from cmx_fast.benchmarks.media_soak import FILES, soak
+from cmx_fast.benchmarks.media.soak import FILES, soak
 
 
 def test_memory_stays_flat_while_bad_files_are_named(tmp_path):

@@ -6,10 +6,10 @@ import dataclasses
 import json
 
 import pytest
-from cmx_fast.benchmarks import machine, page, report
-from cmx_fast.benchmarks.measure import measure
-from cmx_fast.benchmarks.provider import OURS
-from cmx_fast.benchmarks.registry import CASES
+from cmx_fast.benchmarks.harness import machine, page, report
+from cmx_fast.benchmarks.harness.measure import measure
+from cmx_fast.benchmarks.harness.provider import OURS
+from cmx_fast.benchmarks.harness.registry import CASES
 
 GPU = {"bfloat16": 7e14, "float32": 5e13, "copy": 4e12}
 
@@ -85,4 +85,4 @@ def test_training_steps_are_drawn_by_their_parts(records, tmp_path):
 
 def test_the_committed_page_is_of_the_committed_results(tmp_path):
     made = page.write(page.ROOT / "benchmarks" / "results", tmp_path / "benchmarks.md")
-    assert made == (page.ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.page"
+    assert made == (page.ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.harness.page"

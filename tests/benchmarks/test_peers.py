@@ -14,11 +14,12 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from cmx_fast.benchmarks import device, report, timing
-from cmx_fast.benchmarks.case import PROVIDERS, Case
-from cmx_fast.benchmarks.floors import FLOORS
-from cmx_fast.benchmarks.measure import PEER_TOLERANCE, measure, result_error
-from cmx_fast.benchmarks.provider import OURS, Provider, captured
+from cmx_fast.benchmarks.device import suite as device
+from cmx_fast.benchmarks.device.floors import FLOORS
+from cmx_fast.benchmarks.harness import report, timing
+from cmx_fast.benchmarks.harness.case import PROVIDERS, Case
+from cmx_fast.benchmarks.harness.measure import PEER_TOLERANCE, measure, result_error
+from cmx_fast.benchmarks.harness.provider import OURS, Provider, captured
 
 CLIP = Case("floors/small", "info_nce", "clip", 96, 64, measures=("time", "error"))
 STEP = Case(
@@ -287,7 +288,7 @@ def test_no_peer_is_imported_before_it_is_asked_for():
         "cupy",
         "lightly",
     )
-    code = "import sys, cmx_fast.benchmarks.registry, cmx_fast.benchmarks.measure; print(*sys.modules)"
+    code = "import sys, cmx_fast.benchmarks.harness.registry, cmx_fast.benchmarks.harness.measure; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {*modules, "faiss"} & set(done.stdout.split())
 

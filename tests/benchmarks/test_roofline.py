@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cmx_fast.benchmarks import ceilings, roofline
+from cmx_fast.benchmarks.device import ceilings, roofline
 
 pytest.importorskip("triton")
 import triton.runtime.interpreter

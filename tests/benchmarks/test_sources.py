@@ -4,8 +4,8 @@ import json
 
 import pytest
 from cmx_fast.benchmarks import __main__ as command
-from cmx_fast.benchmarks import report, sources
-from cmx_fast.benchmarks.registry import CASES
+from cmx_fast.benchmarks.harness import report, sources
+from cmx_fast.benchmarks.harness.registry import CASES
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from cmx_fast.benchmarks import steps
-from cmx_fast.benchmarks.provider import OURS
+from cmx_fast.benchmarks.harness.provider import OURS
 from cmx_fast.benchmarks.systems import SYSTEMS, formulas_only
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner

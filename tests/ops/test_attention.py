@@ -204,7 +204,7 @@ def test_second_derivatives_refuse():
 
 MEMORY = """
 import torch
-from cmx_fast.benchmarks.memory import extra_peak
+from cmx_fast.benchmarks.harness.memory import extra_peak
 from cmx_fast.ops import attention
 q, k, v = (torch.randn(1, 4096, width, requires_grad=True) for width in (64, 64, 512))
 grad = torch.ones(1, 4096, 512)

@@ -259,7 +259,7 @@ def test_data_parallel_gradients_are_the_whole_batchs(tmp_path):
 
 MEMORY = """
 import torch
-from cmx_fast.benchmarks.memory import extra_peak
+from cmx_fast.benchmarks.harness.memory import extra_peak
 from torch import nn
 from cmx_fast.losses import InfoNCELoss
 from cmx_fast.ops import set_cache_budget

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from . import timing
+from ..harness import timing
 from .roofline import Chip
 
 #: Side of the square products, and bytes of the copy.

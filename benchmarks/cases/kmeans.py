@@ -12,9 +12,9 @@ from cmx_fast import reference
 from cmx_fast.ops import cluster_cross_entropy, kmeans_step
 from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
 
-from .peers import formulas, kernels, packages
-from .problems import Problem, cluster_problem
-from .provider import OURS, Loss, Provider, formula
+from ..harness.problems import Problem, cluster_problem
+from ..harness.provider import OURS, Loss, Provider, formula
+from ..peers import formulas, kernels, packages
 
 MAP_SIDE = 80  # of the maps of a 320-pixel picture
 

@@ -15,8 +15,8 @@ from cmx_fast.nn import LogFilterbank, PowerSpectrogram
 from cmx_fast.nn.filterbank import EMPTY
 from cmx_fast.nn.logmel import LogMel
 
-from .problems import Problem
-from .provider import OURS, Provider, compiled, formula
+from ..harness.problems import Problem
+from ..harness.provider import OURS, Provider, compiled, formula
 
 TORCHAUDIO, SPEECH_FEATURES, SCIPY = "torchaudio", "python_speech_features", "SciPy"
 EAGER = "eager formula"

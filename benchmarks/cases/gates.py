@@ -12,9 +12,9 @@ from torch import Tensor
 from cmx_fast.nn.attention import ChannelAttention
 from cmx_fast.ops import channel_gate, pool_channels, position_gate
 
-from .peers import formulas
-from .problems import Problem
-from .provider import OURS, Provider, compiled, formula
+from ..harness.problems import Problem
+from ..harness.provider import OURS, Provider, compiled, formula
+from ..peers import formulas
 
 #: Channels over the width of the small network's hidden layer: SENet's and CBAM's.
 REDUCTION = 16

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .peers import formulas
+from ..peers import formulas
 
 TEMPERATURE = 0.07
 # Cosine of a pair in the timed cases: its loss is that of a run in its middle, neither chance nor finished.

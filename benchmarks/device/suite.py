@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS_PER_CASE = 4.0
 TESTS_SHARE = 0.6  # of the whole time, at most
 SLOWEST_CASE = 30.0  # what starting another case may cost: compilation and the eager formula at its largest
@@ -82,11 +82,13 @@ def main() -> int:
     # After the installation: these import cmx_fast.
     from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
 
-    from . import ceilings, device_tests, gate, machine, report, roofline
+    from ..harness import gate, machine, report
+    from ..harness.measure import measure
+    from ..harness.provider import OURS
+    from ..harness.registry import DEVICE_CASES, select
+    from . import ceilings, roofline
+    from . import kernel_tests as device_tests
     from .floors import FLOORS
-    from .measure import measure
-    from .provider import OURS
-    from .registry import DEVICE_CASES, select
 
     if arguments.sanitize:
         return device_tests.sanitize(deadline - time.monotonic())

@@ -14,7 +14,7 @@ from .measure import result_error
 from .provider import OURS
 from .registry import CASES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # What the error of a case may be in the short check: rounding, with room for every machine.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 SMALL = 96  # rows or samples of it

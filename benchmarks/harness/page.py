@@ -1,4 +1,4 @@
-"""The page of plots, drawn from the committed results: ``python -m benchmarks.page``.
+"""The page of plots, drawn from the committed results: ``python -m benchmarks.harness.page``.
 
 Writes docs/benchmarks.md and a picture for each machine beside it. It measures nothing.
 """
@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import report, roofline
+from ..device import roofline
+from . import report
 from .provider import OURS
 from .registry import CASES, DEVICE_CASES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Record = Mapping[str, Any]
 Points = dict[str, list[tuple[int, float]]]
 #: Panels over N: what a record is of, and the figure that is drawn.
@@ -186,7 +187,7 @@ def write(results: Path, page: Path) -> str:
     lines = [
         "# Benchmarks in pictures",
         "",
-        "Drawn by `python -m benchmarks.page` from `benchmarks/results`.",
+        "Drawn by `python -m benchmarks.harness.page` from `benchmarks/results`.",
     ]
     lines += ["Forward and backward; less is better. Both axes are logarithmic.", ""]
     if not any(document["machine"]["device"] == "cuda" for document in documents.values()):

@@ -23,10 +23,10 @@ import torch
 
 from cmx_fast.ops.kmeans import CUDA_MOST_CENTROIDS
 
-from . import clustering
-from .case import Case, Goal
-from .correlation import IN_CUDA
-from .provider import OURS
+from ..cases import kmeans as clustering
+from ..cases.pyramid_correlation import IN_CUDA
+from ..harness.case import Case, Goal
+from ..harness.provider import OURS
 
 CLIP, COMPILED, MOCO, SUPCONTRAST = (
     "OpenCLIP's formula",

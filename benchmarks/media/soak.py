@@ -1,4 +1,4 @@
-"""Memory while clips are loaded: ``python -m benchmarks.media_soak [--clips 10000]``.
+"""Memory while clips are loaded: ``python -m benchmarks.media.soak [--clips 10000]``.
 
 Simulates a few small videos, damages some of them, and loads clips of all by worker processes that live from the first
 to the last; some files are cut or deleted on the way. Prints the resident memory of this process and of its workers

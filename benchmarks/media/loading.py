@@ -33,7 +33,7 @@ from cmx_fast.data.media.files import BrokenFileError, audio_problem, picture_pr
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.data.transforms.clip_views import ClipViews
 
-from . import media_loops as loops
+from . import loops
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SOUNDS, PICTURES = (".flac", ".wav"), (".jpeg", ".jpg", ".png")

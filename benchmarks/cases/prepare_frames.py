@@ -12,8 +12,8 @@ from torch import Tensor
 from cmx_fast import reference
 from cmx_fast.ops import prepare_frames
 
-from .problems import Problem
-from .provider import OURS, Provider, compiled, formula
+from ..harness.problems import Problem
+from ..harness.provider import OURS, Provider, compiled, formula
 
 #: CMAC's, of colours in [0, 1].
 MEAN, STD = 0.45, 0.225

@@ -8,18 +8,31 @@ from typing import Literal
 
 import torch
 
-from . import (
-    attending,
-    clustering,
-    contrastive,
-    correlation,
-    framing,
-    gating,
-    hearing,
-    problems,
-    sparse,
-    timing,
+from ..cases import (
+    attention as attending,
 )
+from ..cases import (
+    band_spectrogram as hearing,
+)
+from ..cases import (
+    contrastive,
+)
+from ..cases import (
+    gates as gating,
+)
+from ..cases import (
+    kmeans as clustering,
+)
+from ..cases import (
+    prepare_frames as framing,
+)
+from ..cases import (
+    pyramid_correlation as correlation,
+)
+from ..cases import (
+    sparse_code as sparse,
+)
+from . import problems, timing
 from .problems import Problem
 from .provider import OURS, Provider
 

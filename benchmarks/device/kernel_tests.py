@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KERNELS, FOLDER = "tests/kernels", "tests/device"
 #: Of tests/device: what goes wrong silently first, what takes longest last.
 FILES = (

@@ -11,9 +11,9 @@ from torch import Tensor
 from cmx_fast.ops import attention_consistency, pyramid_correlation
 from cmx_fast.ops._implementations import COMPILED_FOR_CUDA
 
-from .peers import formulas
-from .problems import Problem
-from .provider import OURS, Provider, compiled, formula
+from ..harness.problems import Problem
+from ..harness.provider import OURS, Provider, compiled, formula
+from ..peers import formulas
 
 
 @functools.lru_cache(2)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cmx_fast.ops import sparse_code
 
-from .peers import formulas
-from .problems import Problem
-from .provider import OURS, Provider, compiled, formula
+from ..harness.problems import Problem
+from ..harness.provider import OURS, Provider, compiled, formula
+from ..peers import formulas
 
 STEPS, PENALTY = 10, 0.1
 

@@ -1,4 +1,4 @@
-"""What the GPU kernels must compute and move, and how long a chip needs for it: ``python -m benchmarks.roofline``.
+"""What the GPU kernels must compute and move, and how long a chip needs for it: ``python -m benchmarks.device.roofline``.
 
 Nothing is measured here. The products of the matrix kernels are counted in tests/benchmarks/test_roofline.py, under
 Triton's interpreter; bytes are those that have to pass through memory at least once per kernel that needs them; the
@@ -17,9 +17,10 @@ from rich.table import Table
 
 from cmx_fast.ops.info_nce import WIDEST_MEANS
 
-from . import framing, hearing
-from .case import Case
-from .registry import DEVICE_CASES
+from ..cases import band_spectrogram as hearing
+from ..cases import prepare_frames as framing
+from ..harness.case import Case
+from ..harness.registry import DEVICE_CASES
 
 #: Shares of the data sheet's rates that a large bfloat16 product and a large copy reached on an H200 (790 of 989
 #: TFLOP/s, 4.3 of 4.8 TB/s); assumed for the others.

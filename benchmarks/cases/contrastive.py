@@ -9,9 +9,9 @@ from torch import Tensor
 from cmx_fast.losses import NTXentLoss
 from cmx_fast.ops import info_nce, supcon
 
-from .peers import formulas, kernels, packages
-from .problems import Problem
-from .provider import OURS, Loss, Provider, captured, compiled, formula
+from ..harness.problems import Problem
+from ..harness.provider import OURS, Loss, Provider, captured, compiled, formula
+from ..peers import formulas, kernels, packages
 
 
 def _clip(p: Problem) -> tuple:

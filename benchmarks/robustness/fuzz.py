@@ -1,4 +1,4 @@
-"""Readers and operators under random input: ``python -m benchmarks.fuzz [--tries 1000] [--only NAME ...]``.
+"""Readers and operators under random input: ``python -m benchmarks.robustness.fuzz [--tries 1000] [--only NAME ...]``.
 
 Real files (simulated data sets, checkpoints, configs) are damaged at random, and every reader opens them; operators get
 random arguments, good and bad, and are held against their references; those whose answers are indices also get data of

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 #: Operators of cases that are several, or a layer of PyTorch's own.
 STEMS = {"gates": ("channel_gate", "position_gate")}
 LAYERS = {"encoding": ("cmx_fast/nn/attention/encoding.py",)}

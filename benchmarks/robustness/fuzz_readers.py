@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.fuzz`` damages and reads: every kind of file that this package opens."""
+"""What ``python -m benchmarks.robustness.fuzz`` damages and reads: every kind of file that this package opens."""
 
 from __future__ import annotations
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from . import correlation, hearing
+from ..cases import band_spectrogram as hearing
+from ..cases import pyramid_correlation as correlation
+from ..device.floors import CLIP, COMPILED, FLOORS, MOCO, SUPCONTRAST
 from .case import PROVIDERS, Case, Goal
-from .floors import CLIP, COMPILED, FLOORS, MOCO, SUPCONTRAST
 from .provider import OURS
 
 SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"

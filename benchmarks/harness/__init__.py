@@ -1,0 +1,1 @@
+"""Measures a case: problems, providers, times, memory, errors, reports."""

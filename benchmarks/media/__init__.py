@@ -1,0 +1,1 @@
+"""Times the loading of media files beside plain loops."""

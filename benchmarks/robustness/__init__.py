@@ -1,0 +1,1 @@
+"""Breaks training runs and files, and looks at what survives."""
