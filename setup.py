@@ -43,7 +43,7 @@ def decide_cuda(cu_files, torch_cuda, toolkit):
 
 def instruction_sets():
     """What the CPU kernels are compiled for: the targets that their sources name, chosen from at run time."""
-    files = sources("csrc/cpu/*.*", "csrc/common/*.*") if platform.machine() in ("x86_64", "AMD64") else []
+    files = sources("csrc/cpu/**/*.*", "csrc/common/*.*") if platform.machine() in ("x86_64", "AMD64") else []
     targets = re.findall(r'target\("([^"]+)"\)', "".join(Path(ROOT, name).read_text() for name in files))
     return ["baseline", *sorted({name for target in targets for name in target.split(",")})]
 
@@ -64,7 +64,7 @@ def native():
     cxx = [*optimise, "-std=c++20", "-fvisibility=hidden"]
     nvcc = [*optimise, "-std=c++20", "-Xcompiler=-fvisibility=hidden"]
     abi = [f"-DTORCH_TARGET_VERSION={ABI_TARGET}", *(["-DUSE_CUDA"] if cuda else [])]
-    files = sources("csrc/*.cpp", "csrc/cpu/*.cpp") + (cu_files if cuda else [])
+    files = sources("csrc/*.cpp", "csrc/cpu/**/*.cpp") + (cu_files if cuda else [])
     isa = " ".join(instruction_sets())
     print(f"cmx_fast: {len(files)} sources, {' '.join(cxx)}, {isa}, torch {torch.__version__}")
     print(f"cmx_fast: CUDA files {f'built for {arch_list}' if cuda else 'not built'} ({why})")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEMS = {"gates": ("channel_gate", "position_gate")}
 LAYERS = {"encoding": ("cmx_fast/nn/attention/encoding.py",)}
 KERNELS = {
-    "cpu": ("csrc/{}.cpp", "csrc/cpu/{}_kernel.cpp"),
+    "cpu": ("csrc/{}.cpp", "csrc/cpu/ops/{}_kernel.cpp"),
     "cuda": ("csrc/{}.cpp", "kernels/{}.py", "kernels/{}/launchers.py", "csrc/cuda/{}_kernel.cu"),
 }
 #: How packages and folders of the repository are called.
@@ -29,7 +29,7 @@ INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 TABLE = re.compile(r"\w+_kernels\(\);")
 #: What all operators share and none spends its time in: checks of arguments, the choice of an implementation, and the
 #: files that put all operators' loops together.
-SHARED = {"cmx_fast/ops/_checks.py", "cmx_fast/ops/_implementations.py", "csrc/cpu/kernels.cpp"}
+SHARED = {"cmx_fast/ops/_checks.py", "cmx_fast/ops/_implementations.py", "csrc/cpu/simd/kernels.cpp"}
 
 
 class Older(NamedTuple):
@@ -115,9 +115,10 @@ def _included(path: str) -> Iterator[str]:
     if path.endswith(".h"):
         yield from (path.removesuffix(".h") + suffix for suffix in (".cpp", ".cu"))
         if TABLE.search((ROOT / path).read_text()):
-            for loops in (ROOT / here).glob("*_kernels.h"):
-                if Path(path).name in _includes(f"{here.as_posix()}/{loops.name}"):
-                    yield f"{here.as_posix()}/{loops.name}"
+            for loops in (ROOT / "csrc/cpu").rglob("*_kernels.h"):
+                name = loops.relative_to(ROOT).as_posix()
+                if path.removeprefix("csrc/") in _includes(name):
+                    yield name
 
 
 @functools.cache

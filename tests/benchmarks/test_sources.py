@@ -17,20 +17,24 @@ def test_every_operator_has_its_own_kernel(operator, device):
         assert files == sorted(sources.LAYERS[operator])
         return
     for stem in stems:
-        kernel = f"csrc/cpu/{stem}_kernel.cpp" if device == "cpu" else f"kernels/{stem}.py"
+        kernel = f"csrc/cpu/ops/{stem}_kernel.cpp" if device == "cpu" else f"kernels/{stem}.py"
         assert {kernel, f"cmx_fast/ops/{stem}.py"} <= set(files)
     others = {case.operator for case in CASES} - {operator, "encoding", "gates"} - set(stems)
     # That of the clusters is built on that of k-means.
     others -= {"kmeans"} if operator == "cluster_cross_entropy" else set()
-    assert not {f"csrc/cpu/{other}_kernel.cpp" for other in others} & set(files)
+    assert not {f"csrc/cpu/ops/{other}_kernel.cpp" for other in others} & set(files)
     assert not {f"kernels/{other}.py" for other in others} & set(files)
 
 
 def test_what_a_kernel_is_built_of_is_followed():
     on_cpu = sources.source_files("info_nce", "cpu")
-    assert {"csrc/cpu/products.h", "csrc/cpu/products.cpp", "csrc/cpu/vector_kernels.h"} <= set(on_cpu)
+    assert {
+        "csrc/cpu/products/products.h",
+        "csrc/cpu/products/products.cpp",
+        "csrc/cpu/simd/vector_kernels.h",
+    } <= set(on_cpu)
     assert not any(path.startswith("kernels/") for path in on_cpu)
-    assert "csrc/cpu/frame_kernels.h" not in on_cpu
+    assert "csrc/cpu/tiles/frame_kernels.h" not in on_cpu
     on_gpu = sources.source_files("info_nce", "cuda")
     assert {"kernels/info_nce/backward.py", "kernels/common/tiles.py"} <= set(on_gpu)
     assert not any(path.startswith("csrc/cpu/") for path in on_gpu)
