@@ -1,4 +1,4 @@
-"""What the GPU kernels must compute and move, and how long a chip needs for it: ``python -m benchmarks.device.roofline``.
+"""Counts what the GPU kernels compute and move, and how long a chip needs: ``python -m benchmarks.device.roofline``.
 
 Nothing is measured here. The products of the matrix kernels are counted in tests/benchmarks/test_roofline.py, under
 Triton's interpreter; bytes are those that have to pass through memory at least once per kernel that needs them; the

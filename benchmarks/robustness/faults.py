@@ -1,4 +1,4 @@
-"""What survives: ``python -m benchmarks.robustness.faults [--faults 500]`` breaks training runs at random and looks at the result.
+"""Breaks training runs at random and looks at what survives: ``python -m benchmarks.robustness.faults [--faults 500]``.
 
 Runs of two short stages, through the same loop and run folder as every ``cmx train``, are killed at a random moment,
 told to stop, killed at a random byte of what they write, left without disk space; their checkpoints, finished weights

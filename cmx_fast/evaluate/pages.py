@@ -1,4 +1,4 @@
-"""Reports from the templates that lie beside this file; all extend ``base.html.j2``."""
+"""Fills in the templates of reports, named by their paths in the package; all extend ``evaluate/base.html.j2``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cmx_fast.data.sets.lists import printable
 def render(template: str, **values: Any) -> str:
     """The template filled in; a value that it lacks is an error. File names in it may be any bytes."""
     environment = Environment(
-        loader=PackageLoader("cmx_fast", "evaluate"),
+        loader=PackageLoader("cmx_fast", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

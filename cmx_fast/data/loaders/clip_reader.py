@@ -1,4 +1,4 @@
-"""What loader workers do for :class:`cmx_fast.data.loaders.clips.Clips`: cut clips out of files and replace what breaks."""
+"""Cuts clips out of files in loader workers and replaces what breaks, for ``clips``."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ MARGIN = 1 / 30
 class Clips:
     """Clips of ``frames`` pictures at ``fps`` and ``seconds`` of sound, both from one moment on.
 
-    Opening looks at every file without decoding it (:func:`cmx_fast.data.media.decode.probe`, in parallel, once per process)
-    and leaves out what is broken, has no sound, or is not longer than a clip by a 30th of a second. What breaks later,
+    Opening looks at every file without decoding it (:func:`cmx_fast.data.media.decode.probe`, in parallel, once per
+    process) and leaves out what is broken, has no sound, or is not longer than a clip by a 30th of a second. What
+    breaks later,
     while it is decoded, is left out from then on. Clips begin on a grid of ``1 / fps`` from the recording's start. The
     frames are CMAC's 32; rates and 16-bit sound are those of GDT's code.
 

@@ -38,8 +38,8 @@ class SceneData:
         size: pixels of the square pictures, the largest centred ones.
         heard: of the sound (the paper's ablation: 1 and 5 s); None: as much as ``seconds``.
         selection: see :mod:`cmx_fast.data.sets.selection`; ``selected`` counts the scenes that it names.
-        backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this process,
-            pictures on the GPU if there is one; the sound of videos is PyAV's.
+        backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this
+            process, pictures on the GPU if there is one; the sound of videos is PyAV's.
         cache: keep in memory what has been read: 3 size² bytes per picture, 32 kB per second of sound.
         workers: processes that read, by default as many as there are cores but at most 8; 0: this process.
 

@@ -17,8 +17,9 @@ class CentreCrop:
     """The largest centred square of each clip, resized to ``crop`` pixels.
 
     Args:
-        sizes: (B, 2), height and width of each clip in pixels: "size" of a batch of :class:`cmx_fast.data.loaders.clips.Clips`,
-            on the host, so that no view waits for the device that prepares it.
+        sizes: (B, 2), height and width of each clip in pixels: "size" of a batch of
+            :class:`cmx_fast.data.loaders.clips.Clips`, on the host, so that no view waits for the device that
+            prepares it.
         crop: side of the views; 128 is CMAC's.
 
     Attributes:

@@ -41,7 +41,7 @@ def write_report(run: Path, config: dict[str, Any], evaluation: Evaluation, pict
     """Write ``run/report.html``."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     html = render(
-        "c2l_report.html.j2",
+        "systems/c2l/report.html.j2",
         config=config,
         evaluation=evaluation,
         names={name: NAMES[name] for name in config["models"]},

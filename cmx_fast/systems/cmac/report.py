@@ -40,7 +40,7 @@ def write_report(
     """Write ``run/report.html``."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     html = render(
-        "cmac_report.html.j2",
+        "systems/cmac/report.html.j2",
         config=config,
         evaluation=evaluation,
         names={name: names[name] for name in config["models"]},

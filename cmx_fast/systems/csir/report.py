@@ -68,7 +68,7 @@ def write_report(
     answered = shown.image_space[nearest["sir"][:, 0]]
     counts.index_put_((shown.speech_space, answered), torch.ones(len(answered)), accumulate=True)
     html = render(
-        "csir_report.html.j2",
+        "systems/csir/report.html.j2",
         config=config,
         recipe=config["recipe"],
         spaces=spaces,

@@ -51,7 +51,7 @@ def write_report(
     """Write ``run/report.html``; ``quiet_to_loud`` (sounds, volumes, 3, S, S)."""
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     html = render(
-        "sound2scene_report.html.j2",
+        "systems/sound2scene/report.html.j2",
         config={**config, "seeds": [config["seed"]]},
         evaluation=evaluation,
         rows=rows,
