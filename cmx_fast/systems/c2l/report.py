@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,28 +13,10 @@ from torch import Tensor
 from cmx_fast.evaluate import figures, segmentation
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.c2l.data import Pictures
-
-if TYPE_CHECKING:
-    from cmx_fast.systems.c2l.evaluate import Evaluation
+from cmx_fast.systems.c2l.evaluation import MEASURES, NAMES, Evaluation
 
 #: Pixels of a picture in the report.
 SIZE = 132
-
-#: In Table 1's order, DFF beside: what a model is called in the table, and in short.
-NAMES = {
-    "picie": ("PiCIE", "PiCIE"),
-    "part": ("+ part contrast", "+ part"),
-    "part+pixel": ("+ part contrast, pixel consistency with MLP", "+ part, pixel (MLP)"),
-    "c2l": ("C2L: + part contrast, pixel consistency with sparse code", "C2L"),
-    "dff": ("DFF", "DFF"),
-}
-#: The figures of a table's row: the share of pixels, and three readings of the mean IoU.
-MEASURES = {
-    "accuracy": "accuracy",
-    "miou_matched": "mIoU matched",
-    "miou_clusters": "mIoU over K",
-    "miou_majority": "mIoU majority",
-}
 
 
 def write_report(run: Path, config: dict[str, Any], evaluation: Evaluation, pictures: Pictures) -> Path:

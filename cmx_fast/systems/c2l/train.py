@@ -13,12 +13,12 @@ from cmx_fast.evaluate.segmentation import scores
 from cmx_fast.networks.fpn import FPN, load_imagenet
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
-from cmx_fast.systems.c2l.evaluate import evaluate_run, new_model, open_split, segment
+from cmx_fast.systems.c2l.evaluate import evaluate_run
+from cmx_fast.systems.c2l.evaluation import NAMES, new_model, open_split, segment
 from cmx_fast.systems.c2l.model import C2L
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-from cmx_fast.systems.c2l.report import NAMES
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
 from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric

@@ -24,7 +24,7 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
 from cmx_fast.evaluate.linear import classify
 from cmx_fast.evaluate.retrieval import hits, rank
 from cmx_fast.networks.weights import load
-from cmx_fast.systems.cmac.evaluate import new_model
+from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,22 +15,10 @@ from torch import Tensor
 from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.pages import render
-
-if TYPE_CHECKING:
-    from cmx_fast.systems.cmac.evaluate import Evaluation
+from cmx_fast.systems.cmac.evaluation import Evaluation, Example
 
 #: Pixels of a picture in the report.
 SIZE = 148
-
-
-@dataclass(frozen=True)
-class Example:
-    """A held-out clip: its view (3, T, S, S), spectrogram (257, frames) and maps as of CMAC.attend."""
-
-    name: str
-    clip: Tensor
-    spectrogram: Tensor
-    maps: dict[str, Tensor]
 
 
 def write_report(

@@ -17,7 +17,8 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
 from cmx_fast.systems.cmac.data import ClipBatches
-from cmx_fast.systems.cmac.evaluate import NAMES, evaluate_run, new_model, recall_at_one
+from cmx_fast.systems.cmac.evaluate import evaluate_run
+from cmx_fast.systems.cmac.evaluation import NAMES, new_model, recall_at_one
 from cmx_fast.systems.cmac.features import extract, open_clips
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe

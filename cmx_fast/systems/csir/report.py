@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ from cmx_fast.evaluate import figures, retrieval
 from cmx_fast.evaluate.gradcam import gradcam
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.csir.data import PairData
-
-if TYPE_CHECKING:
-    from cmx_fast.systems.csir.evaluate import Evaluation
+from cmx_fast.systems.csir.evaluation import Evaluation
 
 #: Queries per direction in the retrieval gallery, and answers to each.
 QUERIES, ANSWERS = 4, 5

@@ -20,7 +20,8 @@ from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import Batch, PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
-from cmx_fast.systems.csir.evaluate import MODELS, embed, evaluate_run, even_crops, open_split
+from cmx_fast.systems.csir.evaluate import evaluate_run
+from cmx_fast.systems.csir.evaluation import MODELS, embed, even_crops, open_split
 from cmx_fast.systems.csir.model import (
     CSIR,
     ImagePretraining,

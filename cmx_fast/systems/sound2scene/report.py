@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -15,28 +14,11 @@ from torchvision.transforms.functional import to_pil_image
 from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.sound2scene.control_study import VOLUMES, Turned
-
-if TYPE_CHECKING:
-    from cmx_fast.systems.sound2scene.evaluate import Evaluation
+from cmx_fast.systems.sound2scene.evaluation import Evaluation, Example
 
 #: Pixels of a picture in the report.
 SIZE = 96
 SINCE, TO = "#8a949e", "#0b6e99"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A held-out scene: its frame, the picture of its frame's features, pictures of its sound, and the retrieved one.
-
-    All (3, S, S) in [0, 1]; ``of_sound`` (samples, 3, S, S), each from a noise of its own.
-    """
-
-    name: str
-    label: str
-    frame: Tensor
-    of_picture: Tensor
-    of_sound: Tensor
-    retrieved: Tensor
 
 
 def write_report(

@@ -10,7 +10,8 @@ import torch
 from atr_files import write_pictures
 
 from cmx_fast.networks.weights import save
-from cmx_fast.systems.c2l.evaluate import evaluate_c2l, new_model, open_split, predictions, segment
+from cmx_fast.systems.c2l.evaluate import evaluate_c2l
+from cmx_fast.systems.c2l.evaluation import new_model, open_split, predictions, segment
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 RECIPE = C2LRecipe.preset(

@@ -16,7 +16,8 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 
 from cmx_fast.systems.csir import train as command
-from cmx_fast.systems.csir.evaluate import evaluate_csir, open_split
+from cmx_fast.systems.csir.evaluate import evaluate_csir
+from cmx_fast.systems.csir.evaluation import open_split
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.train import changes, train_csir
 

@@ -26,7 +26,8 @@ from cmx_fast.networks.weights import save
 from cmx_fast.simulate.clips.simulate import simulate_clips
 from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
 from cmx_fast.systems.sound2scene.data import SoundBatches
-from cmx_fast.systems.sound2scene.evaluate import ROWS, evaluate_sound2scene
+from cmx_fast.systems.sound2scene.evaluate import evaluate_sound2scene
+from cmx_fast.systems.sound2scene.evaluation import ROWS
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
 from cmx_fast.systems.sound2scene.icgan.train import train_icgan
 from cmx_fast.systems.sound2scene.inference import edit_picture, generate, invert_picture

@@ -1,0 +1,135 @@
+"""Measures C2L, the rows of its ablation and its baselines on held-out pictures: clusters against classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor
+
+from cmx_fast.data.sets.atr import ATR
+from cmx_fast.evaluate import segmentation
+from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.c2l.dff import DFF
+from cmx_fast.systems.c2l.model import C2L
+from cmx_fast.systems.c2l.picie import PiCIE
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+
+#: In Table 1's order, DFF beside: what a model is called in the table, and in short.
+NAMES = {
+    "picie": ("PiCIE", "PiCIE"),
+    "part": ("+ part contrast", "+ part"),
+    "part+pixel": ("+ part contrast, pixel consistency with MLP", "+ part, pixel (MLP)"),
+    "c2l": ("C2L: + part contrast, pixel consistency with sparse code", "C2L"),
+    "dff": ("DFF", "DFF"),
+}
+
+#: The figures of a table's row: the share of pixels, and three readings of the mean IoU.
+MEASURES = {
+    "accuracy": "accuracy",
+    "miou_matched": "mIoU matched",
+    "miou_clusters": "mIoU over K",
+    "miou_majority": "mIoU majority",
+}
+
+
+#: Pictures in the report.
+EXAMPLES = 8
+
+
+def new_model(name: str, recipe: C2LRecipe) -> PiCIE | DFF:
+    """A model of that name with fresh weights."""
+    if name == "dff":
+        return DFF(recipe)
+    return PiCIE(recipe) if name == "picie" else C2L(recipe, name)
+
+
+@torch.no_grad()
+def predictions(model: PiCIE | DFF, pictures: Pictures, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every picture's index with its clusters (B, S, S) int64 at the masks' size, without augmentation, in float32.
+
+    ``seed`` starts DFF's factorisation, which takes all pictures together; the others see one batch at a time.
+    """
+    training = model.training
+    model.eval()
+    size = (model.recipe.size, model.recipe.size)
+    if isinstance(model, DFF):
+        images = (batch for _, batch in pictures.in_order())
+        heat = model.heat_maps(images, torch.Generator().manual_seed(seed))
+        for index in torch.arange(len(pictures)).split(32):
+            yield index, F.interpolate(heat[index], size, mode="bilinear").argmax(1)
+    else:
+        for index, batch in pictures.in_order():
+            yield index, model.logits(batch, size).argmax(1).cpu()
+    model.train(training)
+
+
+def segment(
+    model: PiCIE | DFF, pictures: Pictures, seed: int, examples: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """The split's pixels of each cluster in each class, (K, classes) int64, and the label maps of ``examples``."""
+    dataset = pictures.dataset
+    counts = torch.zeros(model.recipe.test_clusters, len(dataset.class_names), dtype=torch.int64)
+    kept: dict[int, Tensor] = {}
+    for index, labels in predictions(model, pictures, seed):
+        masks = torch.stack([dataset.load_mask(i) for i in index.tolist()])
+        counts += segmentation.confusion(labels, masks, *counts.shape)
+        kept |= {i: row for i, row in zip(index.tolist(), labels, strict=True) if i in examples}
+    return counts, torch.stack([kept[i] for i in examples]) if examples else counts.new_zeros(0)
+
+
+@dataclass
+class Evaluation:
+    """What the report and the table are made of; each model has one entry per seed."""
+
+    scores: dict[str, list[dict[str, float]]]
+    largest_class: float  # the accuracy of calling every pixel what most of them are
+    examples: list[int]  # pictures shown in the report
+    shown: dict[str, Tensor]  # model -> their classes by the first seed, (examples, S, S); -1 where unmatched
+
+    def spread(self, model: str, measure: str) -> tuple[float, float]:
+        """Mean and sample standard deviation over the seeds (0 for one seed)."""
+        values = [seed[measure] for seed in self.scores[model]]
+        return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "protocol": "clusters matched one to one with classes over the whole split (Hungarian)",
+            "largest_class": self.largest_class,
+            "mean_and_spread": {m: {n: self.spread(m, n) for n in MEASURES} for m in self.scores},
+            "seeds": self.scores,
+        }
+
+
+def table(evaluation: Evaluation, pictures: int) -> Table:
+    """Table 1 in percent, mean and spread over the seeds, for a terminal."""
+    seeds = len(next(iter(evaluation.scores.values())))
+    result = Table(
+        title=f"Held-out {pictures} pictures, %; all of the largest class: {100 * evaluation.largest_class:.1f}"
+        + (f"; mean±std of {seeds} seeds" if seeds > 1 else ""),
+        title_justify="left",
+    )
+    result.add_column("", no_wrap=True)
+    for title in MEASURES.values():
+        result.add_column(title, justify="right")
+    for name in evaluation.scores:
+        cells = []
+        for measure in MEASURES:
+            value, deviation = evaluation.spread(name, measure)
+            cells.append(f"{100 * value:.1f}" + (f"±{100 * deviation:.1f}" if seeds > 1 else ""))
+        result.add_row(NAMES[name][1], *cells)
+    return result
+
+
+def open_split(
+    root: Path, split: str, recipe: C2LRecipe, device: torch.device | str, *, skip_bad: bool = False
+) -> Pictures:
+    """One split in ATR's layout as the recipe wants it."""
+    dataset = ATR(root, split, size=recipe.size, skip_bad=skip_bad)
+    return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device)

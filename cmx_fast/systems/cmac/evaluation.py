@@ -1,0 +1,170 @@
+"""Measures CMAC and the rows of its ablation on held-out recordings: retrieval, linear classification, localisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from cmx_fast.data.loaders.clips import Clips
+from cmx_fast.evaluate import linear
+from cmx_fast.evaluate.retrieval import rank
+from cmx_fast.systems.cmac.features import Features, evenly, extract
+from cmx_fast.systems.cmac.localisation import Positions, hits
+from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out clip: its view (3, T, S, S), spectrogram (257, frames) and maps as of CMAC.attend."""
+
+    name: str
+    clip: Tensor
+    spectrogram: Tensor
+    maps: dict[str, Tensor]
+
+
+#: In Table 1's order: what a model is called in the report, and in short.
+NAMES = {
+    "scratch": ("Random weights", "scratch"),
+    "single": ("Single modality", "single"),
+    "attention": ("CMAC without L_cl", "w/o L_cl"),
+    "contrast": ("CMAC without L_ac", "w/o L_ac"),
+    "cmac": ("CMAC", "CMAC"),
+}
+#: The figures of a model, all shares of 1.
+MEASURES = {
+    "audio_to_video": "A→V R@1",
+    "video_to_audio": "V→A R@1",
+    "video_linear": "video linear",
+    "audio_linear": "audio linear",
+    "guided": "guided peak",
+    "predicted": "predicted peak",
+}
+#: Recordings in the report.
+EXAMPLES = 6
+
+
+def new_model(name: str, recipe: CMACRecipe) -> CMAC:
+    """A model of that name with fresh weights; "scratch" is CMAC before any training."""
+    return CMAC(recipe, "cmac" if name == "scratch" else name)
+
+
+def recall_at_one(queries: Tensor, gallery: Tensor) -> float:
+    """The share of queries whose nearest gallery row by cosine is their own."""
+    return float((rank(queries, gallery, 1)[:, 0] == torch.arange(len(queries))).double().mean())
+
+
+@torch.no_grad()
+def pointing(model: CMAC, clips: Clips, positions: Positions, *, mixed: bool) -> dict[str, float]:
+    """How often a map's peak lies on the sounding object, "guided" and "predicted"; "chance": its share of the view."""
+    recipe, training = model.recipe, model.training
+    model.eval()
+    found: dict[str, list[Tensor]] = {"guided": [], "predicted": [], "chance": []}
+    for batch in evenly(clips, recipe):
+        with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
+            maps = model.attend(batch.clip, batch.wave)
+        masks = positions.masks(batch, maps["video guided"].shape[1], recipe.frames, recipe.fps)
+        for name in ("guided", "predicted"):
+            found[name].append(hits(maps[f"video {name}"], masks).double().flatten())
+        found["chance"].append(masks.double().mean((2, 3)).flatten())
+    model.train(training)
+    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+
+
+@dataclass
+class Evaluation:
+    """What the report and the table are made of; each model has one entry per seed."""
+
+    recordings: int
+    scores: dict[str, list[dict[str, float]]]
+    chance: dict[str, float]  # of a measure
+    examples: dict[str, list[Example]] = field(default_factory=dict)  # of the first seed, by model
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Those that the data allow."""
+        first = next(iter(self.scores.values()))[0]
+        return {name: title for name, title in MEASURES.items() if name in first}
+
+    def spread(self, model: str, measure: str) -> tuple[float, float]:
+        """Mean and sample standard deviation over the seeds (0 for one seed)."""
+        values = [seed[measure] for seed in self.scores[model]]
+        return mean(values), stdev(values) if len(values) > 1 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "protocol": {
+                "retrieval": "cosine of mean embeddings, a recording's own counterpart among all held-out ones",
+                "linear": "linear SVM on pooled features, trained on the training split, by class",
+                "peak": "the highest pixel of the audio-guided or predicted map lies on the sounding object",
+            },
+            "recordings": self.recordings,
+            "chance": self.chance,
+            "mean_and_spread": {m: {n: self.spread(m, n) for n in self.measures} for m in self.scores},
+            "seeds": self.scores,
+        }
+
+
+def score(
+    model: CMAC, train: Features, clips: Clips, positions: Positions | None, *, mixed: bool
+) -> dict[str, float]:
+    """Every figure of one model; ``train`` are its features of the training split."""
+    test = extract(model, clips, mixed=mixed)
+    figures = {
+        "audio_to_video": recall_at_one(test.audio_embedding, test.video_embedding),
+        "video_to_audio": recall_at_one(test.video_embedding, test.audio_embedding),
+        "video_linear": linear.accuracy(train.video, train.labels, test.video, test.labels),
+        "audio_linear": linear.accuracy(train.audio, train.labels, test.audio, test.labels),
+    }
+    if positions is not None:
+        figures |= pointing(model, clips, positions, mixed=mixed)
+    return figures
+
+
+@torch.no_grad()
+def look(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]:
+    """The middle clip of each recording with its maps, for the report."""
+    model.eval()
+    examples = []
+    for batch in evenly(clips, model.recipe, rows):
+        middle = torch.arange(len(batch.index)) * model.recipe.clips + model.recipe.clips // 2
+        clip, wave = batch.clip[middle], batch.wave[middle]
+        maps, bands = model.attend(clip, wave), model.spectrogram(wave)
+        for i, row in enumerate(batch.index.tolist()):
+            examples.append(
+                Example(
+                    clips.entries[row].name,
+                    clip[i].cpu(),
+                    bands[i, 0].cpu(),
+                    {name: value[i].cpu() for name, value in maps.items()},
+                )
+            )
+    return examples
+
+
+def table(evaluation: Evaluation) -> Table:
+    """Table 1 in percent, mean and spread over the seeds, for a terminal."""
+    seeds = len(next(iter(evaluation.scores.values())))
+    result = Table(
+        title=f"{evaluation.recordings} held-out recordings, %"
+        + (f"; mean±std of {seeds} seeds" if seeds > 1 else ""),
+        title_justify="left",
+    )
+    result.add_column("", no_wrap=True)
+    for title in evaluation.measures.values():
+        result.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
+    for name in evaluation.scores:
+        cells = []
+        for measure in evaluation.measures:
+            value, deviation = evaluation.spread(name, measure)
+            cells.append(f"{100 * value:.1f}" + (f"±{100 * deviation:.1f}" if seeds > 1 else ""))
+        result.add_row(NAMES[name][1], *cells)
+    result.add_section()
+    result.add_row("chance", *(f"{100 * evaluation.chance[measure]:.1f}" for measure in evaluation.measures))
+    return result
