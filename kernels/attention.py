@@ -56,7 +56,7 @@ def add_product(acc, p, x):
 
 
 @triton.jit
-def forward_kernel(
+def attention_forward_kernel(
     q_ptr,  # (B, N, D)
     k_ptr,  # (B, M, D)
     v_ptr,  # (B, M, E)
@@ -112,7 +112,7 @@ def forward_kernel(
 
 
 @triton.jit
-def mean_slope_kernel(
+def attention_mean_slope_kernel(
     q_ptr,  # (B, N, D)
     k_ptr,  # (B, M, D)
     grad_ptr,  # (B, N, E)
@@ -227,7 +227,7 @@ def store_gradient(
 
 
 @triton.jit
-def gradient_kernel(
+def attention_gradient_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -320,7 +320,7 @@ def attention_fwd(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tu
         return out, stats
     tile = _tile(FORWARD_TILES, query, d, e)
     chunks = max(1, ceil_div(e, tile.out))
-    forward_kernel[(b * chunks * ceil_div(n, tile.rows),)](
+    attention_forward_kernel[(b * chunks * ceil_div(n, tile.rows),)](
         query, key, value, out, stats, n, m, d, e, chunks, scale, **_options(tile, query)
     )  # fmt: skip
     return out, stats
@@ -353,7 +353,7 @@ def attention_bwd(
         # Of the slopes as the gradients' kernel has them: where one weight is 1, they cancel.
         tile = _tile(BACKWARD_TILES, query, max(d, e), 1)
         options = {name: value for name, value in _options(tile, query).items() if name != "OUT"}
-        mean_slope_kernel[(b * ceil_div(n, tile.rows),)](
+        attention_mean_slope_kernel[(b * ceil_div(n, tile.rows),)](
             query, key, grad_out, value, row_stats, means, n, m, d, e, scale, **options
         )
     dquery, dkey, dvalue = (x if x.numel() else None for x in results)
@@ -364,7 +364,7 @@ def attention_bwd(
     programs += 0 if dkey is None else ceil_div(d, tile.out) * key_blocks
     programs += 0 if dvalue is None else ceil_div(e, wide) * key_blocks
     if programs:
-        gradient_kernel[(b * programs,)](
+        attention_gradient_kernel[(b * programs,)](
             query, key, value, grad_out, row_stats, means, dquery, dkey, dvalue, b, n, m, d, e, scale,
             OUT_WIDE=wide, **_options(tile, query),
         )  # fmt: skip

@@ -19,7 +19,7 @@ FRAMES, BANDS, BINS = 32, 16, 32
 
 
 @triton.jit
-def frame_kernel(
+def band_spectrogram_frame_kernel(
     wave_ptr,  # (B, samples)
     window_ptr,  # (length,)
     out_ptr,  # (B, frames, n_fft)
@@ -56,7 +56,7 @@ def frame_kernel(
 
 
 @triton.jit
-def band_kernel(
+def band_spectrogram_band_kernel(
     spectrum_ptr,  # (B, frames, bins, 2)
     bands_ptr,  # (K, bins)
     reach_ptr,  # (K, 2)
@@ -124,7 +124,7 @@ def band_spectrogram_fwd(
         return out
     framed = wave.new_empty(batch, frames, n_fft)
     lead = (n_fft - len(window)) // 2 if reflected else 0
-    frame_kernel[frames, batch](
+    band_spectrogram_frame_kernel[frames, batch](
         wave.contiguous(), window.contiguous(), framed, samples, len(window), frames, hop, lead,
         n_fft // 2 if reflected else 0, preemphasis, N_FFT=n_fft, REFLECTED=reflected, PREEMPHASIS=preemphasis != 0,
         REMOVE_MEAN=remove_mean, num_warps=4 if n_fft <= 2048 else 8,
@@ -132,7 +132,7 @@ def band_spectrogram_fwd(
     decibels, natural = logarithm == 1, logarithm == 2
     lowest = 10 * math.log10(floor) if decibels else math.log(floor) if natural else 0.0
     spectrum = torch.view_as_real(torch.fft.rfft(framed))
-    band_kernel[ceil_div(frames, FRAMES), ceil_div(count, BANDS), batch](
+    band_spectrogram_band_kernel[ceil_div(frames, FRAMES), ceil_div(count, BANDS), batch](
         spectrum, bands.contiguous(), reach.contiguous(), mean, std, out, frames, bins, count, floor,
         lowest, DECIBELS=decibels, NATURAL=natural, FRAMES=FRAMES, BANDS=BANDS, BINS=BINS, num_warps=4,
     )  # fmt: skip

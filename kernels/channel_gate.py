@@ -15,7 +15,7 @@ __all__ = ["channel_gate_bwd", "channel_gate_fwd"]
 
 
 @triton.jit
-def pool_kernel(
+def channel_gate_pool_kernel(
     x_ptr,  # (planes, P)
     mean_ptr,  # (B, K, C)
     peak_ptr,  # (B, C): of the maxima, which are mean_ptr's second rows; or None
@@ -54,7 +54,7 @@ def pool_kernel(
 
 
 @triton.jit
-def apply_kernel(
+def channel_gate_apply_kernel(
     x_ptr,  # (planes, P)
     gate_ptr,  # (planes,)
     residual_ptr,  # (planes, P) or None
@@ -78,7 +78,7 @@ def apply_kernel(
 
 
 @triton.jit
-def slope_kernel(
+def channel_gate_slope_kernel(
     grad_ptr,  # (planes, P)
     x_ptr,
     out_ptr,  # or None
@@ -90,7 +90,7 @@ def slope_kernel(
     COLS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    # Per element of the tile, as in pool_kernel.
+    # Per element of the tile, as in channel_gate_pool_kernel.
     sums = tl.zeros((ROWS, COLS), tl.float32)
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
@@ -106,7 +106,7 @@ def slope_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def channel_gate_gradient_kernel(
     grad_ptr,  # (planes, P)
     out_ptr,  # or None
     gate_ptr,  # (planes,)
@@ -175,11 +175,13 @@ def channel_gate_fwd(
     peak = hidden_weight.new_empty(batch, channels if maximum else 0, dtype=torch.int64)
     grid, tile = _launch(planes, positions)
     if planes:
-        pool_kernel[grid](x, pooled, peak if maximum else None, planes, channels, positions, **tile)
+        channel_gate_pool_kernel[grid](
+            x, pooled, peak if maximum else None, planes, channels, positions, **tile
+        )
     hidden = torch.addmm(hidden_bias, pooled.flatten(0, 1), hidden_weight.T).relu_().view(batch, pools, -1)
     gate = torch.addmm(gate_bias, hidden.sum(1), gate_weight.T, beta=pools).sigmoid_()
     if planes:
-        apply_kernel[grid](x, gate, residual, out, planes, positions, **tile)
+        channel_gate_apply_kernel[grid](x, gate, residual, out, planes, positions, **tile)
     return out, pooled, hidden, gate, peak
 
 
@@ -203,11 +205,11 @@ def channel_gate_bwd(
     dlogits = torch.empty_like(gate)
     grid, tile = _launch(planes, positions)
     if planes:
-        slope_kernel[grid](grad_out, x, out, gate, dlogits, planes, positions, **tile)
+        channel_gate_slope_kernel[grid](grad_out, x, out, gate, dlogits, planes, positions, **tile)
     dhidden = torch.where(hidden <= 0, 0.0, (dlogits @ gate_weight)[:, None])
     dpooled = dhidden @ hidden_weight
     if planes:
-        gradient_kernel[grid](
+        channel_gate_gradient_kernel[grid](
             grad_out, out, gate, dpooled, peak if peak.shape[1] else None, dx, dresidual, planes, channels, positions,
             **tile,
         )  # fmt: skip

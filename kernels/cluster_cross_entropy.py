@@ -70,7 +70,7 @@ def scan_centroids(
 
 
 @triton.jit
-def loss_kernel(
+def cluster_cross_entropy_forward_kernel(
     x_ptr,  # (B, P, D)
     value_ptr,  # (K, D)
     origin_ptr,  # (D,)
@@ -129,7 +129,7 @@ def loss_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def cluster_cross_entropy_backward_kernel(
     grad_ptr,  # (B * P,)
     x_ptr,
     value_ptr,  # (K, D)
@@ -240,7 +240,7 @@ def cluster_cross_entropy_fwd(
             options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
         else:
             options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
-        loss_kernel[(ceil_div(n, options["BLOCK"]),)](
+        cluster_cross_entropy_forward_kernel[(ceil_div(n, options["BLOCK"]),)](
             x, prepared.values, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses,
             softmax, n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,
         )  # fmt: skip
@@ -264,7 +264,7 @@ def cluster_cross_entropy_bwd(
             x, RESIDENT_WIDTH if half else 16, 32 if half else 16,
             BLOCK=32 if out <= RESIDENT_WIDTH and half else 16, CLUSTERS=16, num_warps=8,
         )  # fmt: skip
-        gradient_kernel[(ceil_div(n, options["BLOCK"]), ceil_div(width, out))](
+        cluster_cross_entropy_backward_kernel[(ceil_div(n, options["BLOCK"]), ceil_div(width, out))](
             grad_losses.contiguous(), x, prepared.values, prepared.origin, prepared.parts, prepared.bias, labels,
             softmax, dx, n, x.shape[1], len(centroids), width, *x.stride(), *dx.stride(), UNIT=normalize,
             GRADIENT_PRECISION="tf32x3" if half else options["PRECISION"], OUT=out, **options,

@@ -15,7 +15,7 @@ __all__ = ["pool_channels_bwd", "pool_channels_fwd", "position_gate_bwd", "posit
 
 
 @triton.jit
-def pool_kernel(
+def position_gate_pool_kernel(
     x_ptr,  # (B, C, P)
     pooled_ptr,  # (B, 2, P)
     peak_ptr,  # (B, P)
@@ -50,7 +50,7 @@ def pool_kernel(
 
 
 @triton.jit
-def spread_kernel(
+def position_gate_spread_kernel(
     grad_ptr,  # (B, 2, P)
     peak_ptr,  # (B, P)
     dx_ptr,  # (B, C, P)
@@ -72,7 +72,7 @@ def spread_kernel(
 
 
 @triton.jit
-def apply_kernel(
+def position_gate_apply_kernel(
     x_ptr,  # (B, C, P)
     gate_ptr,  # (B, P)
     residual_ptr,  # (B, C, P) or None
@@ -97,7 +97,7 @@ def apply_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def position_gate_gradient_kernel(
     grad_ptr,  # (B, C, P)
     x_ptr,
     gate_ptr,  # (B, P)
@@ -153,7 +153,7 @@ def pool_channels_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
     peak = x.new_empty(batch, positions, dtype=torch.int32)
     if peak.numel():
         grid, tile = _launch(x)
-        pool_kernel[grid](x, pooled, peak, channels, positions, **tile)
+        position_gate_pool_kernel[grid](x, pooled, peak, channels, positions, **tile)
     return pooled, peak
 
 
@@ -164,7 +164,7 @@ def pool_channels_bwd(grad_pooled: Tensor, peak: Tensor, x: Tensor) -> Tensor:
     dx = torch.empty_like(x)
     if dx.numel():
         grid, tile = _launch(x)
-        spread_kernel[grid](grad_pooled, peak, dx, *x.shape[1:], **tile)
+        position_gate_spread_kernel[grid](grad_pooled, peak, dx, *x.shape[1:], **tile)
     return dx
 
 
@@ -176,7 +176,7 @@ def position_gate_fwd(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tenso
     out = torch.empty_like(x)
     if out.numel():
         grid, tile = _launch(x)
-        apply_kernel[grid](x, gate, residual, out, *x.shape[1:], **tile)
+        position_gate_apply_kernel[grid](x, gate, residual, out, *x.shape[1:], **tile)
     return out
 
 
@@ -190,5 +190,7 @@ def position_gate_bwd(
     dgate = torch.zeros_like(gate)
     if dx.numel():
         grid, tile = _launch(x)
-        gradient_kernel[grid](grad_out, x, gate, out, dx, dgate, dresidual, *x.shape[1:], **tile)
+        position_gate_gradient_kernel[grid](
+            grad_out, x, gate, out, dx, dgate, dresidual, *x.shape[1:], **tile
+        )
     return dx, dgate, dresidual

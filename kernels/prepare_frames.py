@@ -86,7 +86,7 @@ def luma(red, green, blue):
 
 
 @triton.jit
-def grey_kernel(
+def prepare_frames_grey_kernel(
     frames_ptr,
     windows_ptr,
     sizes_ptr,
@@ -121,7 +121,7 @@ def grey_kernel(
 
 
 @triton.jit
-def view_kernel(
+def prepare_frames_view_kernel(
     frames_ptr,
     windows_ptr,
     sizes_ptr,
@@ -206,9 +206,11 @@ def prepare_frames(
     grey = None
     if factors is not None:
         grey = factors.new_empty(clips * count, parts)
-        grey_kernel[clips * count, parts](*of_clips, grey, *layout, COLS=COLS, PART=PART)
+        prepare_frames_grey_kernel[clips * count, parts](*of_clips, grey, *layout, COLS=COLS, PART=PART)
     white = 255 if factors is None else 1  # of what the last step gets
     colours = (*(white * value for value in mean), *(1 / (white * value) for value in std))
     grid = (clips * count, ceil_div(pixels, COLS))
-    view_kernel[grid](*of_clips, grey, out, *layout, *colours, COLS=COLS, PARTS=parts, LAST=channels_last)
+    prepare_frames_view_kernel[grid](
+        *of_clips, grey, out, *layout, *colours, COLS=COLS, PARTS=parts, LAST=channels_last
+    )
     return out

@@ -21,7 +21,7 @@ MOST_ATOMS = 128
 
 
 @triton.jit
-def forward_kernel(
+def sparse_code_forward_kernel(
     r_ptr,  # (n, k) eta (D^T x - lambda)
     transition_ptr,  # (k, k)
     codes_ptr,  # (n, k)
@@ -49,7 +49,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def sparse_code_backward_kernel(
     grad_ptr,  # (n, k)
     r_ptr,
     transition_ptr,
@@ -125,7 +125,7 @@ def sparse_code_fwd(x: Tensor, dictionary: Tensor, step_size: Tensor, lam: float
     for begin, rows in _chunks(x):
         r = step_size * (rows @ dictionary - lam)
         out = codes.view(-1, k)[begin : begin + len(rows)]
-        forward_kernel[(ceil_div(len(rows), BLOCK),)](r, transition, out, len(rows), k, **options)
+        sparse_code_forward_kernel[(ceil_div(len(rows), BLOCK),)](r, transition, out, len(rows), k, **options)
     return codes
 
 
@@ -150,7 +150,7 @@ def sparse_code_bwd(
         r = step_size * (rows @ dictionary - lam)
         before, through = (r.new_empty(max(steps - 1, 1), n, k) for _ in "bt")
         by_r = torch.empty_like(r)
-        backward_kernel[(ceil_div(n, BLOCK),)](
+        sparse_code_backward_kernel[(ceil_div(n, BLOCK),)](
             upstream[begin : begin + n], r, transition, before, through, by_r, n, k, **options
         )
         if steps > 1:

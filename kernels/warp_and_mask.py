@@ -11,7 +11,7 @@ __all__ = ["warp_and_mask_fwd"]
 
 
 @triton.jit
-def warp_kernel(
+def warp_and_mask_kernel(
     x_ptr,  # (B, F, T)
     position_ptr,  # (B, T)
     bands_ptr,  # (B, F) bytes: hidden
@@ -51,7 +51,7 @@ def warp_and_mask_fwd(x: Tensor, position: Tensor, hidden_bands: Tensor, hidden_
     out = torch.empty_like(x)
     if out.numel():
         rows, cols = 16, 64
-        warp_kernel[ceil_div(bands, rows), ceil_div(frames, cols), batch](
+        warp_and_mask_kernel[ceil_div(bands, rows), ceil_div(frames, cols), batch](
             x, position.contiguous(), hidden_bands.contiguous().view(torch.uint8),
             hidden_frames.contiguous().view(torch.uint8), out, bands, frames, ROWS=rows, COLS=cols, num_warps=4,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from cmx_fast.kernels.common.gradient_kernel import gradient_kernel
+from cmx_fast.kernels.common.gradient_kernel import contrastive_gradient_kernel
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
@@ -110,7 +110,7 @@ def row_gradient(
     assert statistics is not None
     if target is None and exclude == "row of column":
         exclude = "column of row"
-    gradient_kernel[(sides * programs * splits,)](
+    contrastive_gradient_kernel[(sides * programs * splits,)](
         *rows,
         *(softmax or (None, None, None)),
         *(back or cross or (None, None, None)),

@@ -149,7 +149,7 @@ def _gradient_segment(
 
 
 @triton.jit
-def gradient_kernel(
+def contrastive_gradient_kernel(
     a_ptr,  # (B, n_a, D): the rows whose gradient this is
     a_inv_ptr,  # (B, n_a) inverse norms or None
     a_sq_ptr,  # (B, n_a) squared norms or None

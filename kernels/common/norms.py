@@ -82,7 +82,7 @@ def measure_rows(
 
 
 @triton.jit
-def norms_kernel(
+def row_norms_kernel(
     matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr
 ):
     measure_rows(tl.program_id(0), matrices, inverses, squared, counts, D, N, BLOCK, DEPTH)
@@ -141,4 +141,4 @@ def measure(rows: Sequence[Rows]) -> None:
     programs = norm_programs(arguments[-1])
     if programs:
         width = rows[0].data.shape[-1]
-        norms_kernel[(programs,)](*arguments, width, len(arguments[-1]), ROWS_PER_PROGRAM, DEPTH)
+        row_norms_kernel[(programs,)](*arguments, width, len(arguments[-1]), ROWS_PER_PROGRAM, DEPTH)

@@ -116,7 +116,7 @@ def _scan_segment(
 
 
 @triton.jit
-def scan_kernel(
+def contrastive_scan_kernel(
     a_ptr,  # (B, n_a, D)
     a_inv_ptr,  # (B, n_a) inverse norms or None
     a_sq_ptr,  # (B, n_a) squared norms or None
@@ -283,7 +283,7 @@ def scan(
     parts = [logit_scale.new_empty(splits, 4 if smooth else 3, batch * n) for _ in range(sides)]
     if target is None and exclude == "row of column":
         exclude = "column of row"
-    scan_kernel[(sides * programs * splits,)](
+    contrastive_scan_kernel[(sides * programs * splits,)](
         *rows,
         *(back or cross or (None, None, None)),
         tuple(bank.data for bank in banks),

@@ -27,7 +27,7 @@ from cmx_fast.kernels.common.norms import (
 )
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.info_nce.chunks import gradients_by_chunks, worth_chunks
-from cmx_fast.kernels.info_nce.finish import finish_kernel
+from cmx_fast.kernels.info_nce.finish import info_nce_finish_kernel
 from torch import Tensor
 
 BLOCK = 32  # queries of one program of the weights
@@ -71,7 +71,7 @@ def weigh_direction(
 
 
 @triton.jit
-def weights_kernel(
+def info_nce_weights_kernel(
     grad_loss_ptr,  # (B, N)
     query_ptr,
     key_ptr,
@@ -222,7 +222,7 @@ def info_nce_bwd(
     rows_per_program, padded = finish_tile(width)
     query_programs = batch * ceil_div(n, rows_per_program) if need_query else 0
     key_programs = batch * ceil_div(m, rows_per_program) if need_key else 0
-    finish_kernel[(max(1, query_programs + key_programs),)](
+    info_nce_finish_kernel[(max(1, query_programs + key_programs),)](
         query,
         key,
         target,
@@ -273,7 +273,7 @@ def _weights(
     positive = logit_scale.new_empty(batch, n)
     programs = ceil_div(batch * n, BLOCK)
     dscale_part = logit_scale.new_empty(programs)
-    weights_kernel[(programs + norm_programs(measured[-1]),)](
+    info_nce_weights_kernel[(programs + norm_programs(measured[-1]),)](
         grad_loss,
         query,
         key,

@@ -33,7 +33,7 @@ from torch import Tensor
 
 
 @triton.jit
-def bank_kernel(
+def info_nce_bank_kernel(
     a_ptr,  # (n, D)
     banks,  # tuple of (K, D)
     bank_sizes,
@@ -128,7 +128,7 @@ def store_mean_rows(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Merge what :func:`bank_kernel` has left of the rows ``index``; an empty bank's mean is 0."""
+    """Merge what :func:`info_nce_bank_kernel` has left of the rows ``index``; an empty bank's mean is 0."""
     n = tl.cast(n, tl.int64)
     shift = finite_shift(maximum)
     for d0 in range(0, D, DEPTH):
@@ -163,7 +163,7 @@ def scan_banks(
     splits = column_splits(device, programs, sum(ceil_div(bank.length, tile.cols) for bank in banks))
     part = logit_scale.new_empty(splits, 3, n)
     sums = logit_scale.new_empty(splits, n, width)
-    bank_kernel[(programs * splits,)](
+    info_nce_bank_kernel[(programs * splits,)](
         queries.data,
         tuple(bank.data for bank in banks),
         tuple(bank.length for bank in banks),

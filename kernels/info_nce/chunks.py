@@ -39,7 +39,7 @@ GROUP = 16
 
 
 @triton.jit
-def logit_gradient_kernel(
+def info_nce_logit_gradient_kernel(
     a_ptr,  # (n_a, D): all rows, of which the chunk's are taken
     a_inv_ptr,  # (n_a,) inverse norms or None
     a_top_ptr,  # (n_a,) of the rows' softmax; None: they have none
@@ -213,7 +213,7 @@ def _add(
     for first in range(0, n, size):
         last = min(n, first + size)
         h = chunk[: last - first]
-        logit_gradient_kernel[(ceil_div(last - first, tile.rows) * ceil_div(m, tile.cols),)](
+        info_nce_logit_gradient_kernel[(ceil_div(last - first, tile.rows) * ceil_div(m, tile.cols),)](
             rows.data,
             rows.inverse_norm,
             *(row_softmax or (None, None, None)),

@@ -139,7 +139,7 @@ def finish_rows(
 
 
 @triton.jit
-def finish_kernel(
+def info_nce_finish_kernel(
     query_ptr,
     key_ptr,
     target_ptr,

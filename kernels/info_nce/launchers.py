@@ -43,7 +43,7 @@ LOSS_DEPTH = 32
 
 
 @triton.jit
-def prepare_kernel(
+def info_nce_prepare_kernel(
     matrices,
     inverses,
     squared,
@@ -113,7 +113,7 @@ def store_direction(
 
 
 @triton.jit
-def loss_kernel(
+def info_nce_loss_kernel(
     query_ptr,
     key_ptr,
     target_ptr,
@@ -273,7 +273,7 @@ def info_nce_fwd(
     measured = norm_arguments([queries, keys, *banks])
     programs = norm_programs(measured[-1]) + (ceil_div(batch * n, BLOCK) if owner is not None else 0)
     if programs:
-        prepare_kernel[(programs,)](
+        info_nce_prepare_kernel[(programs,)](
             *measured, width, target, owner, batch * n, n,
             len(measured[-1]), owner is not None, ROWS_PER_PROGRAM, DEPTH, BLOCK,
         )  # fmt: skip
@@ -299,7 +299,7 @@ def info_nce_fwd(
                 keys, queries if in_batch else None, banks, target, logit_scale,
                 exclude="row of column", **options,
             )  # fmt: skip
-    loss_kernel[(ceil_div(batch * n, BLOCK),)](
+    info_nce_loss_kernel[(ceil_div(batch * n, BLOCK),)](
         query,
         key,
         target,

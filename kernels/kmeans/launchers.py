@@ -83,7 +83,7 @@ def squared_distance(x, scale, label, value_ptr, d, inside, D):
 
 
 @triton.jit
-def assign_kernel(
+def kmeans_assign_kernel(
     x_ptr,  # (B, P, D)
     value_ptr,  # (K, D)
     origin_ptr,  # (D,)
@@ -145,7 +145,7 @@ def add_one_hot(sums, own, x, used, DIGITS: tl.constexpr):
 
 
 @triton.jit
-def step_kernel(
+def kmeans_step_kernel(
     x_ptr,
     value_ptr,
     origin_ptr,
@@ -192,7 +192,7 @@ def step_kernel(
             x, scale, x_ptr, value_ptr, origin_ptr, part_ptr, half_ptr, p, inside, P, K, D,
             stride_b, stride_p, stride_d, PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
         )  # fmt: skip
-        # No centroid's for now: lost_kernel finds it, for which there are no registers beside the sums.
+        # No centroid's for now: kmeans_lost_kernel finds it, for which there are no registers beside the sums.
         label = tl.where(lost, -1, label)
         distance = tl.where(lost, 0.0, distance)
         tl.store(label_ptr + p, label.to(tl.int64), mask=inside)
@@ -220,7 +220,7 @@ def step_kernel(
 
 
 @triton.jit
-def lost_kernel(
+def kmeans_lost_kernel(
     x_ptr,
     value_ptr,
     weight_ptr,
@@ -240,7 +240,7 @@ def lost_kernel(
     STRICT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Finds the centroids of vectors that the same program of step_kernel left without, and adds these to its sums."""
+    """Finds the centroids of vectors that kmeans_step_kernel's same program left without; adds these to its sums."""
     program = tl.program_id(0)
     for p0 in range(program * length, tl.minimum(program * length + length, N), BLOCK):
         p = p0 + tl.arange(0, BLOCK)
@@ -295,7 +295,7 @@ def _assign(
             options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
         else:
             options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
-        assign_kernel[(ceil_div(n, options["BLOCK"]),)](
+        kmeans_assign_kernel[(ceil_div(n, options["BLOCK"]),)](
             x, centroids.values, centroids.origin, centroids.parts, centroids.half, labels, distance, scale,
             n, x.shape[1], k, x.shape[2], *x.stride(), **_norms(metric, normalize), **options,
         )  # fmt: skip
@@ -351,7 +351,7 @@ def kmeans_step(
     if n:
         norms = _norms(metric, normalize)
         exact = half and weight is None and not norms["UNIT"]
-        step_kernel[(programs,)](
+        kmeans_step_kernel[(programs,)](
             x, prepared.values, prepared.origin, prepared.parts, prepared.half, weight, labels, sums, counts, inertia,
             n, x.shape[1], k, width, length, *x.stride(), **norms, DIGITS=1 if exact else 3,
             ALL_CLUSTERS=max(16, next_power_of_2(k)), ALL_FEATURES=max(16, next_power_of_2(width)),
@@ -359,7 +359,7 @@ def kmeans_step(
                 x, RESIDENT_WIDTH if half else 16, 16, BLOCK=block, CLUSTERS=32, num_warps=8, num_stages=2
             ),
         )  # fmt: skip
-        lost_kernel[(programs,)](
+        kmeans_lost_kernel[(programs,)](
             x, prepared.values, weight, labels, sums, counts, inertia, n, x.shape[1], k, width, length, *x.stride(),
             **norms, BLOCK=LOST_BLOCK, num_warps=4,
         )  # fmt: skip

@@ -45,7 +45,7 @@ def leading_digits(x):
 
 
 @triton.jit
-def prepare_kernel(
+def kmeans_prepare_kernel(
     centroid_ptr,  # (K, D)
     origin_ptr,  # (D,)
     part_ptr,  # (PARTS, K, D)
@@ -96,7 +96,7 @@ def prepare(centroids: Tensor, dtype: torch.dtype, metric: str = "l2") -> Centro
         centroids.new_empty(k),
         centroids.new_empty(k),
     )
-    prepare_kernel[(ceil_div(k, PREPARED_BLOCK),)](
+    kmeans_prepare_kernel[(ceil_div(k, PREPARED_BLOCK),)](
         centroids, prepared.origin, prepared.parts, prepared.half, prepared.bias, k, width,
         PARTS=parts, BLOCK=PREPARED_BLOCK, DEPTH=PREPARED_DEPTH,
     )  # fmt: skip

@@ -30,7 +30,7 @@ def first_not_below(sorted_ptr, n, steps, value):
 
 
 @triton.jit
-def segment_sum_kernel(
+def kmeans_segment_sum_kernel(
     x_ptr,  # (B, P, D)
     order_ptr,  # (N,) positions sorted by label
     weight_ptr,  # (N,) or None
@@ -78,7 +78,7 @@ def segment_sum_kernel(
 
 
 @triton.jit
-def add_segments_kernel(
+def kmeans_add_segments_kernel(
     sum_ptr, last_segment_ptr, out_ptr, D, chunks, BLOCK: tl.constexpr, DEPTH: tl.constexpr
 ):
     label = (tl.program_id(0) // chunks).to(tl.int64)
@@ -115,12 +115,14 @@ def sums_of_sorted(
     partial = x.new_empty(max(segments, 1), width, dtype=torch.float32)
     sums = x.new_empty(k, width, dtype=torch.float32)
     if n:
-        segment_sum_kernel[(segments * chunks,)](
+        kmeans_segment_sum_kernel[(segments * chunks,)](
             x, order, None if weight is None else weight.flatten(), scale, first.contiguous(), count, last_segment,
             partial, x.shape[1], k, width, chunks, k.bit_length(), *x.stride(),
             SEGMENT=SEGMENT, BLOCK=BLOCK, DEPTH=DEPTH,
         )  # fmt: skip
-    add_segments_kernel[(k * chunks,)](partial, last_segment, sums, width, chunks, BLOCK=BLOCK, DEPTH=DEPTH)
+    kmeans_add_segments_kernel[(k * chunks,)](
+        partial, last_segment, sums, width, chunks, BLOCK=BLOCK, DEPTH=DEPTH
+    )
     if weight is None:
         return sums, count
     # A cumulative sum differs at a label's bounds by its weight, in a fixed order.

@@ -65,7 +65,7 @@ def store_windows(value_ptr, inverse_ptr, cell, mask, total, count, square, filt
 
 
 @triton.jit
-def correlate_kernel(
+def pyramid_correlation_forward_kernel(
     x_ptr,  # (B, C, T, H, W)
     filter_ptr,  # (B, C)
     value_ptr,  # (B, CELLS): cosines or mean products, all levels
@@ -142,7 +142,7 @@ def correlate_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def pyramid_correlation_backward_kernel(
     x_ptr,  # (B, C, T, H, W)
     filter_ptr,  # (B, C)
     along_ptr,  # (B, CELLS): what a window's positions get of the filter
@@ -238,7 +238,7 @@ def correlate(
     values = filters.new_empty(batch, pyramid.cells)
     inverse_norms = torch.empty_like(values) if norm == "cosine" else None
     tiles = tiling(pyramid, channels)
-    correlate_kernel[(batch * pyramid.times * tiles["N_TILES"],)](
+    pyramid_correlation_forward_kernel[(batch * pyramid.times * tiles["N_TILES"],)](
         features, filters, values, inverse_norms, channels, *size, pyramid.cells, tiles.pop("N_TILES"),
         *features.stride(), LEVELS=levels, num_warps=4, **tiles,
     )  # fmt: skip
@@ -311,7 +311,7 @@ def pyramid_correlation_bwd(
     n_tiles, chunks = pyramid.times * tiles["N_TILES"], ceil_div(channels, tiles["CHANNELS"])
     splits = max(1, min(2 * multiprocessors(features.device) // (batch * chunks), n_tiles // FEWEST_TILES))
     sums = filters.new_empty(batch, splits, channels)
-    gradient_kernel[(batch * splits, chunks)](
+    pyramid_correlation_backward_kernel[(batch * splits, chunks)](
         features, filters, along, own, turn if splits == 1 else None, dfeatures, sums, channels, *size, pyramid.cells,
         tiles.pop("N_TILES"), splits, *features.stride(), *dfeatures.stride(), LEVELS=levels, num_warps=4, **tiles,
     )  # fmt: skip

@@ -81,7 +81,7 @@ def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def map_kernel(
+def pyramid_correlation_map_kernel(
     value_ptr,  # (B, CELLS)
     out_ptr,  # (B, P): the map, less the prediction where there is one
     prediction_ptr,  # (B, P) or None
@@ -129,7 +129,7 @@ def map_kernel(
 
 
 @triton.jit
-def pull_kernel(
+def pyramid_correlation_pull_kernel(
     grad_ptr,  # (B, P)
     map_ptr,  # (B, P), read behind a softmax
     filter_ptr,  # (B, C)
@@ -200,7 +200,7 @@ def pull_kernel(
 
 
 @triton.jit
-def filters_kernel(
+def pyramid_correlation_filters_kernel(
     partial_ptr,  # (B, PROGRAMS, C)
     filter_ptr,  # (B, C)
     turn_ptr,  # (B, LEVELS) or None
@@ -232,7 +232,7 @@ def make_maps(
     losses: Tensor | None,
 ) -> None:
     """Write the map into ``out`` (B, T, H, W), or its difference from a prediction and the sums of its squares."""
-    map_kernel[(len(values),)](
+    pyramid_correlation_map_kernel[(len(values),)](
         values, out, prediction, losses, pyramid.positions, *pyramid[:3], pyramid.cells, LEVELS=pyramid.levels,
         COSINE=norm == "cosine", SOFTMAX=norm == "softmax", BLOCK=BLOCK,
     )  # fmt: skip
@@ -252,7 +252,7 @@ def pull_on_windows(
     along = filters.new_empty(batch, pyramid.cells)
     own = filters.new_empty(batch, pyramid.cells) if cosine else None
     turn = filters.new_empty(batch, pyramid.levels) if cosine else None
-    pull_kernel[(batch, pyramid.levels)](
+    pyramid_correlation_pull_kernel[(batch, pyramid.levels)](
         grad_map, attention, filters, cosines if cosine else None, inverse_norms if cosine else None, along, own, turn,
         filters.shape[1], pyramid.positions, *pyramid[:3], pyramid.cells, LEVELS=pyramid.levels,
         SOFTMAX=norm == "softmax", BLOCK=BLOCK,
@@ -264,7 +264,7 @@ def sum_filters(partial: Tensor, filters: Tensor, turn: Tensor | None) -> Tensor
     """The filters' gradient (B, C) from the programs' sums, in their order."""
     batch, programs, channels = partial.shape
     out = filters.new_empty(batch, channels)
-    filters_kernel[(batch, ceil_div(channels, BLOCK))](
+    pyramid_correlation_filters_kernel[(batch, ceil_div(channels, BLOCK))](
         partial,
         filters,
         turn,

@@ -52,7 +52,7 @@ def finish_rows(
 
 
 @triton.jit
-def finish_kernel(
+def supcon_finish_kernel(
     x_ptr,
     ref_ptr,
     part_ptr,
@@ -146,7 +146,7 @@ def supcon_bwd(
     programs = (ceil_div(m, rows_per_program) if need_features else 0) + (
         ceil_div(r, rows_per_program) if need_ref else 0
     )
-    finish_kernel[(max(1, programs),)](
+    supcon_finish_kernel[(max(1, programs),)](
         features,
         ref_features,
         part,

@@ -39,7 +39,7 @@ from torch import Tensor
 
 
 @triton.jit
-def gradient_kernel(
+def supcon_gradient_kernel(
     a_ptr,  # (n_a, D): the rows whose gradient this is
     a_inv_ptr,  # (n_a,) inverse norms or None
     a_label_ptr,  # (n_a,) int64
@@ -157,7 +157,7 @@ def row_gradient(
     programs = ceil_div(n, tile.rows) * chunks
     splits = column_splits(rows.data.device, programs, ceil_div(columns.length, tile.cols))
     part = logit_scale.new_empty(splits, n, width)
-    gradient_kernel[(programs * splits,)](
+    supcon_gradient_kernel[(programs * splits,)](
         *rows[:2],
         labels,
         *columns[:2],

@@ -25,7 +25,7 @@ BLOCK = 32  # rows of one program of the losses
 
 
 @triton.jit
-def loss_kernel(
+def supcon_loss_kernel(
     scale_ptr,
     part_ptr,
     slots,
@@ -108,5 +108,5 @@ def supcon_fwd(
     if m == 0:
         return loss, stats, class_rows, norms
     part, positives = scan(rows, columns, labels, ref_labels, logit_scale)
-    loss_kernel[(ceil_div(m, BLOCK),)](logit_scale, *part, positives, loss, stats, m, BLOCK=BLOCK)
+    supcon_loss_kernel[(ceil_div(m, BLOCK),)](logit_scale, *part, positives, loss, stats, m, BLOCK=BLOCK)
     return loss, stats, class_rows, norms

@@ -77,7 +77,7 @@ def _add_tile(maximum, total, weighted, positives, u, positive, keep, a_inv, sca
 
 
 @triton.jit
-def scan_kernel(
+def supcon_scan_kernel(
     a_ptr,  # (n_a, D)
     a_inv_ptr,  # (n_a,) inverse norms or None
     a_label_ptr,  # (n_a,) int64
@@ -178,7 +178,7 @@ def scan(
     splits = column_splits(rows.data.device, programs, ceil_div(columns.length, tile.cols))
     part = logit_scale.new_empty(splits, 3, n)
     positives = logit_scale.new_empty(splits, n, 2)
-    scan_kernel[(programs * splits,)](
+    supcon_scan_kernel[(programs * splits,)](
         *rows[:2],
         labels,
         *columns[:2],

@@ -11,6 +11,7 @@ from cmx_fast.kernels.common.tiles import GRADIENT_TILES, SCAN_TILES
 # sm_80's tiles also serve sm_86 and sm_89 with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
+SUPCON = ("supcon", "unit supcon", "references")
 
 
 def _cases():
@@ -51,11 +52,12 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
     kernels = compiled[chip, dtype, width, call].result(timeout=600)
     names = {kernel.kernel for kernel in kernels}
     by_chunks = call == "wide" or (call, dtype) == ("unit", "float32")
-    matrices = {"scan_kernel", "logit_gradient_kernel" if by_chunks else "gradient_kernel"}
-    if call == "banks":
-        matrices = {"bank_kernel"}
-    assert matrices | {"loss_kernel", "finish_kernel"} <= names
-    assert ("weights_kernel" in names) == (call in ("clip", "wide", "everything", "distances", "target"))
+    operator, scan = ("supcon", "supcon") if call in SUPCON else ("info_nce", "contrastive")
+    gradient = "info_nce_logit_gradient_kernel" if by_chunks else f"{scan}_gradient_kernel"
+    matrices = {"info_nce_bank_kernel"} if call == "banks" else {f"{scan}_scan_kernel", gradient}
+    assert matrices | {f"{operator}_loss_kernel", f"{operator}_finish_kernel"} <= names
+    with_weights = ("clip", "wide", "everything", "distances", "target")
+    assert ("info_nce_weights_kernel" in names) == (call in with_weights)
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
         assert not kernel.narrow_offsets, kernel

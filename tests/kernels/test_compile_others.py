@@ -8,22 +8,30 @@ pytest.importorskip("triton")
 
 # sm_80's tiles also serve sm_86 and sm_89 with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-CORRELATION = {"correlate_kernel", "map_kernel", "pull_kernel", "gradient_kernel"}
+CORRELATION = {f"pyramid_correlation_{part}_kernel" for part in ("forward", "map", "pull", "backward")}
+ATTENTION = {f"attention_{part}_kernel" for part in ("forward", "mean_slope", "gradient")}
 KERNELS = {
-    "attention 64 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
-    "attention 256 512": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
-    "attention 24 96": {"forward_kernel", "mean_slope_kernel", "gradient_kernel"},
-    "frames": {"grey_kernel", "view_kernel"},
-    "gates": {"pool_kernel", "apply_kernel", "slope_kernel", "gradient_kernel", "spread_kernel"},
-    "band_spectrogram": {"frame_kernel", "band_kernel"},
-    "warp_and_mask": {"warp_kernel"},
-    "kmeans 27": {"prepare_kernel", "step_kernel", "lost_kernel"},
-    "kmeans 64": {"prepare_kernel", "step_kernel", "lost_kernel"},
-    "kmeans_many": {"prepare_kernel", "assign_kernel", "segment_sum_kernel", "add_segments_kernel"},
-    "cluster_cross_entropy": {"prepare_kernel", "loss_kernel", "gradient_kernel"},
-    "sparse_code": {"forward_kernel", "backward_kernel"},
+    "attention 64 512": ATTENTION,
+    "attention 256 512": ATTENTION,
+    "attention 24 96": ATTENTION,
+    "frames": {"prepare_frames_grey_kernel", "prepare_frames_view_kernel"},
+    "gates": {
+        *(f"channel_gate_{part}_kernel" for part in ("pool", "apply", "slope", "gradient")),
+        *(f"position_gate_{part}_kernel" for part in ("pool", "spread", "apply", "gradient")),
+    },
+    "band_spectrogram": {"band_spectrogram_frame_kernel", "band_spectrogram_band_kernel"},
+    "warp_and_mask": {"warp_and_mask_kernel"},
+    "kmeans 27": {"kmeans_prepare_kernel", "kmeans_step_kernel", "kmeans_lost_kernel"},
+    "kmeans 64": {"kmeans_prepare_kernel", "kmeans_step_kernel", "kmeans_lost_kernel"},
+    "kmeans_many": {f"kmeans_{part}_kernel" for part in ("prepare", "assign", "segment_sum", "add_segments")},
+    "cluster_cross_entropy": {
+        "kmeans_prepare_kernel",
+        "cluster_cross_entropy_forward_kernel",
+        "cluster_cross_entropy_backward_kernel",
+    },
+    "sparse_code": {"sparse_code_forward_kernel", "sparse_code_backward_kernel"},
     "correlation 8x8": CORRELATION,
-    "correlation 28x28": CORRELATION | {"filters_kernel"},
+    "correlation 28x28": CORRELATION | {"pyramid_correlation_filters_kernel"},
     "correlation 9x4": CORRELATION,
 }
 # Their products are float32's whatever the type of the features: steps of an iteration feed the next.

@@ -1,4 +1,4 @@
-"""Calls whose sizes can be chosen: what tests/support/sized_calls.py and tests/support/sized_layers.py are tables of."""
+"""Calls whose sizes can be chosen: the rows of the tables in ``sized_calls`` and ``sized_layers``."""
 
 from __future__ import annotations
 
