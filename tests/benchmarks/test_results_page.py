@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from cmx_fast.benchmarks.harness import machine, page, report
+from cmx_fast.benchmarks.harness import machine, report, results_page
 from cmx_fast.benchmarks.harness.measure import measure
 from cmx_fast.benchmarks.harness.provider import OURS
 from cmx_fast.benchmarks.harness.registry import CASES
@@ -27,13 +27,13 @@ def records():
 
 
 def test_a_cpu_s_figures_are_a_cpu_s(records, tmp_path):
-    report.save(tmp_path / "results", machine.describe(), records)
-    text = page.write(tmp_path / "results", tmp_path / "docs.md")
+    report.save(tmp_path / "measured", machine.describe(), records)
+    text = results_page.write(tmp_path / "measured", tmp_path / "docs.md")
     assert "Nothing here ran on a GPU" in text and "## CPU: " in text and "no GPU" in text
-    (picture,) = (tmp_path / "benchmarks").glob("*.png")
-    assert f"(benchmarks/{picture.name})" in text and picture.stat().st_size > 10_000
+    (picture,) = (tmp_path / "results").glob("*.png")
+    assert f"(results/{picture.name})" in text and picture.stat().st_size > 10_000
     assert "| info_nce N=64, D=128, float32 |" in text
-    title, points = page.over_rows({"cases": records}, "info_nce", "ms")
+    title, points = results_page.over_rows({"cases": records}, "info_nce", "ms")
     assert title == "info_nce, D=128, float32" and [n for n, _ in points[OURS]] == [32, 64]
 
 
@@ -45,19 +45,19 @@ def test_a_gpu_with_ceilings_gets_a_roofline(records, tmp_path):
         "ceilings": GPU,
     }
     floor = records["info_nce/small-256"] | {"dtype": "bfloat16"}
-    path = report.save(tmp_path / "results", about, {"floors/info_nce-small-4096": floor})
+    path = report.save(tmp_path / "measured", about, {"floors/info_nce-small-4096": floor})
     document = json.loads(path.read_text())
-    ((_, intensity, rate),) = page.reached(document)
+    ((_, intensity, rate),) = results_page.reached(document)
     ms = floor["providers"][OURS]["ms"]
     assert rate == pytest.approx(6 * 2 * 4096**2 * 256 / (ms / 1e3)) and intensity > 100
-    text = page.write(tmp_path / "results", tmp_path / "docs.md")
+    text = results_page.write(tmp_path / "measured", tmp_path / "docs.md")
     assert "Nothing here ran on a GPU" not in text and "## GPU: NVIDIA H200" in text
-    assert (tmp_path / "benchmarks" / "nvidia-h200.png").exists()
+    assert (tmp_path / "results" / "nvidia-h200.png").exists()
 
 
 def test_training_steps_are_drawn_by_their_parts(records, tmp_path):
     about = machine.describe()
-    results = report.save(tmp_path / "results", about, records).parent
+    results = report.save(tmp_path / "measured", about, records).parent
     parts = {"data": 1.0, "forward": 20.0, "loss": 4.0, "backward": 40.0, "optimiser": 3.0}
     rows = {"formulas": {"ms": 70.0, "peak_mb": 600.0, "parts_ms": parts | {"loss": 6.0}}}
     rows[OURS] = {"ms": 35.0, "peak_mb": None, "parts_ms": parts}
@@ -73,16 +73,18 @@ def test_training_steps_are_drawn_by_their_parts(records, tmp_path):
     (results / "steps").mkdir()
     path = results / "steps" / f"{about['name']}.json"
     path.write_text(json.dumps(document | {"systems": {"csir": fits, "cmac": large}}))
-    text = page.write(results, tmp_path / "docs.md")
+    text = results_page.write(results, tmp_path / "docs.md")
     assert (
         "### Training steps, demo sizes, fp32" in text
         and "| CSIR, 48 pairs | 70 | 35 | 2.00 | 600 | - |" in text
     )
-    picture = tmp_path / "benchmarks" / f"steps-{about['name']}.png"
-    assert picture.stat().st_size > 5_000 and f"(benchmarks/{picture.name})" in text
+    picture = tmp_path / "results" / f"steps-{about['name']}.png"
+    assert picture.stat().st_size > 5_000 and f"(results/{picture.name})" in text
     assert "CMAC, 32 clips |" not in text  # one contender alone is drawn, and not compared
 
 
 def test_the_committed_page_is_of_the_committed_results(tmp_path):
-    made = page.write(page.ROOT / "benchmarks" / "results", tmp_path / "benchmarks.md")
-    assert made == (page.ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.harness.page"
+    made = results_page.write(results_page.ROOT / "benchmarks" / "results", tmp_path / "results.md")
+    assert made == (results_page.ROOT / "docs" / "results.md").read_text(), (
+        "python -m benchmarks.harness.results_page"
+    )

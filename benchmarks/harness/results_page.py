@@ -1,6 +1,6 @@
-"""The page of plots, drawn from the committed results: ``python -m benchmarks.harness.page``.
+"""The page of plots, drawn from the committed results: ``python -m benchmarks.harness.results_page``.
 
-Writes docs/benchmarks.md and a picture for each machine beside it. It measures nothing.
+Writes docs/results.md and a picture for each machine beside it. It measures nothing.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def _steps(document: Mapping[str, Any], page: Path) -> list[str]:
     lines = [f"### Training steps, {document['preset']} sizes, {document['precision']}{compiled}", ""]
     lines += [f"Measured {document['date']} by `cmx bench steps`.", ""]
     picture = f"steps-{document['machine']['name']}.png"
-    if draw_steps(document, page.parent / "benchmarks" / picture):
-        lines += [f"![Parts of the systems' training steps](benchmarks/{picture})", ""]
+    if draw_steps(document, page.parent / "results" / picture):
+        lines += [f"![Parts of the systems' training steps](results/{picture})", ""]
     rows = []
     for record in document["systems"].values():
         found = [record["contenders"].get(who, {}) for who in ("formulas", OURS)]
@@ -187,7 +187,7 @@ def write(results: Path, page: Path) -> str:
     lines = [
         "# Benchmarks in pictures",
         "",
-        "Drawn by `python -m benchmarks.harness.page` from `benchmarks/results`.",
+        "Drawn by `python -m benchmarks.harness.results_page` from `benchmarks/results`.",
     ]
     lines += ["Forward and backward; less is better. Both axes are logarithmic.", ""]
     if not any(document["machine"]["device"] == "cuda" for document in documents.values()):
@@ -200,8 +200,8 @@ def write(results: Path, page: Path) -> str:
         dates = sorted({record["date"] for record in document["cases"].values()})
         measured = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         lines += [f"## {_label(document['machine'])}", "", f"Measured {measured}.", ""]
-        if draw(document, page.parent / "benchmarks" / f"{stem}.png"):
-            lines += [f"![Time and memory over N, {_label(document['machine'])}](benchmarks/{stem}.png)", ""]
+        if draw(document, page.parent / "results" / f"{stem}.png"):
+            lines += [f"![Time and memory over N, {_label(document['machine'])}](results/{stem}.png)", ""]
         lines += _fastest(document)
         of_steps = results / "steps" / f"{document['machine']['name']}.json"
         if of_steps.exists():
@@ -234,4 +234,4 @@ def _fastest(document: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(write(ROOT / "benchmarks" / "results", ROOT / "docs" / "benchmarks.md"), end="")
+    print(write(ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"), end="")
