@@ -1,13 +1,13 @@
-"""The page of plots, drawn from the committed results: ``python -m benchmarks.harness.results_page``.
+"""The page of results, made of the committed ones: ``python -m benchmarks.harness.results_page``.
 
-Writes docs/results.md and a picture for each machine beside it. It measures nothing.
+Writes docs/results.md, its pictures in docs/results, and the README's table. It measures nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ PARTS = {
     "optimiser": "#7c3aed",
 }  # fmt: skip
 UNITS = {"ms": "milliseconds", "peak_mb": "peak MB beyond the inputs"}
+COMPILED = "torch.compile of it"
+TODAY_COLOUR, COMPILED_COLOUR, OURS_COLOUR = "#475569", "#94a3b8", "#c2410c"
+#: The README's rows: case -> its name there. The first provider of a case is what people use today.
+HEADLINE = {
+    "info_nce/symmetric": "CLIP's loss, 8,192 pairs x 256",
+    "info_nce/bank": "MoCo's loss, 1,024 x 65,536 negatives x 128",
+    "supcon/labels": "SupCon, 8,192 rows x 128",
+    "kmeans/maps": "k-means over maps, 1.28 million x 128, 20 clusters",
+    "band_spectrogram/log-mel": "log-mel, 32 waves of 6 s",
+}
+#: Between these the README's table stands.
+README_MARKS = ("<!-- measured: python -m benchmarks.harness.results_page -->", "<!-- end of measured -->")
 GREYS = ("#475569", "#94a3b8", "#0f766e", "#7c3aed", "#0369a1", "#a16207", "#be185d", "#65a30d")
 
 
@@ -181,57 +193,257 @@ def _label(machine: Mapping[str, Any]) -> str:
     return f"CPU: {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; no GPU"
 
 
+def headline_table(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The README's table: :data:`HEADLINE` on the first machine that measured all of it, or no lines."""
+    document = _headline_document(documents)
+    if document is None:
+        return []
+    lines = [
+        "One call, with its backward pass where there is one. MB: its peak beyond the inputs, gradients included.",
+        f"{_label(document['machine'])}.",
+        "",
+        "| | today | `torch.compile` of the formula | cmx_fast | faster | MB, today | MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, title in HEADLINE.items():
+        rows = document["cases"][name]["providers"]
+        today, ours, compiled = next(iter(rows)), rows[OURS], rows.get(COMPILED)
+        theirs = rows[today]
+        cells = [
+            title,
+            f"{_figures(theirs['ms'])} ms ({today})",
+            "-" if compiled is None else f"{_figures(compiled['ms'])} ms",
+            f"**{_figures(ours['ms'])} ms**",
+            f"**{theirs['ms'] / ours['ms']:.1f}x**",
+            _figures(theirs["peak_mb"]),
+            f"**{_figures(ours['peak_mb'])}**",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _headline_document(documents: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((document for document in documents if document["cases"].keys() >= HEADLINE.keys()), None)
+
+
+def draw_headline(documents: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Bars of time and of memory for every row of :data:`HEADLINE`, as shares of today's; False: nothing to draw."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    document = _headline_document(documents)
+    if document is None:
+        return False
+    drawn = Figure(figsize=(11, 4.6), layout="constrained")
+    axes = drawn.subplots(1, 2, sharey=True)
+    panels = (
+        ("ms", "time of a step, share of today's", "ms"),
+        ("peak_mb", "peak memory, share of today's", "MB"),
+    )
+    for axis, (figure, title, unit) in zip(axes, panels, strict=True):
+        for place, name in enumerate(HEADLINE):
+            rows = document["cases"][name]["providers"]
+            whole = rows[next(iter(rows))][figure]
+            for line, (provider, colour) in enumerate(
+                ((next(iter(rows)), TODAY_COLOUR), (COMPILED, COMPILED_COLOUR), (OURS, OURS_COLOUR))
+            ):
+                if provider in rows:
+                    share = rows[provider][figure] / whole
+                    height = place + (line - 1) * 0.27
+                    axis.barh(height, share, 0.25, color=colour)
+                    label = f"{_figures(rows[provider][figure])} {unit}"
+                    if provider == OURS:
+                        label += f", {1 / share:.1f}x " + ("faster" if figure == "ms" else "less")
+                    axis.text(share + 0.01, height, label, va="center", fontsize=8, color="#1e293b")
+        axis.set_xlim(0, 1.18)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.tick_params(length=0, labelsize=9)
+    axes[0].set_yticks(range(len(HEADLINE)), [title.replace(", ", ",\n", 1) for title in HEADLINE.values()])
+    axes[0].invert_yaxis()
+    keys = {
+        "what people use today": TODAY_COLOUR,
+        "torch.compile of the formula": COMPILED_COLOUR,
+        OURS: OURS_COLOUR,
+    }
+    drawn.legend(
+        handles=[Patch(color=colour, label=label) for label, colour in keys.items()],
+        loc="outside upper center", ncols=3, fontsize=9, frameon=False,
+    )  # fmt: skip
+    drawn.supxlabel(_label(document["machine"]), fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(path, dpi=130)
+    return True
+
+
 def write(results: Path, page: Path) -> str:
     """The page and its pictures, from every results file; the page's text."""
     documents = {path.stem: report.load(path) for path in sorted(results.glob("*.json"))}
     lines = [
-        "# Benchmarks in pictures",
+        "# Results",
         "",
-        "Drawn by `python -m benchmarks.harness.results_page` from `benchmarks/results`.",
+        "Every figure here is read from `benchmarks/results` by `python -m benchmarks.harness.results_page`.",
+        "`cmx bench` measures them anew on your machine; `cmx bench --older` names those that were measured before",
+        "their kernel last changed. [performance.md](performance.md#on-a-cpu) says how they are measured and why some",
+        "are low.",
+        "",
     ]
-    lines += ["Forward and backward; less is better. Both axes are logarithmic.", ""]
     if not any(document["machine"]["device"] == "cuda" for document in documents.values()):
         lines += [
             "**Nothing here ran on a GPU**: all figures are a CPU's. What the GPU kernels should reach is",
             "computed, not measured, in [performance.md](performance.md).",
             "",
         ]
+    if draw_headline([*documents.values()], page.parent / "results" / "speed.png"):
+        lines += ["![Time and memory of five cases beside what people use today](results/speed.png)", ""]
     for stem, document in documents.items():
         dates = sorted({record["date"] for record in document["cases"].values()})
         measured = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         lines += [f"## {_label(document['machine'])}", "", f"Measured {measured}.", ""]
         if draw(document, page.parent / "results" / f"{stem}.png"):
             lines += [f"![Time and memory over N, {_label(document['machine'])}](results/{stem}.png)", ""]
-        lines += _fastest(document)
+            lines += ["Both axes are logarithmic; less is better.", ""]
+        records = _in_order(document)
+        lines += _times(records) + _memory(records) + _errors(records) + _goals(records)
         of_steps = results / "steps" / f"{document['machine']['name']}.json"
         if of_steps.exists():
             lines += _steps(json.loads(of_steps.read_text()), page)
+        lines += _versions(document["machine"])
     text = "\n".join(lines).rstrip() + "\n"
     page.write_text(text)
     return text
 
 
-def _fastest(document: Mapping[str, Any]) -> list[str]:
-    """Every timed case: ours, the fastest other, and how many times faster ours is."""
-    order = [case.name for case in (*CASES, *DEVICE_CASES)]
-    rows = []
-    for name in sorted(
-        document["cases"], key=lambda name: order.index(name) if name in order else len(order)
-    ):
+def write_readme(results: Path, readme: Path) -> str:
+    """Put :func:`headline_table` between the README's two marks; the README's text.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    table = headline_table([report.load(path) for path in sorted(results.glob("*.json"))])
+    before, mark, rest = readme.read_text().partition(README_MARKS[0])
+    _, end, after = rest.partition(README_MARKS[1])
+    if not mark or not end:
+        raise ValueError(f"{readme} lacks the marks {README_MARKS[0]} and {README_MARKS[1]}")
+    text = "\n".join([before + mark, *table[:-1], end + after])
+    readme.write_text(text)
+    return text
+
+
+def _in_order(document: Mapping[str, Any]) -> list[Record]:
+    """The records in the order of the registry, each with a title that no other has."""
+    order: dict[str, int] = {}
+    for case in (*CASES, *DEVICE_CASES):  # some have a name in both
+        order.setdefault(case.name, len(order))
+    records: dict[str, Record] = {}
+    for name in sorted(document["cases"], key=lambda name: order.get(name, len(order))):
         record = document["cases"][name]
-        timed = {other: row["ms"] for other, row in record["providers"].items() if "ms" in row}
-        others = {other: ms for other, ms in timed.items() if not other.startswith(OURS)}
+        title = record["title"]
+        if title in records:
+            title += f", {name.partition('/')[2]}"
+        records[title] = {**record, "title": title}
+    return [*records.values()]
+
+
+def _figures(value: float | None) -> str:
+    """Three figures, without an exponent."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(records: Iterable[Record]) -> list[str]:
+    """Every timed case: ours, the formula or package of today, the fastest other, and the peaks of memory."""
+    rows = []
+    for record in records:
+        timed = {name: row for name, row in record["providers"].items() if "ms" in row}
+        others = {name: row for name, row in timed.items() if not name.startswith(OURS)}
         if OURS in timed and others:
-            best = min(others, key=lambda other: others[other])
-            ours = timed[OURS]
+            today = next(iter(others))
+            best = min(others, key=lambda name: others[name]["ms"])
+            ours = timed[OURS]["ms"]
+            cells = [record["title"], _figures(ours)]
+            for name in (today, best):
+                cells += [name, _figures(others[name]["ms"]), f"{others[name]['ms'] / ours:.2f}"]
+            if best == today:
+                cells[-3:] = ["the same", "", ""]
+            peaks = [row.get("peak_mb") for row in (timed[OURS], others[today])]
+            cells += [_figures(peak) for peak in peaks]
+            rows.append(f"| {' | '.join(cells)} |")
+    if not rows:
+        return []
+    return [
+        "A step, forward and backward where there is a backward, in milliseconds; MB at its peak beyond the inputs.",
+        "",
+        "| | ms | today | its ms | times faster | fastest other | its ms | times faster | MB | today's MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _memory(records: Iterable[Record]) -> list[str]:
+    """The cases that measure memory alone."""
+    rows = [
+        f"| {record['title']} | {name} | {_figures(row['peak_mb'])} |"
+        for record in records
+        if not any("ms" in row for row in record["providers"].values())
+        for name, row in record["providers"].items()
+        if row.get("peak_mb") is not None
+    ]
+    return ["Memory alone:", "", "| | | MB |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def _errors(records: Iterable[Record]) -> list[str]:
+    """The cases that measure the gradient's error alone, beside the first other's."""
+    rows = []
+    for record in records:
+        providers = record["providers"]
+        others = [name for name in providers if not name.startswith(OURS)]
+        measured = OURS in providers and "error" in providers[OURS]
+        if measured and others and not any("ms" in row for row in providers.values()):
+            theirs, ours = providers[others[0]]["error"], providers[OURS]["error"]
             rows.append(
-                f"| {record['title']} | {ours:.3g} | {best} | {others[best]:.3g} | {others[best] / ours:.2f} |"
+                f"| {record['title']} | {ours:.1e} | {others[0]} | {theirs:.1e} | {ours / theirs:.2g} |"
             )
     if not rows:
         return []
-    heads = ["| | ms | fastest other | its ms | times faster |", "|---|---|---|---|---|"]
-    return [*heads, *rows, ""]
+    return [
+        "Relative error of the gradient, measured against float64:",
+        "",
+        "| | error | today | its error | ratio |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _goals(records: Iterable[Record]) -> list[str]:
+    """How many goals of the cases are reached, and those that are not."""
+    goals = [(record["title"], goal) for record in records for goal in record["goals"]]
+    missed = [
+        f"- {title}: {goal['what']}; measured {_figures(goal['measured'])}"
+        for title, goal in goals
+        if not goal["met"]
+    ]
+    if not goals:
+        return []
+    lines = [
+        f"Each case has goals (`benchmarks/cases`); {len(goals) - len(missed)} of {len(goals)} are reached. 1 U is a",
+        "plain product or copy of the case's size, timed in the same process ([glossary.md](glossary.md)).",
+        "",
+    ]
+    return lines + (["Not reached:", "", *missed, ""] if missed else [])
+
+
+def _versions(machine: Mapping[str, Any]) -> list[str]:
+    """The packages of the run."""
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    isa = ", ".join(machine["isa"])
+    return [f"Python {machine['python']}; {packages}. The processor has {isa}.", ""]
 
 
 if __name__ == "__main__":
     print(write(ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"), end="")
+    write_readme(ROOT / "benchmarks" / "results", ROOT / "README.md")

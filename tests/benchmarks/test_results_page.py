@@ -1,4 +1,4 @@
-"""The page of plots: CPU figures are said to be a CPU's, and a GPU's own rates become a roofline."""
+"""The page of results: CPU figures are said to be a CPU's, and a GPU's own rates become a roofline."""
 
 from __future__ import annotations
 
@@ -88,3 +88,42 @@ def test_the_committed_page_is_of_the_committed_results(tmp_path):
     assert made == (results_page.ROOT / "docs" / "results.md").read_text(), (
         "python -m benchmarks.harness.results_page"
     )
+
+
+def test_the_readme_s_table_is_of_the_committed_results(tmp_path):
+    readme = results_page.ROOT / "README.md"
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.read_text())
+    made = results_page.write_readme(results_page.ROOT / "benchmarks" / "results", copy)
+    assert made == readme.read_text(), "python -m benchmarks.harness.results_page"
+    for title in results_page.HEADLINE.values():
+        assert f"| {title} |" in made
+
+
+def test_a_readme_without_the_marks_is_refused(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Something else")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        results_page.write_readme(tmp_path, readme)
+
+
+def test_the_page_names_what_misses_its_goal_and_what_measures_accuracy_or_memory_alone(records, tmp_path):
+    goal = {"what": "at least 9 times faster", "met": False, "measured": 1.234, "kind": "speedup"}
+    slow = records["info_nce/small-128"] | {"goals": [goal]}
+    error = {name: {"error": value} for name, value in (("OpenCLIP's formula", 4e-6), (OURS, 1e-6))}
+    exact = slow | {"title": "at loss 1", "providers": error, "goals": []}
+    small = slow | {"title": "large", "providers": {OURS: {"peak_mb": 12.345}}, "goals": []}
+    cases = {
+        "info_nce/small-128": slow,
+        "info_nce/error": exact,
+        "info_nce/memory": small,
+        "info_nce/other": slow,
+    }
+    report.save(tmp_path / "measured", machine.describe(), cases)
+    text = results_page.write(tmp_path / "measured", tmp_path / "docs.md")
+    assert f"- {slow['title']}: at least 9 times faster; measured 1.23\n" in text
+    assert "0 of 2 are reached" in text
+    assert "| at loss 1 | 1.0e-06 | OpenCLIP's formula | 4.0e-06 | 0.25 |" in text
+    assert f"| large | {OURS} | 12.3 |" in text
+    assert f"| {slow['title']}, other |" in text
+    assert "speed.png" not in text  # not every row of the headline was measured
