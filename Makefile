@@ -13,7 +13,7 @@ PROCESSES ?= 2
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
 
-.PHONY: install build demo test test-torchcodec gates bench lint format sanitize compile-cuda test-torch-latest clean
+.PHONY: install build demo test test-torchcodec gates bench docs lint format sanitize compile-cuda test-torch-latest clean
 .DELETE_ON_ERROR:
 
 install: build
@@ -53,7 +53,7 @@ test: build
 
 # What TorchCodec changes, where it finds FFmpeg's libraries; make test runs the same without them.
 test-torchcodec: build
-	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/data tests/benchmarks/test_media.py tests/benchmarks/test_fuzz.py
+	$(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/data tests/benchmarks
 
 # Every kernel compiled for four chips with nothing kept from before, and the operators' launches counted. Needs no GPU.
 gates: build
@@ -62,6 +62,12 @@ gates: build
 
 bench: build
 	$(BIN)/cmx bench
+
+# The documentation's site, in build/docs. A link or a docstring that can't be read is an error.
+docs: build
+	$(PIP) -q --no-build-isolation -e '.[$(EXTRAS),docs]'
+	$(BIN)/python -m sphinx -E -q -W --keep-going -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 lint: $(VENV)/.packages
 	$(BIN)/ruff check .

@@ -38,8 +38,8 @@ class PiCIEClustering:
         update_every: batches per update (reference: 1); the last group is left out when it is not full.
         random_state: seed of the pixels that the start begins with.
 
-    Attributes, there from the end of the start on:
-        cluster_centers_: (K, D) float32.
+    Attributes:
+        cluster_centers_: (K, D) float32. This and the others are there from the end of the start on.
         counts_: (K,) int64 pixels that each cluster has had, those of the start included.
         loss_: mean over the updates of a pixel's mean squared distance to its centroid, 0-d; before the first update
             that of the start.

@@ -1,0 +1,69 @@
+"""The documentation's site: ``make docs`` writes build/docs/index.html."""
+
+import re
+from pathlib import Path
+
+import cmx_fast
+
+ROOT = Path(__file__).resolve().parents[1]
+project = "cmx_fast"
+author = "The cmx_fast maintainers"
+release = cmx_fast.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+html_theme = "furo"
+html_title = "cmx_fast"
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+# Methods of scikit-learn's own that refer to its pages.
+autodoc_default_options = {
+    "exclude-members": "get_metadata_routing, set_fit_request, set_output, set_partial_fit_request, "
+    "set_predict_request, set_score_request"
+}
+napoleon_use_ivar = True
+# The docstrings' blocks "Call", "Memory" and the like are as free as their "Args" are fixed.
+napoleon_custom_sections = [("Call", "Example"), "Memory", "Cost"]
+
+#: Pages of the site that lie at the root of the repository.
+AT_ROOT = {
+    "index": "README.md",
+    "contributing": "CONTRIBUTING.md",
+    "changes": "CHANGELOG.md",
+    "security": "SECURITY.md",
+}
+# In docstrings "(*, N, D)" is a shape, "labels_" an attribute and "|x|" a length: none is markup.
+MARKUP = re.compile(r"(``.*?``|:\w+:`.*?`|`[^`]*`)|(?<![*\w\\])\*(?![*\s])|(?<=\w)_(?!\w)|\|")
+
+
+def read_from_root(app, docname, content):
+    """Put a page of the root in the place of its stub, and lead all links to such pages to the site's own."""
+    if docname in AT_ROOT:
+        text = (ROOT / AT_ROOT[docname]).read_text()
+        text = re.sub(r"\]\((?!docs/|\w+:|#)(?!\w+\.md)", "](../", text).replace("](docs/", "](")
+        content[0] = text + content[0]
+    for page, file in AT_ROOT.items():
+        content[0] = re.sub(rf"\]\((\.\./)*{re.escape(file)}", rf"](/{page}.md", content[0])
+
+
+def escape(app, what, name, obj, options, lines):
+    """Make reStructuredText of docstrings that are written to be read; mathematics and examples stay as they are."""
+    literal = None
+    for number, line in enumerate(lines):
+        text, indent = line.lstrip(), len(line) - len(line.lstrip())
+        if literal is not None and text and indent <= literal:
+            literal = None
+        if text.startswith(".. math::") or text.endswith("::"):
+            literal = indent
+        if literal is None and not text.startswith((".. ", ">>> ", "... ")):
+            lines[number] = MARKUP.sub(lambda found: found[1] or "\\" + found[0], line)
+
+
+def setup(app):
+    app.connect("source-read", read_from_root)
+    app.connect("autodoc-process-docstring", escape, priority=900)  # after napoleon
