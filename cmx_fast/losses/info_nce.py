@@ -13,6 +13,7 @@ from cmx_fast.losses._checks import check_temperature
 from cmx_fast.losses._masked import reduce_losses
 from cmx_fast.ops import info_nce
 from cmx_fast.ops._checks import autocast, check_alike, check_choice, check_floating, scale_tensor
+from cmx_fast.ops._implementations import transformed
 from cmx_fast.ops.info_nce import REDUCTIONS
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics, softmax_slopes
 
@@ -132,19 +133,20 @@ class InfoNCE(nn.Module):
         for name, keys in (("positive_key", positive_key), ("negative_keys", negative_keys)):
             check_floating(name, keys, 2, "(N, D)")
             check_alike(name, keys, "query", query)
-        if negative_keys.dim() != 2 + paired or (paired and len(negative_keys) != len(query)):
+        if negative_keys.dim() != 2 + paired or (paired and negative_keys.shape[0] != query.shape[0]):
             raise ValueError(
-                f"negative_keys must have shape {f'({len(query)}, M, D)' if paired else '(M, D)'} where "
+                f"negative_keys must have shape {f'({query.shape[0]}, M, D)' if paired else '(M, D)'} where "
                 f"negative_mode={self.negative_mode!r}, got {tuple(negative_keys.shape)}"
             )
         if paired:
             # N problems of one query each.
             keys = torch.cat([positive_key[:, None], negative_keys], 1)
-            own = torch.zeros(len(query), 1, dtype=torch.int64, device=query.device)
+            own = torch.zeros(query.shape[0], 1, dtype=torch.int64, device=query.device)
             options["reduction"] = "none"
             losses = info_nce(query[:, None], keys, scale, target=own, **options)[:, 0]
             return reduce_losses(losses, self.reduction)
-        if not (torch.is_grad_enabled() and negative_keys.requires_grad):
+        # Derivatives by the negatives are asked for by autograd, or by a transform that no tensor tells of.
+        if not (transformed() or (torch.is_grad_enabled() and negative_keys.requires_grad)):
             bank = F.normalize(negative_keys, dim=1)
             return info_nce(query, positive_key, scale, bank=bank, in_batch=False, **options)
         # A bank has no gradient: the negatives' share of the softmax is found apart.
@@ -153,7 +155,12 @@ class InfoNCE(nn.Module):
         )
         logit_scale = scale_tensor(scale, rows)
         positive = logit_scale * (rows.to(logit_scale.dtype) * positives.to(logit_scale.dtype)).sum(1)
-        losses = F.softplus(_LogSumExp.apply(rows, negatives, logit_scale) - positive)
+        if transformed():
+            logits = logit_scale * (rows.to(logit_scale.dtype) @ negatives.to(logit_scale.dtype).T)
+            log_sum = logits.logsumexp(1)
+        else:
+            log_sum = _LogSumExp.apply(rows, negatives, logit_scale)
+        losses = F.softplus(log_sum - positive)
         return reduce_losses(losses, self.reduction)
 
     def extra_repr(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmx_fast.reference.transforms import transformed
+
 MOST_DIFFERENCES = 2**22  # in memory at once where rows are compared without a product
 EXPONENTS = {
     torch.float32: 120,
@@ -42,6 +44,9 @@ def _prepared(
 
 def _nearest(rows: Tensor, centers: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """Labels, and distances in float64."""
+    if transformed():
+        # Below a transform no row can be picked out by its values: all are compared in float64.
+        rows, centers = rows.double(), centers.double()
     # Subtracting a common point changes no distance and keeps the expanded square's digits.
     origin = centers.mean(0)
     moved = centers - origin
@@ -49,6 +54,8 @@ def _nearest(rows: Tensor, centers: Tensor, metric: str) -> tuple[Tensor, Tensor
     labels = (squares / 2 - (rows - origin) @ moved.T).argmin(1)
     own = centers[labels]
     distance = (rows - own).square().sum(1)
+    if transformed():
+        return labels, distance / 2 if metric == "cosine" else distance
     # Between these bounds no square above has overflowed, nor lost more than a rounding by underflow.
     limits = torch.finfo(rows.dtype)
     smallest, largest = (rows.shape[1] + 8) * limits.tiny / limits.eps, limits.max / 16

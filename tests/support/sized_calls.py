@@ -180,6 +180,9 @@ CALLS: dict[str, Sized] = {
         "losses.ClipLoss", losses.ClipLoss, lambda b, n: (*rows(b, n), torch.tensor(5.0)), 3
     ),
     "InfoNCELoss": Sized("losses.InfoNCELoss", lambda: losses.InfoNCELoss(normalize=True), rows, 2),
+    "InfoNCE": Sized(
+        "losses.InfoNCE", losses.InfoNCE, lambda b, n: (*rows(b, n), torch.randn(13, 24)), 3
+    ),
     "SupConLoss": Sized(
         "losses.SupConLoss", losses.SupConLoss, lambda b, n: (torch.randn(b, 2, 24), torch.arange(b) % 3)
     ),
