@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-RUN = "import sys; sys.argv = ['faults', '--faults', '{faults}', '--seed', '7']; {before}; from cmx_fast.benchmarks import faults; faults.main()"  # noqa: E501
+RUN = "import sys; sys.argv = ['faults', '--faults', '{faults}', '--seed', '7']; {before}; from cmx_fast.benchmarks.robustness import faults; faults.main()"  # noqa: E501
 
 
 def run(faults, before="pass"):

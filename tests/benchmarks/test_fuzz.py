@@ -47,7 +47,7 @@ def test_losses_of_all_magnitudes_are_right():
 PLANTED = """
 import os, sys, time
 sys.argv = ["fuzz", "--tries", "6", "--only", "attention"]
-from cmx_fast.benchmarks import fuzz
+from cmx_fast.benchmarks.robustness import fuzz
 def one(seed):
     if seed == 1: raise KeyError("column")
     if seed == 2: os._exit(11)

@@ -120,7 +120,7 @@ KILL_ITSELF = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from cmx_fast.train import csir
+from cmx_fast.systems.csir import train as csir
 torch.set_num_threads(1)
 straight = csir.training_batches
 def killing(data, recipe, batch, wanted, *rest, **more):
