@@ -115,3 +115,5 @@ def hear_broken_files(rank: int, world: int, folder: str) -> None:
         steps.append(everyone["picture"][..., 0].long())
     skipped = [path.name for path, _ in data.skipped]
     torch.save({"steps": torch.stack(steps), "skipped": skipped}, Path(folder) / f"{rank}.pt")
+    fabric.barrier()  # nobody leaves while the other still speaks to it
+    torch.distributed.destroy_process_group()
