@@ -1,4 +1,4 @@
-"""What the host spends on a step's launches before the GPU can begin: ``python -m benchmarks.device.host``.
+"""Times the host's part of a step's launches, before the GPU can begin: ``python -m benchmarks.device.host``.
 
 The losses' launchers run on CPU tensors with Triton's own launch path up to the point where a kernel would be compiled
 or queued, so no GPU is needed and none is measured. A captured graph saves it; below some 1000 rows it is most of a

@@ -114,7 +114,7 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
 
 
 def _roof(axis: Any, document: Mapping[str, Any], ceilings: Mapping[str, float]) -> None:
-    """What a byte and an operation allow by the run's own large copy and product, and what was reached."""
+    """Draws the rates of the run's own large copy and product, and what was reached of them."""
     corner = ceilings["bfloat16"] / ceilings["copy"]
     found = reached(document)
     low = min([corner / 30, *(intensity / 2 for _, intensity, _ in found)])

@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.robustness.fuzz`` damages and reads: every kind of file that this package opens."""
+"""Every kind of file that this package opens, for ``python -m benchmarks.robustness.fuzz`` to damage and read."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ class SceneData:
         return ([(i, look_up(i)) for i in self._unbroken(batch, per_scene)] for batch in batches)
 
     def _read(self, batches: Iterable[Tensor], read: Read, per_scene: int) -> Iterator[Rows]:
-        """What can be read of each batch, which may be nothing."""
+        """The readable part of each batch, which may be empty."""
         loader: Iterable[list[tuple[int, Found]]] = load_batches(
             _Items(read),
             (self._unbroken(batch, per_scene) for batch in batches),
@@ -282,7 +282,7 @@ class SceneData:
         return (self._readable(items, per_scene) for items in loader)
 
     def _readable(self, items: list[tuple[int, Found]], per_scene: int) -> Rows:
-        """What could be read; the others are used no more."""
+        """Returns the readable ones; the others are used no more."""
         good = []
         for index, value in items:
             if isinstance(value, BrokenFileError):
