@@ -1,1 +1,1 @@
-"""What several kernels share."""
+"""Device code and launch arithmetic that several kernels share."""

@@ -1,4 +1,4 @@
-"""What the launchers do to their arguments before the first kernel."""
+"""Preparation of the launchers' arguments: device, autocast, dtype, layout."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ def without_autocast(launcher: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def check_dtype(x: Tensor) -> None:
-    """Refuse what the matrix kernels have no tile for."""
+    """Raise TypeError for a dtype that the matrix kernels have no tile for."""
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(
             f"the Triton kernels take float32, bfloat16 or float16, got {x.dtype}; use impl='reference'"
@@ -41,14 +41,14 @@ def check_dtype(x: Tensor) -> None:
 
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Row-major copies of whatever is not row-major already."""
+    """The tensors in row-major layout, each copied only if it is not row-major already; None stays None."""
     return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
 def candidate_counts(
     n: int, m: int, bank: Sequence[Tensor], in_batch: bool, within: bool
 ) -> tuple[float, float]:
-    """Candidates of a query and, in the other direction, of a key; the own positive is one of them."""
+    """Number of candidates of a query and of a key, each with its own positive."""
     common = 1 + sum(len(rows) for rows in bank)
     of_query = common + (m - 1 if in_batch else 0) + (n - 1 if within else 0)
     of_key = common + (n - 1 if in_batch else 0) + (m - 1 if within else 0)

@@ -1,6 +1,6 @@
-"""Gradient of row-wise and column-wise softmax cross-entropies with respect to the rows: the launcher.
+"""Launcher of the gradient of row-wise and column-wise softmax cross-entropies with respect to the rows.
 
-The formula is in kernels/common/gradient_kernel.py.
+The formula, the tile and its owner are described in kernels/common/gradient_kernel.py.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,11 @@ from torch import Tensor
 
 
 class Softmax(NamedTuple):
-    """One softmax per row: largest similarity; weight of its gradient, over the sum of the exponentials above that;
-    label-smoothing share or None.
+    """One softmax per row, as the gradient needs it.
 
-    Each is (B, n), and they have one stride between samples.
+    top: largest similarity. weight: upstream weight of the softmax, divided by the sum of the exponentials above top.
+    share: what label smoothing subtracts from every logit's gradient, or None. Each is (B, n) float32; all have the
+    same stride between samples.
     """
 
     top: Tensor
@@ -35,7 +36,7 @@ class Softmax(NamedTuple):
 
 
 class RowGradient(NamedTuple):
-    """What the kernel leaves: sum_j H_ij c_j as (splits, B, n, D) and, for distances, sum_j H_ij as (splits, B, n)."""
+    """The kernel's result: sum_j H_ij c_j as (splits, B, n, D) and, for distances, sum_j H_ij as (splits, B, n)."""
 
     data: Tensor | None = None
     sums: Tensor | None = None
@@ -43,7 +44,7 @@ class RowGradient(NamedTuple):
 
 
 def product_form(x: Tensor) -> str:
-    """How H times the columns is computed."""
+    """Precision of the product of H with the columns, ``accumulate_product``'s PRODUCT."""
     if x.dtype == torch.bfloat16 and not INTERPRETED:
         return "bf16"
     return "tf32" if x.dtype == torch.float16 else dot_precision(x)
@@ -66,7 +67,7 @@ def row_gradient(
     grad: Tensor | None = None,
     back: Rows | None = None,
 ) -> tuple[RowGradient, RowGradient]:
-    """Gradient of ``rows`` from all their logits with ``cross``, ``banks`` and (within) each other; and of ``back``.
+    """Gradients of ``rows`` and ``back`` from their logits with ``cross``, ``banks`` and (within) each other.
 
     Args:
         softmax: of the rows over their candidates; needed for banks, within and ``cross_row``.
@@ -74,12 +75,13 @@ def row_gradient(
         exclude: which cross logits are positives: "column of row" (target is (B, n)), "row of column" (target is
             (B, m)), each the equal index for target None, "column of row and itself" (the equal index besides), or
             "nothing".
-        measure: divide rows and cross rows by their norms, which every program finds for itself: for few rows.
-        grad: (B, n) factors that all weights lack.
-        back: as many rows with ``cross_softmax``; the gradient of theirs is wanted as well. Their cross rows are
-            ``rows``, if these have one (which are then ``back``). For target None.
+        measure: divide rows and cross rows by their norms, which every program finds for itself: Note [Norms in place],
+            kernels/common/norms.py.
+        grad: (B, n) factors that all weights still lack, or None.
+        back: (B, n, D), the rows of ``cross_softmax``, whose gradient is made in the same launch; only for target None.
+            Their cross rows are ``rows`` where ``cross`` is given (``cross`` must then be ``back``).
 
-    One launch; nothing where there are no logits.
+    Cost: one launch; none, and two empty results, where there are no logits.
     """
     cross_col = cross_softmax is not None and cross is not None
     if not (cross_row or cross_col):

@@ -1,15 +1,24 @@
 """Gradient of row-wise and column-wise softmax cross-entropies with respect to the rows: FlashAttention's shape.
 
-A program owns a block of rows (and, for wide features, a chunk of the output), recomputes its similarity tiles, turns
-each into the gradient ``G`` of the loss with respect to the logits and multiplies it with the columns. For a logit that
-takes part in the softmax of its row and in that of its column
+Algorithm: a program recomputes its similarity tiles, turns each into the gradient ``G`` of the loss with respect to the
+logits and multiplies it with the columns. For a logit that takes part in the softmax of its row and in that of its
+column
 
     G_ij = w_i exp(s (u_ij - t_i)) - e_i  +  v_j exp(s (u_ij - r_j)) - f_j
 
 with the scale s, the largest similarities t, r of either softmax, weights w, v, each divided by the softmax's sum of
-exponentials, and label-smoothing shares e, f. InfoNCE's two directions, its banks and its
-within-modality negatives are this formula with one or both halves. Positives never enter: they are added in float32
-afterwards, so rounding G to the inputs' precision costs a relative error only.
+exponentials, and label-smoothing shares e, f. InfoNCE's two directions, its banks and its within-modality negatives are
+this formula with one or both halves. In the code ``h`` is G, for "l2" divided by the distance; the constants s and, for
+"sql2", 2 multiply the finished sums.
+
+Tile and owner: a program owns ROWS rows of one sample, OUT features of their gradient and one split of the column
+tiles. It accumulates (ROWS, OUT) in float32 registers and stores them in the slot of its split: no atomics, see
+Note [Column splits], kernels/common/tiles.py. Rows that fit a tile (RESIDENT) have all their features in one program;
+wider ones are cut into n_chunks = ceil(D / OUT) programs, each of which makes the similarities anew.
+
+Why it is right: positives never enter. Their gradient is added in float32 afterwards (info_nce/finish.py), so rounding
+G to the inputs' precision costs every term a relative error only. The second half of a distance's gradient follows
+Note [Rounded h].
 """
 
 import triton
@@ -24,6 +33,12 @@ from cmx_fast.kernels.common.logits import (
     similarity,
 )
 from cmx_fast.kernels.common.norms import inverse_norms_at
+
+# Note [Rounded h]
+# ~~~~~~~~~~~~~~~~
+# A distance's gradient is sum_j h_ij (c_j - a_i), made as sum_j h_ij c_j less a_i sum_j h_ij. The product takes h
+# rounded to the inputs' precision; the plain sum must take the same rounded h, or near neighbours, whose c_j - a_i is
+# small beside c_j, would be left with the rounding of h times c_j. accumulate_product returns h as it was multiplied.
 
 
 @triton.jit
@@ -84,17 +99,20 @@ def _gradient_segment(
     PRODUCT: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    """The accumulators of a block's rows with column tiles tile_lo to tile_hi of one segment added to them."""
     SCALE_COLS: tl.constexpr = MEASURE or c_inv_ptr is not None
     for tile in range(tile_lo, tile_hi):
         col0 = tile * COLS
         cols = col0 + tl.arange(0, COLS)
         if RESIDENT:
+            # (COLS, DEPTH)
             c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
             product = tl.dot(a, tl.trans(c), input_precision=PRECISION)
         else:
             product = chunked_products(
                 a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
             )
+        # (COLS,) each
         c_inv = None
         if MEASURE:
             c_inv = inverse_norms_at(c_ptr, col0, n_c, D, COLS, UPCAST)
@@ -138,10 +156,11 @@ def _gradient_segment(
         if SCALE_COLS:
             h *= c_inv[None, :]
         if not RESIDENT:
+            # (COLS, OUT): the same columns, at the features of the gradient that this program owns.
             c = load_tile(c_ptr, col0, n_c, out0, D, COLS, OUT, UPCAST)
         acc, h = accumulate_product(acc, h, c, PRODUCT)
         if SIMILARITY != "dot":
-            # From the rounded h, so that h (c - a) of near neighbours still cancels.
+            # See Note [Rounded h].
             if SCALE_COLS:
                 h /= c_inv[None, :]
             h_sum += tl.sum(h, 1)
@@ -156,7 +175,7 @@ def contrastive_gradient_kernel(
     a_top_ptr,  # (B, n_a) largest similarity of the rows' own softmax
     a_weight_ptr,
     a_share_ptr,
-    b_ptr,  # (B, n_b, D): the cross columns, and the same of them
+    b_ptr,  # (B, n_b, D): the cross columns, with the same five vectors, (B, n_b) each
     b_inv_ptr,
     b_sq_ptr,
     b_top_ptr,
@@ -168,12 +187,12 @@ def contrastive_gradient_kernel(
     bank_sqs,
     target_ptr,  # (B, n_a) or, for EXCLUDE "row of column", (B, n_b); None: equal indices
     scale_ptr,
-    grad_ptr,  # (B, n): what the weights of rows and of columns are still to be multiplied by; or None
+    grad_ptr,  # (B, n): factors that the weights of rows and of columns still lack; or None
     out_ptr,  # (n_splits, B, n_a, D)
     sum_ptr,  # (n_splits, B, n_a) or None
-    back_out_ptr,  # the same of the cross rows, of which there are n_a, too; or None
+    back_out_ptr,  # the cross rows' own gradient, of which there are n_a, too; None: not wanted
     back_sum_ptr,
-    stats_stride,  # between samples, of what is (B, n_a) or (B, n_b) of a softmax
+    stats_stride,  # between samples, of the (B, n_a) and (B, n_b) parts of a softmax
     n_batch,
     n_a,
     n_b,
@@ -242,6 +261,7 @@ def contrastive_gradient_kernel(
     tile_lo = split * n_tiles // n_splits
     tile_hi = (split + 1) * n_tiles // n_splits
 
+    # (ROWS,) each, of this block's rows.
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n_a
     a_inv = None
@@ -261,6 +281,7 @@ def contrastive_gradient_kernel(
             row_weight *= tl.load(grad_ptr + a_batch + rows, mask=inside, other=0.0)
         if SMOOTH:
             row_share = tl.load(a_share_ptr + statistics + rows, mask=inside, other=0.0)
+    # (ROWS, DEPTH)
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     acc = tl.zeros((ROWS, OUT), tl.float32)
     h_sum = tl.zeros((ROWS,), tl.float32)
@@ -311,7 +332,9 @@ def contrastive_gradient_kernel(
     factor = 2 * scale if SIMILARITY == "sql2" else scale
     d = out0 + tl.arange(0, OUT)
     slot = (split * tl.cast(n_batch, tl.int64) + batch) * n_a + rows
+    # (ROWS, OUT)
     tl.store(out_ptr + slot[:, None] * D + d[None, :], acc * factor, mask=inside[:, None] & (d < D)[None, :])
     if SIMILARITY != "dot":  # noqa: SIM102 - the first condition is one of compilation
         if out0 == 0:
+            # (ROWS,): the same in every chunk of features; the first one stores it.
             tl.store(sum_ptr + slot, h_sum * factor, mask=inside)

@@ -1,17 +1,31 @@
 """Device functions that every kernel of the contrastive softmax family is made of.
 
-One tile of the similarity matrix is an inner product in float32 turned into ``u`` (the similarity) by
-:func:`similarity`. Its exponential is ``2^((u - top) * scale2)`` with ``scale2 = scale * log2(e)``: in base 2 because
-the hardware's is, and with the difference first, so that two similarities close to each other keep their digits at any
-scale. The difference of two large logits has none left.
+One tile of the similarity matrix is an inner product, accumulated in float32, that :func:`similarity` turns into ``u``.
+Its exponential is ``2^((u - top) * scale2)`` with ``scale2 = scale * log2(e)`` and a ``top`` at or above every ``u`` of
+the row (see Note [Difference first]).
 
-Running softmax statistics of a row over any set of tiles are three numbers (and a fourth for label smoothing): the
-maximum of ``u``, the sum of the exponentials above it, the same sum weighted by ``u``, and ``sum u``. They merge in any
-order and stay finite at any temperature; masked elements carry ``u = -inf``.
+The running softmax statistics of a row over any set of columns are three float32 numbers, and a fourth for label
+smoothing:
+
+    maximum    max u                                  -inf for no columns
+    total      sum exp(scale * (u - maximum))         in [1, columns] otherwise
+    weighted   sum u * exp(scale * (u - maximum))     weighted / total is the softmax-weighted mean of u
+    plain      sum u
+
+They merge in any order (Milakov and Gimelshein 2018) and stay finite at any temperature. A masked element carries
+``u = -inf``, whose exponential is 0.
 """
 
 import triton
 import triton.language as tl
+
+# Note [Difference first]
+# ~~~~~~~~~~~~~~~~~~~~~~~
+# exp(scale * u - scale * top) is computed as 2^((u - top) * scale2), never as the difference of two scaled logits. Two
+# similarities close to each other differ exactly (Sterbenz), so their difference keeps its digits at any scale; two
+# logits of 1e6 in float32 are rounded by up to 0.03 each, so their difference is off by up to 0.06. Base 2 because the
+# hardware's exponential is (ex2.approx). Where registers forbid the difference first, as in the gradient kernel, both
+# logits are rounded by the same operation (rounded_product), so that at least the largest one's difference is 0.
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -19,7 +33,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def base_two(scale):
-    """scale * log2(e), and the largest number where that is out of range."""
+    """scale * log2(e), or float32's largest number where that overflows."""
     return tl.minimum(scale * LOG2E, 3.4028234e38)
 
 
@@ -37,7 +51,7 @@ def exponential_below(u, top, scale2):
 
 @triton.jit
 def exchanged(back, one, other):
-    """Both pointers, the other first where ``back``."""
+    """The two pointers as they are, or swapped where ``back``: the programs of the second direction."""
     return tl.where(back, other, one), tl.where(back, one, other)
 
 
@@ -49,6 +63,7 @@ def load_tile(ptr, first, n_rows, d0, D, ROWS: tl.constexpr, DEPTH: tl.constexpr
     # Only the block's origin can lie beyond 2^31 elements.
     origin = ptr + tl.cast(first, tl.int64) * D
     inside = (first + r < n_rows)[:, None] & (d < D)[None, :]
+    # (ROWS, DEPTH)
     tile = tl.load(origin + r[:, None] * D + d[None, :], mask=inside, other=0.0)
     if UPCAST:
         tile = tile.to(tl.float32)
@@ -77,9 +92,10 @@ def chunked_products(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """(ROWS, COLS) float32 inner products of rows too wide for one tile."""
+    """(ROWS, COLS) float32 inner products of rows wider than a tile, read DEPTH features at a time."""
     product = tl.zeros((ROWS, COLS), tl.float32)
     for d0 in range(0, D, DEPTH):
+        # (ROWS, DEPTH), (COLS, DEPTH)
         a = load_tile(a_ptr, row0, n_a, d0, D, ROWS, DEPTH, UPCAST)
         c = load_tile(c_ptr, col0, n_c, d0, D, COLS, DEPTH, UPCAST)
         product = tl.dot(a, tl.trans(c), product, input_precision=PRECISION)
@@ -165,6 +181,7 @@ def add_partials(
         slot = slot0 + tl.arange(0, SLOTS)
         mask = (slot < slots)[:, None] & inside[None, :]
         where = part_ptr + slot.to(tl.int64)[:, None] * (N_STATS * n) + index[None, :]
+        # (SLOTS, BLOCK): a slot of each row's partial statistics per line; an absent slot is an empty set.
         slot_maximum = tl.load(where, mask=mask, other=float("-inf"))
         slot_total = tl.load(where + n, mask=mask, other=0.0)
         slot_weighted = tl.load(where + 2 * n, mask=mask, other=0.0)
@@ -199,7 +216,10 @@ def log_sum_above(u, maximum, total, scale):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), to full relative precision also where it is tiny."""
+    """log(1 + e^x), to full relative precision also where it is tiny.
+
+    max(x, 0) + log1p(e^-|x|): the exponential never overflows, and what is added to max(x, 0) is at most log 2.
+    """
     y = tl.exp(-tl.abs(x))
     # log1p(y) = 2 atanh(r) with r = y / (2 + y) <= 1/3; the hardware's logarithm would lose all digits near 1.
     r = y / (2 + y)

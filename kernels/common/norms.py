@@ -1,4 +1,10 @@
-"""Inverse norms and squared norms of matrix rows, for several matrices in one launch."""
+"""Inverse norms and squared norms of matrix rows, for several matrices in one launch.
+
+A program owns BLOCK rows of one of the matrices and walks their features, (BLOCK, DEPTH) at a time; the matrices follow
+each other in the grid, so that the programs of all of them are one launch. Sums of squares are float32.
+Matrices stay as they came in: kernels multiply the *products* by the inverse norms, which rounds once in float32, where
+a normalised copy in bfloat16 would round every feature.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,7 +44,10 @@ def inverse_norm(squares):
 
 @triton.jit
 def through_normalization(gradient, unit, squares, scale):
-    """Gradient with respect to rows from that with respect to ``unit = scale * rows``; all of D in the tile."""
+    """Gradient with respect to rows from that with respect to ``unit = scale * rows``; all of D in the tile.
+
+    d(x / |x|) removes what lies along the row: scale * (g - <g, unit> unit).
+    """
     # A norm below the floor is a constant: nothing to project out.
     radial = tl.where(squares > 1e-24, tl.sum(gradient * unit, 1), 0.0)
     return scale[:, None] * (gradient - radial[:, None] * unit)
@@ -46,10 +55,11 @@ def through_normalization(gradient, unit, squares, scale):
 
 @triton.jit
 def inverse_norms_at(ptr, first, n_rows, D, ROWS: tl.constexpr, UPCAST: tl.constexpr):
-    """(ROWS,) inverse norms of rows ``first...`` of a row-major (n_rows, D) matrix, a few features at a time."""
+    """(ROWS,) inverse norms of rows ``first...`` of a row-major (n_rows, D) matrix: see Note [Norms in place]."""
     FEW: tl.constexpr = 32  # a matrix kernel has no more registers to spare
     squares = tl.zeros((ROWS,), tl.float32)
     for d0 in tl.range(0, D, FEW, num_stages=1):
+        # (ROWS, FEW)
         tile = load_tile(ptr, first, n_rows, d0, D, ROWS, FEW, UPCAST).to(tl.float32)
         squares += tl.sum(tile * tile, 1)
     return inverse_norm(squares)
@@ -59,7 +69,7 @@ def inverse_norms_at(ptr, first, n_rows, D, ROWS: tl.constexpr, UPCAST: tl.const
 def measure_rows(
     pid, matrices, inverses, squared, counts, D, N: tl.constexpr, BLOCK: tl.constexpr, DEPTH: tl.constexpr
 ):
-    """Program ``pid`` of those that measure the rows of all N matrices."""
+    """Measure BLOCK rows: the work of program ``pid`` of those that the N matrices take together."""
     start = 0
     for i in tl.static_range(N):
         stop = start + tl.cdiv(counts[i], BLOCK)
@@ -70,6 +80,7 @@ def measure_rows(
             for d0 in range(0, D, DEPTH):
                 d = d0 + tl.arange(0, DEPTH)
                 mask = inside[:, None] & (d < D)[None, :]
+                # (BLOCK, DEPTH)
                 x = tl.load(matrices[i] + rows[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
                 squares += tl.sum(x * x, 1)
             if inverses[i] is not None:
@@ -108,7 +119,7 @@ def finish_tile(width: int) -> tuple[int, int]:
 
 
 def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:
-    """The matrices that need a measurement, as the leading arguments of :func:`measure_rows`."""
+    """The matrices that need a measurement, as the arguments of :func:`measure_rows` behind ``pid``."""
     wanted = [r for r in rows if r.inverse_norm is not None or r.squared_norm is not None]
     return (
         tuple(r.data for r in wanted),
@@ -119,18 +130,21 @@ def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:
 
 
 def norm_programs(counts: Sequence[int]) -> int:
-    """Programs that :func:`measure_rows` needs."""
+    """Number of programs that :func:`measure_rows` needs for matrices of so many rows."""
     return sum(ceil_div(count, ROWS_PER_PROGRAM) for count in counts)
 
 
-#: Below so many multiplications of a product, programs that find the norms of their rows and columns again and again
-#: cost less than the launches that would find them once. Matrix kernels of float32 have no registers for it.
+# Note [Norms in place]
+# ~~~~~~~~~~~~~~~~~~~~~
+# Below FEWEST_MEASURED_ONCE multiplications of a product, programs that find the norms of their rows and columns again
+# and again (MEASURE in the matrix kernels) cost less than the launch that would find them once. They read FEW features
+# at a time beside the product's own tiles; float32 tiles leave no registers for it.
 FEWEST_MEASURED_ONCE = 2**29
 MEASURED_IN_PLACE = {torch.bfloat16, torch.float16}
 
 
 def worth_measuring_in_place(query: Tensor, keys: int, similarity: str) -> bool:
-    """Whether the matrix kernels are to find the norms of queries (B, N, D) and of so many keys themselves."""
+    """True if the matrix kernels should find the norms of queries (B, N, D) and ``keys`` keys themselves."""
     small = query.numel() * keys < FEWEST_MEASURED_ONCE
     return small and similarity == "dot" and query.dtype in MEASURED_IN_PLACE
 

@@ -1,14 +1,17 @@
-"""Softmax statistics of the rows of a similarity matrix that is never stored.
+"""Softmax statistics of the rows of a similarity matrix that is never stored, for InfoNCE and softmax blocks.
 
-One kernel serves InfoNCE and softmax blocks. The candidates of a row are up to three kinds of column segments: *cross*
-(the rows of the other tensor), any number of *banks*, and *within* (the other rows of the same tensor). A program owns
-a block of rows and one split of the concatenated column tiles, and leaves its rows' partial statistics in the slot of
-its split.
+Algorithm: the online softmax of FlashAttention without values. The candidates of a row are up to three kinds of column
+segments: *cross* (the rows of the other tensor), any number of *banks*, and *within* (the other rows of the same
+tensor), concatenated into one sequence of column tiles.
 
-The keys' direction of a symmetric loss is a second scan with the roles exchanged (in the same launch, where positives
-have equal indices), not column sums of the first one's tiles. Those would save a product, but column maxima and sums
-run across lanes and warps: by count some 1,100 warp shuffles per 128 x 64 tile against 256 cycles for its product at
-D = 128, and as compiled 255 registers per thread with spills on sm_100, where the scan of rows takes half as many.
+Tile and owner: a program owns ROWS rows of one sample and one split of the column tiles. It keeps its rows resident,
+(ROWS, DEPTH) with DEPTH >= D, or reads both operands DEPTH features at a time; it walks its columns COLS at a time and
+holds (ROWS,) statistics of kernels/common/logits.py in registers. What it leaves is its rows' partial statistics in the
+slot of its split: see Note [Column splits], kernels/common/tiles.py.
+
+Why it is right: products accumulate in float32, the running maximum is subtracted before the scale multiplies, and
+everything that is no candidate (a positive, the row itself, a column beyond the last) enters as -inf, which no sum
+sees. Memory is 3 or 4 floats per row and split whatever the number of columns.
 """
 
 from collections.abc import Sequence
@@ -37,6 +40,13 @@ from cmx_fast.kernels.common.tiles import (
     upcast,
 )
 from torch import Tensor
+
+# Note [Two scans, not column sums]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# The keys' direction of a symmetric loss is a second scan with the roles exchanged (in the same launch, where positives
+# have equal indices), not column sums of the first one's tiles. Those would save a product, but column maxima and sums
+# run across lanes and warps: by count some 1,100 warp shuffles per 128 x 64 tile against 256 cycles for its product at
+# D = 128, and as compiled 255 registers per thread with spills on sm_100, where the scan of rows takes half as many.
 
 
 @triton.jit
@@ -73,17 +83,20 @@ def _scan_segment(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    """The statistics of a block's rows with column tiles tile_lo to tile_hi of one segment added to them."""
     SCALE_COLS: tl.constexpr = MEASURE or c_inv_ptr is not None
     for tile in range(tile_lo, tile_hi):
         col0 = tile * COLS
         cols = col0 + tl.arange(0, COLS)
         if RESIDENT:
+            # (COLS, DEPTH)
             c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
             product = tl.dot(a, tl.trans(c), input_precision=PRECISION)
         else:
             product = chunked_products(
                 a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
             )
+        # (COLS,) each
         c_inv = None
         if MEASURE:
             c_inv = inverse_norms_at(c_ptr, col0, n_c, D, COLS, UPCAST)
@@ -130,7 +143,7 @@ def contrastive_scan_kernel(
     target_ptr,  # (B, n_a) or, for EXCLUDE "row of column", (B, n_b) int64; None: equal indices
     scale_ptr,
     part_ptr,  # (n_splits, 3 or 4, B * n_a)
-    back_part_ptr,  # the same of the cross rows, of which there are n_a, too; or None
+    back_part_ptr,  # the cross rows' own statistics, of which there are n_a, too; None: not wanted
     n_batch,
     n_a,
     n_b,
@@ -162,7 +175,7 @@ def contrastive_scan_kernel(
         if a_sq_ptr is not None:
             a_sq_ptr, b_sq_ptr = exchanged(back, a_sq_ptr, b_sq_ptr)
         part_ptr = tl.where(back, back_part_ptr, part_ptr)
-    # Neighbouring programs read the same columns: they meet in the L2 cache.
+    # Row blocks vary fastest: neighbouring programs read the same columns, which meet in the L2 cache.
     row0 = pid % n_blocks * ROWS
     split = pid // n_blocks % n_splits
     batch = (pid // n_blocks // n_splits).to(tl.int64)
@@ -190,6 +203,7 @@ def contrastive_scan_kernel(
         a_inv = inverse_norms_at(a_ptr, row0, n_a, D, ROWS, UPCAST)
     elif SCALE_ROWS:
         a_inv = tl.load(a_inv_ptr + a_batch + rows, mask=inside, other=1.0)
+    # (ROWS,), then (ROWS, DEPTH)
     a_sq = tl.load(a_sq_ptr + a_batch + rows, mask=inside, other=0.0) if SIMILARITY != "dot" else None
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     maximum, total, weighted, plain = empty_statistics(ROWS)
@@ -228,6 +242,7 @@ def contrastive_scan_kernel(
             tl.maximum(tile_lo - offset, 0), tile_hi - offset, rows, None, scale2, D, "column of row",
             SIMILARITY, SCALE_ROWS, MEASURE, SMOOTH, ROWS, COLS, DEPTH, RESIDENT, PRECISION, UPCAST,
         )  # fmt: skip
+    # (ROWS,) each: this split's slot of these rows, which no other program writes.
     stride = tl.cast(n_batch, tl.int64) * n_a
     part = part_ptr + split * N_STATS * stride + a_batch + rows
     tl.store(part, maximum, mask=inside)
@@ -258,19 +273,21 @@ def scan(
     measure: bool = False,
     back: Rows | None = None,
 ) -> tuple[Partials, Partials]:
-    """Partial softmax statistics of every row over its negatives, and those of ``back``, which are none without it.
+    """Partial softmax statistics of every row over its negatives, and of every row of ``back`` over its own.
 
     Args:
         rows: (B, n, D); cross: (B, m, D) or None; banks: (K, D) each.
         target, exclude: which cross logits are positives: "column of row" (target is (B, n) int64), "row of column"
             (target is (B, m)), each the equal index for target None, "column of row and itself" (the equal index
-            besides), or "nothing". An index out of range excludes nothing.
+            besides), or "nothing". An index that is no column's excludes nothing.
         logit_scale: 0-d float32, read on the device.
-        measure: divide rows and cross rows by their norms, which every program finds for itself: for few rows.
-        back: as many rows, whose candidates are ``rows`` if there is a ``cross`` (which they are then), the banks, and
-            each other if ``within``. For target None.
+        measure: divide rows and cross rows by their norms, which every program finds for itself: Note [Norms in place],
+            kernels/common/norms.py.
+        back: (B, n, D), the other direction's rows, scanned in the same launch; only for target None. Their candidates
+            are ``rows`` where ``cross`` is given (``cross`` must then be ``back``), the banks, and with ``within`` each
+            other. None: one direction, and an empty second result.
 
-    One launch; 3 floats per row and split (4 with ``smooth``).
+    Cost: one launch; 3 floats per row and split, 4 with ``smooth``.
     """
     batch, n, width = rows.data.shape
     m = cross.length if cross is not None else 0

@@ -1,7 +1,7 @@
-"""Tile sizes, by measurement of registers and shared memory (tests/kernels/test_compile.py), not by autotuning.
+"""Tile sizes and column splits, chosen by measured registers and shared memory (tests/kernels/test_compile.py).
 
-A call compiles once per dtype and option set and never benchmarks: it does the same in every process, and a CUDA graph
-can be captured as soon as it has run once.
+Nothing is autotuned: a call compiles once per dtype and option set and never benchmarks. It does the same in every
+process, and a CUDA graph can be captured as soon as it has run once.
 """
 
 from functools import lru_cache
@@ -13,6 +13,15 @@ from cmx_fast.kernels.common.grids import next_power_of_2
 from torch import Tensor
 
 INTERPRETED = triton.knobs.runtime.interpret
+
+
+# Note [Column splits]
+# ~~~~~~~~~~~~~~~~~~~~
+# A matrix kernel has a program per block of rows. Where these do not fill the chip, each row block's column tiles are
+# divided among up to 32 programs, enough for two per multiprocessor. Program `split` walks tiles [split * n // splits,
+# (split + 1) * n // splits) and writes slot `split`, which is no other program's; a later kernel adds the slots, always
+# in the same order. No atomics: the same inputs give the same bits on one chip. A slot costs 3 or 4 floats per row
+# (statistics) or D (gradients), so memory stays within 32 times O(N) or O(N D).
 
 
 class Tile(NamedTuple):
@@ -93,7 +102,7 @@ LOGIT_TILES: TileTable = {
 
 
 def choose_tile(table: TileTable, arch: str, dtype: torch.dtype, width: int) -> Tile:
-    """The tile of the table that is made for rows of ``width`` features of this dtype."""
+    """The table's tile for rows of ``width`` features of this dtype."""
     if INTERPRETED:
         # The interpreter pays per operation, not per element.
         tile = Tile(64, 64, 64 if width <= 64 else 128, 64 if width <= 64 else 128, 4, 1)
@@ -129,7 +138,11 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def column_splits(device: torch.device, programs: int, tiles: int) -> int:
-    """How many programs share the columns of a row block, so that small problems fill the chip."""
+    """Number of programs that share the columns of a row block: Note [Column splits].
+
+    Args:
+        programs: of one split; tiles: of columns.
+    """
     return max(1, min(2 * multiprocessors(device) // max(programs, 1), tiles, 32))
 
 
@@ -141,5 +154,5 @@ def dot_precision(x: Tensor) -> str:
 
 
 def upcast(x: Tensor) -> bool:
-    """Whether tiles go to float32 on load: Triton's interpreter has no bfloat16 arithmetic."""
+    """True if tiles are converted to float32 on load: Triton's interpreter has no bfloat16 arithmetic."""
     return INTERPRETED and x.dtype == torch.bfloat16

@@ -1,1 +1,1 @@
-"""InfoNCE on the GPU: ``launchers`` is where to begin."""
+"""InfoNCE on the GPU; begin reading at ``launchers``."""

@@ -1,8 +1,17 @@
 """Backward pass of InfoNCE: softmax weights, the matrix kernel, and what is O(N D).
 
-One launch where the forward pass has kept mean rows of banks. Two for similarities that are plain inner products, with
-equal indices as positives and without smoothing: there the forward pass has left weights that lack the incoming
-gradient alone. Else three, and four where the matrix kernels of queries and keys differ.
+    weights   the softmax of either direction times the incoming gradient; norms. O(N), (B, 3, N) and (B, 3, M)
+    matrices  kernels/common/gradient_kernel.py, or kernels/info_nce/chunks.py for wide features
+    finish    sum of the splits, positives, normalisation, dscale: kernels/info_nce/finish.py
+
+One launch (finish) where the forward pass has kept mean rows of banks and positives have equal indices. Two (no
+weights) for similarities that are plain inner products, with equal indices as positives and without smoothing: there
+the forward pass has left weights that lack the incoming gradient alone. Else three, and four where the matrix kernels
+of queries and keys differ.
+
+A program of the weights kernel owns BLOCK queries and, with them, their keys' rows of col_softmax. Why it is right: see
+Note [Positives stay outside], kernels/common/positives.py; a query whose target is out of range, and every query of a
+scale that is not positive, multiplies NaN into what it writes.
 """
 
 from collections.abc import Sequence
@@ -35,8 +44,8 @@ BLOCK = 32  # queries of one program of the weights
 
 @triton.jit
 def weigh_direction(
-    stats,  # as the forward pass has left them, at the pairs' rows
-    softmax,  # out, at the same rows
+    stats,  # pointers to the forward pass's statistics of the pairs' rows
+    softmax,  # pointers to the same rows of the result
     n,
     g,
     u,
@@ -47,7 +56,8 @@ def weigh_direction(
     SYMMETRIC: tl.constexpr,
     SMOOTH: tl.constexpr,
 ):
-    """Store one direction's softmax; derivatives by the positives' logits, and by the scale."""
+    """Store one direction's softmax; return its derivatives by the positives' logits and by the scale, (BLOCK,)."""
+    # (BLOCK,) each: the rows of store_direction, kernels/info_nce/launchers.py.
     top = tl.load(stats, mask=mask, other=0.0)
     above = tl.load(stats + n, mask=mask, other=1.0)
     fourth = tl.load(stats + 3 * n, mask=mask, other=0.0)
@@ -110,6 +120,7 @@ def info_nce_weights_kernel(
         inside = i < n_queries
         batch = i // N
         position = i % N
+        # (BLOCK,) each, as all that follows.
         t = tl.load(target_ptr + i, mask=inside, other=0) if target_ptr is not None else position
         valid = (t >= 0) & (t < M)
         found = inside & valid
@@ -267,7 +278,7 @@ def _weights(
     label_smoothing: float,
     candidates: tuple[float, float],
 ) -> tuple[Softmax, Softmax | None, Tensor, Tensor]:
-    """Both directions' softmax gradients, factors of the positives, and parts of dscale; measures rows. One launch."""
+    """Both directions' softmax gradients, factors of the positives and parts of dscale; fills norms too. One launch."""
     (batch, n, width), m = query.shape, key.shape[1]
     row_softmax, col_softmax = (x.new_empty(batch, 3, x.shape[2]) for x in (row_stats, col_stats))
     positive = logit_scale.new_empty(batch, n)
@@ -327,7 +338,10 @@ def _fused_gradients(
     need_query: bool,
     need_key: bool,
 ) -> tuple[RowGradient, RowGradient]:
-    """By a matrix kernel that keeps no logit; in one launch where both sides have softmaxes and equal indices."""
+    """Both sides' gradients by a matrix kernel that keeps no logit.
+
+    One launch where both sides have softmaxes and equal indices, else one per side.
+    """
     query_part = key_part = RowGradient()
     symmetric = col_softmax is not None
     together = symmetric and target is None and need_query and need_key

@@ -1,8 +1,13 @@
 """InfoNCE of queries against banks alone: softmax statistics and the softmax-weighted mean rows in one read.
 
-Where only banks push a query away, its gradient needs nothing of them but the mean of their rows, weighted by the
-softmax: attention whose keys and values are the bank. That takes two products, forward; recomputing the similarities
-backward would be a third, and one more read.
+Algorithm: attention whose keys and values are the bank's rows (Note [Banks alone]). Tile and owner: a program owns ROWS
+queries, OUT features of their mean rows and one split of the banks' column tiles; it keeps the queries resident, (ROWS,
+DEPTH), where they fit, and walks the columns COLS at a time. It accumulates (ROWS, OUT) sums in float32, rescaled as
+the running maximum rises, and leaves them with the statistics in the slot of its split: Note [Column splits],
+kernels/common/tiles.py. The loss kernel brings the slots to the common maximum (:func:`store_mean_rows`).
+
+Why it is right: exponentials are of differences from the running maximum, at most 1, and the sums of rows are rescaled
+by the same factor as their normaliser, so the quotient is a convex combination of the bank's rows at any temperature.
 """
 
 from collections.abc import Sequence
@@ -31,6 +36,13 @@ from cmx_fast.kernels.common.tiles import (
 )
 from torch import Tensor
 
+# Note [Banks alone]
+# ~~~~~~~~~~~~~~~~~~
+# Where only banks push a query q away, the gradient with respect to q is scale * weight * (mean - key), with the mean
+# of the banks' rows b_j under the softmax of q . b_j. The mean takes two products, forward; to recompute the
+# similarities backward would take a third, and read the banks once more (MoCo's queue has 65,536 rows). The means, one
+# row per query, are all that the forward pass keeps (`saved`, with `cache`).
+
 
 @triton.jit
 def info_nce_bank_kernel(
@@ -39,7 +51,7 @@ def info_nce_bank_kernel(
     bank_sizes,
     scale_ptr,
     part_ptr,  # out, (n_splits, 3, n)
-    sum_ptr,  # out, (n_splits, n, D): of the rows, by the exponentials above the split's maximum
+    sum_ptr,  # out, (n_splits, n, D): of the banks' rows, weighted by the exponentials above the split's maximum
     n,
     D,
     n_splits,
@@ -57,7 +69,7 @@ def info_nce_bank_kernel(
 ):
     pid = tl.program_id(0)
     n_blocks = tl.cdiv(n, ROWS)
-    # Neighbouring programs read the same columns: they meet in the L2 cache.
+    # Row blocks vary fastest: neighbouring programs read the same columns, which meet in the L2 cache.
     row0 = pid % n_blocks * ROWS
     pid = pid // n_blocks
     out0 = pid % n_chunks * OUT
@@ -71,6 +83,7 @@ def info_nce_bank_kernel(
 
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n
+    # (ROWS,), then (ROWS, DEPTH)
     a_inv = inverse_norms_at(a_ptr, row0, n, D, ROWS, UPCAST) if MEASURE else None
     a = load_tile(a_ptr, row0, n, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     maximum, total, weighted, _ = empty_statistics(ROWS)
@@ -81,12 +94,14 @@ def info_nce_bank_kernel(
         for tile in range(tl.maximum(tile_lo - offset, 0), tl.minimum(tile_hi - offset, size)):
             col0 = tile * COLS
             if RESIDENT:
+                # (COLS, DEPTH), and with DEPTH >= D also the (COLS, OUT) of the second product.
                 c = load_tile(banks[i], col0, bank_sizes[i], 0, D, COLS, DEPTH, UPCAST)
                 u = tl.dot(a, tl.trans(c), input_precision=PRECISION)
             else:
                 u = chunked_products(
                     a_ptr, row0, n, banks[i], col0, bank_sizes[i], D, ROWS, COLS, DEPTH, PRECISION, UPCAST
                 )
+                # (COLS, OUT)
                 c = load_tile(banks[i], col0, bank_sizes[i], out0, D, COLS, OUT, UPCAST)
             if MEASURE:
                 u *= a_inv[:, None]
@@ -104,8 +119,10 @@ def info_nce_bank_kernel(
 
     d = out0 + tl.arange(0, OUT)
     slot = tl.cast(split, tl.int64) * n + rows
+    # (ROWS, OUT)
     tl.store(sum_ptr + slot[:, None] * D + d[None, :], sums, mask=inside[:, None] & (d < D)[None, :])
     if out0 == 0:
+        # (ROWS,) each: the same in every chunk of features; the first one stores them.
         part = part_ptr + tl.cast(split, tl.int64) * 3 * n + rows
         tl.store(part, maximum, mask=inside)
         tl.store(part + n, total, mask=inside)
@@ -128,7 +145,7 @@ def store_mean_rows(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Merge what :func:`info_nce_bank_kernel` has left of the rows ``index``; an empty bank's mean is 0."""
+    """Write the mean rows ``index`` from the slots of :func:`info_nce_bank_kernel`; an empty bank's mean is 0."""
     n = tl.cast(n, tl.int64)
     shift = finite_shift(maximum)
     for d0 in range(0, D, DEPTH):
@@ -137,6 +154,7 @@ def store_mean_rows(
         where = index[:, None] * D + d[None, :]
         mean = tl.zeros((BLOCK, DEPTH), tl.float32)
         for slot in range(0, slots):
+            # (BLOCK,), (BLOCK, DEPTH)
             own = tl.load(part_ptr + slot * 3 * n + index, mask=inside, other=float("-inf"))
             sums = tl.load(sum_ptr + slot * n * D + where, mask=mask, other=0.0)
             mean += tl.exp2((own - shift) * scale2)[:, None] * sums

@@ -1,9 +1,14 @@
-"""InfoNCE's gradients for wide features: the gradient of the logits by one kernel, a chunk of rows at a time, and both
-products with it by the library.
+"""InfoNCE's gradients for wide features: the logits' gradient by a kernel, both products with it by the library.
 
-A fused gradient program holds as many features as its registers do, and for each such part of the output it makes the
-similarities anew: at D = 512 twelve products in all, forward and backward. Here they are made once more, which leaves
-five. A chunk of the gradient, in the inputs' dtype, takes at most :data:`CHUNK_BYTES`.
+Algorithm: the logits' gradient is written out, a chunk of rows at a time (Note [Gradients by chunks]). Tile and owner:
+a program owns one (ROWS, COLS) tile of the chunk and makes its similarities from DEPTH features at a time; each element
+is written once, by its owner. The library then multiplies the chunk with the columns (for the rows' gradient) and its
+transpose with the rows (for the columns').
+
+Why it is right: the formula is kernels/common/gradient_kernel.py's without positives, which info_nce/finish.py adds in
+float32; rounding the chunk to the inputs' dtype costs each element a relative error only, for which bfloat16 has the
+range and float16 has not. Sums over chunks are float32, in the order of the rows. Memory: one chunk of at most
+:data:`CHUNK_BYTES`, or of one row tile where that is more, whatever N and M.
 """
 
 from collections.abc import Sequence
@@ -31,10 +36,15 @@ from cmx_fast.kernels.common.tiles import (
 )
 from torch import Tensor
 
+# Note [Gradients by chunks]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~
+# A fused gradient program holds as many output features as its registers do, and for each such part of the output it
+# makes the similarities anew: at D = 512 twelve products in all, forward and backward. Here they are made once more,
+# which leaves five. Worth it once the products are long enough to hide the launches (worth_chunks).
 CHUNK_BYTES = 512 * 2**20
 #: Below this many multiplications of one product the launches cost more than the products that they save.
 FEWEST_MULTIPLICATIONS = 2**29
-#: Column tiles that neighbouring programs share rows of, so that both stay in the L2 cache.
+#: Column tiles of a group: programs walk a group row by row, so that its columns stay in the L2 cache beside the rows.
 GROUP = 16
 
 
@@ -45,8 +55,8 @@ def info_nce_logit_gradient_kernel(
     a_top_ptr,  # (n_a,) of the rows' softmax; None: they have none
     a_weight_ptr,
     a_share_ptr,
-    a_grad_ptr,  # what the weights are still to be multiplied by, or None
-    c_ptr,  # (n_c, D): the columns, and the same of them
+    a_grad_ptr,  # (n_a,) factors that the weights still lack, or None
+    c_ptr,  # (n_c, D): the columns, with the same five vectors
     c_inv_ptr,
     c_top_ptr,
     c_weight_ptr,
@@ -54,7 +64,7 @@ def info_nce_logit_gradient_kernel(
     c_grad_ptr,
     target_ptr,  # (n_a,) the column that is a row's positive; None: the equal index
     scale_ptr,
-    out_ptr,  # (last - first, n_c)
+    out_ptr,  # out, (last - first, n_c)
     first,  # rows of the chunk
     last,
     n_c,
@@ -88,6 +98,7 @@ def info_nce_logit_gradient_kernel(
     scale2 = base_two(scale)
     h = tl.zeros((ROWS, COLS), tl.float32)
     if a_top_ptr is not None:
+        # (ROWS,) each, of the rows' softmax
         top = tl.load(a_top_ptr + rows, mask=inside, other=float("inf"))
         weight = tl.load(a_weight_ptr + rows, mask=inside, other=0.0)
         if a_grad_ptr is not None:
@@ -96,6 +107,7 @@ def info_nce_logit_gradient_kernel(
         if a_share_ptr is not None:
             h -= tl.load(a_share_ptr + rows, mask=inside, other=0.0)[:, None]
     if c_top_ptr is not None:
+        # (COLS,) each, of the columns' softmax
         top = load_vector(c_top_ptr, col0, n_c, float("inf"), COLS)
         weight = load_vector(c_weight_ptr, col0, n_c, 0.0, COLS)
         if c_grad_ptr is not None:
@@ -114,12 +126,13 @@ def info_nce_logit_gradient_kernel(
         h *= tl.load(a_inv_ptr + rows, mask=inside, other=1.0)[:, None]
     if c_inv_ptr is not None:
         h *= load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :]
+    # (ROWS, COLS)
     where = out_ptr + (rows - first).to(tl.int64)[:, None] * n_c + cols[None, :]
     tl.store(where, h.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (cols < n_c)[None, :])
 
 
 def worth_chunks(query: Tensor, keys: int, similarity: str) -> bool:
-    """Whether the fused kernel would make the similarities several times, and they are many."""
+    """True if the fused kernel would make many similarities several times: Note [Gradients by chunks]."""
     n, width = query.shape[1:]
     tile = choose_tile(GRADIENT_TILES, architecture(query.device), query.dtype, width)
     return (
@@ -145,7 +158,7 @@ def gradients_by_chunks(
     need_query: bool,
     need_key: bool,
 ) -> tuple[RowGradient, RowGradient]:
-    """What :func:`cmx_fast.kernels.common.gradient.row_gradient` gives for the queries and for the keys.
+    """The queries' and the keys' gradients, in the form of :func:`cmx_fast.kernels.common.gradient.row_gradient`.
 
     Memory: the gradients in float32 and one chunk of at most :data:`CHUNK_BYTES`. Cost: a product for the similarities
     and one for each needed side, by ``torch.mm`` with its precision for float32.
@@ -182,7 +195,7 @@ def _sample(rows: Rows, number: int) -> Rows:
 
 
 def _finished(rows: Rows, total: Tensor | None) -> RowGradient:
-    """The gradient of the normalised rows; the chunks have made that of the rows that came in."""
+    """The gradient with respect to the normalised rows: the chunks' is with respect to the rows as they came in."""
     if total is None:
         return RowGradient()
     if rows.inverse_norm is not None:
@@ -202,7 +215,7 @@ def _add(
     row_sum: Tensor | None,
     col_sum: Tensor | None,
 ) -> None:
-    """Add the gradient of these logits to (n, D) float32 sums of the rows and of the columns."""
+    """Add the gradient of the logits of ``rows`` with ``columns`` to their float32 sums, (n, D) and (m, D)."""
     (n, width), m = rows.data.shape, columns.length
     tile = choose_tile(LOGIT_TILES, architecture(rows.data.device), rows.data.dtype, width)
     fitting = CHUNK_BYTES // max(1, m * rows.data.element_size())

@@ -1,4 +1,14 @@
-"""Last kernel of InfoNCE's backward pass, O((N + M) D): sum of the splits, positives, normalisation."""
+"""Last kernel of InfoNCE's backward pass, O((N + M) D): sum of the splits, positives, normalisation, dscale.
+
+Tile and owner: a program owns ROWS whole rows of one side, (ROWS, WIDTH) with WIDTH >= D, so that the projection of the
+normalisation has all features at hand; queries come first in the grid, then keys. It adds its rows' slots in their
+order, the positives' gradient in float32, undoes the normalisation and writes the rows once in the inputs' dtype.
+Program 0 also sums dscale.
+
+Why it is right: a query has one positive, so it reads its partner's row. A key may be the target of any number of
+queries: its program searches all targets of the sample for its rows, SEARCH at a time, and adds the hits in the order
+of their queries. Nothing is added atomically, and a target out of range is nobody's.
+"""
 
 import triton
 import triton.language as tl
@@ -27,7 +37,11 @@ def add_positive(gradient, x, y, factor, SIMILARITY: tl.constexpr):
 
 @triton.jit
 def positive_factor(positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale, batch, index, N, inside):
-    """Factors of the positives of queries ``index`` of a sample; from the forward pass where nothing has made them."""
+    """(ROWS,) factors of the positives of queries ``index`` of a sample.
+
+    Read from ``positive_ptr`` where the weights kernel has made them, else from the forward pass's statistics, whose
+    fourth row is the softmax's weight: then query and key have equal indices, and ``index`` serves both.
+    """
     if positive_ptr is not None:
         factor = tl.load(positive_ptr + batch * N + index, mask=inside, other=0.0)
     else:
@@ -40,7 +54,7 @@ def positive_factor(positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale,
 
 @triton.jit
 def scale_gradient(grad_ptr, stats_ptr, index, N, inside):
-    """What queries ``index`` of all samples add to dscale by one direction."""
+    """(SEARCH,) contributions of the queries ``index`` of all samples to dscale, in one direction."""
     stats = stats_ptr + index // N * 4 * N + index % N
     pull = tl.load(stats + 2 * N, mask=inside, other=0.0) * tl.load(stats + 3 * N, mask=inside, other=0.0)
     return pull * tl.load(grad_ptr + index, mask=inside, other=0.0)
@@ -52,7 +66,7 @@ def finish_rows(
     x_ptr,  # (B, n, D): the rows whose gradient is finished
     y_ptr,  # (B, m, D): the other side of the positives
     target_ptr,  # (B, N) int64 or None
-    positive_ptr,  # (B, N); None: from the next four
+    positive_ptr,  # (B, N); None: positive_factor makes them of the next four
     grad_ptr,
     row_stats_ptr,
     col_stats_ptr,
@@ -81,6 +95,7 @@ def finish_rows(
     mask = inside[:, None] & (d < D)[None, :]
     flat = batch * n + rows
     where = flat[:, None] * D + d[None, :]
+    # (ROWS, WIDTH)
     x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
     if NORMALIZE:
         squares = tl.sum(x * x, 1)
@@ -91,6 +106,7 @@ def finish_rows(
     slot_rows = tl.cast(n_batch, tl.int64) * n
     if part_ptr is not None:
         for slot in range(0, slots):
+            # (ROWS, WIDTH), (ROWS,)
             gradient += tl.load(part_ptr + slot * slot_rows * D + where, mask=mask, other=0.0)
             if SIMILARITY != "dot":
                 gradient -= tl.load(sum_ptr + slot * slot_rows + flat, mask=inside, other=0.0)[:, None] * x
@@ -109,6 +125,7 @@ def finish_rows(
             )
         found = inside & (partner >= 0) & (partner < m)
         y_mask = found[:, None] & (d < D)[None, :]
+        # (ROWS, WIDTH): each row's partner
         y = tl.load(y_ptr + partner.to(tl.int64)[:, None] * D + d[None, :], mask=y_mask, other=0.0).to(
             tl.float32
         )
@@ -118,8 +135,9 @@ def finish_rows(
             y -= tl.load(mean_ptr + where, mask=mask, other=0.0)
         gradient = add_positive(gradient, x, y, factor[:, None], SIMILARITY)
     else:
-        # Keys: any number of queries may have this key as their target. Each is found by one program, in order.
+        # Keys with targets: the hits of these ROWS keys, in the order of the queries.
         for first in range(0, m, SEARCH):
+            # (SEARCH,)
             index = first + tl.arange(0, SEARCH)
             t = tl.load(target_ptr + batch * m + index, mask=index < m, other=-1)
             t -= pid % blocks * ROWS
@@ -135,6 +153,7 @@ def finish_rows(
 
     if NORMALIZE:
         gradient = through_normalization(gradient, x, squares, inverse)
+    # (ROWS, WIDTH)
     tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -1,8 +1,18 @@
 """InfoNCE on the GPU: launchers of the forward pass and of the backward pass.
 
-Forward: norms (only for distances, to normalise many rows, or to check a permutation), a scan of the logits for the
-queries and, if symmetric, the keys, then the losses. Two or three launches, one more for a symmetric loss with targets.
-Banks alone leave their softmax-weighted mean rows as well (kernels/info_nce/banks.py).
+Forward, in two or three launches, one more for a symmetric loss with targets:
+
+    prepare   norms (only for distances, or to normalise many rows), the owners of a permutation's keys; often neither
+    scan      statistics of the logits of the queries and, if symmetric, of the keys: kernels/common/scan.py
+    loss      merges the splits' statistics, adds the positives and leaves what the backward pass needs
+
+A program of the loss kernel owns BLOCK queries, their positives and, if symmetric, the statistics of these positives'
+keys: with a permutation as target every key has exactly one program, so each row of col_stats is written once. Banks
+alone leave their softmax-weighted mean rows as well: Note [Banks alone], kernels/info_nce/banks.py.
+
+Why it is right: a positive meets the others' log-sum-exp in softplus, in float32: Note [Positives stay outside],
+kernels/common/positives.py. Nothing is read back to the host: an unusable argument (a scale that is not positive, a
+target out of range or no permutation) gives NaN.
 """
 
 from collections.abc import Sequence
@@ -64,7 +74,9 @@ def info_nce_prepare_kernel(
         owner_programs = tl.cdiv(n_queries, BLOCK)
         if pid < owner_programs:
             i = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            # (BLOCK,)
             t = tl.load(target_ptr + i, mask=i < n_queries, other=-1)
+            # (BLOCK,): of several queries with one target the last to write wins, and the others' losses become NaN.
             tl.store(owner_ptr + i // N * N + t, i % N, mask=(t >= 0) & (t < N))
         pid -= owner_programs
     measure_rows(pid, matrices, inverses, squared, counts, D, N_MATRICES, ROWS, DEPTH)
@@ -93,7 +105,13 @@ def store_direction(
     candidates,
     SMOOTH: tl.constexpr,
 ):
-    """Store one direction's statistics, and return its losses."""
+    """Store one direction's (BLOCK,) statistics and return its losses.
+
+    The four rows of the statistics: largest similarity; weight of the softmax's gradient over the sum of the
+    exponentials (with label smoothing that sum itself); mean similarity less the positive's; the weight (with label
+    smoothing the sum of the similarities). Without smoothing the backward pass then needs nothing but the incoming
+    gradient.
+    """
     margin = log_sum_above(u, maximum, total, scale)
     mean = weighted_mean(total, weighted)
     tl.store(stats, maximum, mask=mask)
@@ -125,10 +143,9 @@ def info_nce_loss_kernel(
     col_slots,
     sum_ptr,  # (row_slots, B * N, D) partial sums of the banks' rows, or None
     mean_ptr,  # out, (B, N, D)
-    loss_ptr,  # (B, N)
-    row_stats_ptr,  # (B, 4, N): largest similarity; with label smoothing the sum of the exponentials above it, else
-    col_stats_ptr,  # (B, 4, M)  the next but one divided by that; mean similarity less the positive's; weight of the
-    # softmax's gradient for a loss that counts once, or with label smoothing the sum of the similarities
+    loss_ptr,  # out, (B, N)
+    row_stats_ptr,  # out, (B, 4, N): the rows of store_direction
+    col_stats_ptr,  # out, (B, 4, M): the same of the keys
     n_queries,  # B * N
     n_keys,  # B * M
     N,
@@ -148,13 +165,14 @@ def info_nce_loss_kernel(
     inside = i < n_queries
     batch = i // N
     position = i % N
+    # (BLOCK,) each, as all that follows.
     t = tl.load(target_ptr + i, mask=inside, other=0) if target_ptr is not None else position
     valid = (t >= 0) & (t < M)
     found = inside & valid
     t_flat = batch * M + t
     scale = tl.load(scale_ptr)
     if owner_ptr is not None:
-        # Two queries with one positive leave a key without any: the key direction has no meaning.
+        # Two queries with one positive leave a key without any: the key direction then has no meaning.
         valid = valid & (tl.load(owner_ptr + t_flat, mask=found, other=-1) == position)
     u = positive_similarity(query_ptr, key_ptr, i, t_flat, found, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
     scale2 = base_two(scale)
@@ -244,8 +262,8 @@ def info_nce_fwd(
         query: (B, N, D), key: (B, M, D), both float32, bfloat16 or float16; bank: (K, D) tensors of that dtype.
         logit_scale: 0-d float32 on the device; not positive gives NaN.
         target: (B, N) int64 or None; an entry out of range, or with ``symmetric`` no permutation, gives NaN.
-        cache: with banks alone against the queries, keep the softmax-weighted mean of their rows, which is all that the
-            gradient needs of them. Else ignored: the backward pass recomputes.
+        cache: with ``in_batch`` False (banks alone against the queries), keep the softmax-weighted mean of their rows:
+            Note [Banks alone], kernels/info_nce/banks.py. Else ignored: the backward pass recomputes.
 
     Returns:
         loss (B, N), row_stats (B, 4, N), col_stats (B, 4, M if symmetric else 0), and the mean rows (B, N, D) or an

@@ -1,1 +1,1 @@
-"""The supervised contrastive loss on the GPU: ``launchers`` is where to begin."""
+"""The supervised contrastive loss on the GPU; begin reading at ``launchers``."""

@@ -1,7 +1,9 @@
-"""Backward pass of SupCon: matrix kernels, and the sum of their splits.
+"""Backward pass of SupCon: matrix kernels (kernels/supcon/gradient.py), and the sum of their splits.
 
-The forward pass has left all that the matrix kernels want to know of a row, so that nothing comes before them: two
-launches, three where both sides of a problem with references want their gradient.
+The forward pass has left all that the matrix kernels need to know of a row, so that nothing comes before them: two
+launches, three where both sides of a problem with references want their gradient. A program of the last kernel owns
+ROWS whole rows of one side, (ROWS, WIDTH) with WIDTH >= D; it adds their slots in their order, undoes the normalisation
+with all features at hand and writes them once in the inputs' dtype. Program 0 also sums dscale.
 """
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 def sides(
     features: Tensor, ref_features: Tensor | None, norms: Tensor, normalize: bool
 ) -> tuple[Rows, Rows | None]:
-    """Rows and, if there are references, columns, with their parts of the inverse norms (M + R,) to ``normalize``."""
+    """Rows and, if there are references, columns, each with its part of the inverse norms (M + R,) to normalise."""
     m = len(features)
     rows = Rows(features, norms[:m] if normalize else None)
     return rows, None if ref_features is None else Rows(ref_features, norms[m:] if normalize else None)
@@ -42,12 +44,15 @@ def finish_rows(
     where = rows[:, None] * D + d[None, :]
     gradient = tl.zeros((ROWS, WIDTH), tl.float32)
     for slot in range(0, slots):
+        # (ROWS, WIDTH)
         gradient += tl.load(part_ptr + tl.cast(slot, tl.int64) * n * D + where, mask=mask, other=0.0)
     if NORMALIZE:
+        # (ROWS, WIDTH)
         x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
         squares = tl.sum(x * x, 1)
         scale = inverse_norm(squares)
         gradient = through_normalization(gradient, x * scale[:, None], squares, scale)
+    # (ROWS, WIDTH)
     tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -76,6 +81,7 @@ def supcon_finish_kernel(
     if pid == 0:
         total = tl.zeros((SEARCH,), tl.float32)
         for first in range(0, M, SEARCH):
+            # (SEARCH,) each
             i = first + tl.arange(0, SEARCH)
             mean = tl.load(stats_ptr + M + i, mask=i < M, other=0.0)
             total += mean * tl.load(grad_loss_ptr + i, mask=i < M, other=0.0)

@@ -1,15 +1,19 @@
 """Gradient of SupCon with respect to rows: FlashAttention's shape, with labels in the tiles.
 
-A program owns a block of rows (and, for wide features, a chunk of the output), recomputes its similarity tiles, turns
-each into the gradient G of the losses with respect to the logits and multiplies it with the columns. With the incoming
-gradients w, the largest similarities t, the sums S of the exponentials above them and s_i = 1 / |P(i)|
+Algorithm: a program recomputes its similarity tiles, turns each into the gradient G of the losses with respect to the
+logits and multiplies it with the columns. With the incoming gradients w, the largest similarities t, the sums S of the
+exponentials above them and s_i = 1 / |P(i)|
 
     G_ij = w_i (exp(scale (u_ij - t_i)) / S_i - [j in P(i)] s_i)
          + w_j (exp(scale (u_ij - t_j)) / S_j - [i in P(j)] s_j)
 
 of which a square problem has both halves, since its similarity is symmetric; of one with references the rows have the
-first and the references the second. Positives leave the softmax in float32, before G is rounded to the inputs'
-precision: what is left of their cancellation is rounded, not what cancels.
+first and the references the second.
+
+Tile and owner: a program owns ROWS rows, OUT features of their gradient and one split of the column tiles, as in
+kernels/common/gradient_kernel.py. Why it is right: positives leave the softmax in float32, before G is rounded to the
+inputs' precision, so only what is left of their cancellation is rounded. The diagonal and columns beyond the last are
+set to 0 in the tiles that have them.
 """
 
 import triton
@@ -43,13 +47,13 @@ def supcon_gradient_kernel(
     a_ptr,  # (n_a, D): the rows whose gradient this is
     a_inv_ptr,  # (n_a,) inverse norms or None
     a_label_ptr,  # (n_a,) int64
-    c_ptr,  # (n_c, D): the columns, and the same of them
+    c_ptr,  # (n_c, D): the columns, with their inverse norms and labels
     c_inv_ptr,
     c_label_ptr,
-    stats_ptr,  # (4, M): t, anything, s, 1 / S; of rows if ROW, of columns if COL
+    stats_ptr,  # (4, M): t, unused, s, 1 / S; of rows if ROW, of columns if COL
     grad_ptr,  # (M,): w of the same
     scale_ptr,
-    out_ptr,  # (n_splits, n_a, D)
+    out_ptr,  # out, (n_splits, n_a, D)
     n_a,
     n_c,
     D,
@@ -74,6 +78,7 @@ def supcon_gradient_kernel(
     out0 = pid % n_chunks * OUT
     split = pid // n_chunks
     n_tiles = tl.cdiv(n_c, COLS)
+    # (ROWS,) each
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n_a
     label = tl.load(a_label_ptr + rows, mask=inside, other=0)
@@ -86,11 +91,13 @@ def supcon_gradient_kernel(
         row_stats = stats_ptr + 2 * tl.cast(n_a, tl.int64) + rows
         row_pull = -row_weight * tl.load(row_stats, mask=inside, other=0.0)
         row_weight *= tl.load(row_stats + n_a, mask=inside, other=0.0)
+    # (ROWS, DEPTH)
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     acc = tl.zeros((ROWS, OUT), tl.float32)
     for tile in range(split * n_tiles // n_splits, (split + 1) * n_tiles // n_splits):
         col0 = tile * COLS
         if RESIDENT:
+            # (COLS, DEPTH)
             c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
             u = tl.dot(a, tl.trans(c), input_precision=PRECISION)
         else:
@@ -100,7 +107,7 @@ def supcon_gradient_kernel(
             u = rounded_product(u, c_inv[None, :])
         if a_inv_ptr is not None:
             u = rounded_product(u, a_inv[:, None])
-        # First what positives lose: then the exponentials are added to it without a rounding of their own.
+        # The positives' shares first: the exponentials' products are then added to them by a fused multiply-add.
         h = tl.zeros((ROWS, COLS), tl.float32)
         if ROW:
             h += row_pull[:, None]
@@ -121,10 +128,12 @@ def supcon_gradient_kernel(
         if c_inv_ptr is not None:
             h *= c_inv[None, :]
         if not RESIDENT:
+            # (COLS, OUT): the same columns, at the features of the gradient that this program owns.
             c = load_tile(c_ptr, col0, n_c, out0, D, COLS, OUT, UPCAST)
         acc, _ = accumulate_product(acc, h, c, PRODUCT)
     d = out0 + tl.arange(0, OUT)
     slot = split * tl.cast(n_a, tl.int64) + rows
+    # (ROWS, OUT)
     tl.store(out_ptr + slot[:, None] * D + d[None, :], acc * scale, mask=inside[:, None] & (d < D)[None, :])
 
 
@@ -143,10 +152,10 @@ def row_gradient(
 
     Args:
         rows: (n, D), labels: (n,) int64; columns: (m, D), column_labels: (m,), or None for the other rows.
-        stats, grad_loss: of the losses, (4, .) as the forward pass leaves them and (.,).
-        of_rows: whether the losses are the rows' or, with ``columns``, the columns'.
+        stats: (4, k) as the forward pass leaves them; grad_loss: (k,). k losses, of rows or columns.
+        of_rows: the losses are the rows'; else, with ``columns``, the columns'.
 
-    One launch.
+    Cost: one launch; two n x m x D products, more for features wider than a program's output.
     """
     n, width = rows.data.shape
     itself = columns is None

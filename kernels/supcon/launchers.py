@@ -1,7 +1,15 @@
 """Supervised contrastive loss on the GPU: launchers of the forward pass and of the backward pass.
 
-Forward: norms (only to normalise), a scan of the logits for every row's softmax and positives, then the losses. Two
-launches, three to normalise, whatever the number of rows and labels.
+Forward: norms (only to normalise), a scan of the logits for every row's softmax and positives (kernels/supcon/scan.py),
+then the losses. Two launches, three to normalise, whatever the number of rows and labels.
+
+A program of the loss kernel owns BLOCK rows: it merges their slots and writes
+
+    loss = log-sum-exp of the candidates less the mean logit of the positives
+
+as ``log_sum_above(mean positive, ...)``, that is scale * (maximum - mean positive) + log(total), so that similarities
+meet before the scale multiplies them: Note [Difference first], kernels/common/logits.py. The positives are candidates
+of their own softmax here, unlike InfoNCE's: Khosla et al.'s L_out has all of P(i) in the denominator.
 """
 
 import triton
@@ -27,11 +35,11 @@ BLOCK = 32  # rows of one program of the losses
 @triton.jit
 def supcon_loss_kernel(
     scale_ptr,
-    part_ptr,
+    part_ptr,  # (slots, 3, M)
     slots,
     positive_ptr,  # (slots, M, 2)
-    loss_ptr,  # (M,)
-    stats_ptr,  # (4, M)
+    loss_ptr,  # out, (M,)
+    stats_ptr,  # out, (4, M): top, pull, share, inverse, as supcon_fwd returns them
     M,
     BLOCK: tl.constexpr,
 ):
@@ -49,6 +57,7 @@ def supcon_loss_kernel(
     positive = tl.zeros((BLOCK,), tl.float32)
     count = tl.zeros((BLOCK,), tl.float32)
     for slot in range(0, slots):
+        # (BLOCK,) each
         part = positive_ptr + 2 * (slot * stride + i)
         positive += tl.load(part, mask=inside, other=0.0)
         count += tl.load(part + 1, mask=inside, other=0.0)
@@ -63,7 +72,8 @@ def supcon_loss_kernel(
     tl.store(stats_ptr + i, tl.where(paired, maximum, float("inf")) + unusable, mask=inside)
     pull = tl.where(paired, mean - positive, 0 * mean)
     tl.store(stats_ptr + stride + i, pull + unusable, mask=inside)
-    # What rounding took from the inverse goes into the share of a positive, so that a softmax that is right cancels.
+    # total * inverse is 1 but for the inverse's rounding, which the softmax has too: with it in the share of a
+    # positive, a softmax that is right, uniform over the positives, cancels.
     tl.store(stats_ptr + 2 * stride + i, tl.where(paired, share * (total * inverse), 0.0), mask=inside)
     tl.store(stats_ptr + 3 * stride + i, tl.where(paired, inverse, 0.0), mask=inside)
 

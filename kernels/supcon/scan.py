@@ -1,9 +1,13 @@
 """Softmax and positives of the rows of a similarity matrix that is never stored: SupCon's scan.
 
-Labels meet the tiles: by count two comparisons and three more operations per element, which cost less than the launches
-that sort labels and sum classes, and positives that went through the softmax's own product cancel against it. What
-common/scan.py does per element for any similarity is left out here: masks are for tiles at the edge and on the diagonal
-alone.
+Algorithm: the online softmax of kernels/common/scan.py with labels in the tiles: Note [Labels meet the tiles]. Tile and
+owner: a program owns ROWS rows and one split of the column tiles; it keeps its rows resident, (ROWS, DEPTH), where they
+fit, walks the columns COLS at a time and holds (ROWS,) statistics, the sum of the positives' similarities and their
+number in registers. It leaves them in the slot of its split: Note [Column splits], kernels/common/tiles.py.
+
+Why it is right: products, sums and counts are float32 (a count is exact up to 2^24); the running
+maximum is subtracted before the scale multiplies. Labels may be any int64: they are only compared. Only tiles at the
+last column or on the diagonal are masked (:func:`touches`); of all others every element counts.
 """
 
 import triton
@@ -30,10 +34,17 @@ from cmx_fast.kernels.common.tiles import (
 )
 from torch import Tensor
 
+# Note [Labels meet the tiles]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# Positives are found by comparing the labels of every tile: by count two comparisons and three more operations per
+# element, which cost less than the launches that sort labels and sum classes. And positives that went through the same
+# product as the softmax cancel against it. What common/scan.py does per element for any similarity is left out here:
+# distances, excluded indices, smoothing, and masks of tiles that have nothing to mask.
+
 
 @triton.jit
 def touches(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Whether a tile has elements that don't count: beyond the last column or, with ITSELF, on the diagonal."""
+    """True for a tile with elements that don't count: beyond the last column or, with ITSELF, on the diagonal."""
     found = col0 + COLS > n_c
     if ITSELF:
         found = found | ((col0 < row0 + ROWS) & (row0 < col0 + COLS))
@@ -42,7 +53,7 @@ def touches(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.
 
 @triton.jit
 def counts(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """(ROWS, COLS) mask of the elements that do."""
+    """(ROWS, COLS) mask of the elements that count."""
     cols = col0 + tl.arange(0, COLS)
     keep = (cols < n_c)[None, :]
     if ITSELF:
@@ -52,10 +63,12 @@ def counts(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.c
 
 @triton.jit
 def _add_tile(maximum, total, weighted, positives, u, positive, keep, a_inv, scale2):
-    """Statistics of rows with those of a tile: of all its elements, or of those to keep.
+    """The rows' statistics with those of a tile added: of all its elements, or of those in the mask ``keep``.
 
-    ``u`` (ROWS, COLS) lacks the rows' inverse norms, and so do ``weighted`` and ``positives``. ``positive`` is 1 where
-    labels are equal, else 0; ``positives`` (ROWS, 2) are the sum of ``u`` over these and their number.
+    Args:
+        u: (ROWS, COLS) similarities, lacking the rows' inverse norms, as ``weighted`` and ``positives`` do.
+        positive: (ROWS, COLS), 1 where labels are equal, else 0.
+        positives: (ROWS, 2), the sum of ``u`` over the positives so far, and their number.
     """
     kept = u
     if keep is not None:
@@ -81,12 +94,12 @@ def supcon_scan_kernel(
     a_ptr,  # (n_a, D)
     a_inv_ptr,  # (n_a,) inverse norms or None
     a_label_ptr,  # (n_a,) int64
-    c_ptr,  # (n_c, D): the columns, and the same of them
+    c_ptr,  # (n_c, D): the columns, with their inverse norms and labels
     c_inv_ptr,
     c_label_ptr,
     scale_ptr,
-    part_ptr,  # (n_splits, 3, n_a)
-    positive_ptr,  # (n_splits, n_a, 2): sum of the positives' similarities, and their number
+    part_ptr,  # out, (n_splits, 3, n_a)
+    positive_ptr,  # out, (n_splits, n_a, 2): sum of the positives' similarities, and their number
     n_a,
     n_c,
     D,
@@ -101,21 +114,24 @@ def supcon_scan_kernel(
 ):
     pid = tl.program_id(0)
     n_blocks = tl.cdiv(n_a, ROWS)
-    # Neighbouring programs read the same columns: they meet in the L2 cache.
+    # Row blocks vary fastest: neighbouring programs read the same columns, which meet in the L2 cache.
     row0 = pid % n_blocks * ROWS
     split = pid // n_blocks
     n_tiles = tl.cdiv(n_c, COLS)
+    # (ROWS,) each
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n_a
     label = tl.load(a_label_ptr + rows, mask=inside, other=0)
     a_inv = tl.load(a_inv_ptr + rows, mask=inside, other=1.0) if a_inv_ptr is not None else None
     scale2 = base_two(tl.load(scale_ptr))
+    # (ROWS, DEPTH)
     a = load_tile(a_ptr, row0, n_a, 0, D, ROWS, DEPTH, UPCAST) if RESIDENT else None
     maximum, total, weighted, _ = empty_statistics(ROWS)
     positives = tl.zeros((ROWS, 2), tl.float32)
     for tile in range(split * n_tiles // n_splits, (split + 1) * n_tiles // n_splits):
         col0 = tile * COLS
         if RESIDENT:
+            # (COLS, DEPTH)
             c = load_tile(c_ptr, col0, n_c, 0, D, COLS, DEPTH, UPCAST)
             u = tl.dot(a, tl.trans(c), input_precision=PRECISION)
         else:
@@ -140,6 +156,7 @@ def supcon_scan_kernel(
     if a_inv_ptr is not None:
         weighted *= a_inv
         similarities *= a_inv
+    # (ROWS,) each: this split's slot of these rows, which no other program writes.
     part = part_ptr + split * 3 * tl.cast(n_a, tl.int64) + rows
     tl.store(part, maximum, mask=inside)
     tl.store(part + n_a, total, mask=inside)
@@ -157,9 +174,9 @@ def scan(
     Args:
         rows: (n, D); columns: (m, D), or None for the other rows.
         labels: (n,) int64; column_labels: (m,).
-        logit_scale: 0-d float32, read on the device; means nothing unless positive.
+        logit_scale: 0-d float32, read on the device; results are meaningless unless it is positive.
 
-    One launch; 5 floats per row and split.
+    Cost: one launch; 5 floats per row and split.
     """
     n, width = rows.data.shape
     itself = columns is None
