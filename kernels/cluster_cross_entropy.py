@@ -1,8 +1,18 @@
 """Cross-entropy of vectors against frozen centroids on the GPU: launchers of the forward and the backward pass.
 
-A vector's own centroid stays out of the softmax, as in InfoNCE: loss = log(1 + exp(L - z)) with L over the others,
-whose gradient keeps its digits where the loss vanishes. Without a target the nearest centroid is found from the same
-products. Logits are those of the moved centroids (see kmeans_products), less by a constant of the vector.
+Algorithm: an online softmax over the centroids, which a program walks CLUSTERS at a time; without a target the nearest
+centroid is found from the same products. A vector's own centroid stays out of the softmax, as in InfoNCE
+(Note [Positives stay outside], kernels/common/positives.py): loss = log(1 + exp(L - z)) with L over the others, whose
+gradient keeps its digits where the loss vanishes.
+
+Tile and owner: forward, a program owns BLOCK vectors and holds their label, own logit, maximum and sum, (BLOCK,) each;
+x is (BLOCK, DEPTH). Backward, it owns BLOCK vectors and OUT features of their gradient, makes the logits once more and
+multiplies their softmax with the centroids, (CLUSTERS, OUT), into (BLOCK, OUT) of float32.
+
+Why it is right: logits are those of the moved centroids (Note [Moved centroids], kernels/kmeans/products.py), which
+lack a constant of the vector; a softmax does not change by it, and forward and backward leave out the same one. An own
+logit starts as NaN and is only replaced when its centroid is met, so a target out of range gives a NaN loss and no read
+out of range. Where scores do not tell the nearest centroid it is searched in float64 and the walk repeated.
 """
 
 import torch
@@ -35,9 +45,13 @@ def scan_centroids(
     FIND: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Labels, the nearest centroids' if FIND, their scores, own logits, and the others' maximum and sum."""
+    """One walk over all centroids: (BLOCK,) labels, best scores, own logits, and the others' maximum and sum.
+
+    With FIND the label is the nearest centroid so far: when a nearer one is met, the old one's logit (``displaced``)
+    joins the others. Else the labels are those given, and the scores are not found.
+    """
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    # Neither a target out of range nor the nearest centroid of a NaN is ever met.
+    # Stays NaN for a target out of range and for a vector with a NaN, whose own centroid is never met.
     own = tl.full((BLOCK,), float("nan"), tl.float32)
     maximum = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -78,9 +92,9 @@ def cluster_cross_entropy_forward_kernel(
     half_ptr,  # (K,)
     bias_ptr,  # (K,)
     target_ptr,  # (B * P,), or None for the nearest
-    label_ptr,  # (B * P,)
-    loss_ptr,  # (B * P,)
-    softmax_ptr,  # (2, B * P) of the other centroids: largest logit, logarithm of the sum above it
+    label_ptr,  # out, (B * P,)
+    loss_ptr,  # out, (B * P,)
+    softmax_ptr,  # out, (2, B * P) of the other centroids: largest logit, logarithm of the sum above it
     N,
     P,
     K,
@@ -120,6 +134,7 @@ def cluster_cross_entropy_forward_kernel(
                 x, scale, label, x_ptr, origin_ptr, part_ptr, half_ptr, bias_ptr, p, inside, P, K, D,
                 stride_b, stride_p, stride_d, False, PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
             )  # fmt: skip
+    # (BLOCK,) each
     log_sum = tl.log(total)
     tl.store(loss_ptr + p, softplus((maximum - own) + log_sum), mask=inside)
     softmax_ptr += p.to(tl.int64)
@@ -138,7 +153,7 @@ def cluster_cross_entropy_backward_kernel(
     bias_ptr,
     label_ptr,
     softmax_ptr,
-    dx_ptr,  # (B, P, D)
+    dx_ptr,  # out, (B, P, D) with strides of its own
     N,
     P,
     K,
@@ -190,6 +205,7 @@ def cluster_cross_entropy_backward_kernel(
         softmax = tl.exp(tl.minimum(logits - top[:, None], 0.0)) * normaliser[:, None]
         softmax = tl.where(others, softmax, 0.0)
         mean_logit += tl.sum(tl.where(others, softmax * logits, 0.0), 1)
+        # (CLUSTERS, OUT)
         place = k.to(tl.int64)[:, None] * D + d[None, :]
         centroids = tl.load(value_ptr + place, mask=(k < K)[:, None] & features, other=0.0)
         mean = tl.dot(softmax, centroids, mean, input_precision=GRADIENT_PRECISION)
@@ -199,15 +215,17 @@ def cluster_cross_entropy_backward_kernel(
     share = tl.where(margin > 0, 1.0, small) / (1.0 + small)
     weight = tl.load(grad_ptr + p, mask=inside, other=0.0) * share
     valid = inside & (label >= 0) & (label < K)
+    # (BLOCK, OUT): each vector's own centroid
     own = tl.load(value_ptr + label[:, None] * D + d[None, :], mask=valid[:, None] & features, other=0.0)
     gradient = weight[:, None] * (mean - own)
     if UNIT:
-        # What lies along the vector is known from the logits. A norm below the floor is a constant.
+        # The gradient's part along the vector is known from the logits. A norm below the floor is a constant.
         radial = tl.where(squares > 1e-24, weight * (mean_logit - own_logit), 0.0)
         unit = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d) * scale[:, None]
         gradient = scale[:, None] * (gradient - radial[:, None] * unit)
     place = (p // P).to(tl.int64) * out_stride_b + (p % P).to(tl.int64) * out_stride_p
     out = dx_ptr + place[:, None] + d.to(tl.int64)[None, :] * out_stride_d
+    # (BLOCK, OUT)
     tl.store(out, gradient.to(dx_ptr.dtype.element_ty), mask=inside[:, None] & features)
 
 

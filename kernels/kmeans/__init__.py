@@ -1,1 +1,1 @@
-"""K-means on the GPU: ``launchers`` is where to begin."""
+"""K-means on the GPU; begin reading at ``launchers``."""

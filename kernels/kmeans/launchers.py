@@ -1,9 +1,17 @@
 """K-means on the GPU: the launchers of labels with distances, and of a whole step.
 
-A program takes a block of vectors, read as they lie, finds their nearest centroids block by block of centroids, and the
-distance to the one chosen. Few centroids of few features are summed in the same program from the same registers, by a
-product with the labels one-hot; else the vectors are sorted by label and summed in a second read. No float atomics, no
-look at a value from the host.
+Algorithm: labels from one product with the moved centroids (kernels/kmeans/products.py), the distance from the
+differences to the centroid chosen. Few centroids of few features are summed in the same program from the same
+registers, by a product with the one-hot labels; else the vectors are sorted by label and summed in a second read
+(kernels/kmeans/sums.py).
+
+Tile and owner: a program of kmeans_assign owns BLOCK vectors, read as they lie, and walks all centroids. A program of
+kmeans_step owns ``length`` vectors, at most VECTORS_PER_PROGRAM, and walks them BLOCK at a time with the sums
+(ALL_CLUSTERS, ALL_FEATURES) and counts of its vectors in registers; it stores them in a slot of its own.
+
+Why it is right: ties go to the lowest index within a block of centroids and to the earlier block between them. Sums are
+float32 within a program and float64 between them: Note [Sums of a tile alone]. No float atomics and no look at a value
+from the host, so a step can be captured in a CUDA graph and gives the same bits every time.
 """
 
 import torch
@@ -34,6 +42,13 @@ from torch import Tensor
 
 __all__ = ["kmeans_assign", "kmeans_step"]
 
+# Note [Sums of a tile alone]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# The matrix unit truncates the sums that it accumulates: over thousands of vectors that is a drift toward zero. So a
+# tensor-core product adds only the BLOCK vectors of one tile, and the tiles are added by ordinary float32 additions,
+# which round to nearest. The mask in add_one_hot keeps the compiler from folding that addition into the product.
+# Multiplying by ones is exact; x is the sum of DIGITS TF32 numbers: one for halves as they are, else three.
+
 MOST_FUSED = 64  # clusters whose sums a program holds
 # A program adds so many vectors in float32; float64 adds the programs. Fewer where the chip would not be full.
 VECTORS_PER_PROGRAM = 4096
@@ -46,7 +61,10 @@ def nearest(
     PARTS: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of the vectors p, and which of them float32 does not hold: see wide_nearest."""
+    """(BLOCK,) labels and squared distances of the vectors p, and a mask of those that float32 does not hold.
+
+    See Note [Vectors that float32 does not hold], kernels/kmeans/products.py.
+    """
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     label = tl.zeros((BLOCK,), tl.int32)
     for k0 in range(0, K, CLUSTERS):
@@ -75,8 +93,9 @@ def nearest(
 
 @triton.jit
 def squared_distance(x, scale, label, value_ptr, d, inside, D):
-    """From the centroids of these labels, over features d; with the largest difference."""
+    """(BLOCK,) squared distances from the labels' centroids over features d, and the largest differences."""
     mask = inside[:, None] & (d < D)[None, :]
+    # (BLOCK, DEPTH): each vector's own centroid
     own = tl.load(value_ptr + label.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
     difference = tl.where(mask, x * scale[:, None] - own, 0.0)
     return tl.sum(difference * difference, 1), tl.max(tl.abs(difference), 1)
@@ -89,9 +108,9 @@ def kmeans_assign_kernel(
     origin_ptr,  # (D,)
     part_ptr,  # (PARTS, K, D)
     half_ptr,  # (K,)
-    label_ptr,  # (B * P,) int64
-    distance_ptr,  # (B * P,)
-    scale_ptr,  # (B * P,) or None
+    label_ptr,  # out, (B * P,) int64
+    distance_ptr,  # out, (B * P,)
+    scale_ptr,  # out, (B * P,) inverse norms, or None
     N,
     P,
     K,
@@ -123,6 +142,7 @@ def kmeans_assign_kernel(
         )
         label = tl.where(lost, first, label)
         distance = tl.where(lost, least.to(tl.float32), distance)
+    # (BLOCK,)
     tl.store(label_ptr + p, label.to(tl.int64), mask=inside)
     tl.store(distance_ptr + p, distance * (0.5 if STRICT else 1.0), mask=inside)
     if scale_ptr is not None:
@@ -131,10 +151,9 @@ def kmeans_assign_kernel(
 
 @triton.jit
 def add_one_hot(sums, own, x, used, DIGITS: tl.constexpr):
-    """sums + own @ x, exact products of ones with x as the sum of DIGITS TF32 numbers; the rows ``used`` of it.
+    """(ALL_CLUSTERS, ALL_FEATURES) sums with ``own @ x`` added in the rows ``used``: Note [Sums of a tile alone].
 
-    A matrix unit rounds what it adds up towards zero: over thousands of vectors that is a drift. So only a tile's own
-    sum is made there, and what masks it keeps the compiler from adding the tiles there as well.
+    own: (ALL_CLUSTERS, BLOCK) ones and zeros; x: (BLOCK, ALL_FEATURES), the sum of DIGITS TF32 numbers.
     """
     total = tl.zeros(sums.shape, tl.float32)
     for _ in tl.static_range(DIGITS):
@@ -152,10 +171,10 @@ def kmeans_step_kernel(
     part_ptr,
     half_ptr,
     weight_ptr,  # (B * P,) or None
-    label_ptr,
-    sum_ptr,  # (programs, K, D)
-    count_ptr,  # (programs, K) int32, or float32 sums of weights
-    inertia_ptr,  # (programs,)
+    label_ptr,  # out, (B * P,) int64
+    sum_ptr,  # out, (programs, K, D)
+    count_ptr,  # out, (programs, K) int32, or float32 sums of weights
+    inertia_ptr,  # out, (programs,)
     N,
     P,
     K,
@@ -176,7 +195,7 @@ def kmeans_step_kernel(
     ALL_CLUSTERS: tl.constexpr,
     ALL_FEATURES: tl.constexpr,
 ):
-    """Labels and sums of one program's ``length`` vectors."""
+    """Labels and sums of the program's ``length`` vectors."""
     program = tl.program_id(0)
     k, d = tl.arange(0, ALL_CLUSTERS), tl.arange(0, ALL_FEATURES)
     sums = tl.zeros((ALL_CLUSTERS, ALL_FEATURES), tl.float32)
@@ -195,8 +214,10 @@ def kmeans_step_kernel(
         # No centroid's for now: kmeans_lost_kernel finds it, for which there are no registers beside the sums.
         label = tl.where(lost, -1, label)
         distance = tl.where(lost, 0.0, distance)
+        # (BLOCK,)
         tl.store(label_ptr + p, label.to(tl.int64), mask=inside)
         if not RESIDENT:  # from the nearest cache
+            # (BLOCK, ALL_FEATURES)
             x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
         # Beyond N the norm may be 0 and its inverse infinite.
         factor = tl.where(inside, scale, 0.0)
@@ -208,12 +229,13 @@ def kmeans_step_kernel(
             counts += tl.sum(tl.where(own, weight[None, :], 0.0), 1)
         else:
             counts += tl.sum(own.to(tl.int32), 1)
-        # By a mask of bits: 0 times infinity is NaN.
+        # Lost vectors become 0 by a mask of bits, for 0 times infinity is NaN.
         kept = (x * factor[:, None]).to(tl.int32, bitcast=True) & (lost.to(tl.int32) - 1)[:, None]
         sums = add_one_hot(sums, own.to(tl.float32), kept.to(tl.float32, bitcast=True), k < K, DIGITS)
         inertia += distance
     place = program.to(tl.int64) * K + k
     mask = (k < K)[:, None] & (d < D)[None, :]
+    # (ALL_CLUSTERS, ALL_FEATURES), then (ALL_CLUSTERS,)
     tl.store(sum_ptr + place[:, None] * D + d[None, :], sums, mask=mask)
     tl.store(count_ptr + place, counts, mask=k < K)
     tl.store(inertia_ptr + program, tl.sum(inertia) * (0.5 if STRICT else 1.0))
@@ -240,11 +262,16 @@ def kmeans_lost_kernel(
     STRICT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Finds the centroids of vectors that kmeans_step_kernel's same program left without; adds these to its sums."""
+    """Find the centroids of the vectors that the step kernel's same program left without one; add these to its sums.
+
+    A program owns the slot of the step kernel's program of its number, so it reads and writes the sums without atomics.
+    Nearly always it finds no label below 0 and returns after reading them.
+    """
     program = tl.program_id(0)
     for p0 in range(program * length, tl.minimum(program * length + length, N), BLOCK):
         p = p0 + tl.arange(0, BLOCK)
         inside = p < N
+        # (BLOCK,)
         lost = tl.load(label_ptr + p, mask=inside, other=0) < 0
         if tl.max(lost.to(tl.int32)) > 0:
             label, least = wide_nearest(

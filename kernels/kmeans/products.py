@@ -1,9 +1,13 @@
 """Products of vectors with centroids, from which labels and the clustering loss are made.
 
-The centroids are moved so that their mean lies at 0, which changes no comparison. float32 vectors are moved along
-before the product, so that it keeps its digits under a common offset. Halves are multiplied as they are, exactly in
-TF32, with every centroid as the sum of two TF32 numbers: what moving changes is then a constant of the centroid and the
-norm a factor of the vector, both applied to the product.
+Algorithm: |x - m|^2 is least where x.m - |m|^2 / 2 is largest, so a label takes one product and no square of x. The
+centroids are moved so that their mean lies at 0, which changes no comparison: Note [Moved centroids]. Tile and owner: a
+program of the kernels built on this owns BLOCK vectors and walks the centroids CLUSTERS at a time; x is a
+(BLOCK, DEPTH) tile that holds all features (RESIDENT) or DEPTH of them, the centroids are (DEPTH, CLUSTERS).
+
+Why it is right: a score's error is that of a float32 product of the size of the distances. Where float32 holds no
+score, square or norm of a vector, that vector is searched again in float64: Note [Vectors that float32 does not hold].
+Labels start at 0 or -1 and only ever take an index below K, so none is out of range whatever the data.
 """
 
 from typing import NamedTuple
@@ -15,6 +19,23 @@ from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import dot_precision
 from torch import Tensor
 
+# Note [Moved centroids]
+# ~~~~~~~~~~~~~~~~~~~~~~
+# With a common offset |m|^2 / 2 and x.m are large and nearly equal, and their difference has lost the digits that tell
+# centroids apart. Moving both by the centroids' mean changes no distance and leaves products of the distances' size.
+#   float32 vectors are moved before the product (PARTS = 1): (x - origin) . (m - origin).
+#   Halves are multiplied as they are (PARTS = 2): a half is exact in TF32, and every moved centroid is taken as the sum
+#   of two TF32 numbers, 22 bits of it. Moving x would subtract origin . (m - origin), a constant of the centroid, from
+#   its score: `half` contains it. A norm is a factor of the vector, applied to the product.
+
+# Note [Vectors that float32 does not hold]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# Squares of float32 numbers overflow from 2^64 on and may lose digits below some 1e-15. A score that has overflowed
+# counts as the highest there is (best_of), so that it is noticed; a program that meets one, a norm out of range
+# (is_held) or a distance without digits finds the labels of these vectors again from the differences in float64
+# (wide_nearest), where no square of a float32 number comes near the ends. Data of ordinary size pays one reduction for
+# the question.
+
 PREPARED_BLOCK, PREPARED_DEPTH = 16, 128  # centroids of a program, and features of its chunk
 RESIDENT_WIDTH = 128  # vectors of up to so many features can stay in registers
 # Squares up to here leave their sums finite. From LEAST on, times the number of features, they keep their digits.
@@ -25,10 +46,12 @@ WIDE_DEPTH = tl.constexpr(4)  # features at a time in float64: more would spill
 class Centroids(NamedTuple):
     """Centroids ready for products.
 
-    values: (K, D) float32, unit vectors with cosine. parts: (1, K, D), the moved ones, or (2, K, D) TF32 numbers that
-    they are the sums of. origin: (D,), what they are moved by. half: (K,), what the products exceed scores by, of which
-    the largest belongs to the nearest centroid, NaN where its square is too large. bias: (K,), what logits exceed the
-    products by, but for a constant of the vector.
+    values: (K, D) float32, unit vectors with cosine.
+    parts: (1, K, D), the moved centroids, or (2, K, D), TF32 numbers whose sums they are to 22 bits.
+    origin: (D,), the centroids' mean, subtracted from them.
+    half: (K,), to be subtracted from a product for its score; the largest score belongs to the nearest centroid. NaN
+        where the centroid's square is too large.
+    bias: (K,), to be added to a product for its logit, which then lacks only a constant of the vector.
     """
 
     values: Tensor
@@ -40,7 +63,7 @@ class Centroids(NamedTuple):
 
 @triton.jit
 def leading_digits(x):
-    """The part of float32 numbers that TF32 holds."""
+    """float32 numbers truncated to TF32's 10 bits of mantissa."""
     return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
 
 
@@ -62,6 +85,7 @@ def kmeans_prepare_kernel(
     along = tl.zeros((BLOCK,), tl.float64)
     for d0 in range(0, D, DEPTH):
         d = d0 + tl.arange(0, DEPTH)
+        # (BLOCK, DEPTH) of the centroids, (1, DEPTH) of their mean
         place = k.to(tl.int64)[:, None] * D + d[None, :]
         mask = (k < K)[:, None] & (d < D)[None, :]
         origin = tl.load(origin_ptr + d, mask=d < D, other=0.0)[None, :]
@@ -105,7 +129,7 @@ def prepare(centroids: Tensor, dtype: torch.dtype, metric: str = "l2") -> Centro
 
 @triton.jit
 def load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d):
-    """Features d of the vectors at flat positions p, float32, 0 outside."""
+    """(BLOCK, DEPTH) float32: features d of the vectors at flat positions p of a strided (B, P, D); 0 outside."""
     place = (p // P).to(tl.int64) * stride_b + (p % P).to(tl.int64) * stride_p
     mask = inside[:, None] & (d < D)[None, :]
     x = tl.load(x_ptr + place[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=mask, other=0.0)
@@ -117,10 +141,11 @@ def load_and_measure(
     x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT: tl.constexpr, STRICT: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """The first DEPTH features of vectors, their squared norms and what makes them unit vectors (1 unless UNIT).
+    """First features (BLOCK, DEPTH) of vectors, their squared norms (BLOCK,) and inverse norms (BLOCK,), 1 unless UNIT.
 
-    The norm is at least 1e-12; if STRICT a zero vector becomes NaN. If WIDE, squares that float32 does not
-    hold are made again in float64, by the programs that meet them.
+    The norm is at least 1e-12; if STRICT a zero vector becomes NaN. Without UNIT only the first DEPTH features are in
+    the squared norm. If WIDE, norms that float32 does not hold are found again in float64, by the programs that meet
+    them: Note [Vectors that float32 does not hold].
     """
     x = load_vectors(x_ptr, p, tl.arange(0, DEPTH), inside, P, D, stride_b, stride_p, stride_d)
     squares = tl.sum(x * x, 1)
@@ -143,7 +168,7 @@ def load_and_measure(
 
 @triton.jit
 def is_held(scale):
-    """Whether the square that a scale came from was one that float32 holds with all its digits."""
+    """True where float32 held the square that an inverse norm came from, with all its digits."""
     return (scale > 2.0**-62) & (scale < 1e14)
 
 
@@ -151,7 +176,7 @@ def is_held(scale):
 def wide_scales(
     x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, STRICT: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """What makes unit vectors of those at p, in float64."""
+    """(BLOCK,) inverse norms of the vectors p, in float64."""
     squares = tl.zeros((BLOCK,), tl.float64)
     for d0 in range(0, D, WIDE_DEPTH):
         d = d0 + tl.arange(0, WIDE_DEPTH)
@@ -166,10 +191,10 @@ def wide_nearest(
     x_ptr, value_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
     UNIT: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of the vectors p from their differences to every centroid, in float64.
+    """(BLOCK,) labels and squared distances of the vectors p from their differences to every centroid, in float64.
 
-    float32's numbers have squares far from its ends. A vector with a NaN, and all beside a centroid that is not finite,
-    get label 0 and distance NaN; a vector with an infinity label 0 and an infinite distance.
+    Squares of float32 numbers lie far from float64's ends. A vector with a NaN, and all beside a centroid that is not
+    finite, get label 0 and distance NaN; a vector with an infinity label 0 and an infinite distance.
     """
     scale = tl.full((BLOCK,), 1.0, tl.float64)
     if UNIT:
@@ -181,11 +206,12 @@ def wide_nearest(
         for d0 in range(0, D, WIDE_DEPTH):
             d = d0 + tl.arange(0, WIDE_DEPTH)
             x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d).to(tl.float64)
+            # (DEPTH,)
             own = tl.load(value_ptr + tl.cast(k, tl.int64) * D + d, mask=d < D, other=0.0).to(tl.float64)
             difference = tl.where((d < D)[None, :], x * scale[:, None] - own[None, :], 0.0)
-            # The last term is 0, or NaN.
+            # own - own is 0, or NaN for a centroid that is not finite.
             distance += tl.sum(difference * difference, 1) + tl.sum(own - own)
-        # Nothing is less than NaN.
+        # Nothing is less than NaN: once it is the least it stays.
         nearer = (distance < least) | (distance != distance)
         label = tl.where(nearer, k, label)
         least = tl.where(nearer, distance, least)
@@ -196,11 +222,12 @@ def wide_nearest(
 def add_products(
     products, x, scale, origin_ptr, part_ptr, d, k, K, D, PARTS: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """Adds those of features d of the vectors x (BLOCK, DEPTH) with the moved centroids k."""
+    """(BLOCK, CLUSTERS) products with those over features d of the vectors x (BLOCK, DEPTH) added."""
     if PARTS == 1:
         x = x * scale[:, None] - tl.load(origin_ptr + d, mask=d < D, other=0.0)[None, :]
     mask = (k < K)[None, :] & (d < D)[:, None]
     for part in tl.static_range(PARTS):
+        # (DEPTH, CLUSTERS)
         place = (k + part * K).to(tl.int64)[None, :] * D + d[:, None]
         centroids = tl.load(part_ptr + place, mask=mask, other=0.0)
         products = tl.dot(x, centroids, products, input_precision=PRECISION)
@@ -213,7 +240,10 @@ def products_with(
     PARTS: tl.constexpr, PRECISION: tl.constexpr, RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr, CLUSTERS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Those of the vectors p with the moved centroids k, (BLOCK, CLUSTERS); x holds all features if RESIDENT."""
+    """(BLOCK, CLUSTERS) float32 products of the vectors p with the moved centroids k.
+
+    ``x`` holds all features if RESIDENT; else the vectors are read again, DEPTH features at a time.
+    """
     products = tl.zeros((BLOCK, CLUSTERS), tl.float32)
     if RESIDENT:
         d = tl.arange(0, DEPTH)
@@ -228,7 +258,10 @@ def products_with(
 
 @triton.jit
 def best_of(products, half_ptr, k, K):
-    """The highest score of each vector and its centroid, of equals the first; infinite where one has overflowed."""
+    """(BLOCK,) highest score of each vector among the centroids k and its index, of equals the first.
+
+    A score that is NaN or -inf, by overflow, counts as infinite; a centroid beyond the last as -infinite.
+    """
     scores = products - tl.load(half_ptr + k, mask=k < K, other=float("inf"))[None, :]
     lost = tl.where(k < K, float("inf"), float("-inf"))
     scores = tl.where(scores > float("-inf"), scores, lost[None, :])

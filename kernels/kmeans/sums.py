@@ -1,7 +1,13 @@
 """Sums of vectors by their label for any number of labels: sorted, then added in segments of fixed length.
 
-How many segments a label has is not known on the host: there are programs for as many as there can be, each finds its
-label and segment by binary search, and those left over return.
+Algorithm: PyTorch sorts the labels; each label's run of sorted positions is cut into segments of SEGMENT vectors. Tile
+and owner: a program owns one segment and DEPTH features, reads its vectors BLOCK at a time through the sorted order and
+writes one (DEPTH,) row; a second kernel's program owns one label and DEPTH features and adds the label's segments.
+
+How many segments a label has is not known on the host: there are programs for as many as there can be (N // SEGMENT +
+min(K, N)), each finds its label and segment by binary search, and those left over return. Why it is right: the sort is
+stable, so a label's vectors are added in the order of the data, at most SEGMENT of them in float32 and the segments in
+float64; no atomics, so the same bits every time. Memory: a float32 row per segment.
 """
 
 import torch
@@ -17,7 +23,7 @@ DEPTH = 128
 
 @triton.jit
 def first_not_below(sorted_ptr, n, steps, value):
-    """First position of a number not below ``value`` among n sorted ones, n without any; ``steps`` = n.bit_length()."""
+    """Position of the first of n sorted numbers not below ``value``, n if there is none; ``steps`` = n.bit_length()."""
     low = tl.zeros_like(value)
     high = low + n
     for _ in range(0, steps):
@@ -67,6 +73,7 @@ def kmeans_segment_sum_kernel(
             p = tl.load(order_ptr + start + i, mask=inside, other=0)
             place = p // P * stride_b + p % P * stride_p
             mask = inside[:, None] & (d < D)[None, :]
+            # (BLOCK, DEPTH)
             x = tl.load(x_ptr + place[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=mask, other=0.0)
             x = x.to(tl.float32)
             if scale_ptr is not None:
@@ -74,6 +81,7 @@ def kmeans_segment_sum_kernel(
             if weight_ptr is not None:
                 x *= tl.load(weight_ptr + p, mask=inside, other=0.0)[:, None]
             total += tl.sum(x, 0)
+        # (DEPTH,)
         tl.store(sum_ptr + segment * D + d, total, mask=d < D)
 
 
@@ -89,8 +97,10 @@ def kmeans_add_segments_kernel(
     for segment0 in range(begin, end, BLOCK):
         segment = segment0 + tl.arange(0, BLOCK)
         mask = (segment < end)[:, None] & (d < D)[None, :]
+        # (BLOCK, DEPTH)
         part = tl.load(sum_ptr + segment[:, None] * D + d[None, :], mask=mask, other=0.0)
         total += tl.sum(part.to(tl.float64), 0)
+    # (DEPTH,)
     tl.store(out_ptr + label * D + d, total.to(tl.float32), mask=d < D)
 
 
@@ -99,7 +109,11 @@ def sums_of_sorted(
 ) -> tuple[Tensor, Tensor]:
     """Sums (K, D) float32 of ``scale * weight * x`` by label, and counts (K,), int64 or float64 sums of weights.
 
-    Segments are added in float32, their sums in float64, both in sorted order. Nothing waits for the device.
+    Args:
+        x: (B, P, D); labels, weight: (B, P); scale: (B * P,); weight and scale may be None.
+
+    Segments are added in float32, their sums in float64, both in sorted order. Nothing waits for the device. Cost: a
+    sort of the labels and one read of x, in 128-feature pieces.
     """
     n, width = labels.numel(), x.shape[2]
     if x.stride(2) != 1:
