@@ -1,9 +1,18 @@
 """Attention on the GPU for heads of any sizes: launchers of the forward and the backward pass.
 
-Heads of queries and of values are walked in chunks, so neither has a largest size. A program of the forward pass owns a
-block of queries and a chunk of the values' features, and sees all keys; the scores are computed anew for every chunk.
-Backward, a program owns a block of keys and a chunk of dvalue or of dkey, or a block of queries and a chunk of dquery,
-and sees all rows of the other side. No score outlives its tile, and nothing is added atomically. Three launches.
+Algorithm: FlashAttention's, with heads of queries (D) and of values (E) walked in chunks, so neither has a largest
+size; the scores are computed anew for every chunk of the output. Forward, an online softmax. Backward, the weights are
+made again from the saved row statistics, and the gradients follow Note [Slopes less their mean].
+
+Tile and owner: a program of the forward pass owns ROWS queries and OUT features of their output, walks all keys COLS at
+a time and accumulates (ROWS, OUT) in float32. Backward, a program owns ROWS keys and a chunk of dvalue or of dkey, or
+ROWS queries and a chunk of dquery, and walks all rows of the other side; every element is one program's, nothing is
+added atomically. Score tiles are (ROWS, COLS) and no score outlives its tile. Three launches.
+
+Why it is right: scores accumulate in float32, the running maximum is subtracted before the scale multiplies
+(Note [Difference first], kernels/common/logits.py), and columns beyond the last have weight 0. Weights are rounded to
+the inputs' dtype for the product with the values, a relative error of each. Memory: two floats per query, and one more
+backward.
 """
 
 from typing import NamedTuple
@@ -20,8 +29,15 @@ from torch import Tensor
 __all__ = ["attention_bwd", "attention_fwd"]
 
 
+# Note [Slopes less their mean]
+# ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
+# With weights p_ij, the slopes x_ij = <dout_i, v_j> and their mean m_i = sum_j p_ij x_ij, the gradient by a score is
+# p_ij (x_ij - m_i). m_i equals <dout_i, out_i>, but is summed here from the very slopes that it is subtracted from:
+# where one weight is 1 the two cancel, while <dout_i, out_i> would leave the rounding of the output times the slope.
+
+
 class AttentionTile(NamedTuple):
-    """``rows`` x ``cols`` of the scores, summed over chunks of ``depth`` features; ``out`` features of a result."""
+    """A program's tile: ``rows`` x ``cols`` scores from ``depth`` features at a time, ``out`` features of a result."""
 
     rows: int
     cols: int
@@ -51,7 +67,7 @@ BACKWARD_TILES = {
 
 @triton.jit
 def add_product(acc, p, x):
-    """``acc + p @ x`` with p, float32, rounded to what x is."""
+    """``acc + p @ x`` with the float32 p rounded to the dtype of x."""
     return tl.dot(p.to(x.dtype), x, acc, input_precision="ieee")
 
 
@@ -60,8 +76,8 @@ def attention_forward_kernel(
     q_ptr,  # (B, N, D)
     k_ptr,  # (B, M, D)
     v_ptr,  # (B, M, E)
-    out_ptr,  # (B, N, E)
-    stats_ptr,  # (B, 2, N): each row's largest product, and the sum of exponentials below it
+    out_ptr,  # out, (B, N, E)
+    stats_ptr,  # out, (B, 2, N): each row's largest product, and the sum of exponentials below it
     N,
     M,
     D,
@@ -93,19 +109,22 @@ def attention_forward_kernel(
         u = chunked_products(q_ptr, row0, N, k_ptr, col0, M, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
         u = tl.where((col0 + cols < M)[None, :], u, float("-inf"))
         above = tl.maximum(largest, tl.max(u, 1))
-        # Of a row of NaN there is no maximum; its exponentials stay NaN.
+        # A row of NaN may have no maximum; its exponentials stay NaN.
         shift = tl.where(above == float("-inf"), 0.0, above)
         # The difference first: large scores keep their digits.
         p = tl.exp2((u - shift[:, None]) * scale2)
         shrink = tl.exp2((largest - shift) * scale2)
         total = total * shrink + tl.sum(p, 1)
+        # (COLS, OUT)
         v = load_tile(v_ptr, col0, M, out0, E, COLS, OUT, UPCAST)
         acc = add_product(acc * shrink[:, None], p, v)
         largest = above
     rows = row0 + tl.arange(0, ROWS)
     features = out0 + tl.arange(0, OUT)
+    # (ROWS, OUT)
     where = out_ptr + (batch * N + rows.to(tl.int64))[:, None] * E + features[None, :]
     tl.store(where, acc / total[:, None], mask=(rows < N)[:, None] & (features < E)[None, :])
+    # (ROWS,): the same in every chunk of features; the first one stores them.
     stats_ptr += 2 * batch * N + rows
     tl.store(stats_ptr, tl.where(largest == float("-inf"), 0.0, largest), mask=(rows < N) & (out0 == 0))
     tl.store(stats_ptr + N, total, mask=(rows < N) & (out0 == 0))
@@ -118,7 +137,7 @@ def attention_mean_slope_kernel(
     grad_ptr,  # (B, N, E)
     v_ptr,  # (B, M, E)
     stats_ptr,  # (B, 2, N)
-    mean_ptr,  # (B, N): of the slopes <grad, v> under the softmax
+    mean_ptr,  # out, (B, N): of the slopes <grad, v> under the softmax
     N,
     M,
     D,
@@ -139,6 +158,7 @@ def attention_mean_slope_kernel(
     grad_ptr += batch * N * E
     v_ptr += batch * M * E
     stats_ptr += 2 * batch * N
+    # (ROWS,) each
     row_highest = load_vector(stats_ptr, row0, N, 0.0, ROWS)
     row_share = 1 / load_vector(stats_ptr + N, row0, N, 1.0, ROWS)
     total = tl.zeros((ROWS,), tl.float32)
@@ -157,12 +177,12 @@ def store_gradient(
     pid,
     a_ptr,  # (B, n_a, D): the rows that the result belongs to, queries or keys
     b_ptr,  # (B, n_b, D): the others
-    a_wide_ptr,  # (B, n_a, E): of queries the upstream gradient, of keys the values
+    a_wide_ptr,  # (B, n_a, E): the queries' upstream gradient, or the keys' values
     b_wide_ptr,  # (B, n_b, E)
     stats_ptr,  # (B, 2, N): of the queries
     mean_ptr,  # (B, N): mean slopes of the queries
-    x_ptr,  # (B, n_b, F): what the result is a sum of: rows of b, or of the upstream gradient
-    out_ptr,  # (B, n_a, F)
+    x_ptr,  # (B, n_b, F): the result is a weighted sum of these: rows of b, or of the upstream gradient
+    out_ptr,  # out, (B, n_a, F)
     n_a,
     n_b,
     D,
@@ -170,7 +190,7 @@ def store_gradient(
     F,
     scale,
     QUERIES: tl.constexpr,  # the result's rows are queries
-    WEIGHTS: tl.constexpr,  # sums with the softmax itself (dvalue), else with its derivative
+    WEIGHTS: tl.constexpr,  # weighted by the softmax itself (dvalue), else by its derivative
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -178,7 +198,11 @@ def store_gradient(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """A block of rows and a chunk of features of one gradient: program ``pid`` of those that make it."""
+    """Make a block of rows and a chunk of features of one gradient: the work of program ``pid`` of its programs.
+
+    Its three kinds differ in whose softmax is normalised along which axis (QUERIES: along the tile's columns, with the
+    rows' statistics; else along its rows, with the columns') and in WEIGHTS.
+    """
     n_blocks = tl.cdiv(n_a, ROWS)
     n_chunks = tl.cdiv(F, OUT)
     row0 = pid % n_blocks * ROWS
@@ -196,6 +220,7 @@ def store_gradient(
     scale2 = scale * LOG2E
     rows = row0 + tl.arange(0, ROWS)
     if QUERIES:
+        # (ROWS,) each
         row_highest = load_vector(stats_ptr, row0, n_a, 0.0, ROWS)
         row_share = 1 / load_vector(stats_ptr + n_a, row0, n_a, 1.0, ROWS)
         row_mean = load_vector(mean_ptr, row0, n_a, 0.0, ROWS)
@@ -206,6 +231,7 @@ def store_gradient(
         if QUERIES:
             p = tl.exp2((u - row_highest[:, None]) * scale2) * row_share[:, None]
         else:
+            # (COLS,) each
             share = 1 / load_vector(stats_ptr + n_b, col0, n_b, 1.0, COLS)
             highest = load_vector(stats_ptr, col0, n_b, 0.0, COLS)
             p = tl.exp2((u - highest[None, :]) * scale2) * share[None, :]
@@ -220,8 +246,10 @@ def store_gradient(
             p *= slope * scale
         # Columns beyond the end have a weight, but nothing to add.
         p = tl.where((cols < n_b)[None, :], p, 0.0)
+        # (COLS, OUT)
         acc = add_product(acc, p, load_tile(x_ptr, col0, n_b, out0, F, COLS, OUT, UPCAST))
     features = out0 + tl.arange(0, OUT)
+    # (ROWS, OUT)
     where = out_ptr + (batch * n_a + rows.to(tl.int64))[:, None] * F + features[None, :]
     tl.store(where, acc, mask=(rows < n_a)[:, None] & (features < F)[None, :])
 
@@ -308,7 +336,16 @@ def _options(tile: AttentionTile, x: Tensor) -> dict[str, object]:
 
 @on_own_device
 def attention_fwd(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Outputs (B, N, E) in the inputs' dtype and row statistics (B, 2, N) in float32."""
+    """The operator ``cmx_fast::attention_fwd`` for CUDA.
+
+    Args:
+        query: (B, N, D), key: (B, M, D), value: (B, M, E), of one dtype: float32, bfloat16 or float16.
+
+    Returns:
+        outputs (B, N, E) in the inputs' dtype, 0 without keys, and row statistics (B, 2, N) float32.
+
+    Cost: N x M x (D + E) multiplications, N x M x D of them once per chunk of E.
+    """
     check_dtype(query)
     query, key, value = contiguous(query, key, value)
     (b, n, d), m, e = query.shape, key.shape[1], value.shape[2]
@@ -338,7 +375,7 @@ def attention_bwd(
     need_key: bool,
     need_value: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dquery, dkey and dvalue in the inputs' dtype; empty where not needed."""
+    """The operator ``cmx_fast::attention_bwd`` for CUDA: dquery, dkey, dvalue like the inputs, (0,) if not needed."""
     grad_out, query, key, value = contiguous(grad_out, query, key, value)
     (b, n, d), m, e = query.shape, key.shape[1], value.shape[2]
     needed = need_query, need_key, need_value
@@ -350,7 +387,8 @@ def attention_bwd(
         return results[0], results[1], results[2]
     means = query.new_empty(b, n, dtype=torch.float32)
     if need_query or need_key:
-        # Of the slopes as the gradients' kernel has them: where one weight is 1, they cancel.
+        # With the gradient kernel's own depth of chunks, so that the slopes are the same: Note [Slopes less their
+        # mean].
         tile = _tile(BACKWARD_TILES, query, max(d, e), 1)
         options = {name: value for name, value in _options(tile, query).items() if name != "OUT"}
         attention_mean_slope_kernel[(b * ceil_div(n, tile.rows),)](

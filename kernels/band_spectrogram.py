@@ -1,7 +1,11 @@
 """Spectrograms in bands on the GPU: windowed frames, cuFFT, then power, bands and logarithm from one read.
 
-A program of the second kernel owns some frames and some neighbouring bands; of their bins, which lie together, it walks
-only those that some of its bands take.
+Tile and owner: a program of the first kernel owns one frame, (N_FFT,), of one wave. A program of the second owns FRAMES
+frames and BANDS neighbouring bands, (FRAMES, BANDS), and walks the bins BINS at a time from the first that any of its
+bands takes to the last (``reach``): bands of a filter bank are narrow and lie next to each other.
+
+Why it is right: power times bands is a float32 product in IEEE precision, not TF32's; bins outside the reach have
+weight 0. A place before or behind the wave loads 0, and a reach beyond the bins is cut before it is an address.
 """
 
 import math
@@ -22,7 +26,7 @@ FRAMES, BANDS, BINS = 32, 16, 32
 def band_spectrogram_frame_kernel(
     wave_ptr,  # (B, samples)
     window_ptr,  # (length,)
-    out_ptr,  # (B, frames, n_fft)
+    out_ptr,  # out, (B, frames, n_fft)
     samples,
     length,
     frames,
@@ -44,6 +48,7 @@ def band_spectrogram_frame_kernel(
         place = tl.abs(place)
         place = tl.where(place < samples, place, 2 * (samples - 1) - place)
     there = inside & (place >= 0) & (place < samples)
+    # (N_FFT,)
     x = tl.load(wave_ptr + b * samples + place, mask=there, other=0.0)
     if PREEMPHASIS:
         before = tl.load(wave_ptr + b * samples + place - 1, mask=there & (place > 0), other=0.0)
@@ -51,7 +56,7 @@ def band_spectrogram_frame_kernel(
     if REMOVE_MEAN:
         x -= tl.sum(x, 0) / length
     window = tl.load(window_ptr + t - lead, mask=inside, other=0.0)
-    # Beyond the wave's end nothing: a NaN there would be the neighbour's.
+    # 0 outside the wave and the window, whatever the mean that was subtracted.
     tl.store(out_ptr + (b * frames + f) * N_FFT + t, tl.where(there, x * window, 0.0))
 
 
@@ -62,7 +67,7 @@ def band_spectrogram_band_kernel(
     reach_ptr,  # (K, 2)
     mean_ptr,  # (K,) or None
     std_ptr,  # (K,) or None
-    out_ptr,  # (B, K, frames)
+    out_ptr,  # out, (B, K, frames)
     frames,
     bins,
     count,
@@ -77,6 +82,7 @@ def band_spectrogram_band_kernel(
     f = tl.program_id(0) * FRAMES + tl.arange(0, FRAMES)
     k = tl.program_id(1) * BANDS + tl.arange(0, BANDS)
     b = tl.program_id(2).to(tl.int64)
+    # (BANDS,) each
     begins = tl.load(reach_ptr + 2 * k, mask=k < count, other=2147483647)
     ends = tl.load(reach_ptr + 2 * k + 1, mask=k < count, other=0)
     # A reach beyond the bins must not lead out of the spectra.
@@ -87,6 +93,7 @@ def band_spectrogram_band_kernel(
     for j0 in range(begin, end, BINS):
         j = j0 + tl.arange(0, BINS)
         there = (f < frames)[:, None] & (j < end)[None, :]
+        # (FRAMES, BINS) each
         re = tl.load(rows + 2 * j[None, :], mask=there, other=0.0)
         im = tl.load(rows + 2 * j[None, :] + 1, mask=there, other=0.0)
         # (BINS, BANDS)
@@ -107,6 +114,7 @@ def band_spectrogram_band_kernel(
         level -= tl.load(mean_ptr + k, mask=k < count, other=0.0)[None, :]
     if std_ptr is not None:
         level /= tl.load(std_ptr + k, mask=k < count, other=1.0)[None, :]
+    # (FRAMES, BANDS)
     to = out_ptr + (b * count + k.to(tl.int64))[None, :] * frames + f[:, None]
     tl.store(to, level, mask=(f < frames)[:, None] & (k < count)[None, :])
 

@@ -1,7 +1,14 @@
 """Gates per channel on the GPU: pooling, gating, slopes and gradients as a pass over the planes each.
 
-A program owns some channels' planes and walks their positions. Between the passes the small network is matrix products
-of (B, C) by (C, H), which are PyTorch's.
+Algorithm: forward, pool the planes, run the small network, multiply; backward, the slope by each gate, the network
+backward, the gradients. Between the passes the network is matrix products of (B, C) by (C, H), which are PyTorch's.
+Tile and owner: a plane is the P positions of one channel of one sample; a program owns ROWS planes and walks their
+positions COLS at a time, (ROWS, COLS) = 2048 elements. Everything of a plane is one program's, so nothing is atomic.
+
+Why it is right: sums are kept per element of the tile in float32 and reduced once at the end. The peak is the first of
+equal maxima: each element of the tile keeps its first, and the reduction takes the least position. A NaN is no maximum
+of comparisons, so it is taken from the sum instead. The ReLU behind a residual passes where the output is not <= 0,
+which lets a NaN through.
 """
 
 import torch
@@ -17,8 +24,8 @@ __all__ = ["channel_gate_bwd", "channel_gate_fwd"]
 @triton.jit
 def channel_gate_pool_kernel(
     x_ptr,  # (planes, P)
-    mean_ptr,  # (B, K, C)
-    peak_ptr,  # (B, C): of the maxima, which are mean_ptr's second rows; or None
+    mean_ptr,  # out, (B, K, C): means and, for K = 2, maxima
+    peak_ptr,  # out, (B, C): positions of the maxima; None for K = 1
     planes,
     C,
     P,
@@ -34,12 +41,14 @@ def channel_gate_pool_kernel(
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
         there = inside[:, None] & (p < P)[None, :]
+        # (ROWS, COLS)
         x = tl.load(x_ptr + row[:, None] * P + p[None, :], mask=there, other=0.0).to(tl.float32)
         sums += x
         if peak_ptr is not None:
             above = there & (x > highest)
             highest = tl.where(above, x, highest)
             places = tl.where(above, p[None, :], places)
+    # (ROWS,) each
     total = tl.sum(sums, 1)
     if peak_ptr is None:
         tl.store(mean_ptr + row, total / P, mask=inside)
@@ -58,7 +67,7 @@ def channel_gate_apply_kernel(
     x_ptr,  # (planes, P)
     gate_ptr,  # (planes,)
     residual_ptr,  # (planes, P) or None
-    out_ptr,
+    out_ptr,  # out, (planes, P)
     planes,
     P,
     ROWS: tl.constexpr,
@@ -70,6 +79,7 @@ def channel_gate_apply_kernel(
         p = p0 + tl.arange(0, COLS)
         there = (row < planes)[:, None] & (p < P)[None, :]
         where = row[:, None] * P + p[None, :]
+        # (ROWS, COLS)
         y = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32) * gate[:, None]
         if residual_ptr is not None:
             y += tl.load(residual_ptr + where, mask=there, other=0.0).to(tl.float32)
@@ -83,7 +93,7 @@ def channel_gate_slope_kernel(
     x_ptr,
     out_ptr,  # or None
     gate_ptr,  # (planes,)
-    logit_ptr,  # (planes,): the gradient of what the gate is a sigmoid of
+    logit_ptr,  # out, (planes,): the gradient by the gate's logit
     planes,
     P,
     ROWS: tl.constexpr,
@@ -96,6 +106,7 @@ def channel_gate_slope_kernel(
         p = p0 + tl.arange(0, COLS)
         there = (row < planes)[:, None] & (p < P)[None, :]
         where = row[:, None] * P + p[None, :]
+        # (ROWS, COLS)
         slope = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
         slope *= tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32)
         if out_ptr is not None:
@@ -112,8 +123,8 @@ def channel_gate_gradient_kernel(
     gate_ptr,  # (planes,)
     pooled_ptr,  # (B, K, C): gradients of mean and, with a peak, maximum
     peak_ptr,  # (B, C) or None
-    dx_ptr,
-    dresidual_ptr,  # where there is an out
+    dx_ptr,  # out, (planes, P)
+    dresidual_ptr,  # out, (planes, P) where out_ptr is given
     planes,
     C,
     P,
@@ -134,6 +145,7 @@ def channel_gate_gradient_kernel(
         p = p0 + tl.arange(0, COLS)
         there = inside[:, None] & (p < P)[None, :]
         where = row[:, None] * P + p[None, :]
+        # (ROWS, COLS) each
         passed = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
         if out_ptr is not None:
             passed = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, passed)
@@ -145,9 +157,9 @@ def channel_gate_gradient_kernel(
 
 
 def _launch(planes: int, positions: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and tile: 2048 elements, as many planes as it takes where they are small.
+    """Grid and tile: 2048 elements, of several planes where they are small.
 
-    Eight to a thread: more spill where planes are no multiple of 16 bytes, as those of 7 x 7 maps.
+    Eight elements to a thread: more spill where planes are no multiple of 16 bytes, as those of 7 x 7 maps.
     """
     cols = min(1024, next_power_of_2(positions))
     rows = 2048 // max(cols, 64)
@@ -165,7 +177,7 @@ def channel_gate_fwd(
     gate_bias: Tensor,
     maximum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The result like x; in float32 pooled (B, K, C), hidden (B, K, H), gate (B, C); peak (B, C) or (B, 0) int64."""
+    """Result like x; in float32 pooled (B, K, C), hidden (B, K, H), gate (B, C); peak (B, C) or (B, 0) int64."""
     check_dtype(x)
     x, residual = contiguous(x, residual)
     batch, channels, positions = x.shape

@@ -1,6 +1,12 @@
 """Pooling over channels and gates per position on the GPU.
 
-A program owns some positions of a sample and walks all channels, so that sums over them need no second pass.
+Tile and owner: a program owns COLS neighbouring positions of a sample and walks all channels ROWS at a time,
+(ROWS, COLS) = 2048 elements, so that sums over channels are one program's and need no second pass. Loads run along the
+positions, which are neighbours in memory.
+
+Why it is right: sums are float32 per element of the tile, reduced once at the end (pooling) or per tile in the order of
+the channels (gradients). The peak is the first of equal maxima, and a NaN, no maximum of comparisons, is taken from the
+sum. The ReLU behind a residual passes where the output is not <= 0, which lets a NaN through.
 """
 
 import torch
@@ -17,8 +23,8 @@ __all__ = ["pool_channels_bwd", "pool_channels_fwd", "position_gate_bwd", "posit
 @triton.jit
 def position_gate_pool_kernel(
     x_ptr,  # (B, C, P)
-    pooled_ptr,  # (B, 2, P)
-    peak_ptr,  # (B, P)
+    pooled_ptr,  # out, (B, 2, P): maxima, means
+    peak_ptr,  # out, (B, P): channels of the maxima
     C,
     P,
     ROWS: tl.constexpr,
@@ -34,11 +40,13 @@ def position_gate_pool_kernel(
         c = c0 + tl.arange(0, ROWS)
         there = (c < C)[:, None] & (p < P)[None, :]
         where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        # (ROWS, COLS)
         x = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32)
         sums += x
         above = there & (x > highest)
         highest = tl.where(above, x, highest)
         channels = tl.where(above, c[:, None], channels)
+    # (COLS,) each
     total = tl.sum(sums, 0)
     largest = tl.max(highest, 0)
     peak = tl.min(tl.where(highest == largest[None, :], channels, C), 0)
@@ -53,7 +61,7 @@ def position_gate_pool_kernel(
 def position_gate_spread_kernel(
     grad_ptr,  # (B, 2, P)
     peak_ptr,  # (B, P)
-    dx_ptr,  # (B, C, P)
+    dx_ptr,  # out, (B, C, P)
     C,
     P,
     ROWS: tl.constexpr,
@@ -66,6 +74,7 @@ def position_gate_spread_kernel(
     peak = tl.load(peak_ptr + b * P + p, mask=p < P, other=-1)
     for c0 in range(0, C, ROWS):
         c = c0 + tl.arange(0, ROWS)
+        # (ROWS, COLS)
         dx = share[None, :] + tl.where(c[:, None] == peak[None, :], of_highest[None, :], 0.0)
         where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
         tl.store(dx_ptr + where, dx, mask=(c < C)[:, None] & (p < P)[None, :])
@@ -76,7 +85,7 @@ def position_gate_apply_kernel(
     x_ptr,  # (B, C, P)
     gate_ptr,  # (B, P)
     residual_ptr,  # (B, C, P) or None
-    out_ptr,
+    out_ptr,  # out, (B, C, P)
     C,
     P,
     ROWS: tl.constexpr,
@@ -89,6 +98,7 @@ def position_gate_apply_kernel(
         c = c0 + tl.arange(0, ROWS)
         there = (c < C)[:, None] & (p < P)[None, :]
         where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        # (ROWS, COLS)
         y = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32) * gate[None, :]
         if residual_ptr is not None:
             y += tl.load(residual_ptr + where, mask=there, other=0.0).to(tl.float32)
@@ -102,9 +112,9 @@ def position_gate_gradient_kernel(
     x_ptr,
     gate_ptr,  # (B, P)
     out_ptr,  # (B, C, P) or None
-    dx_ptr,
-    dgate_ptr,  # (B, P)
-    dresidual_ptr,  # where there is an out
+    dx_ptr,  # out, (B, C, P)
+    dgate_ptr,  # out, (B, P)
+    dresidual_ptr,  # out, (B, C, P) where out_ptr is given
     C,
     P,
     ROWS: tl.constexpr,
@@ -118,6 +128,7 @@ def position_gate_gradient_kernel(
         c = c0 + tl.arange(0, ROWS)
         there = (c < C)[:, None] & (p < P)[None, :]
         where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        # (ROWS, COLS) each
         passed = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
         if out_ptr is not None:
             passed = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, passed)
@@ -128,9 +139,9 @@ def position_gate_gradient_kernel(
 
 
 def _launch(x: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """Grid and tile: the widest that gives every multiprocessor two programs, down to a sector of memory.
+    """Grid and tile: the widest tile that gives every multiprocessor two programs, down to 16 positions.
 
-    Eight warps, as the gates of channels have.
+    Eight elements to a thread, as in kernels/channel_gate.py.
     """
     batch, _, positions = x.shape
     cols = min(128, next_power_of_2(positions))
@@ -159,7 +170,7 @@ def pool_channels_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @on_own_device
 def pool_channels_bwd(grad_pooled: Tensor, peak: Tensor, x: Tensor) -> Tensor:
-    """dx like x."""
+    """Gradient dx, like x, of :func:`pool_channels_fwd`."""
     grad_pooled, x = contiguous(grad_pooled, x)
     dx = torch.empty_like(x)
     if dx.numel():
@@ -170,7 +181,7 @@ def pool_channels_bwd(grad_pooled: Tensor, peak: Tensor, x: Tensor) -> Tensor:
 
 @on_own_device
 def position_gate_fwd(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tensor:
-    """The result like x."""
+    """``x * gate``, or ``relu(x * gate + residual)``; like x."""
     check_dtype(x)
     x, gate, residual = contiguous(x, gate, residual)
     out = torch.empty_like(x)

@@ -1,7 +1,12 @@
-"""Frames to a network's input on the GPU: a program owns some pixels of one view, all three channels of them.
+"""Frames to a network's input on the GPU, from one read.
 
-Where contrast changes, a kernel before it reads the same pixels for the views' mean greys; the second read finds the
-frames in the cache.
+Tile and owner: a program owns COLS pixels of one view, (COLS,), in all three channels, and computes each from four
+pixels of its frame, which neighbouring programs find in the cache. Where contrast changes, a kernel before it makes the
+same pixels for the views' mean greys: a program owns PART pixels of a view and writes one sum. The second read finds
+the frames in the cache.
+
+Why it is right: positions are clamped to the outermost pixel centres before they are addresses, and a NaN becomes 0, so
+no read leaves the frame. Interpolation and colours are float32; the parts of a mean are added in one fixed order.
 """
 
 import torch
@@ -19,7 +24,7 @@ PART = 8 * COLS  # pixels of a sum of greys
 
 @triton.jit
 def place(start, length, along, end):
-    """The pixel before a position, how far the next one is, and the share of the way to it."""
+    """(COLS,) first pixel, step to the second (0 or 1) and share of the second, at the places ``along`` of a window."""
     # A NaN is 0 and not an address.
     x = tl.minimum(tl.maximum(start + length * along - 0.5, 0.0), end - 1.0)
     first = tl.minimum(x.to(tl.int32), tl.maximum(end - 2, 0))
@@ -28,7 +33,8 @@ def place(start, length, along, end):
 
 @triton.jit
 def sample(at, step_x, step_y, share_x, share_y, inside):
-    """Bilinear, of one channel, in 0 to 255."""
+    """(COLS,) bilinear samples of one channel, in 0 to 255."""
+    # (COLS,) each
     a = tl.load(at, mask=inside, other=0).to(tl.float32)
     b = tl.load(at + step_x, mask=inside, other=0).to(tl.float32)
     c = tl.load(at + step_y, mask=inside, other=0).to(tl.float32)
@@ -76,12 +82,13 @@ def pixels_of(
 
 @triton.jit
 def unit(v):
-    """Into [0, 1]; a NaN stays."""
+    """Clamp to [0, 1]; a NaN stays."""
     return tl.where(v < 0, 0.0, tl.where(v > 1, 1.0, v))
 
 
 @triton.jit
 def luma(red, green, blue):
+    """Grey of a colour, by ITU-R BT.601's weights."""
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
@@ -92,7 +99,7 @@ def prepare_frames_grey_kernel(
     sizes_ptr,
     mirrored_ptr,
     factors_ptr,  # (B, 3)
-    grey_ptr,  # (B * T, parts), sums
+    grey_ptr,  # out, (B * T, parts): sums of the views' greys
     T,
     h,
     w,
@@ -128,7 +135,7 @@ def prepare_frames_view_kernel(
     mirrored_ptr,
     factors_ptr,  # (B, 3) or None
     grey_ptr,  # (B * T, PARTS), with factors
-    out_ptr,  # (B, 3, T, H, W), with LAST (B, T, H, W, 3)
+    out_ptr,  # out, (B, 3, T, H, W), with LAST (B, T, H, W, 3)
     T,
     h,
     w,
@@ -173,6 +180,7 @@ def prepare_frames_view_kernel(
         to, apart = out_ptr + (frame * P + p) * 3, 1
     else:
         to, apart = out_ptr + (b * 3 * T + t) * P + p, tl.cast(T, tl.int64) * P
+    # (COLS,) each
     tl.store(to, (red - mean_red) * scale_red, mask=inside)
     tl.store(to + apart, (green - mean_green) * scale_green, mask=inside)
     tl.store(to + 2 * apart, (blue - mean_blue) * scale_blue, mask=inside)
@@ -207,7 +215,7 @@ def prepare_frames(
     if factors is not None:
         grey = factors.new_empty(clips * count, parts)
         prepare_frames_grey_kernel[clips * count, parts](*of_clips, grey, *layout, COLS=COLS, PART=PART)
-    white = 255 if factors is None else 1  # of what the last step gets
+    white = 255 if factors is None else 1  # the last step's input lies in 0 to white
     colours = (*(white * value for value in mean), *(1 / (white * value) for value in std))
     grid = (clips * count, ceil_div(pixels, COLS))
     prepare_frames_view_kernel[grid](

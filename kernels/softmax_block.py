@@ -1,4 +1,9 @@
-"""One block of a softmax whose other blocks lie in other processes: launchers over the scan and the gradient kernel."""
+"""One block of a softmax whose other blocks lie in other processes: launchers over the scan and the gradient kernel.
+
+The kernels are kernels/common/scan.py and kernels/common/gradient_kernel.py, with a batch of one and label smoothing's
+fourth statistic; here their splits are merged by a few PyTorch operations on (splits, N). Why it is right: statistics
+of blocks merge like those of splits, to the common maximum, in whichever process they were made.
+"""
 
 import torch
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
@@ -27,7 +32,7 @@ def _softmax(softmax: Tensor) -> Softmax:
 
 
 def _finish(part: RowGradient, x: Tensor, similarity: str, like: Tensor) -> Tensor:
-    """The sum over the splits; of distances less the row's own part."""
+    """Gradient of x: the sum over the splits; for distances less the rows' own part, sum_j H_ij x_i."""
     if part.data is None:
         return like.new_zeros(x.shape)
     gradient = part.data.sum(0)[0]
@@ -41,7 +46,7 @@ def _finish(part: RowGradient, x: Tensor, similarity: str, like: Tensor) -> Tens
 def softmax_block_fwd(
     x: Tensor, y: Tensor | None, logit_scale: Tensor, excluded: Tensor | None, similarity: str
 ) -> Tensor:
-    """Statistics (4, N) float32, as :func:`cmx_fast.ops.softmax_block.block_statistics` says."""
+    """Statistics (4, N) float32, those of :func:`cmx_fast.ops.softmax_block.block_statistics`."""
     check_dtype(x)
     x, y, excluded = contiguous(x, y, excluded)
     statistics = logit_scale.new_zeros(4, len(x))

@@ -1,9 +1,15 @@
 """Unrolled ISTA on the GPU: launchers of the forward and the backward pass.
 
-In Gram form a step is a' = max(0, a + r), r' = r + (a' - a) N with N = -eta D^T D (k x k): a program keeps the codes
-and r of its vectors in registers through all steps. The products with D are the library's, a chunk of vectors at a
+Algorithm: in Gram form a step is a' = max(0, a + r), r' = r + (a' - a) N with N = -eta D^T D (k x k) and
+r = eta (D^T (x - D a) - lambda). Tile and owner: a program owns BLOCK vectors and keeps their codes and r,
+(BLOCK, ATOMS), and N, (ATOMS, ATOMS), through all steps. The products with D are the library's, a chunk of vectors at a
 time; so are the sums behind the dictionary's gradient, over codes and gradients of all steps that the backward program
 leaves in a buffer for the chunk.
+
+Why it is right: r is updated by the *change* of the codes, so a rounding error in a step shrinks with the change as the
+codes settle, where recomputing D^T (x - D a) would round at the size of x each time. Backward runs the steps again,
+keeps the codes before each, and walks back through max(0, .), whose gradient passes where the code is positive. Sums
+over chunks are float64. Memory: the steps of one chunk of 32768 vectors, whatever their number.
 """
 
 import torch
@@ -24,7 +30,7 @@ MOST_ATOMS = 128
 def sparse_code_forward_kernel(
     r_ptr,  # (n, k) eta (D^T x - lambda)
     transition_ptr,  # (k, k)
-    codes_ptr,  # (n, k)
+    codes_ptr,  # out, (n, k)
     n,
     K,
     STEPS: tl.constexpr,
@@ -35,6 +41,7 @@ def sparse_code_forward_kernel(
     a = tl.arange(0, ATOMS)
     mask = (i < n)[:, None] & (a < K)[None, :]
     square = (a < K)[:, None] & (a < K)[None, :]
+    # (ATOMS, ATOMS), then (BLOCK, ATOMS)
     transition = tl.load(transition_ptr + a[:, None] * K + a[None, :], mask=square, other=0.0)
     r = tl.load(r_ptr + i[:, None] * K + a[None, :], mask=mask, other=0.0)
     codes = tl.where(r < 0, 0.0, r)
@@ -45,6 +52,7 @@ def sparse_code_forward_kernel(
         following = tl.where(total < 0, 0.0, total)
         change = following - codes
         codes = following
+    # (BLOCK, ATOMS)
     tl.store(codes_ptr + i[:, None] * K + a[None, :], codes.to(codes_ptr.dtype.element_ty), mask=mask)
 
 
@@ -53,9 +61,9 @@ def sparse_code_backward_kernel(
     grad_ptr,  # (n, k)
     r_ptr,
     transition_ptr,
-    before_ptr,  # (STEPS - 1, n, k) codes before each step but the first
-    through_ptr,  # (STEPS - 1, n, k) gradients by the sums of these steps
-    by_r_ptr,  # (n, k) gradient by the first r
+    before_ptr,  # out, (STEPS - 1, n, k) codes before each step but the first
+    through_ptr,  # out, (STEPS - 1, n, k) gradients by the sums codes + r of these steps
+    by_r_ptr,  # out, (n, k) gradient by the first r
     n,
     K,
     STEPS: tl.constexpr,
@@ -66,6 +74,7 @@ def sparse_code_backward_kernel(
     a = tl.arange(0, ATOMS)
     mask = (i < n)[:, None] & (a < K)[None, :]
     square = (a < K)[:, None] & (a < K)[None, :]
+    # (ATOMS, ATOMS), then (BLOCK, ATOMS)
     transition = tl.load(transition_ptr + a[:, None] * K + a[None, :], mask=square, other=0.0)
     place = i[:, None] * K + a[None, :]
     layer = tl.cast(n, tl.int64) * K
@@ -100,7 +109,7 @@ def _options(k: int, steps: int) -> dict:
 
 
 def _chunks(x: Tensor):
-    """Flat vectors (n, C) in float32, some at a time, with the place of the first."""
+    """Pairs of a chunk's first index and its vectors (n, C) in float32, at most CHUNK at a time."""
     rows = x.reshape(-1, x.shape[2])
     for begin in range(0, len(rows), CHUNK):
         yield begin, rows[begin : begin + CHUNK].float()

@@ -1,4 +1,12 @@
-"""SpecAugment's pass on the GPU: a program owns some bands and frames of a sample."""
+"""SpecAugment's pass on the GPU.
+
+Tile and owner: a program owns ROWS bands and COLS frames of a sample, (ROWS, COLS), and writes each once. A frame is
+read at a position between two stored ones, along the row, so both reads of neighbouring frames meet in the cache.
+
+Why it is right: positions are clamped into the row before they are addresses, and a NaN becomes 0; what is hidden is
+not read at all, so a NaN there does not show. A frame at a whole position is copied, without an interpolation that
+could round it or take a NaN from its neighbour.
+"""
 
 import torch
 import triton
@@ -16,7 +24,7 @@ def warp_and_mask_kernel(
     position_ptr,  # (B, T)
     bands_ptr,  # (B, F) bytes: hidden
     frames_ptr,  # (B, T) bytes: hidden
-    out_ptr,
+    out_ptr,  # out, (B, F, T)
     F,
     T,
     ROWS: tl.constexpr,
@@ -25,6 +33,7 @@ def warp_and_mask_kernel(
     f = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     t = tl.program_id(1) * COLS + tl.arange(0, COLS)
     b = tl.program_id(2).to(tl.int64)
+    # (COLS,)
     position = tl.load(position_ptr + b * T + t, mask=t < T, other=0.0)
     # "Not above 0" takes NaN to the first frame: no position may lead out of the row.
     position = tl.where(position > 0, position, 0.0)
@@ -36,6 +45,7 @@ def warp_and_mask_kernel(
     hidden |= tl.load(frames_ptr + b * T + t, mask=t < T, other=1)[None, :] != 0
     rows = (b * F + f.to(tl.int64))[:, None] * T
     shown = (hidden == 0) & (f < F)[:, None] & (t < T)[None, :]
+    # (ROWS, COLS) each
     a = tl.load(x_ptr + rows + left[None, :], mask=shown, other=0.0).to(tl.float32)
     between = shown & ((share > 0) & (left < T - 1))[None, :]
     c = tl.load(x_ptr + rows + left[None, :] + 1, mask=between, other=0.0).to(tl.float32)

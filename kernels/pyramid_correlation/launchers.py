@@ -1,8 +1,20 @@
 """Pyramid correlation filtering on the GPU: launchers of the forward and the backward pass, and the consistency loss.
 
-A program takes whole windows of the coarsest level in one frame, their positions in Z-order, so that the sums over the
-windows of every level are sums along an axis of its tile: the features are read once forward and once backward. The
-maps without channels between the passes are made in kernels/pyramid_correlation/maps.py.
+Algorithm: a window's mean product with the filter is the mean of its positions' products, so one pass over the features
+makes the products, and the squares of every level's window sums, of all levels. What follows works on maps without
+channels (kernels/pyramid_correlation/maps.py). Backward, one pass reads the features and writes their gradient: to each
+position a multiple of the filter and, with cosines, a multiple of the sum of each window around it.
+
+Tile and owner: a tile is TILE whole windows of the coarsest level, INNER positions each, of one frame, by CHANNELS
+channels: (TILE, INNER, CHANNELS). Forward, a program owns one tile of windows and walks all channels, so each window's
+value is one program's. Backward, a program owns CHANNELS channels and one split of a sample's tiles and writes every
+element of their gradient once; the filter's gradient is summed over splits in a fixed order. Positions lie in the order
+of Note [Z-order], so no window is cut and its sums never leave the tile.
+
+Why it is right: everything is accumulated in float32 whatever the features; positions outside the frame load 0 and
+count 0, so a partial window has the mean of what is there. A vector no longer than 1e-12 has an inverse length of 0,
+and with it a cosine and a gradient of 0. Memory beyond the results: a few floats per window and, backward, one (C,) row
+per split.
 """
 
 import torch
@@ -22,6 +34,17 @@ from torch import Tensor
 
 __all__ = ["attention_consistency_fwd", "pyramid_correlation_bwd", "pyramid_correlation_fwd"]
 
+# Note [Z-order]
+# ~~~~~~~~~~~~~~
+# The INNER = 4^(LEVELS - 1) positions of a coarsest window are numbered along the Z curve: bits 0 and 2 of the number
+# are the column, bits 1 and 3 the row.
+#
+#      0  1 |  4  5
+#      2  3 |  6  7       Four consecutive numbers are a 2 x 2 window of level 1, sixteen a window of level 2.
+#     ------+------       So a level's sums are sums along the last axis of (..., INNER / 4, 4): no gather, no partner
+#      8  9 | 12 13       in another program.
+#     10 11 | 14 15
+
 ELEMENTS = 4096  # of a program's tile
 STAGES = tl.constexpr(2)  # tiles on their way from memory
 FEWEST_TILES = 8  # that programs which share a sample's channels take each
@@ -29,7 +52,7 @@ FEWEST_TILES = 8  # that programs which share a sample's channels take each
 
 @triton.jit
 def place(TILE_INDEX, N_TILES, W, SIDE: tl.constexpr, TILE: tl.constexpr, INNER: tl.constexpr):
-    """Frame, and the rows and columns of a tile's positions (TILE, INNER), Z-order within a window."""
+    """Frame, rows and columns (TILE, INNER) of a tile's positions, within a window in the order of Note [Z-order]."""
     window = (TILE_INDEX % N_TILES) * TILE + tl.arange(0, TILE)
     across = tl.cdiv(W, SIDE)
     inner = tl.arange(0, INNER)
@@ -42,19 +65,23 @@ def place(TILE_INDEX, N_TILES, W, SIDE: tl.constexpr, TILE: tl.constexpr, INNER:
 
 @triton.jit
 def window_sums(x, TILE: tl.constexpr, INNER: tl.constexpr, CHANNELS: tl.constexpr):
-    """Sums of four neighbours in Z-order: (TILE, INNER, CHANNELS) to (TILE, INNER / 4, CHANNELS)."""
+    """Sums over 2 x 2 windows: (TILE, INNER, CHANNELS) to (TILE, INNER / 4, CHANNELS)."""
     return tl.sum(tl.reshape(x, (TILE, INNER // 4, 4, CHANNELS)), axis=2)
 
 
 @triton.jit
 def sums_of_four(x, TILE: tl.constexpr, INNER: tl.constexpr):
-    """(TILE, INNER) to (TILE, INNER / 4), as :func:`window_sums`."""
+    """Sums over 2 x 2 windows: (TILE, INNER) to (TILE, INNER / 4)."""
     return tl.sum(tl.reshape(x, (TILE, INNER // 4, 4)), axis=2)
 
 
 @triton.jit
 def store_windows(value_ptr, inverse_ptr, cell, mask, total, count, square, filter_scale):
-    """Values of windows from the sums over their positions: mean products, or with squares of window sums cosines."""
+    """Store windows' values: total / count, mean products, or with ``inverse_ptr`` cosines, and then inverse norms too.
+
+    ``square`` is that of the window's sum, so square / count^2 that of its mean. All arguments have the shape of
+    ``total``.
+    """
     count = tl.maximum(count, 1.0)
     value = total / count
     if inverse_ptr is not None:
@@ -68,8 +95,8 @@ def store_windows(value_ptr, inverse_ptr, cell, mask, total, count, square, filt
 def pyramid_correlation_forward_kernel(
     x_ptr,  # (B, C, T, H, W)
     filter_ptr,  # (B, C)
-    value_ptr,  # (B, CELLS): cosines or mean products, all levels
-    inverse_ptr,  # (B, CELLS): inverse norms of the windows' means; or None
+    value_ptr,  # out, (B, CELLS): cosines or mean products, all levels
+    inverse_ptr,  # out, (B, CELLS): inverse norms of the windows' means; or None
     C,
     T,
     H,
@@ -99,6 +126,7 @@ def pyramid_correlation_forward_kernel(
     filter_square = 0.0
     for start in tl.range(0, C, CHANNELS, num_stages=STAGES):
         c = start + tl.arange(0, CHANNELS)
+        # (CHANNELS,)
         kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
         # (TILE, INNER, CHANNELS); positions outside the frame are 0 and add nothing to a window
         values = tl.load(
@@ -145,11 +173,11 @@ def pyramid_correlation_forward_kernel(
 def pyramid_correlation_backward_kernel(
     x_ptr,  # (B, C, T, H, W)
     filter_ptr,  # (B, C)
-    along_ptr,  # (B, CELLS): what a window's positions get of the filter
-    own_ptr,  # (B, CELLS): what they get of the window's sum; or None
-    turn_ptr,  # (B, LEVELS): what the filters' gradient loses of them; None also where there are several splits
-    dx_ptr,  # (B, C, T, H, W)
-    dfilter_ptr,  # (B, n_splits, C): sums of features times `along`
+    along_ptr,  # (B, CELLS): multiple of the filter in the gradient of a window's positions
+    own_ptr,  # (B, CELLS): multiple of the window's own sum in it; or None
+    turn_ptr,  # (B, LEVELS): multiple of the filter that its gradient loses; None also with several splits
+    dx_ptr,  # out, (B, C, T, H, W)
+    dfilter_ptr,  # out, (B, n_splits, C): sums of features times `along`
     C,
     T,
     H,
@@ -177,6 +205,7 @@ def pyramid_correlation_backward_kernel(
     b, split = (tl.program_id(0) // n_splits).to(tl.int64), tl.program_id(0) % n_splits
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel = c.to(tl.int64)[None, None, :]
+    # (CHANNELS,)
     kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
     dfilter = tl.zeros((CHANNELS,), tl.float32)
     for tile in tl.range(
@@ -186,12 +215,14 @@ def pyramid_correlation_backward_kernel(
         inside = (y < H) & (x < W)
         mask = inside[:, :, None] & (c < C)[None, None, :]
         where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
+        # (TILE, INNER, CHANNELS)
         values = tl.load(x_ptr + where[:, :, None] + channel * stride_c, mask=mask, other=0.0).to(tl.float32)
         along = tl.zeros((TILE, INNER), tl.float32)
         gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
         sums = values
         h, w, offset = H, W, b * CELLS
         for level in tl.static_range(LEVELS):
+            # (TILE, INNER): each position reads the cell of its window.
             cell = offset + (t * h + (y >> level)) * w + (x >> level)
             along += tl.load(along_ptr + cell, mask=inside, other=0.0)
             if own_ptr is not None:
@@ -209,12 +240,14 @@ def pyramid_correlation_backward_kernel(
             + y.to(tl.int64) * out_stride_h
             + x.to(tl.int64) * out_stride_w
         )
+        # (TILE, INNER, CHANNELS)
         out_ptr = dx_ptr + out[:, :, None] + channel * out_stride_c
         tl.store(out_ptr, gradient.to(dx_ptr.dtype.element_ty), mask=mask)
         dfilter += tl.sum(tl.sum(values * along[:, :, None], axis=1), axis=0)
     if turn_ptr is not None:
         for level in tl.static_range(LEVELS):
             dfilter -= tl.load(turn_ptr + b * LEVELS + level) * kernel
+    # (CHANNELS,)
     tl.store(dfilter_ptr + (b * n_splits + split) * C + c, dfilter, mask=c < C)
 
 

@@ -1,4 +1,14 @@
-"""The maps without channels around pyramid correlation's passes over the features: small, and a few launches."""
+"""The maps without channels around pyramid correlation's passes over the features: small, and a few launches.
+
+Forward, a program of the map kernel owns a whole sample and walks its positions BLOCK at a time: a softmax needs the
+sample's maximum and sum, which it finds online in a first walk, and a consistency loss its sum of squares. Backward, a
+program of the pull kernel owns a sample and a level and walks the level's windows BLOCK at a time; each window gathers
+from the positions that read it, so nothing is scattered and nothing added atomically.
+
+Why it is right: the enlargement is bilinear with half-pixel centres, as F.interpolate(scale_factor=2^level) has it, and
+its transpose is the same tent function of position and window, so forward and backward agree. Every mask keeps its
+loads within the sample.
+"""
 
 from typing import NamedTuple
 
@@ -34,7 +44,7 @@ class Pyramid(NamedTuple):
 
 @triton.jit
 def level_size(level, T, H, W):
-    """Rows and columns of a level's windows, and where they begin among those of all levels."""
+    """Rows and columns of a level's windows, and the offset of the first among the sample's cells."""
     h, w = (H + (1 << level) - 1) >> level, (W + (1 << level) - 1) >> level
     offset = tl.where(level > 0, T * H * W, 0)
     offset += tl.where(level > 1, T * ((H + 1) >> 1) * ((W + 1) >> 1), 0)
@@ -43,7 +53,7 @@ def level_size(level, T, H, W):
 
 @triton.jit
 def inverse_length(square):
-    """1 / sqrt, or 0 for what is too short; NaN stays."""
+    """1 / sqrt(square), or 0 where the length is at most FLOOR; NaN stays."""
     length = tl.sqrt(square)
     return tl.where(length <= FLOOR, 0.0, 1.0 / tl.where(length <= FLOOR, 1.0, length))
 
@@ -54,6 +64,7 @@ def filter_inverse(filter_ptr, b, C, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, C, BLOCK):
         c = start + tl.arange(0, BLOCK)
+        # (BLOCK,)
         value = tl.load(filter_ptr + b.to(tl.int64) * C + c, mask=c < C, other=0.0)
         total += value * value
     return inverse_length(tl.sum(total, axis=0))
@@ -61,7 +72,7 @@ def filter_inverse(filter_ptr, b, C, BLOCK: tl.constexpr):
 
 @triton.jit
 def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
-    """Mean over the levels of their windows' values, enlarged bilinearly to positions p."""
+    """(BLOCK,) mean over the levels of their windows' values, enlarged bilinearly to positions p."""
     t, y, x = p // (H * W), p // W % H, p % W
     total = tl.load(value_ptr + cells + p, mask=valid, other=0.0)
     for level in tl.static_range(1, LEVELS):
@@ -83,9 +94,9 @@ def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
 @triton.jit
 def pyramid_correlation_map_kernel(
     value_ptr,  # (B, CELLS)
-    out_ptr,  # (B, P): the map, less the prediction where there is one
+    out_ptr,  # out, (B, P): the map, less the prediction where there is one
     prediction_ptr,  # (B, P) or None
-    loss_ptr,  # (B,) or None: sum of squares of what is written
+    loss_ptr,  # out, (B,) or None: sum of squares of out
     P,
     T,
     H,
@@ -135,9 +146,9 @@ def pyramid_correlation_pull_kernel(
     filter_ptr,  # (B, C)
     cosine_ptr,  # (B, CELLS) or None
     inverse_ptr,  # (B, CELLS) or None
-    along_ptr,  # (B, CELLS)
-    own_ptr,  # (B, CELLS) or None
-    turn_ptr,  # (B, LEVELS) or None
+    along_ptr,  # out, (B, CELLS): multiple of the filter in the gradient of a window's positions
+    own_ptr,  # out, (B, CELLS): multiple of the window's own sum in it; or None
+    turn_ptr,  # out, (B, LEVELS): multiple of the filter that its gradient loses; or None
     C,
     P,
     T,
@@ -148,7 +159,13 @@ def pyramid_correlation_pull_kernel(
     SOFTMAX: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What pulls on each window: of the filter, per position; of the window's own sum; and the sum with the cosines."""
+    """Gradients by every window's value, as the multiples that the features' pass applies.
+
+    With g the gradient by a window's value and n its positions: of a mean product g / n of the filter. Of a cosine
+    c = <f, m> / (|f| |m|), with m the window's mean, the derivative by m is (f / |f| - c m / |m|) / |m|: ``along`` is
+    g / (n |f| |m|), and ``own``, to be multiplied with the window's sum, -g c / (n |m|)^2. The derivative by f likewise
+    loses c f / |f|^2: ``turn`` is the sum of g c / |f|^2.
+    """
     b, level = tl.program_id(0).to(tl.int64), tl.program_id(1)
     mean = 0.0
     if SOFTMAX:
@@ -156,6 +173,7 @@ def pyramid_correlation_pull_kernel(
         for start in range(0, P, BLOCK):
             p = start + tl.arange(0, BLOCK)
             value = tl.load(map_ptr + b * P + p, mask=p < P, other=0.0)
+            # (BLOCK,): through the softmax, grad less its mean under the map.
             total += value * tl.load(grad_ptr + b * P + p, mask=p < P, other=0.0)
         mean = tl.sum(total, axis=0)
     scale = 1.0
@@ -178,6 +196,7 @@ def pyramid_correlation_pull_kernel(
                 row = tl.minimum(tl.maximum((y + 0.5) / side - 0.5, 0.0), h - 1.0)
                 column = tl.minimum(tl.maximum((x + 0.5) / side - 0.5, 0.0), w - 1.0)
                 share = tl.maximum(1 - tl.abs(row - i), 0.0) * tl.maximum(1 - tl.abs(column - j), 0.0)
+                # (BLOCK,): one position of each window's neighbourhood, and its share in the enlargement.
                 p = b * P + (t * H + y) * W + x
                 grad = tl.load(grad_ptr + p, mask=there, other=0.0)
                 if SOFTMAX:
@@ -186,6 +205,7 @@ def pyramid_correlation_pull_kernel(
         pulled /= LEVELS
         rows = tl.minimum(H - (i << level), side)
         count = (rows * tl.minimum(W - (j << level), side)).to(tl.float32)
+        # (BLOCK,) each, of these windows
         cell = b * CELLS + offset + q
         if cosine_ptr is not None:
             pulled /= 2
@@ -214,6 +234,7 @@ def pyramid_correlation_filters_kernel(
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for program in range(PROGRAMS):
+        # (BLOCK,)
         total += tl.load(partial_ptr + (b * PROGRAMS + program) * C + c, mask=c < C, other=0.0)
     if turn_ptr is not None:
         turn = 0.0
@@ -247,7 +268,7 @@ def pull_on_windows(
     inverse_norms: Tensor,
     norm: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the gradient kernel reads per window (B, cells), twice, and what the filters' gradient loses of them."""
+    """along (B, cells), own (B, cells) and turn (B, levels) of the pull kernel; the last two None but for cosines."""
     batch, cosine = len(grad_map), norm == "cosine"
     along = filters.new_empty(batch, pyramid.cells)
     own = filters.new_empty(batch, pyramid.cells) if cosine else None
