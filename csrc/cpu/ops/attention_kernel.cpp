@@ -1,5 +1,16 @@
-// Attention on the CPU, a tile of scores at a time: no matrix of all queries and keys exists. Heads of queries and of
-// values may be of any sizes, since both are operands of the same products.
+// Attention on the CPU, a tile of scores at a time: no matrix of all queries and keys exists. Heads of queries (d) and
+// of values (e) may be of any sizes, since both are operands of the same products.
+//
+// Algorithm: FlashAttention's. Forward, a task owns a tile of up to 96 queries and walks the keys 288 at a time: scores
+// (96, 288), maxima, exponentials in place, product with the values into out (96, e). When a row's maximum rises, its
+// sum and its output are rescaled. Backward, a task owns a tile of queries and makes the softmax P and its derivatives
+// S of all keys from the saved row statistics; dq is added there, and once a panel of tiles is done, tasks that own 96
+// keys add P^T dout to dv and S^T q to dk, over the tiles in their order. Nothing is shared between tasks of a phase.
+//
+// Why it is right: exponents are of differences from the row's maximum in two-piece precision (cpu/simd/simd.h,
+// exp2_below), so weights keep their digits at any scale; columns beyond the last get weight 0. The mean slope is
+// summed from the slopes that it is subtracted from, so that they cancel where one weight is 1. Memory: P and S of one
+// panel, a row tile per thread, for all keys.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -36,8 +47,8 @@ void for_slices(int64_t count, const One& one) {
   for (int64_t batch = 0; batch < count; ++batch) one(batch);
 }
 
-// Of each row's softmax the largest product q . k and the sum of exponentials above it: what backward makes the same
-// weights of. A log-sum-exp would lose their digits where scores are large.
+// Each row's largest product q . k and the sum of exponentials above it, from which backward makes the same weights. A
+// log-sum-exp would lose their digits where scores are large.
 template <class T>
 struct RowStats {
   T *highest, *sum;

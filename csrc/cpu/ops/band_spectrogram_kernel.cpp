@@ -1,5 +1,13 @@
 // Spectrograms in bands on the CPU: a task takes as many frames as a vector has lanes from samples to bands, and
 // between them nothing leaves the cache.
+//
+// Algorithm: lanes frames are windowed side by side, (lanes, n_fft), transposed and transformed together, one frame per
+// lane, so the Fourier transform needs no shuffle (cpu/tiles/spectra.h); power (bins, lanes), then each band's weighted
+// sum over its reach and its logarithm. Who owns what: a task owns up to 4 such groups of neighbouring frames of a
+// wave; their levels meet in a block (K, 4 x lanes) before they are written, a row of the result at a time.
+//
+// Why it is right: places beyond the wave are 0, or mirrored in a copy of the frame, so no read leaves the
+// wave; reaches are checked to lie within the bins. Lanes that are left over repeat the last frame and are not written.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -50,7 +58,7 @@ FourierPlan plan_of(int64_t n) {
   return {n, factors->passes.data(), factors->halves.data()};
 }
 
-// Where the samples of one wave are, seen from frames.
+// One wave and the frames cut from it.
 struct Wave {
   const float* x;
   int64_t samples, length, n_fft, hop;

@@ -1,5 +1,14 @@
 // Gates per channel on the CPU, a few samples at a time: between their pooling and their gating, and between the slopes
 // and the gradients, they stay in the cache, so memory is read once.
+//
+// Algorithm: per group of samples, pool every plane, run the small network for the whole group, gate every plane;
+// backward, the slope by each gate, the network backward, the gradients. Tile and owner: a plane is the positions of
+// one channel of one sample, walked in runs of 4096 that are converted in a buffer where they are not of type T. Where
+// there are fewer groups than threads a plane is a task, else a group is; a plane's sums are one task's either way.
+//
+// Why it is right: a run's sum is of type T, in four chains, and the runs are added in double. The peak is the first
+// position that equals the maximum; a NaN, which comparisons drop, is found by the sum. Group sizes do not depend on
+// the number of threads, so neither do the results.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -56,7 +65,7 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// The first of a plane's positions with this value; with NaN in it, the first NaN.
+// The first of a plane's positions with this value; for a NaN, the first NaN.
 template <class T>
 int64_t find(const Elements& x, int64_t plane, int64_t n, T value) {
   T buffer[kRun];

@@ -1,5 +1,17 @@
-// Cross-entropy of tiles of rows against frozen centroids. A row's own centroid stays out of the softmax, as in
-// InfoNCE: loss = log(1 + exp(L - z)) with L over the others, whose gradient keeps its digits where the loss vanishes.
+// Cross-entropy of tiles of rows against frozen centroids on the CPU.
+//
+// Algorithm: a row's own centroid stays out of the softmax, as in InfoNCE: loss = log(1 + exp(L - z)) with L over the
+// others, whose gradient keeps its digits where the loss vanishes. Without a target the own centroid is the nearest,
+// found by the screened search of k-means (cpu/products/nearest.h) while the tile lies in the cache.
+//
+// Tile and owner: a task owns 8 tiles of up to 64 rows, each (rows, D) without gaps, and walks the centroids in passes
+// of up to 1152, whole tiles of columns, whose logits stay in the second-level cache. Backward makes the logits again
+// and adds each pass's derivatives times its centroids to the tile's gradient (rows, D). Every row is one task's, so
+// nothing is shared.
+//
+// Why it is right: targets are checked to lie in [0, K); shifts are each pass's own maxima and meet in double
+// (SoftmaxSum); the own logit is a dot product in double, and its derivative, minus the weight, is put into the pass
+// that holds the own centroid, whose softmax entry is masked to 0. Memory: the packed centroids and a tile per thread.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -25,7 +37,7 @@ namespace {
 constexpr int64_t kTilesPerTask = 8;
 constexpr int64_t kCentroidsPerPass = 1024;  // a tile's logits stay in the second-level cache
 
-// The products of a tile's rows with the centroids, a pass of them at a time, and back.
+// Products of a tile's rows with the centroids, a pass of them at a time, and of derivatives with the centroids.
 template <class T>
 class Classifier {
  public:
@@ -40,7 +52,7 @@ class Classifier {
     if (backward) kernels.pack_rows(centroids_, k, d, k, rows_.data());
   }
 
-  // What a thread needs for a tile.
+  // A thread's working memory for a tile.
   struct Scratch {
     Buffer<T> loaded, rows, logits, derivatives, gradient;
     std::vector<int64_t> excluded;

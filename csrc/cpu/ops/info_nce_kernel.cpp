@@ -1,6 +1,16 @@
-// InfoNCE on the CPU. A direction's candidates are blocks of similarities (other keys, banks, other queries) whose
-// softmax sums add up; the positive stays outside of them, in O(N D) and double precision, so that neither the loss nor
-// the gradient loses digits when it dominates.
+// InfoNCE on the CPU.
+//
+// Algorithm: a direction's candidates are blocks of similarities (other keys, banks, other queries) whose softmax sums
+// add up; cpu/products/block.h walks a block tile by tile and never stores it. One walk over the block of queries and
+// keys serves both directions: its rows' sums are the queries', its columns' the keys'. The positive stays outside of
+// all blocks, in O(N D) and double precision, and meets their log-sum-exp L in loss = log(1 + exp(L - z)), so that
+// neither the loss nor the gradient loses digits when it dominates.
+//
+// Who owns what: a slice of the batch is a task; within it the block's row tiles are. Backward, d loss / d similarity
+// is made per tile from what forward has saved of each row's softmax (SoftmaxSum::save) and multiplied with the other
+// side; the positives' part, which is O(N D), is added here. Why it is right: targets are checked to lie in [0, M), and
+// to be a permutation where keys look for queries, so each row of the columns' statistics is written by exactly one
+// query. Memory: O((N + M) D), a tile per thread and a panel of about 32 MiB, unless similarities are kept (`cache`).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -26,7 +36,7 @@ struct Options {
   double smoothing;
 };
 
-// One slice of the batch: the inputs in the working precision and what both passes derive from them.
+// One slice of the batch: the inputs in the working precision, and what both passes derive from them.
 template <class T>
 struct Problem {
   Rows<T> query, key;
@@ -92,8 +102,8 @@ struct Problem {
     return cmx::reach(options.similarity, longest);
   }
 
-  // The blocks of similarities: visit(block, whose sums its rows add to, whose its columns), 0 queries, 1 keys, -1
-  // none.
+  // Visits the blocks of similarities: visit(block, rows, columns) with the side whose sums the block's rows add to,
+  // and that of its columns: 0 queries, 1 keys, -1 none.
   template <class Visit>
   void for_blocks(const Visit& visit) const {
     if (options.in_batch) visit(Block<T>{query, key, key_of_query.data()}, 0, options.symmetric ? 1 : -1);
@@ -126,8 +136,8 @@ std::vector<Rows<T>> rows_of(const std::vector<Tensor>& bank, bool squares) {
   return rows;
 }
 
-// What a forward pass keeps for its backward pass: the similarities (n, m) of queries and keys or, where only a bank
-// has negatives, the softmax-weighted means (n, d) of its rows.
+// Width of the rows that a forward pass keeps for its backward pass: similarities (n, m) of queries and keys or, where
+// only a bank has negatives, the softmax-weighted means (n, d) of its rows (cpu/products/bank_means.h).
 int64_t saved_width(const Options& options, int64_t m, int64_t d) { return options.in_batch ? m : d; }
 
 template <class T>

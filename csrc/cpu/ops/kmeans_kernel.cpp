@@ -1,4 +1,13 @@
 // The k-means pass on the CPU: a tile of rows is loaded, assigned and summed while it lies in the cache.
+//
+// Algorithm: labels by a screened search (cpu/products/nearest.h), the distance to the centroid chosen from
+// differences, then sums of the rows by label. Tile: up to 64 rows (cpu/tiles/feature_tiles.h), in the working
+// precision, unit rows where the metric wants them. Who owns what: a task owns a slice of the data, some whole tiles,
+// and sums of its own, (K, D) in double; the slices' sums are added in their order. See Note [Slices].
+//
+// Why it is right: a label comes from the search and lies in [0, K) whatever the data; counts are integers and sums
+// double, so neither stops growing. Memory: partial sums of at most 32 MiB; where K x D is too large for that the sums
+// are made in a second read by tasks of 32 features, each over all rows in their order.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -19,14 +28,14 @@
 namespace cmx {
 namespace {
 
-// Sums are kept per slice of the data and added up in the order of the slices. How many there are depends on the
-// problem alone, so the result depends neither on the threads nor on their timing.
+// Note [Slices]: sums are kept per slice of the data and added up in the order of the slices. How many slices there are
+// depends on the problem alone, so the result depends neither on the number of threads nor on their timing.
 constexpr int64_t kRowsPerSlice = 8192;
 constexpr int64_t kMostSlices = 64;
 constexpr int64_t kPartialBytes = 32 << 20;
 constexpr int64_t kFeaturesPerTask = 32;
 
-// What is summed over the rows of a slice.
+// Sums over the rows of a slice, but for the rows themselves.
 struct Sums {
   std::vector<int64_t> counts;
   std::vector<double> weights;

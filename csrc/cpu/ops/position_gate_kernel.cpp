@@ -1,4 +1,8 @@
-// Gates per position on the CPU: a task walks all channels of some positions, whose sums and maxima stay in the cache.
+// Gates per position on the CPU: a task owns 2048 positions of a sample and walks all their channels, a run of elements
+// at a time, so that the positions' sums, maxima and slopes are its own and stay in the first-level cache.
+//
+// Why it is right: of equal channels the first keeps the peak, since only a larger value replaces it; a NaN, which
+// comparisons drop, is taken from the sum. Elements that are not of type T are converted in a buffer of one run.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

@@ -1,6 +1,12 @@
-// Frames to a network's input on the CPU: a task is one frame. Rows of it are interpolated across once each and kept
-// while outputs lie beside them; a change of contrast needs the whole view's mean, so the view waits for it in the
-// cache.
+// Frames to a network's input on the CPU: a task is one frame of one clip.
+//
+// Algorithm: where outputs lie between pixels is found once per clip and side. A row of the frame is interpolated
+// across once per channel and kept while outputs lie beside it: consecutive outputs need rows y and y + 1, one even and
+// one odd, so two rows per channel suffice. A change of contrast needs the whole view's mean grey, so the view, 3 x H x
+// W floats, waits for it in the cache; without one each output row is written as it is made.
+//
+// Why it is right: places are clamped to the outermost pixel centres in double before they are indices, and a NaN
+// becomes 0, so no read leaves the frame. The mean grey is summed row by row in double.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -40,7 +46,7 @@ Side place(double start, double length, int64_t n, bool mirrored, int64_t end) {
   return side;
 }
 
-// What the frames of a clip share. Points into itself.
+// Columns and rows of a view, shared by the frames of a clip. Points into itself.
 struct Clip {
   Side across, down;
   std::vector<int32_t> begin, picks;

@@ -1,6 +1,18 @@
-// Pyramid correlation filtering on the CPU. One pass over the features gives every position's product with the filter
-// and square, and the squares of the window means of every level; what follows works on maps without channels. The
-// backward pass makes the window means again beside the gradient.
+// Pyramid correlation filtering on the CPU.
+//
+// Algorithm: one pass over the features gives every position's product with the filter and, for cosines, the squares of
+// the window sums of every level; what follows works on maps without channels. A window's mean product is the mean of
+// its positions' products, so only its square needs the channels together. The backward pass makes the window sums
+// again beside the gradient: to a position `along` of the filter and `own` of the sum of each window around it.
+//
+// Tile and owner: a task owns up to 128 channels of some whole frames of a sample (cpu/tiles/feature_planes.h), whose
+// maps stay in the first-level cache, and walks its channels; forward it sums over them into maps of its own, which are
+// added in the order of the tasks. Backward it writes its channels' gradient, and one product per channel and block of
+// frames, added in the order of the blocks. Windows lie within a frame, so no task needs another's positions.
+//
+// Why it is right: products are summed in double, eight channels at a time in T; squares, which are positive, in T over
+// 128 channels and then in double. A vector no longer than 1e-12 has an inverse norm of 0, and with it a cosine and a
+// gradient of 0. Memory: 8 bytes per position and, with cosines, one T per window for each task.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -22,13 +34,13 @@
 namespace cmx {
 namespace {
 
-// Of the mean of `count` vectors, by the square of their sum.
+// Inverse norm of the mean of `count` vectors from the square of their sum; 0 where the norm is too small.
 inline double inverse_norm(double square, double count) {
   const double norm = std::sqrt(square) / count;
   return norm <= kSmallestNorm ? 0 : 1 / norm;
 }
 
-// Every window's mean product with the filter, or cosine and inverse norm, each (B, cells).
+// Makes every window's mean product with the filter, or its cosine and inverse norm, each (B, cells).
 template <class T>
 struct Response {
   const Planes<T>& planes;
@@ -46,7 +58,7 @@ struct Response {
   }
 
  private:
-  // Of each task: products by position, squares by window of every level.
+  // Each task's sums over its channels: products (positions), squares of the window sums of every level (windows).
   struct Sums {
     int64_t positions, windows;
     Buffer<double> products;
@@ -155,12 +167,16 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& features, const Ten
   return {map, cosines, inverse_norms};
 }
 
-// The gradient of the map by every position's product with the filter (along) and by each window's mean (own), from
-// which those of the features follow channel by channel.
+// The map's gradient, brought to the features' side: `along`, each position's multiple of the filter, and `own`, each
+// window's multiple of its own sum. The features' gradient follows from these channel by channel.
+//
+// With g the gradient by a window's cosine c = <f, m> / (|f| |m|) of its mean m over n positions, the derivative by m
+// is (f / |f| - c m / |m|) / |m|: along takes g / (n |f| |m|), own -g c / (n |m|)^2 for the window's sum n m. The
+// derivative by f likewise loses c f / |f|^2: turn is the sum of g c / |f|^2.
 template <class T>
 struct Pull {
   Buffer<T> along, own;      // (B, positions), (B, cells) or empty
-  std::vector<double> turn;  // what the filter's gradient loses of the filter
+  std::vector<double> turn;  // (B,) multiple of the filter that its gradient loses
 
   Pull(const Planes<T>& planes, const Tensor& grad_map, const Tensor& filters, const Tensor& map, const Tensor& cosines,
        const Tensor& inverse_norms, const std::string& norm)

@@ -1,4 +1,8 @@
-// One block of a softmax whose other blocks lie in other processes.
+// One block of a softmax whose other blocks lie in other processes, on the CPU: cpu/products/block.h with a block of
+// the caller's own. Forward leaves per row what SoftmaxSum::save keeps, a similarity and the logarithm of the sum above
+// it, which keep their digits where a log-sum-exp has none; the processes' statistics meet in double
+// (cmx_fast/ops/softmax_block.py). Backward takes the whole softmax and adds the block's gradients in the working
+// precision, not in the inputs', because the caller is yet to sum those of the other blocks.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

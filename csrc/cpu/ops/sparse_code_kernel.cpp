@@ -1,6 +1,16 @@
-// Unrolled ISTA on the CPU in Gram form. With r = eta (D^T (x - D a) - lambda) a step is a' = max(0, a + r), and
-// r' = r - eta (a' - a) D^T D: a product with a small symmetric matrix whose rounding shrinks as the codes settle. A
-// tile of rows goes through all steps while its codes lie in the cache; backward makes them again.
+// Unrolled ISTA on the CPU in Gram form.
+//
+// Algorithm: with r = eta (D^T (x - D a) - lambda) a step is a' = max(0, a + r), and r' = r - eta (a' - a) D^T D: a
+// product with a small symmetric matrix whose rounding shrinks as the codes settle. Backward makes the steps again,
+// keeping the codes of each, and walks back through them: a gradient passes where the code is positive.
+//
+// Tile and owner: a task owns a tile of 64 rows, which goes through all steps while its codes and r, (64, k) each, lie
+// in the cache. Backward, a task owns some tiles and sums of its own over them, by D^T D (k, k) and by D (c, k), in
+// double; these are added in the order of the tasks, whose number depends on the problem alone.
+//
+// Why it is right: the first r is made in double, since its rounding would be added once per step. D^T D is summed in
+// double and rounded once. Memory: forward a few (64, k) and (64, c) per thread; backward the codes of all steps of one
+// tile per thread, and at most 64 MiB of sums or one task's.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

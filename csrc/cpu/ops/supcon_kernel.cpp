@@ -1,6 +1,18 @@
-// The supervised contrastive loss on the CPU: one block of similarities for the denominators, class sums for the
-// positives, so that labels cost O(M D). A row's only positive stays out of the block, as in InfoNCE: only such a row's
-// loss can vanish, and its gradient would cancel.
+// The supervised contrastive loss on the CPU.
+//
+// Algorithm: one block of similarities for the denominators (cpu/products/block.h), class sums for the positives, so
+// that labels cost O(M D). The mean logit of a row's positives is the row times the sum of its class without itself,
+// over their number: no mask of M x M is made and labels never meet the tiles. Without references the block is
+// symmetric and only entries above its diagonal are multiplied: Note [Symmetric blocks], cpu/products/block.h.
+//
+// Note [An only positive]: a row with exactly one positive has it left out of the block, as in InfoNCE, and its loss is
+// log(1 + exp(L - z)). Only such a row's loss can vanish; taken from a softmax that contains it, loss and gradient
+// would be differences of nearly equal numbers. With several positives the loss is at least the log of their number.
+//
+// Who owns what: class sums are made by tasks of 32 features, each over all rows in their order, so no sum depends on
+// the threads; rows of the results by tasks of 64 rows. Why it is right: sums are double; labels of any value become
+// classes by a hash map, so no label is out of range; a row without positives gets loss 0 and is never set in the
+// gradient, whose exponentials are then 0. Memory: O(M D), in double for the sums.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -56,8 +68,9 @@ std::vector<double> class_sums(const Rows<T>& rows, const std::vector<int64_t>& 
   return sums;
 }
 
-// store(i, p, sum): the same sum over the other rows of row i's class, for every row and column. Of the rows before it
-// and behind it, not of all less itself: of a short row beside a long one nothing would be left.
+// store(i, p, sum): feature p of the same sum over the *other* rows of row i's class, for every row and feature. It
+// adds those before row i and those behind it; the class's sum less the row would leave nothing of a short row beside a
+// long one.
 template <class T, class F>
 void sums_of_others(const Rows<T>& rows, const std::vector<int64_t>& classes, int64_t count,
                     const std::vector<double>* weight, const F& store) {
@@ -92,7 +105,7 @@ struct Problem {
   Rows<T> rows;
   std::optional<Rows<T>> ref;
   Classes classes;
-  std::vector<int64_t> only_positive;  // of each row, -1 where there are none or several
+  std::vector<int64_t> only_positive;  // of each row, -1 where there are none or several: Note [An only positive]
 
   Problem(const Tensor& features, const Tensor& labels, const std::optional<Tensor>& ref_features,
           const std::optional<Tensor>& ref_labels, bool normalize)

@@ -1,4 +1,8 @@
-// SpecAugment's pass on the CPU: a task takes a sample; what its frames are made of is worked out once for all bands.
+// SpecAugment's pass on the CPU: a task owns a sample. The frame before each position and the share of the next one are
+// found once for all bands; then each band is a row of `frames` elements, read and written once.
+//
+// Why it is right: positions are clamped into the row before they are indices, and a NaN becomes 0. A share of 0 reads
+// no neighbour, which behind the last frame would be the next row's; what is hidden is written as 0 whatever it holds.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

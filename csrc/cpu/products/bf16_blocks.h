@@ -162,7 +162,8 @@ inline void multiply_parts(const Operands& x, int a, int b) {
   }
 }
 
-// The five products of parts below high x high: each tile is loaded once or twice for them all.
+// The five products of parts below high x high: each tile is loaded once or twice for them all. See
+// Note [Products of parts], cpu/products/bf16_products.cpp.
 inline void multiply_small_parts(const Operands& x) {
   for (int64_t p = 0; p < x.length; p += kDepth) {
     const auto load_left = [&](int part) __attribute__((always_inline)) {

@@ -1,8 +1,13 @@
 // Products on the bfloat16 matrix instructions of x86-64: AMX tiles, or AVX512-BF16 dot products for bfloat16 inputs.
 //
-// A float32 number is the exact sum of three bfloat16 numbers (high, middle, low: 3 x 8 bits of mantissa). With AMX at
-// sixteen times the rate of float32 arithmetic, the six products of parts that reach float32's rounding cost less than
-// the float32 product itself. The small ones are summed first, so that they are rounded at their own size.
+// Note [Products of parts]: a float32 number is the exact sum of three bfloat16 numbers (high, middle, low: 3 x 8 bits
+// of mantissa). With AMX at sixteen times the rate of float32 arithmetic, the six products of parts that reach
+// float32's rounding (high high, high middle, middle high, middle middle, high low, low high) cost less than the
+// float32 product itself. The small ones are summed first, so that they are rounded at their own size.
+//
+// Parts by input: float32 three of either operand. bfloat16 one of rows and columns, and of the derivatives one, or two
+// where the caller subtracts something of their size (ProductNeeds::cancelling). A packed right operand is [panel of 16
+// columns][part][depth / 32][16 pairs][16 columns][2]; a block is 32 x 32, four accumulator tiles.
 #include <algorithm>
 #include <cstdint>
 #include <memory>

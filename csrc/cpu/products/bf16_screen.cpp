@@ -1,5 +1,9 @@
-// Scores on the bfloat16 instructions of x86-64: AMX tiles, or AVX512-BF16 dot products. A rounded row y~ against a
-// rounded centroid m~ is off by at most |y - y~| |m| + |y~| |m - m~| and the rounding of the float32 sum.
+// Scores on the bfloat16 instructions of x86-64: AMX tiles, or AVX512-BF16 dot products.
+//
+// Rows less the origin and centroids less the origin are rounded to bfloat16 and multiplied in blocks of 32 x 32, once.
+// The bound of Note [Screened search], cpu/products/screen.h: a rounded row y~ against a rounded centroid m~ is off by
+// at most |y - y~| |m| + |y~| |m - m~| and the rounding of the float32 sum; the errors' norms are measured, not
+// estimated.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -14,7 +14,7 @@ namespace cmx {
 namespace {
 
 constexpr int64_t kPadding = 64;           // spare entries after a row of a tile: kernels write whole vectors
-constexpr int64_t kPanelBytes = 32 << 20;  // derivatives kept between the two gradient products
+constexpr int64_t kPanelBytes = 32 << 20;  // derivatives kept between the two gradient products, or one row tile's
 constexpr int64_t kTaskColumns = 96;       // columns of one task of the transposed product; divides kTileCols
 constexpr double kSafeExponent = 60;       // exp2 of sums within [-2 x 60, 0] neither overflows nor vanishes
 // Up to this base-2 exponent exp2_parts tells whole number and fraction apart, with a factor of two to spare. Of double
@@ -22,7 +22,7 @@ constexpr double kSafeExponent = 60;       // exp2 of sums within [-2 x 60, 0] n
 template <class T>
 constexpr double kLargestShared = sizeof(T) == 4 ? 0x1p21 : 0x1p12;
 
-// The walk over a block that both passes share.
+// The walk over a block that both passes share: panels of rows, in each panel row tiles, in each tile columns.
 template <class T>
 struct Walk {
   const Block<T>& block;
@@ -63,7 +63,8 @@ std::vector<T> padded(const std::vector<T>& values) {
   return result;
 }
 
-// Shifts from the Cauchy-Schwarz bound on each row's logits, or none where a softmax could vanish below the bound.
+// Shifts from the Cauchy-Schwarz bound on each row's logits, which save the search for maxima; none where a softmax
+// could vanish below the bound. Of distances, whose similarities are at most 0, the shift is 0.
 template <class T>
 std::vector<T> bounding_shifts(const Logits<T>& logits, const Rows<T>& x, const Rows<T>& y) {
   const double k = logits.scale * kLog2E;

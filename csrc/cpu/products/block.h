@@ -1,4 +1,21 @@
 // Softmax sums over one block of similarities and the gradients through them, without the block in memory.
+//
+// Algorithm: a walk over tiles of 96 x 288 (kTileRows x kTileCols; flatter ones for small problems). Per tile:
+// products, from them similarities, from these the sums of exponentials of the rows and of the columns, or the
+// derivatives of the losses and their products with the other side. Who owns what: a task owns a row tile and walks its
+// columns, so the rows' sums and gradients are its own. Column sums are left per row tile; they are added, and the
+// transposed products made, by tasks that own columns, over the row tiles in their order: the result depends on neither
+// the threads nor their timing.
+//
+// Why it is right: tiles are of type T, what joins them is double (SoftmaxSum); exponentials are taken below a shift at
+// the largest logit, or at a bound so close above it that no sum vanishes (bounding_shifts), in the forms of Note
+// [Shared exponentials], cpu/simd/kernels.h. Memory: a tile per thread; forward four numbers per column and row tile of
+// a panel of 8 x 96 rows; backward the derivatives of a panel, see kPanelBytes.
+//
+// Note [Symmetric blocks]: with `self` the rows are the columns. Only entries above the diagonal are visited; each
+// serves its row as (i, j) and its column as (j, i). That halves the similarities and their exponentials, and the two
+// products of a gradient cost one. Tiles wholly below the diagonal are skipped, those on it are masked
+// (TileMask::lower).
 #pragma once
 
 #include <algorithm>
@@ -34,7 +51,7 @@ T softmax_shift(const Logits<T>& logits, T largest) {
   return std::isinf(largest) ? T(0) : std::ceil(largest * logits.khi);
 }
 
-// Of similarities that nobody has bounded.
+// The reach of similarities that nobody has bounded.
 inline constexpr double kAnyReach = std::numeric_limits<double>::infinity();
 
 // The largest similarity of rows that are no longer than this.
@@ -49,7 +66,7 @@ struct SoftmaxSum {
   double top = -std::numeric_limits<double>::infinity();
   double sum = 0, weighted = 0, plain = 0;
   void add(double scale, double other_top, double other_sum, double other_weighted, double other_plain);
-  // What kernels.sums has found for one row or column.
+  // Adds the sums that kernels.sums has made of one row or column of a tile.
   template <class T>
   void add_tile(const Logits<T>& logits, T shift, T tile_sum, T tile_weighted, T tile_plain) {
     const double tile_top = logits.large ? double(shift) : shift / (logits.scale * kLog2E);
@@ -59,8 +76,8 @@ struct SoftmaxSum {
   double log_sum_above(double scale,
                        double u) const;  // log of the sum of exp(scale * (u_j - u)); -inf for an empty sum
   double mean() const;                   // softmax-weighted mean of u; 0 for an empty sum
-  // What backward needs of a softmax: the similarity in T whose logit is nearest to the log-sum-exp, and log_sum_above
-  // it, which is what rounding has taken.
+  // Saves a softmax for backward: the similarity in T whose logit is nearest to the log-sum-exp, and log_sum_above it,
+  // which is what the rounding has taken from it.
   template <class T>
   void save(double scale, T* similarity, T* log_sum) const {
     constexpr double most = std::numeric_limits<T>::max();

@@ -11,7 +11,7 @@ namespace {
 // Centroids whose scores a tile holds at once: they are read twice, so they should stay in the second-level cache.
 constexpr int64_t kCentroidsPerPass = 1024;
 
-// From here on what underflows in a sum of d squares, or in the products that lead to it, is no more than a rounding.
+// The least sum of d squares of which no more than a rounding has underflowed, nor of the products that lead to it.
 template <class T>
 T smallest_square(int64_t d) {
   return T(d + 8) * std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
@@ -51,7 +51,7 @@ void NearestCentroids<T>::find(const TileRows<T>& rows, int64_t n, Scratch& scra
   }
   for (int64_t i = 0; i < n; ++i) {
     distance[i] = least[i];
-    // Squares have digits from here on; a row that is a centroid needs none.
+    // From smallest_square on squares have digits; a row that equals its centroid needs none.
     if (label[i] >= 0 && least[i] >= smallest_square<T>(d)) continue;
     if (label[i] >= 0 && std::equal(rows.row(i), rows.row(i) + d, centroid(label[i]))) continue;
     find_wide(rows.row(i), label + i, distance + i);

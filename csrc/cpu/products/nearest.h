@@ -1,4 +1,8 @@
-// The nearest of K centroids for a tile of rows: a screen over all, then distances to those that can be the nearest.
+// The nearest of K centroids for a tile of rows: a screen over all, then distances to those that can be the nearest,
+// see Note [Screened search], cpu/products/screen.h. Centroids go by in passes of 1024, whose scores for the tile stay
+// in the second-level cache; a row's best score, least distance and label are carried along. Labels start at -1 and any
+// row that keeps it, or whose squares have no digits, is searched again without a screen, so every label lies in [0,
+// K).
 #pragma once
 
 #include <cstdint>
@@ -20,7 +24,7 @@ class NearestCentroids {
   int64_t k() const { return centred_->k; }
   const T* centroid(int64_t i) const { return values_.data() + i * centred_->d; }
 
-  // What a thread needs between calls.
+  // A thread's working memory between calls.
   struct Scratch {
     ScreenRows rows;
     Buffer<T> scores, row_state;  // row_state (3, n): slack, best score, least distance

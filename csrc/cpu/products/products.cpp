@@ -1,3 +1,6 @@
+// Products in T itself: the vector kernels of cpu/simd on packed operands, where no matrix unit is faster. y is packed
+// as (panels of columns, d) for scores and as (panels of features, rows) for the gradient of x; the current panel of x
+// as (panels of features, rows) for the gradient of y. Each packing task owns one tile of columns or rows.
 #include "cpu/products/products.h"
 
 #include <algorithm>

@@ -1,4 +1,7 @@
-// The three matrix products of a block of similarities, whatever instructions they run on.
+// The three matrix products of a block of similarities, whatever instructions they run on: scores x y^T, and from
+// derivatives v of the scores v y and v^T x. Operands are packed once, y as a whole and x a panel at a time, in the
+// order in which the micro-kernels read them; a task then multiplies one tile, and tasks share nothing but packed
+// operands.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +30,8 @@ class Products {
   virtual void add_transposed(int64_t i, int64_t n, int64_t m, const T* v, int64_t ldv, T* c) = 0;
 };
 
-// Which products a pass needs: packing is done for these only. `cancelling`: the caller subtracts something of the size
-// of the products from them, so derivatives need more digits than a bfloat16 input has.
+// The products that a pass needs: packing is done for these only. `cancelling`: the caller subtracts something of the
+// size of the products from them, so derivatives need more digits than a bfloat16 input has.
 struct ProductNeeds {
   bool scores, product, transposed, cancelling;
 };

@@ -1,3 +1,5 @@
+// The screen in T itself, and the centroids less their mean. Its bound: a sum of d products rounds by at most d units
+// of |x| |c|, and the differences, the square and the last subtraction by a few more.
 #include "cpu/products/screen.h"
 
 #include <algorithm>

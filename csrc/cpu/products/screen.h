@@ -1,4 +1,11 @@
 // Scores of rows against all centroids with a proven bound on their error, in the fastest arithmetic there is.
+//
+// Note [Screened search]: the nearest centroid of a row has the largest score x.c - |c|^2 / 2. The scores are made in
+// arithmetic that is fast and inexact (bfloat16 on matrix units, else T), together with a bound b on the error of each
+// of the row's scores. A centroid whose inexact score lies more than 2 b below the best cannot be the nearest; those
+// within are compared by their squared distances in T (SearchKernels::nearest). The label is that of an exact search,
+// up to the rounding of T, at the speed of the fast product. Where scores may overflow, b is NaN and no score comes
+// within it: the row is searched from its differences in double (NearestCentroids::find_wide).
 #pragma once
 
 #include <cmath>

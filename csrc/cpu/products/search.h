@@ -1,4 +1,5 @@
-// What the search for nearest centroids and the sparse code ask of one instruction set.
+// Passes that the search for nearest centroids and the sparse code ask of one instruction set: see
+// Note [Screened search], cpu/products/screen.h.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// Runs of a contiguous tensor's elements in the working precision.
+// Runs of a contiguous tensor's elements in the working precision: read_run, then run_to_write, compute, write_run.
+// Where the tensor is of that type a run is the tensor's own memory and nothing is copied.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -11,7 +12,7 @@ namespace cmx {
 
 using torch::stable::Tensor;
 
-// What runs need to know of a tensor, asked once: each question goes through PyTorch's C interface.
+// A tensor's type and memory, asked once: each question goes through PyTorch's C interface.
 struct Elements {
   torch::headeronly::ScalarType type;
   void* data;
@@ -42,7 +43,7 @@ T* run_to_write(const Elements& of, int64_t begin, T* buffer) {
   return run;
 }
 
-// Converts what is not yet where it lies.
+// Converts a run that was written to the buffer into the tensor.
 template <class T>
 void write_run(const Elements& of, int64_t begin, int64_t n, const T* run) {
   with_elements(of.type, of.data, [&](auto* elements) {

@@ -1,4 +1,4 @@
-// A tensor's elements by their own type.
+// A tensor's elements by their own type: the one place where a dtype becomes a C++ type.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

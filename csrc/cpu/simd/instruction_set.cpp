@@ -1,3 +1,5 @@
+// AVX-512 counts only with all of F, BW, DQ and VL, its bfloat16 dot products (CPUID leaf 7.1) on top of these, and AMX
+// only where Linux grants a process the state of its tiles.
 #include "cpu/simd/instruction_set.h"
 
 #include <algorithm>

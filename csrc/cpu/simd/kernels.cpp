@@ -1,3 +1,4 @@
+// Tables of the best instruction set at run time: one per group of kernels, all by the same order of preference.
 #include "cpu/simd/kernels.h"
 
 #include "cpu/products/search.h"

@@ -1,4 +1,15 @@
-// What the drivers ask of one instruction set: products over a tile and the passes over a tile of similarities.
+// Passes that the drivers ask of one instruction set: products over a tile, and those over a tile of similarities.
+//
+// The drivers decide which tile, these tables how: one source (vector_kernels.h) is compiled once per instruction set
+// (kernels_*.cpp) and chosen at run time. Every pass works on a tile of at most kTileRows x kTileCols that fits the
+// caches and writes whole vectors: rows of its outputs have room for that.
+//
+// Note [Shared exponentials]: an entry u of a tile takes part in the softmax of its row and in that of its column, each
+// with its own shift, and an exponential costs more than everything else done with it. In the usual form 2^(u k) = e
+// 2^n is computed once (exp2_parts) and scaled by 2^(n - shift) for the row and for the column: shifts are whole
+// numbers, so both are exact. That holds while exp2_parts can tell whole number and fraction of u k apart: up to
+// kLargestShared, cpu/products/block.cpp. For larger logits (`large`) row and column take an exponential each, 2^((u -
+// shift) k), the difference first.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,10 @@
 // Vectors of one width per translation unit, so that one source serves SSE2, AVX2, AVX-512 and NEON.
 // The including file sets the target before any include and defines CMX_VECTOR_BYTES.
+//
+// exp2 in two pieces: the exponent u * k is split as a whole number n and a fraction f in [-1/2, 1/2], 2^f by its
+// Taylor series to T's rounding, 2^n by the exponent's bits. k = scale * log2(e) comes as khi + klo, and f is formed by
+// multiply-adds that are fused where the machine can, from the unrounded product: large exponents then lose nothing
+// beside u's own rounding.
 #pragma once
 
 #include <cstdint>

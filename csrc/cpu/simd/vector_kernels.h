@@ -1,5 +1,10 @@
 // The tile kernels in the vectors of simd.h. Included once per instruction set, in a namespace of its own
 // (CMX_NAMESPACE), because the same source must exist in several compilations of one library.
+//
+// Products: a micro-kernel owns kMicroRows x (two vectors) of the result in registers and walks the summed dimension; b
+// comes from a packed panel, which stays in the first-level cache while all rows go over it. Sums are in chains of at
+// most kChain, added to each other in T. Edges are made in a buffer and copied, so no kernel reads or writes beyond a
+// row's padding.
 #pragma once
 
 #include "cpu/simd/kernels.h"
@@ -140,7 +145,7 @@ inline int64_t whole_vectors(int64_t n) {
   return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// Runs body(column, mask) over the vectors of row i: mask is all ones except where the row's mask says otherwise.
+// Runs body(column, keep) over the vectors of row i; keep is all ones in the lanes of the entries that count.
 template <class T, class Body>
 inline void for_columns(const TileMask& mask, int64_t i, const Body& body) {
   constexpr int64_t lanes = kLanes<T>;

@@ -1,4 +1,6 @@
-// Working memory whose content starts undefined.
+// Working memory whose content starts undefined, from a store of recently freed blocks: fresh pages cost as much to
+// fault in as the products on them cost to compute. The store holds blocks of 2 MiB to 128 MiB, 128 MiB in all; the
+// oldest are freed first.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,8 +9,7 @@
 
 namespace cmx {
 
-// Memory for at least this many bytes, aligned to 64. Large blocks come from a small store of recently freed ones:
-// fresh pages cost as much to fault in as the products on them cost to compute.
+// Memory for at least this many bytes, aligned to 64, from the store where a block there serves.
 void* take_workspace(int64_t bytes, int64_t* capacity);
 void return_workspace(void* data, int64_t capacity);
 

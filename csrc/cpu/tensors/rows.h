@@ -1,4 +1,8 @@
 // The rows of an input in the working precision, and their gradient back in the input's.
+//
+// Inputs of type T are read where they lie; halves are converted, and rows to be normalised divided by max(norm,
+// 1e-12), into a copy. Norms and dot products are double. Gradients are summed in T and rounded to the input's dtype
+// once.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,5 @@
-// Features channel by channel, in tasks for a pass over them.
+// Features channel by channel, as tasks of a pass over them: some channels of some whole frames of a sample. Whole
+// frames, because a pyramid's windows lie within a frame: a task then has every window's positions.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -17,7 +18,7 @@ namespace cmx {
 
 using torch::stable::Tensor;
 
-// A contiguous (B, C, T, H, W) tensor as tasks: some channels of some whole frames of a sample.
+// A contiguous (B, C, T, H, W) tensor as tasks.
 template <class T>
 class Planes {
  public:

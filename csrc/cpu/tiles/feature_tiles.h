@@ -1,4 +1,9 @@
 // Vectors of a (batch, positions, d) tensor with any strides, a tile of rows at a time in the working precision.
+//
+// Rows are read where they lie if the tensor holds them as they are wanted: of type T, features next to each other, not
+// normalised. Maps (channels first) are transposed a block of 16 x 16 at a time, other types are converted, and rows
+// are normalised without overflow at any magnitude (make_unit). A tile has 32 to 64 rows, about 128 KiB where that
+// allows, or as many as its owner asks for.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,4 @@
-// What prepare_frames asks of one instruction set: passes over rows of a view.
+// Passes over rows of a view that prepare_frames asks of one instruction set.
 #pragma once
 
 #include <cstdint>

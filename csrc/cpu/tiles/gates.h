@@ -1,5 +1,5 @@
-// What gates ask of one instruction set: passes over n positions of one channel. A null residual, or a null out, means
-// a gate alone; with one, what follows the gate is relu(. + residual), and out <= 0 is where nothing passes back.
+// Passes over n positions of one channel that gates ask of one instruction set. A null residual, or a null out, means a
+// gate alone; with one, relu(. + residual) follows the gate, and nothing passes back where out <= 0.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// What pyramid correlation asks of one instruction set: passes over one channel's positions, frame by frame, and over
-// their windows of 2 x 2, partial ones at the far edges.
+// Passes that pyramid correlation asks of one instruction set: over one channel's positions, frame by frame, and over
+// their windows of 2 x 2, partial ones at the far edges. A level's windows are the windows of the windows below it.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // The scales of a pyramid over (T, H, W) maps: windows of 2^level x 2^level within a frame, partial ones at the far
-// edges, and the bilinear enlargement back.
+// edges, and the bilinear enlargement back, with half-pixel centres. A sample's windows of all levels are its cells,
+// level after level. `gather` is the transpose of `enlarge`: both visit the same taps with the same shares, in double.
 #pragma once
 
 #include <array>

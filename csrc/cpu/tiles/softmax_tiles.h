@@ -1,5 +1,5 @@
-// What attention asks of one instruction set: passes over a tile of scores. Rows of a tile hold cols rounded up to
-// whole vectors.
+// Passes over a tile of scores that attention asks of one instruction set. Rows of a tile hold cols rounded up to whole
+// vectors.
 #pragma once
 
 #include <cstdint>

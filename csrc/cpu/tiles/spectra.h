@@ -1,5 +1,9 @@
-// What spectrograms ask of one instruction set. Vectors hold one moment, frequency or band of `lanes` frames: a Fourier
-// transform then needs no shuffle.
+// Passes that spectrograms ask of one instruction set. Vectors hold one moment, frequency or band of `lanes` frames: a
+// Fourier transform then needs no shuffle.
+//
+// n real numbers are transformed as n / 2 complex ones, even moments the real parts and odd ones the imaginary, by
+// Stockham's passes of radix 4 (and one of radix 2 where n / 2 is no power of 4), which leave the frequencies in order;
+// the two halves of the real transform are then parted, and only the power is kept.
 #pragma once
 
 #include <cstdint>
