@@ -1,4 +1,5 @@
-// Features as they lie in memory: in float32 or a half type, several neighbours to a load.
+// Features as they lie in memory: in float32 or a half type, several neighbours to a load. Arithmetic is float32;
+// halves are converted on load and rounded to nearest on store.
 #pragma once
 
 #include <cuda_bf16.h>

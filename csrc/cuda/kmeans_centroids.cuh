@@ -1,5 +1,10 @@
 // Centroids made ready for a k-means step: as the metric sees them, for the distances, and moved by their mean and
 // split into numbers of the vectors' own type, as the matrix unit takes them.
+//
+// One block owns all centroids, in shared memory; kSharers threads share a centroid. Norms, the mean and squares are
+// double. Why it is right: |x - m|^2 is least where x.(m - o) - (|m - o|^2 / 2 + o.(m - o)) is largest, with the mean
+// o; x itself is never moved, and halves lose nothing. Centroids beyond the last have a half of infinity and are never
+// the nearest; one whose square is too large has NaN, which makes every score notice.
 #pragma once
 
 #include <cstring>
@@ -15,7 +20,7 @@ constexpr int kDepth = 16;  // channels of a product
 constexpr int kPrepareThreads = 512;
 constexpr int kSharers = 8;  // threads that sum over a centroid's channels
 
-// So many add up to a float32 number: 3 x 8 digits of bfloat16, 2 x 11 of float16 and their signs.
+// Parts that add up to a float32 number: 3 x 8 bits of bfloat16, 2 x 11 of float16 and their signs.
 template <class Element>
 constexpr int kParts = 3;
 template <>
@@ -40,9 +45,9 @@ constexpr float kLargestSquare = 0x1p124f, kLeastSquare = 1e-31f;
 // `padded` centroids, of which those beyond the last are never the nearest.
 struct Centroids {
   float* values;    // (width, padded)
-  float* halves;    // (padded,): what the products exceed scores by, of which the largest is the nearest centroid's;
-                    // NaN where its square is too large, infinite beyond the last
-  float* scale;     // the products are this times those of the parts
+  float* halves;    // (padded,): to be subtracted from a product for its score; the largest score is the nearest
+                    // centroid's. NaN where its square is too large, infinite beyond the last
+  float* scale;     // to be multiplied with the parts' products
   uint32_t* parts;  // (padded / 16, width / 16, kParts, 32 lanes, 4): a lane's right factors of 16 centroids
 
   __host__ __device__ Centroids(float* memory, int width, int padded)

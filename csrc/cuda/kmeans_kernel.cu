@@ -1,4 +1,5 @@
-// The k-means step in CUDA C++: checks, memory and launches of kmeans_launch.cuh's kernels.
+// The k-means step in CUDA C++: checks, memory and launches of kmeans_launch.cuh's kernels. The shapes, types and
+// strides that the kernels rely on are checked here, for calls past the Python function.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -15,7 +16,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The public function says the same of what is out of reach, and what to do.
+// The public function refuses the same and names the remedy.
 void check(const Tensor& x, const Tensor& centroids, const std::optional<Tensor>& weight, const std::string& metric) {
   STD_TORCH_CHECK(x.dim() == 3, "x must have shape (B, P, D), got ", x.dim(), " dimensions");
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16 || x.scalar_type() == ScalarType::Half,

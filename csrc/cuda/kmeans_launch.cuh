@@ -1,6 +1,10 @@
-// The kernels of a k-means step, which of them are launched, and in which shape. `launch(kernel, blocks, threads,
-// floats of shared memory, arguments...)` starts one of them; `launch.resident(kernel, threads, floats)` says how many
-// blocks run at a time.
+// The launches of a k-means step: prepare_kernel (one block), step_kernel, combine_kernel, and their shapes.
+// `launch(kernel, blocks, threads, floats of shared memory, arguments...)` starts one of them; `launch.resident(kernel,
+// threads, floats)` says how many blocks run at a time.
+//
+// All blocks of step_kernel run at a time, each with as many tiles as the others. A row of partials holds the float32
+// sums of at most kMostTiles tiles; combine_kernel's blocks own 32 columns each and add the rows in double, always in
+// the same order: the same inputs give the same bits on one chip.
 #pragma once
 
 #include <algorithm>
@@ -51,7 +55,7 @@ __global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 
   }
 }
 
-// What a step returns: labels (batch, positions), sums (clusters, width), and either counts or weights (clusters,).
+// A step's results: labels (batch, positions), sums (clusters, width), and either counts or weights (clusters,).
 struct Found {
   int64_t* labels;
   float* sums;

@@ -1,5 +1,22 @@
-// The pass over the vectors of a k-means step: labels, exact distances and sums from one read, by blocks of a few warps
-// that go through tiles of 64 vectors, the next tiles on their way.
+// The pass over the vectors of a k-means step: labels, exact distances and sums from one read.
+//
+// Tile and owner: a block of 4 warps (up to 32 centroids) or 8 (up to 64) goes through tiles of 64 vectors, (width, 64)
+// in shared memory, while the next tiles are on their way (kStages). Per tile, with a barrier between the steps:
+//
+//   score    a warp owns 32 vectors and 16 centroids: their products on the matrix unit, the best of the 16 per vector
+//   measure  a warp owns a share of the channels: each vector's label, the best over the groups of centroids, and its
+//            squared distance from differences over those channels
+//   settle   nearly never: the labels of vectors that float32 does not hold, from differences in double
+//   add      a warp owns a share of the channels of all vectors and centroids: products of the tile with the one-hot
+//            labels, added to sums in its registers; it counts 8 clusters' vectors, and the last warp writes the labels
+//
+// and every `length` tiles the block flushes its sums into a row of partials, which combine_kernel adds in double.
+//
+// Why it is right: scores are products with centroids split into kParts numbers of the vectors' type, exact but for the
+// float32 sums and the last part's rounding. A score that has overflowed counts as the highest, so that measure sees
+// it. Ties go to the lowest index at every step. The matrix unit truncates what it accumulates, so it sums one tile
+// alone, and tiles are added by ordinary additions, at most 4096 vectors of them in float32. No label is out of range:
+// it is that of a centroid below `clusters`, since those beyond the last are never the best. Nothing is atomic.
 #pragma once
 
 #include "cuda/matrix_unit.cuh"
@@ -11,15 +28,16 @@ namespace cmx {
 
 constexpr int kStages = 3;
 constexpr int kMostTiles = 4096 / kTile;  // that are added in float32; float64 adds their sums
-constexpr uint32_t kNobody = 0x1000;      // the label of what is no vector
+constexpr uint32_t kNobody = 0x1000;      // the label of a position beyond the sample's last vector
 constexpr int kFactorParts = 3;           // numbers of bfloat16 that add up to a float32 number
 
-// How a step measures: rows as they are, of length at least 1e-12, or, strictly, NaN for a zero vector.
+// How a step sees the vectors: as they are, or (unit) divided by their norms, by at least 1e-12 or (strict) by the norm
+// itself, which makes NaN of a zero vector.
 struct Metric {
   bool unit, strict;
 };
 
-// What a block adds: of each cluster its sum of vectors and then its count or weight; last the inertia.
+// Columns of a row of partials: of each cluster its sum of vectors and then its count or weight; last the inertia.
 __host__ __device__ inline int columns_of(int clusters, int width) { return clusters * (width + 1) + 1; }
 
 // A block for up to CLUSTERS centroids. Warps find the nearest of 16 centroids to 32 vectors; for the sums each has a

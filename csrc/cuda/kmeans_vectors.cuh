@@ -1,4 +1,6 @@
-// The vectors of a k-means step in tiles of 64, and how a block brings a tile into its shared memory.
+// The vectors of a k-means step in tiles of 64, and how a block brings a tile into its shared memory: channel by
+// channel, since neighbouring positions are neighbours in memory, 16 or 4 bytes at a time where addresses allow. A tile
+// lies within one sample; positions beyond the sample become 0.
 #pragma once
 
 #include "cuda/async_copy.cuh"

@@ -1,4 +1,6 @@
-// The search of a k-means step in double, for the few vectors whose scores or squares float32 does not hold.
+// The search of a k-means step in double, for the few vectors whose scores or squares float32 does not hold: Note
+// [Vectors that float32 does not hold], kernels/kmeans/products.py. One thread owns a vector, whose channels it reads
+// from the tile.
 #pragma once
 
 #include "kmeans_centroids.cuh"
@@ -6,8 +8,8 @@
 
 namespace cmx {
 
-// Whether float32 holds a vector's best score, what makes a unit vector of it, and its squared distance or that of some
-// channels, of which this is the largest difference.
+// True if float32 holds a vector's best score, its inverse norm, and its squared distance (or that over some channels),
+// `largest` being the largest difference in it.
 __device__ inline bool held(float best, float scale, float distance, float largest, int width) {
   return best < INFINITY && scale > 0x1p-62f && scale < 1e28f && distance <= kLargestSquare &&
          (largest == 0 || distance >= (width + 8) * kLeastSquare);
@@ -22,14 +24,14 @@ struct WideSearch {
 
   __device__ float at(int d) const { return to_float(x[d * kPitch]); }
 
-  // Between its channels and a centroid's.
+  // The largest difference between one of its channels and a centroid's.
   __device__ float largest_difference(float scale, int label) const {
     float largest = 0;
     for (int d = 0; d < width; ++d) largest = fmaxf(largest, fabsf(at(d) * scale - values[d * stride + label]));
     return largest;
   }
 
-  // What makes a unit vector of it.
+  // Its inverse norm.
   __device__ double scale(bool strict) const {
     double square = 0;
     for (int d = 0; d < width; ++d) square += double(at(d)) * at(d);

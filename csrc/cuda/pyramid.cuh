@@ -1,4 +1,5 @@
-// The levels of (T, H, W) maps: windows of 2^level x 2^level within a frame, partial ones at the far edges.
+// The levels of (T, H, W) maps: windows of 2^level x 2^level within a frame, partial ones at the far edges. A level's
+// windows are numbered (T, rows, columns), level after level.
 #pragma once
 
 #include <cstdint>

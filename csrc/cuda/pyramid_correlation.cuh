@@ -1,12 +1,21 @@
 // The passes over the features of pyramid correlation: each reads them once.
+//
+// Tile and owner: a thread holds a patch (pyramid_patch.cuh), whole windows of the coarsest level in one or several
+// channels, in registers. Forward, a block owns neighbouring patches of a sample in all channels: its threads share the
+// channels of a patch and their sums meet in shared memory (reductions.cuh). Backward, a block owns some channels of a
+// sample at all positions: it writes their gradient, and their entry of the filter's gradient is whole in it.
+//
+// Why it is right: a window's sums never leave the thread that has all of its positions; sums are float32, in an order
+// that depends on the shapes alone, and nothing is atomic. Positions outside the frame load 0, are not counted and not
+// written. The formulas are those of csrc/cpu/ops/pyramid_correlation_kernel.cpp.
 #pragma once
 
 #include "pyramid_patch.cuh"
 
 namespace cmx {
 
-// What a thread sums over its channels: each position's product with the filter, the square of every level's window
-// sums, and the filter's square.
+// A thread's sums over its channels: each position's product with the filter, the square of every level's window sums,
+// and the filter's square.
 template <class P>
 struct Response {
   static constexpr int kSquares = P::kPositions;
@@ -110,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// What the gradient of the maps gives to a patch in every channel: to a position a multiple of the filter and, with
-// cosines, a multiple of the sum of each window around it.
+// The gradient of the maps at a patch, the same in every channel: a position gets `along` of the filter and, with
+// cosines, `own` of the sum of each window around it.
 template <class P>
 struct Pull {
   float along[P::kPositions], own[P::kCells];
@@ -184,8 +193,8 @@ struct Pull {
 constexpr int kMostRepeats = 4;  // channels of a patch that a thread takes one after the other, channels first
 
 // Both gradients. A block takes all positions of a sample in `repeats` times as many channels as it has groups, so that
-// the filter's gradient is whole in it. `turn` (B, turns) adds up to what the filter's gradient loses of the filter;
-// without `own` (B, cells) it is not read.
+// the filter's gradient is whole in it. `turn` (B, turns) adds up to the multiple of the filter that its gradient
+// loses; without `own` (B, cells) it is not read.
 template <class P>
 __global__ void __launch_bounds__(kThreads, 1)
     gradient_kernel(const Problem<typename P::Element> problem, const float* __restrict__ along,

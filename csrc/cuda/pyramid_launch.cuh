@@ -1,5 +1,6 @@
-// Which kernels a pyramid correlation launches, and in which shape. `launch(kernel, blocks, threads, floats of shared
-// memory, arguments...)` starts one of them.
+// The launches of a pyramid correlation and their shapes: which patch fits the features' layout, and how many threads
+// share a patch or a channel. `launch(kernel, blocks, threads, floats of shared memory, arguments...)` starts a kernel.
+// No shape depends on the batch where a sum's order would, so a sample has the same bits in any batch.
 #pragma once
 
 #include <algorithm>

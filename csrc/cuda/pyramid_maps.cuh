@@ -1,4 +1,9 @@
 // The maps without channels around the passes over the features.
+//
+// Forward, a block owns a whole sample where a softmax or a loss needs it, else some positions; a position is one
+// thread's. Backward, a thread owns a window and gathers from the positions that read it, so nothing is scattered or
+// atomic. The enlargement is bilinear with half-pixel centres; its transpose is the same tent function of position and
+// window.
 #pragma once
 
 #include "pyramid.cuh"
@@ -63,8 +68,9 @@ __global__ void __launch_bounds__(kMapThreads)
   }
 }
 
-// What the gradient of the map (B, positions) pulls on each window: `along` of the filter, per position of it, and with
-// cosines `own` of its own sum; (B, cells). `turn` (B, blocks) adds up to the pull on the filter's length.
+// The gradient by every window's value, from that of the map (B, positions): `along` (B, cells), the multiple of the
+// filter that a window's positions get, and with cosines `own` (B, cells), that of the window's own sum. `turn` (B,
+// blocks) adds up to the multiple of the filter that its gradient loses.
 __global__ void __launch_bounds__(kThreads, 1)
     pull_kernel(const float* __restrict__ gradient, const float* __restrict__ map, const float* __restrict__ filters,
                 const float* __restrict__ cosines, const float* __restrict__ inverse_norms, float* __restrict__ along,

@@ -1,5 +1,6 @@
-// What a thread holds of the features at a time: whole windows of a pyramid's coarsest level, so that the sums over the
-// windows of every level never leave its registers.
+// A thread's part of the features: whole windows of a pyramid's coarsest level, so that the sums over the windows of
+// every level never leave its registers. Loads are of VECTOR neighbours in memory, along the channels (channels last)
+// or along a row of positions.
 #pragma once
 
 #include "elements.cuh"

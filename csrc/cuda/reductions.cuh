@@ -1,4 +1,5 @@
-// Sums over the threads of a block, in an order that depends on the block's shape alone.
+// Sums over the threads of a block, in an order that depends on the block's shape alone: shuffles within a warp, then
+// the warps' results from shared memory, warp after warp.
 #pragma once
 
 namespace cmx {

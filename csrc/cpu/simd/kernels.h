@@ -1,8 +1,8 @@
 // Passes that the drivers ask of one instruction set: products over a tile, and those over a tile of similarities.
 //
 // The drivers decide which tile, these tables how: one source (vector_kernels.h) is compiled once per instruction set
-// (kernels_*.cpp) and chosen at run time. Every pass works on a tile of at most kTileRows x kTileCols that fits the
-// caches and writes whole vectors: rows of its outputs have room for that.
+// (kernels_*.cpp) and chosen at run time. Every pass works on a tile that its driver has made to fit the caches, and
+// writes whole vectors: rows of its outputs have room for that.
 //
 // Note [Shared exponentials]: an entry u of a tile takes part in the softmax of its row and in that of its column, each
 // with its own shift, and an exponential costs more than everything else done with it. In the usual form 2^(u k) = e
