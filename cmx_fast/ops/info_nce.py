@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,17 @@ REDUCTIONS = ("mean", "sum", "none")
 #: Features up to which a GPU finds the banks' mean rows in the forward pass. Wider means are made in parts, and each
 #: part needs the similarities anew.
 WIDEST_MEANS = 256
+
+
+class Options(NamedTuple):
+    """The options of the registered ops, by the names and in the order of their schemas (csrc/info_nce.cpp)."""
+
+    in_batch: bool = True
+    within: bool = False
+    similarity: str = "dot"
+    symmetric: bool = True
+    normalize: bool = False
+    label_smoothing: float = 0.0
 
 
 def info_nce(
@@ -94,16 +105,22 @@ def info_nce(
         query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric
     )
     impl = choose("info_nce", impl, query.device.type, query.dtype, query.shape[-1])
-    options: dict[str, Any] = {
-        "in_batch": in_batch,
-        "within": within,
-        "similarity": similarity,
-        "symmetric": symmetric,
-        "normalize": normalize,
-        "label_smoothing": float(label_smoothing),
-    }
     if impl == "reference":
-        return reference.info_nce(query, key, scale, bank=bank, target=target, reduction=reduction, **options)
+        return reference.info_nce(
+            query,
+            key,
+            scale,
+            bank=bank,
+            in_batch=in_batch,
+            within=within,
+            similarity=similarity,
+            target=target,
+            symmetric=symmetric,
+            normalize=normalize,
+            label_smoothing=float(label_smoothing),
+            reduction=reduction,
+        )
+    options = Options(in_batch, within, similarity, symmetric, normalize, float(label_smoothing))
     leading = query.shape[:-1]
     batch = math.prod(leading[:-1])
     query, key = query.reshape(batch, *query.shape[-2:]), key.reshape(batch, *key.shape[-2:])
@@ -116,7 +133,7 @@ def info_nce(
         only_bank = len(bank) > 0 and not (within or symmetric or label_smoothing) and similarity == "dot"
         keep = only_bank and query.requires_grad and (query.is_cpu or query.shape[2] <= WIDEST_MEANS)
     forward = torch.ops.cmx_fast.info_nce_fwd if torch.compiler.is_compiling() else _InfoNCE.apply
-    loss = forward(query, key, scale, bank, target, *options.values(), keep)[0]
+    loss = forward(query, key, scale, bank, target, *options, keep)[0]
     return reference.reduce_loss(loss.reshape(leading), reduction)
 
 
@@ -213,7 +230,7 @@ if HAS_EXTENSION:
     def _save(ctx, inputs, output):
         query, key, logit_scale, bank, target, *options, _ = inputs
         ctx.save_for_backward(query, key, logit_scale, target, *output[1:], *bank)
-        ctx.options = options
+        ctx.options = Options(*options)
 
     def _backward(ctx, grad_loss, *_):
         query, key, logit_scale, target, row_stats, col_stats, saved, *bank = ctx.saved_tensors

@@ -209,7 +209,7 @@ def test_launches(device, count_launches, banks, options):
     query, key, bank = problem(20, 20, 17, banks=banks)
     there = [x.to(device) for x in (query, key, torch.tensor(14.3))]
     target = torch.randperm(20, device=device)[None]
-    values = tuple((DEFAULTS | options).values())
+    values = DEFAULTS._replace(**options)
     bank = [rows.to(device) for rows in bank]
     with count_launches() as forward:
         _, *saved = info_nce_fwd(*there, bank, target, *values, False)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from operator_contract import assert_as_exact_as_eager, run, vector_error
 
 from cmx_fast.ops import cache_budget, info_nce, set_cache_budget
+from cmx_fast.ops.info_nce import Options
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.cmx_fast, "info_nce_fwd"),
@@ -33,6 +34,12 @@ def no_cache():
     set_cache_budget(0)
     yield
     set_cache_budget(before)
+
+
+@pytest.mark.parametrize(("name", "behind"), [("info_nce_fwd", "cache"), ("info_nce_bwd", "row_stats")])
+def test_options_have_the_schemas_names_and_order(name, behind):
+    names = [argument.name for argument in getattr(torch.ops.cmx_fast, name).default._schema.arguments]
+    assert names[names.index("target") + 1 : names.index(behind)] == list(Options._fields)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))

@@ -38,14 +38,14 @@ def _one_way(query, key, scale, bank, target, in_batch, within, similarity, smoo
 
 
 def info_nce_truth(
-    query, key, scale, bank, target, in_batch, within, similarity, symmetric, normalize, smoothing
+    query, key, scale, bank, target, in_batch, within, similarity, symmetric, normalize, label_smoothing
 ) -> Tensor:
     """(B, N) losses of (B, N, D) queries and (B, M, D) keys."""
     losses = []
     for b in range(len(query)):
         q, k = (unit(query[b]), unit(key[b])) if normalize else (query[b], key[b])
         t = torch.arange(len(q)) if target is None else target[b]
-        options = (in_batch, within, similarity, smoothing)
+        options = (in_batch, within, similarity, label_smoothing)
         loss = _one_way(q, k, scale, bank, t, *options)
         if symmetric:
             loss = (loss + _one_way(k, q, scale, bank, t.argsort(), *options)[t]) / 2

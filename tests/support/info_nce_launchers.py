@@ -7,14 +7,9 @@ from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 from contrastive_truth import info_nce_truth
 from torch import Tensor
 
-DEFAULTS = {
-    "in_batch": True,
-    "within": False,
-    "similarity": "dot",
-    "symmetric": True,
-    "normalize": True,
-    "label_smoothing": 0.0,
-}
+from cmx_fast.ops.info_nce import Options
+
+DEFAULTS = Options(normalize=True)
 
 
 def problem(n, m, d, *, batch=1, banks=(), dtype=torch.float32) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -38,7 +33,7 @@ def run(
     **options,
 ):
     """Loss, dquery, dkey, dscale of the launchers, on the CPU."""
-    options = tuple((DEFAULTS | options).values())
+    options = DEFAULTS._replace(**options)
     there = [x.to(device) for x in (query, key, scale)]
     bank = [rows.to(device) for rows in bank]
     target = target if target is None else target.to(device)
@@ -61,9 +56,8 @@ def run(
 def truth(grad_loss, query, key, scale, bank=(), target=None, **options):
     """The same in float64."""
     query, key, scale = (x.double().requires_grad_() for x in (query, key, scale))
-    loss = info_nce_truth(
-        query, key, scale, [rows.double() for rows in bank], target, *(DEFAULTS | options).values()
-    )
+    bank = [rows.double() for rows in bank]
+    loss = info_nce_truth(query, key, scale, bank, target, **DEFAULTS._replace(**options)._asdict())
     gradients = torch.autograd.grad((loss * grad_loss.double()).sum(), (query, key, scale), allow_unused=True)
     return [
         loss.detach(),

@@ -17,6 +17,7 @@
 #include <cmath>
 #include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 
@@ -30,10 +31,21 @@
 namespace cmx {
 namespace {
 
+// The two sides of the loss. Queries look for their key; with `symmetric` keys look for their query as well.
+enum Side { kQueries, kKeys };
+
+// The schema's options, by its names.
 struct Options {
-  bool in_batch, within, symmetric, normalize;
+  bool in_batch, within;
   Similarity similarity;
-  double smoothing;
+  bool symmetric, normalize;
+  double label_smoothing;
+
+  // The sides that look for the other.
+  std::span<const Side> sides() const {
+    static constexpr Side kBoth[] = {kQueries, kKeys};
+    return {kBoth, symmetric ? size_t(2) : size_t(1)};
+  }
 };
 
 // One slice of the batch: the inputs in the working precision, and what both passes derive from them.
@@ -102,15 +114,19 @@ struct Problem {
     return cmx::reach(options.similarity, longest);
   }
 
+  // The row of a pair in its side's statistics: query i, or its key.
+  int64_t row_of(Side side, int64_t i) const { return side == kQueries ? i : key_of_query[i]; }
+
   // Visits the blocks of similarities: visit(block, rows, columns) with the side whose sums the block's rows add to,
-  // and that of its columns: 0 queries, 1 keys, -1 none.
+  // and that of its columns, if these add to any.
   template <class Visit>
   void for_blocks(const Visit& visit) const {
-    if (options.in_batch) visit(Block<T>{query, key, key_of_query.data()}, 0, options.symmetric ? 1 : -1);
-    for (int side = 0; side <= options.symmetric; ++side) {
-      const Rows<T>& own = side == 0 ? query : key;
-      for (const auto& rows : bank) visit(Block<T>{own, rows}, side, -1);
-      if (options.within) visit(Block<T>{own, own, nullptr, true}, side, side);
+    const std::optional<Side> none, keys = options.symmetric ? std::optional(kKeys) : none;
+    if (options.in_batch) visit(Block<T>{query, key, key_of_query.data()}, kQueries, keys);
+    for (const Side side : options.sides()) {
+      const Rows<T>& own = side == kQueries ? query : key;
+      for (const auto& rows : bank) visit(Block<T>{own, rows}, side, none);
+      if (options.within) visit(Block<T>{own, own, nullptr, true}, side, std::optional(side));
     }
   }
 };
@@ -144,18 +160,18 @@ template <class T>
 void forward(const Problem<T>& problem, const Logits<T>& logits, T* loss, const Stats<T> (&stats)[2], T* saved) {
   const Options& options = problem.options;
   std::vector<SoftmaxSum> sums[2];
-  for (int side = 0; side <= options.symmetric; ++side) sums[side].resize(stats[side].n);
-  problem.for_blocks([&](const Block<T>& block, int rows, int columns) {
+  for (const Side side : options.sides()) sums[side].resize(stats[side].n);
+  problem.for_blocks([&](const Block<T>& block, Side rows, std::optional<Side> columns) {
     const bool in_batch = &block.x == &problem.query && &block.y == &problem.key;
     if (saved && !options.in_batch) return add_sums_and_rows(block, logits, sums[rows].data(), saved);
-    add_sums(block, logits, sums[rows].data(), columns < 0 ? nullptr : sums[columns].data(),
+    add_sums(block, logits, sums[rows].data(), columns ? sums[*columns].data() : nullptr,
              in_batch ? saved : static_cast<T*>(nullptr));
   });
-  const double eps = options.smoothing, share = eps / problem.candidates();
+  const double eps = options.label_smoothing, share = eps / problem.candidates();
   for (int64_t i = 0; i < problem.query.n; ++i) {
     double total = 0;
-    for (int side = 0; side <= options.symmetric; ++side) {
-      const int64_t r = side == 0 ? i : problem.key_of_query[i];
+    for (const Side side : options.sides()) {
+      const int64_t r = problem.row_of(side, i);
       const SoftmaxSum& sum = sums[side][r];
       const double u = problem.positive[i];
       // 0 times what is not finite is NaN: an infinity stays visible where the exponential swallowed it.
@@ -167,7 +183,7 @@ void forward(const Problem<T>& problem, const Logits<T>& logits, T* loss, const 
     }
     loss[i] = options.symmetric ? total / 2 : total;
     for (int64_t p = 0; p < problem.query.d && saved && !options.in_batch; ++p)
-      saved[i * problem.query.d + p] /= sums[0][i].sum == 0 ? T(1) : T(sums[0][i].sum);
+      saved[i * problem.query.d + p] /= sums[kQueries][i].sum == 0 ? T(1) : T(sums[kQueries][i].sum);
   }
 }
 
@@ -175,14 +191,14 @@ template <class T>
 double backward(const Problem<T>& problem, const Logits<T>& logits, const T* grad, const Stats<T> (&stats)[2],
                 const T* saved, T* dquery, T* dkey) {
   const Options& options = problem.options;
-  const double eps = options.smoothing, share = eps / problem.candidates();
+  const double eps = options.label_smoothing, share = eps / problem.candidates();
   std::vector<SoftmaxGradient<T>> gradient;
-  for (int side = 0; side <= options.symmetric; ++side) gradient.emplace_back(logits, stats[side].n);
+  for (const Side side : options.sides()) gradient.emplace_back(logits, stats[side].n);
   std::vector<double> pull(problem.query.n);  // derivative by the positive's logit
   double dscale = 0;
   for (int64_t i = 0; i < problem.query.n; ++i) {
-    for (int side = 0; side <= options.symmetric; ++side) {
-      const int64_t r = side == 0 ? i : problem.key_of_query[i];
+    for (const Side side : options.sides()) {
+      const int64_t r = problem.row_of(side, i);
       const double g = options.symmetric ? grad[i] / 2.0 : grad[i], u = problem.positive[i];
       const double similarity = stats[side].similarity(r), log_sum = stats[side].log_sum(r);
       const double weight = g * sigmoid(logits.scale * (similarity - u) + log_sum);
@@ -197,14 +213,14 @@ double backward(const Problem<T>& problem, const Logits<T>& logits, const T* gra
     const T weight = -logits.scale * pull[i];
     for (int64_t p = i * problem.query.d; p < (i + 1) * problem.query.d; ++p) dquery[p] += weight * saved[p];
   }
-  problem.for_blocks([&](const Block<T>& block, int rows, int columns) {
+  problem.for_blocks([&](const Block<T>& block, Side rows, std::optional<Side> columns) {
     if (means) return;
-    T* dx = rows == 0 ? dquery : dkey;
+    T* dx = rows == kQueries ? dquery : dkey;
     const bool in_batch = &block.x == &problem.query && &block.y == &problem.key;
     T* dy = in_batch ? dkey : nullptr;
     if (dx || dy)
-      add_gradients(block, logits, gradient[rows], columns < 0 ? nullptr : &gradient[columns],
-                    in_batch ? saved : nullptr, dx, dy);
+      add_gradients(block, logits, gradient[rows], columns ? &gradient[*columns] : nullptr, in_batch ? saved : nullptr,
+                    dx, dy);
   });
   const bool distances = options.similarity != Similarity::kDot;
   for (int64_t i = 0; i < problem.query.n; ++i) {
@@ -279,7 +295,12 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Tensor& grad, const Tensor
 Forward info_nce_fwd(Tensor query, Tensor key, Tensor logit_scale, std::vector<Tensor> bank,
                      std::optional<Tensor> target, bool in_batch, bool within, std::string similarity, bool symmetric,
                      bool normalize, double label_smoothing, bool cache) {
-  const Options options{in_batch, within, symmetric, normalize, parse_similarity(similarity), label_smoothing};
+  const Options options{.in_batch = in_batch,
+                        .within = within,
+                        .similarity = parse_similarity(similarity),
+                        .symmetric = symmetric,
+                        .normalize = normalize,
+                        .label_smoothing = label_smoothing};
   return (is_double(query) ? run_forward<double> : run_forward<float>)(contiguous(query), contiguous(key), logit_scale,
                                                                        bank, contiguous_if_any(target), options, cache);
 }
@@ -289,7 +310,12 @@ std::tuple<Tensor, Tensor, Tensor> info_nce_bwd(Tensor grad_loss, Tensor query, 
                                                 bool within, std::string similarity, bool symmetric, bool normalize,
                                                 double label_smoothing, Tensor row_stats, Tensor col_stats,
                                                 Tensor saved, bool need_query, bool need_key) {
-  const Options options{in_batch, within, symmetric, normalize, parse_similarity(similarity), label_smoothing};
+  const Options options{.in_batch = in_batch,
+                        .within = within,
+                        .similarity = parse_similarity(similarity),
+                        .symmetric = symmetric,
+                        .normalize = normalize,
+                        .label_smoothing = label_smoothing};
   return (is_double(query) ? run_backward<double> : run_backward<float>)(contiguous(grad_loss), contiguous(query),
                                                                          contiguous(key), logit_scale, bank,
                                                                          contiguous_if_any(target), options, row_stats,
