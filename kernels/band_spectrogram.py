@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from cmx_fast.kernels.common.arguments import on_own_device
+from cmx_fast.kernels.common.codes import Logarithm
 from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
 
@@ -124,7 +125,7 @@ def band_spectrogram_fwd(
     wave: Tensor, window: Tensor, bands: Tensor, reach: Tensor, mean: Tensor | None, std: Tensor | None, frames: int,
     n_fft: int, hop: int, reflected: bool, preemphasis: float, remove_mean: bool, logarithm: int, floor: float,
 ) -> Tensor:  # fmt: skip
-    """Levels (B, K, frames) float32 of float32 waves (B, samples); logarithm: 0 none, 1 decibels, 2 natural."""
+    """Levels (B, K, frames) float32 of float32 waves (B, samples); ``logarithm`` is a code of :class:`Logarithm`."""
     batch, samples = wave.shape
     count, bins = bands.shape
     out = wave.new_empty(batch, count, frames)
@@ -137,7 +138,7 @@ def band_spectrogram_fwd(
         n_fft // 2 if reflected else 0, preemphasis, N_FFT=n_fft, REFLECTED=reflected, PREEMPHASIS=preemphasis != 0,
         REMOVE_MEAN=remove_mean, num_warps=4 if n_fft <= 2048 else 8,
     )  # fmt: skip
-    decibels, natural = logarithm == 1, logarithm == 2
+    decibels, natural = logarithm == Logarithm.DECIBELS, logarithm == Logarithm.NATURAL
     lowest = 10 * math.log10(floor) if decibels else math.log(floor) if natural else 0.0
     spectrum = torch.view_as_real(torch.fft.rfft(framed))
     band_spectrogram_band_kernel[ceil_div(frames, FRAMES), ceil_div(count, BANDS), batch](

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from cmx_fast import reference
+from cmx_fast.kernels.common.codes import Logarithm
 from cmx_fast.ops import _checks
 from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
 
 ENDS = ("cut", "zeros", "reflected")
-LOGARITHMS = ("none", "decibels", "natural")
+LOGARITHM_CODES = {code.name.lower(): code.value for code in Logarithm}
+LOGARITHMS = tuple(LOGARITHM_CODES)
 SMALLEST, LARGEST = 16, 16384  # transforms of the kernels
 
 
@@ -99,7 +101,7 @@ def band_spectrogram(
     return torch.ops.cmx_fast.band_spectrogram_fwd(
         wave.contiguous(), window.float(), bands.float(), band_reach(bands) if reach is None else reach,
         None if mean is None else mean.float(), None if std is None else std.float(), frames, n_fft, hop,
-        ends == "reflected", preemphasis, remove_mean, LOGARITHMS.index(logarithm), floor,
+        ends == "reflected", preemphasis, remove_mean, LOGARITHM_CODES[logarithm], floor,
     )  # fmt: skip
 
 

@@ -122,19 +122,20 @@ def _gates(x: torch.Tensor) -> None:
 
 def _band_spectrogram(x: torch.Tensor) -> None:
     from cmx_fast.kernels.band_spectrogram import band_spectrogram_fwd
+    from cmx_fast.kernels.common.codes import Logarithm
 
     wave, levels = torch.zeros(2, 24000), torch.zeros(257)
     for n_fft, length, reflected, preemphasis, logarithm in (
-        (2048, 2048, True, 0.0, 1),
-        (1024, 480, False, 0.97, 2),
-        (512, 512, False, 0.0, 0),
+        (2048, 2048, True, 0.0, Logarithm.DECIBELS),
+        (1024, 480, False, 0.97, Logarithm.NATURAL),
+        (512, 512, False, 0.0, Logarithm.NONE),
     ):
         window, bands = torch.zeros(length), torch.zeros(257, n_fft // 2 + 1)
         reach = torch.zeros(257, 2, dtype=torch.int32)
-        standardised = (levels, levels) if logarithm == 1 else (None, None)
+        standardised = (levels, levels) if logarithm == Logarithm.DECIBELS else (None, None)
         band_spectrogram_fwd(
-            wave, window, bands, reach, *standardised, 99, n_fft, 160, reflected, preemphasis, logarithm == 0,
-            logarithm, 1e-10,
+            wave, window, bands, reach, *standardised, 99, n_fft, 160, reflected, preemphasis,
+            logarithm == Logarithm.NONE, logarithm, 1e-10,
         )  # fmt: skip
 
 

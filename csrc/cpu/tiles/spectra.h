@@ -19,6 +19,7 @@ struct FourierPlan {
   const float* halves;
 };
 
+// The schema's integer: kernels/common/codes.py has the same names.
 enum class Logarithm : int64_t { kNone, kDecibels, kNatural };
 
 struct Level {
