@@ -1,4 +1,4 @@
-"""How much memory a forward pass may keep so that the backward pass need not multiply again."""
+"""Budget of the memory that a forward pass may keep so that its backward pass need not multiply again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ def set_cache_budget(size: int) -> None:
 
 
 def worth_keeping(products: int, *inputs: Tensor) -> bool:
-    """Whether this many similarities fit the budget, cost more to compute again, and will be asked for."""
+    """True if ``products`` similarities fit the budget, cost more to compute again, and a gradient will ask for them.
+
+    Args:
+        products: number of similarities. inputs: the tensors that they are made of.
+    """
     width = 8 if inputs[0].element_size() == 8 else 4
     return (
         inputs[0].device.type == "cpu"

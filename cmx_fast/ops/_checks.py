@@ -53,7 +53,7 @@ def check_same(name: str, value: object, other_name: str, other: Tensor) -> None
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether the channels of a position lie next to each other, and not the positions of a channel."""
+    """True if the channels of a position lie next to each other in memory, and not the positions of a channel."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return x.dim() in formats and not x.is_contiguous() and x.is_contiguous(memory_format=formats[x.dim()])
 
@@ -76,7 +76,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_flags(**flags: object) -> None:
-    """Require True or False of each."""
+    """Require each flag to be True or False."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -89,12 +89,12 @@ def check_fraction(name: str, value: object) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether the tensor's values can be looked at for free: on the CPU, not in torch.compile, not below a vmap."""
+    """True if the tensor's values can be read for free: on the CPU, not in torch.compile, not below a vmap."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not _vectorised()
 
 
 def _vectorised() -> bool:
-    """Whether a torch.func.vmap runs: a tensor then stands for many, and has no one value."""
+    """True while a torch.func.vmap runs: a tensor then stands for many, and has no one value."""
     if not torch._C._are_functorch_transforms_active():
         return False
     interpreters = torch._C._functorch.get_interpreter_stack() or ()
@@ -125,7 +125,10 @@ def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in autocast's dtype where autocast is on: products in half precision, softmax in float32."""
+    """The tensors in autocast's dtype where autocast is on for their device, else as they are; float64 stays.
+
+    Products are then made in half precision, the softmax in float32.
+    """
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors

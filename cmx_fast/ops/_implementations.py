@@ -1,4 +1,4 @@
-"""Which implementation an operator takes on a device, and why."""
+"""Choice of an operator's implementation on a device, with its reason."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def _unavailable(op: str, impl: str, device: str, dtype: torch.dtype, features: int) -> str | None:
-    """Why this implementation can't run there, or None when it can."""
+    """The reason why this implementation can't run there, or None if it can."""
     if impl == "reference":
         return None
     if transformed():
@@ -109,7 +109,7 @@ def choose(op: str, impl: str, device: str, dtype: torch.dtype, features: int) -
 
 
 def automatic(op: str, device: str, dtype: torch.dtype = torch.float32, features: int = 1) -> tuple[str, str]:
-    """What ``auto`` takes on this device, with the reason in words."""
+    """The implementation that ``auto`` takes on this device, and the reason in words."""
     preferred = "triton" if device == "cuda" else "cpp"
     reason = _unavailable(op, preferred, device, dtype, features)
     if reason is None:
@@ -123,12 +123,15 @@ def _log_once(op: str, device: str, chosen: str, reason: str) -> None:
 
 
 def operator(op: str, way: str, impl: str) -> Callable:
-    """The registered op of an implementation, ``way`` "fwd", "bwd" or "step"; CUDA C++ has its own beside Triton's."""
+    """The registered op of an implementation: ``way`` is "fwd", "bwd" or "step".
+
+    "cuda" has ops of its own, since "triton" already is the CUDA kernel of the others.
+    """
     return getattr(torch.ops.cmx_fast, f"{op}_cuda_{way}" if impl == "cuda" else f"{op}_{way}")
 
 
 def implementations() -> dict[str, dict[str, tuple[str, str]]]:
-    """For every operator and device type the implementation that ``auto`` takes and why."""
+    """The implementation that ``auto`` takes and its reason, for every operator and device type."""
     return {op: {device: automatic(op, device) for device in ("cpu", "cuda")} for op in OPERATORS}
 
 

@@ -19,9 +19,9 @@ def attention(
 
     .. math:: o_i = \sum_j \frac{\exp(s\, q_i \cdot k_j)}{\sum_l \exp(s\, q_i \cdot k_l)}\, v_j
 
-    What non-local blocks, DANet's position attention (heads of 64 and 512, s = 1) and OCNet (256 and 512) compute,
-    which library kernels refuse or pad: they stop at heads of 256 and mostly want equal ones. Keys and values may be
-    fewer than queries, as where they are pooled.
+    Non-local blocks, DANet's position attention (heads of 64 and 512, s = 1) and OCNet's (256 and 512) are of this
+    kind. Library kernels refuse or pad them: these stop at heads of 256 and mostly want equal ones. Keys and values may
+    be fewer than queries, as where they are pooled. Vaswani et al. 2017, eq. 1.
 
     Args:
         query: (*, N, D) float32, float64, bfloat16 or float16.
@@ -36,7 +36,7 @@ def attention(
         TypeError, ValueError: an argument of the wrong type, shape, device or value, before any work.
         NotImplementedError: second derivatives.
 
-    Memory: the output and a number per query; in backward the gradients and, on the CPU, per thread the scores of 96
+    Memory: the output and two numbers per query; in backward the gradients and, on the CPU, per thread the scores of 96
     queries twice. Cost on the CPU: forward N M (D + E) multiplications, backward N M (3 D + 2 E).
 
     Example:

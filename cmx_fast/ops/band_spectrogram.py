@@ -33,24 +33,24 @@ def band_spectrogram(
     std: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """``log(bands @ |rfft(window * frame, n_fft)|^2)`` of the frames that begin every ``hop`` samples.
+    """Levels ``log(bands @ |rfft(window * frame, n_fft)|^2)`` of the frames that begin every ``hop`` samples.
 
-    Log-mels, filterbanks and power spectral densities are this with their own window, bands and logarithm.
+    Log-mels, filterbanks and power spectral densities are these levels with their own window, bands and logarithm.
 
     Args:
         wave: (B, samples), float32 or float64; bfloat16 and float16 are computed in float32, also under autocast.
-        window: (length,) float32 or float64, at most ``n_fft`` long; shorter frames are followed by zeros.
-        bands: (K, n_fft // 2 + 1), what each band takes of each frequency.
-        n_fft, hop: samples.
-        reach: (K, 2) int32, each band's first bin and the one behind its last, by :func:`band_reach`; found here if not
-            given, for which a GPU is waited for.
+        window: (length,) float32 or float64, at most ``n_fft`` long; shorter frames are followed by zeros. bands: (K,
+        n_fft // 2 + 1), each band's weight of each frequency. n_fft, hop: in samples. reach: (K, 2) int32, each band's
+        first bin and the one behind its last, by :func:`band_reach`. If not given it is
+            found here, on the device of ``bands``.
         ends: "cut": whole frames only; "zeros": the last one is filled with zeros; "reflected": frames centred on every
             ``hop``-th sample (from ``n_fft // 2`` before it), samples mirrored at both ends, as torch.stft's.
-        preemphasis: x[t] - preemphasis * x[t - 1] is used, and x[0] as it is; with "cut" and "zeros".
-        remove_mean: take each frame's mean away before the window; with "cut".
-        logarithm: "none"; "decibels": 10 log10 of at least ``floor``; "natural": ln, where there is no energy at all
-            of ``floor``.
-        mean, std: (K,) each, taken from the levels and dividing them.
+        preemphasis: replace x[t] by x[t] - preemphasis * x[t - 1], and keep x[0]; with "cut" and "zeros".
+        remove_mean: subtract each frame's mean before the window; with "cut".
+        logarithm: "none"; "decibels", 10 log10 of at least ``floor``; or "natural", ln, of ``floor`` where the energy
+            is 0.
+        floor: an energy, positive with a logarithm.
+        mean, std: (K,) each: mean is subtracted from the levels, which std then divides.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:
@@ -106,7 +106,10 @@ def band_spectrogram(
 
 
 def band_reach(bands: Tensor) -> Tensor:
-    """(K, 2) int32: the first bin that each of ``bands`` (K, bins) takes something of, and the one behind the last."""
+    """Ranges (K, 2) int32 of the bins that have weights in ``bands`` (K, bins): the first, and the one behind the last.
+
+    A band without weights has the range (0, 0).
+    """
     there = bands != 0
     begin = there.int().argmax(1)
     end = bands.shape[1] - there.flip(1).int().argmax(1)
@@ -114,7 +117,7 @@ def band_reach(bands: Tensor) -> Tensor:
 
 
 def _suits(wave: Tensor, n_fft: int) -> bool:
-    """Whether the kernels can compute it."""
+    """True if the kernels take this wave and this transform."""
     return (
         wave.dtype != torch.float64
         and not (torch.is_grad_enabled() and wave.requires_grad)

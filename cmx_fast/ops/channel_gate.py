@@ -1,4 +1,4 @@
-"""A gate per channel from what all channels' means say, with the addition and the ReLU that follow it in a block."""
+"""A gate per channel made of all channels' means, with the addition and the ReLU that follow it in a ResNet's block."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def channel_gate(
         x: (B, C, *), float32, float64, bfloat16 or float16, at least one position. Differentiable.
         hidden_weight: W_1, (H, C). gate_weight: W_2, (C, H). hidden_bias: (H,). gate_bias: (C,). Any floating dtype;
             used in float32, or float64 for float64 x. Differentiable.
-        maximum: with p_2, whose gradient goes to the first of equal positions.
-        residual: of x's shape and dtype. Differentiable.
+        maximum: add p_2 (CBAM's; default no), whose gradient goes to the first of equal positions.
+        residual: of x's shape and dtype, added before a ReLU; default neither. Differentiable.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:

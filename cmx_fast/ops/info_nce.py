@@ -65,15 +65,15 @@ def info_nce(
         logit_scale: 1 / temperature, a positive number or 0-d tensor, already exponentiated; differentiable.
             Default 1 / 0.07: MoCo's and SupCon's.
         bank: one (K, D) tensor or several: extra negatives, without gradient, read where they lie; not normalised here.
-        in_batch: whether the other keys are negatives.
-        within: whether the other rows of the same modality are negatives too (the row itself never is).
-        similarity: "dot", "l2" (minus the distance) or "sql2" (minus its square).
+        in_batch: count the other keys as negatives (CLIP's, and the default).
+        within: count the other rows of the same modality as negatives too, never the row itself (SimCLR's; default no).
+        similarity: "dot" (CLIP's, and the default), "l2" (minus the distance) or "sql2" (minus its square).
         target: (*, N) int64, the row of ``key`` that is each query's positive; default ``arange(N)``.
             With ``symmetric`` it must be a permutation.
-        symmetric: also find each key's query; needs N == M.
-        normalize: divide the rows of ``query`` and ``key`` by max(norm, 1e-12) first.
-        label_smoothing: in [0, 1): this share of the target is spread evenly over the candidates.
-        reduction: "mean" or "sum" over all queries, or "none" for the (*, N) losses.
+        symmetric: also find each key's query (CLIP's, and the default); needs N == M.
+        normalize: divide the rows of ``query`` and ``key`` by max(norm, 1e-12) first. Default no: ours.
+        label_smoothing: in [0, 1), the share of the target that is spread evenly over the candidates; none by default.
+        reduction: "mean" (the default) or "sum" over all queries, or "none" for the (*, N) losses.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Nearest centroids, and everything a k-means step needs from the data, in one read of it."""
+"""Nearest centroids, and all sums that a k-means step needs of the data, from one read of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUDA_MOST_CENTROIDS, CUDA_MOST_FEATURES, CUDA_FEATURE_STEP = 64, 128, 16
 def kmeans_assign(
     x: Tensor, centroids: Tensor, *, metric: str = "l2", normalize: bool = False, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    r"""The nearest centroid of every vector, without the N x K matrix of distances.
+    r"""Nearest centroid of every vector, without the N x K matrix of distances.
 
     .. math:: z_n = \arg\min_k d(x_n, \mu_k), \qquad d_{l2} = \lVert x - \mu \rVert^2, \quad
               d_{cosine} = 1 - \frac{x^\top \mu}{\lVert x \rVert \lVert \mu \rVert}
@@ -31,7 +31,7 @@ def kmeans_assign(
         x: (N, D), or maps (B, D, H, W) read as they lie in memory (channels first or last); float32, float64,
             bfloat16 or float16.
         centroids: (K, D), any floating dtype; used in float32, or float64 for a float64 ``x``.
-        metric: "l2" or "cosine", which divides rows and centroids by their norms.
+        metric: "l2" (Lloyd's, and the default) or "cosine", which divides rows and centroids by their norms.
         normalize: with "l2", divide every row of x, not the centroids, by max(norm, 1e-12) first (PiCIE's clustering
             of unit features around plain means).
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
@@ -132,7 +132,7 @@ def kmeans_step(
 
 
 def vectors(x: Tensor) -> Tensor:
-    """(N, D) or (B, D, H, W) as the registered ops read it: (B, P, D), a view unless H and W don't join."""
+    """Vectors (B, P, D) for the registered ops, from (N, D) or (B, D, H, W): a view unless H and W don't join."""
     return x[None] if x.dim() == 2 else x.flatten(2).transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Hungarian matching of a batch, exact, on the CPU's threads."""
+"""Exact Hungarian matching of a batch of cost matrices, on the CPU's threads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HAS_SOLVER = importlib.util.find_spec("cmx_fast._host") is not None
 
 
 def linear_assignment(cost: Tensor, *, maximize: bool = False) -> tuple[Tensor, Tensor]:
-    r"""The pairs of rows and columns at the least total cost, for every matrix of a batch.
+    r"""Pairs of rows and columns at the least total cost, for every matrix of a batch.
 
     .. math:: \min_\pi \sum_i \mathrm{cost}_{i \pi(i)}
 
@@ -25,7 +25,7 @@ def linear_assignment(cost: Tensor, *, maximize: bool = False) -> tuple[Tensor, 
 
     Args:
         cost: (R, C) or (B, R, C), any floating or integer dtype, any device. +inf forbids a pair.
-        maximize: look for the largest total instead; then -inf forbids.
+        maximize: find the largest total instead; then -inf forbids. Default no.
 
     Returns:
         rows, columns: int64 (min(R, C),) or (B, min(R, C)) on the device of ``cost``, in the order of the rows, as

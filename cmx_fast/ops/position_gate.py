@@ -1,4 +1,4 @@
-"""The channels' maximum and mean at every position, and a gate per position with the addition and the ReLU after it."""
+"""The channels' maximum and mean at every position, and a gate per position with the addition and ReLU behind it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
 
 
 def pool_channels(x: Tensor, *, impl: str = "auto") -> Tensor:
-    """The maximum and the mean of the channels at every position, from one read.
+    """Maximum and mean of the channels at every position, from one read.
 
-    What CBAM's spatial attention convolves (Woo et al., ECCV 2018, eq. 3).
+    The input of the convolution in CBAM's spatial attention (Woo et al., ECCV 2018, eq. 3).
 
     Args:
         x: (B, C, *), float32, float64, bfloat16 or float16, at least one channel. Differentiable; of equal channels
@@ -43,7 +43,7 @@ def pool_channels(x: Tensor, *, impl: str = "auto") -> Tensor:
 
 
 def position_gate(x: Tensor, gate: Tensor, *, residual: Tensor | None = None, impl: str = "auto") -> Tensor:
-    """``x * gate``, a factor per position; with a residual ``relu(x * gate + residual)``, the end of a ResNet's block.
+    """Multiply x by a factor per position; with a residual ``relu(x * gate + residual)``, the end of a ResNet's block.
 
     Args:
         x: (B, C, *), float32, float64, bfloat16 or float16. Differentiable.

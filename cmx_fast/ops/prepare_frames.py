@@ -1,4 +1,4 @@
-"""Frames as they are decoded to a network's input, in one pass."""
+"""Decoded frames to a network's input, in one pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepare_frames(
     channels_last: bool = False,
     impl: str = "auto",
 ) -> Tensor:
-    """Clips cropped, resized, mirrored, recoloured and normalised, from one read of their frames.
+    """Crop, resize, mirror, recolour and normalise clips, from one read of their frames.
 
     A window is resized bilinearly without antialiasing. An enlarged one blends with the pixels around it at its edges;
     beyond the outermost pixel centres of the frame there is only their colour. Colours are in [0, 1] and change as
@@ -40,7 +40,7 @@ def prepare_frames(
         size: side of the views, or (H, W).
         sizes: (B, 2) integers: height and width of each clip, which fill the upper left of its frames; the rest is
             never seen. All of the frames by default.
-        mirrored: (B,) bool: which views are turned left to right.
+        mirrored: (B,) bool, True for views turned left to right; none by default.
         factors: (B, 3) floating: brightness, contrast and saturation of each clip. Unchanged by default.
         mean, std: of colours in [0, 1], one number or three.
         dtype: of the result, float32, bfloat16 or float16; float64 with ``impl="reference"``.

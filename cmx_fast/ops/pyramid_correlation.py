@@ -18,7 +18,7 @@ MOST_LEVELS = 3
 def pyramid_correlation(
     features: Tensor, filters: Tensor, *, levels: int = 2, norm: str = "cosine", impl: str = "auto"
 ) -> Tensor:
-    r"""The response of each sample's filter at every position, at several scales, from one read of the features.
+    r"""Response of each sample's filter at every position, at several scales, from one read of the features.
 
     .. math:: s_p = \mathrm{norm}\left(\frac1L \sum_{l=0}^{L-1} \mathrm{up}_l\left[\langle \kappa, g^l \rangle\right]_p
               \right)
@@ -74,7 +74,7 @@ def attention_consistency(
     return_map: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""The squared error of a predicted attention map against the cross-modal one, in the pass that makes it.
+    r"""Squared error of a predicted attention map against the cross-modal one, in the pass that makes that.
 
     .. math:: L_{ac} = \frac1B \sum_b \lVert s_b - \hat s_b \rVert_2^2, \qquad s = \mathrm{pyramid\_correlation}(v,
               \kappa)
@@ -84,9 +84,9 @@ def attention_consistency(
     Args:
         features, filters, levels, norm, impl: as for :func:`pyramid_correlation`.
         prediction: :math:`\hat s`, (B, H, W) or (B, T, H, W), after the sigmoid; any floating dtype. Differentiable.
-        teach_features: whether the map's own gradient flows into features and filters. Default no: the paper calls
-            the map a pseudo-label.
-        return_map: also return s, without gradient.
+        teach_features: let the map's own gradient flow into features and filters. Default no: the paper calls the map
+            a pseudo-label.
+        return_map: also return s, without gradient. Default no.
 
     Returns:
         The loss, a float32 0-d tensor (float64 for float64 features); with ``return_map`` also s, shaped like
@@ -198,7 +198,7 @@ if HAS_EXTENSION:
         )
 
     def _register(own: str) -> None:
-        """Fakes and gradients of one set of operators: csrc/pyramid_correlation.cpp's, with `own` in their names."""
+        """Register fakes and gradients of one set of ops of csrc/pyramid_correlation.cpp, with `own` in their names."""
         forward, backward = (f"cmx_fast::pyramid_correlation{own}_{way}" for way in ("fwd", "bwd"))
         consistency = f"cmx_fast::attention_consistency{own}_fwd"
         run_backward = getattr(torch.ops.cmx_fast, backward.removeprefix("cmx_fast::"))

@@ -1,4 +1,4 @@
-"""One block of a softmax over several blocks of columns: what losses over many processes are made of.
+"""One block of a softmax over several blocks of columns, from which losses over many processes are made.
 
 Rows x face columns y that lie in this process; the softmax of a row runs over the columns of all processes. So its
 statistics are found block by block and joined, and then, block by block, the gradients through the whole softmax.
@@ -22,12 +22,14 @@ def block_statistics(
     similarity: str = "dot",
     impl: str = "auto",
 ) -> Tensor:
-    """Of the logits ``logit_scale * sim(x_i, y_j)``: what :func:`join` makes the whole softmax's statistics of.
+    """Statistics of the rows of logits ``logit_scale * sim(x_i, y_j)``, for :func:`join` to join with other blocks'.
 
     Args:
         x: (N, D) float32, float64, bfloat16 or float16. y: (M, D) of that dtype, or None: x's other rows.
-        logit_scale: 0-d float32 (float64 for float64 x). excluded: (N,) int64, a column that row i doesn't see; any
-            number outside [0, M) excludes none. similarity: "dot", "l2" or "sql2".
+        logit_scale: 0-d float32 (float64 for float64 x).
+        excluded: (N,) int64, a column that row i doesn't see; any number outside [0, M) excludes none.
+        similarity: "dot", "l2" (minus the distance) or "sql2" (minus its square).
+        impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:
         (4, N) in logit_scale's dtype: a similarity t about as large as the largest, the logarithm of the sum of
@@ -37,6 +39,8 @@ def block_statistics(
 
     Raises:
         ValueError: an input that asks for a gradient.
+
+    Memory: a tile. Cost: one N x M x D product, half of it without y on the CPU.
     """
     _check_constant(x=x, y=y, logit_scale=logit_scale)
     impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])
@@ -57,7 +61,12 @@ def join(statistics: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def softmax_slopes(statistics: Tensor, weight: Tensor, share: Tensor, like: Tensor) -> Tensor:
-    """What :func:`block_gradients` takes (3, N), of joined statistics (4, N) and the upstream weight of the softmax."""
+    """The softmax as :func:`block_gradients` takes it, (3, N): similarity, weight over the sum, share.
+
+    Args:
+        statistics: (4, N) joined. weight: (N,) upstream weight of each row's softmax. share: (N,) constant subtracted
+            from each of its entries. like: the tensor whose dtype the result has.
+    """
     similarity, log_sum = statistics[:2]
     empty = log_sum == float("-inf")
     # Above an infinite similarity all exponentials are 0: those of no candidates must not meet their weight of 0.
@@ -87,8 +96,10 @@ def block_gradients(
     Args:
         x, y, logit_scale, excluded, similarity: as for :func:`block_statistics`.
         row_softmax: (3, N): similarities t over all blocks, weights w, each divided by the row's sum of exponentials
-            above t, and constants e. column_softmax: (3, M): r, v, f of the columns' softmax, None if they have none.
-            Without y it is the rows' own and not given.
+            above t, and constants e, as :func:`softmax_slopes` makes them.
+        column_softmax: (3, M): r, v, f of the columns' softmax, None if they have none. Without y it is the rows' own
+            and not given.
+        need_x, need_y: which gradients are wanted.
 
     Returns:
         dx (N, D) and dy (M, D) in logit_scale's dtype, each (0,) where not needed; sums over the other blocks are the
@@ -96,6 +107,9 @@ def block_gradients(
 
     Raises:
         ValueError: an input that asks for a gradient.
+
+    Memory: the gradients and a tile; on the CPU a panel of 32 MiB for dy. Cost: one N x M x D product for the
+    similarities and one for each gradient; on a GPU two for each.
     """
     _check_constant(x=x, y=y, logit_scale=logit_scale, row_softmax=row_softmax, column_softmax=column_softmax)
     impl = choose("softmax_block", impl, x.device.type, x.dtype, x.shape[1])

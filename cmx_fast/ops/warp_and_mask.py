@@ -1,4 +1,4 @@
-"""What SpecAugment does to spectrograms once its dice are cast: frames moved in time, bands and frames hidden."""
+"""SpecAugment's pass over spectrograms after its random draws: frames moved in time, bands and frames hidden."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
 def warp_and_mask(
     x: Tensor, position: Tensor, hidden_bands: Tensor, hidden_frames: Tensor, *, impl: str = "auto"
 ) -> Tensor:
-    """Frame t of each sample is ``x`` at ``position[t]``, linear between frames; 0 where its band or frame is hidden.
+    """Warp and mask spectrograms: frame t is ``x`` at ``position[t]``, and 0 where its band or frame is hidden.
 
-    Time warping and masking of Park et al., "SpecAugment", Interspeech 2019, section 2, in one pass.
+    Positions between two frames are interpolated linearly. Time warping and masking of Park et al., "SpecAugment",
+    Interspeech 2019, section 2, in one pass.
 
     Args:
         x: (B, F, T) spectrograms, float32, float64, bfloat16 or float16, at least one frame.
-        position: (B, T), any floating dtype, in frames; what lies outside is taken to the nearest end.
-        hidden_bands: (B, F) bool; hidden_frames: (B, T) bool.
+        position: (B, T), any floating dtype, in frames; outside of 0 to T - 1 it counts as the nearest end, NaN as 0.
+        hidden_bands: (B, F) bool. hidden_frames: (B, T) bool.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
 
     Returns:

@@ -22,7 +22,10 @@ def band_spectrogram(
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> Tensor:
-    """As :func:`cmx_fast.ops.band_spectrogram`."""
+    """The same function as :func:`cmx_fast.ops.band_spectrogram`, for any ``n_fft`` and differentiable.
+
+    Memory: all frames, (B, frames, n_fft), and their spectra.
+    """
     length = window.shape[0]
     if preemphasis:
         wave = torch.cat([wave[:, :1], wave[:, 1:] - preemphasis * wave[:, :-1]], 1)

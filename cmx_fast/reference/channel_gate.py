@@ -17,7 +17,7 @@ def channel_gate(
     maximum: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.channel_gate`."""
+    """The same function as :func:`cmx_fast.ops.channel_gate`; pooling and products with the gate in x's dtype."""
     flat = x.flatten(2)
     pools = [flat.mean(2), flat.max(2).values] if maximum else [flat.mean(2)]
     logits = [

@@ -17,7 +17,7 @@ def cluster_cross_entropy(
     weight: Tensor | None = None,
     normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The same function as :func:`cmx_fast.ops.cluster_cross_entropy`."""
+    """The same function as :func:`cmx_fast.ops.cluster_cross_entropy`. Memory: the logits, (N, K)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     centers = centroids.detach().to(dtype)
     if target is None:

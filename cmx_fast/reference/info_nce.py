@@ -12,7 +12,7 @@ from cmx_fast.reference.transforms import transformed
 
 
 def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
-    """(*, N, D) and (*, M, D) to the (*, N, M) similarities: ``x @ y.T``, ``-||x - y||`` or ``-||x - y||**2``."""
+    """Similarities (*, N, M) of (*, N, D) and (*, M, D): ``x @ y.T``, ``-||x - y||`` or ``-||x - y||**2``."""
     if similarity == "dot":
         return x @ y.transpose(-1, -2)
     # torch.cdist has no half-precision CPU kernel.
@@ -30,7 +30,7 @@ def similarity_matrix(x: Tensor, y: Tensor, similarity: str) -> Tensor:
 
 
 def _without_diagonal(square: Tensor) -> Tensor:
-    """(*, N, N) to (*, N, N - 1): each row without its own column."""
+    """Rows (*, N, N - 1) of a (*, N, N) matrix, each without its own column."""
     n = square.shape[-1]
     others = ~torch.eye(n, dtype=torch.bool, device=square.device)
     return square[..., others].unflatten(-1, (n, max(n - 1, 0)))
@@ -82,7 +82,11 @@ def info_nce(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.info_nce`, one softmax cross-entropy over concatenated logits."""
+    """The same function as :func:`cmx_fast.ops.info_nce`, one softmax cross-entropy over concatenated logits.
+
+    Products in the inputs' dtype, the softmax in float32 or better. Memory: the logits, (*, N, candidates), several
+    times.
+    """
     if normalize:
         query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     bank = [bank.detach()] if isinstance(bank, Tensor) else [rows.detach() for rows in bank]

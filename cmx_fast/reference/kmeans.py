@@ -43,7 +43,7 @@ def _prepared(
 
 
 def _nearest(rows: Tensor, centers: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Labels, and distances in float64."""
+    """Labels (N,) and distances (N,) of the nearest centers, by ``metric``; distances in float64."""
     if transformed():
         # Below a transform no row can be picked out by its values: all are compared in float64.
         rows, centers = rows.double(), centers.double()
@@ -93,7 +93,7 @@ def _nearest_of_any_magnitude(rows: Tensor, centers: Tensor) -> tuple[Tensor, Te
 def kmeans_assign(
     x: Tensor, centroids: Tensor, *, metric: str = "l2", normalize: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The same function as :func:`cmx_fast.ops.kmeans_assign`."""
+    """The same function as :func:`cmx_fast.ops.kmeans_assign`. Memory: the scores, (N, K)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     rows, centers = _prepared(x, centroids, metric, normalize, dtype)
     labels, distance = _nearest(rows, centers, metric)

@@ -15,6 +15,6 @@ def pool_channels(x: Tensor) -> Tensor:
 
 
 def position_gate(x: Tensor, gate: Tensor, *, residual: Tensor | None = None) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.position_gate`."""
+    """The same function as :func:`cmx_fast.ops.position_gate`; products in x's dtype."""
     gated = x * gate.to(x.dtype)
     return gated if residual is None else F.relu(gated + residual)

@@ -1,4 +1,4 @@
-"""Frames to a network's input in plain PyTorch: every step a pass over the views."""
+"""Decoded frames to a network's input in plain PyTorch: every step a pass over the views."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prepare_frames(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.prepare_frames`."""
+    """The same function as :func:`cmx_fast.ops.prepare_frames`, also for float64. Memory: some float32 frames."""
     wide = torch.promote_types(dtype, torch.float32)
     grid = _grid(frames, windows.to(wide), size, sizes, mirrored)
     views = [
@@ -52,7 +52,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """share * images + (1 - share) * other, in [0, 1]."""
+    """Blend ``share * images + (1 - share) * other``, clamped to [0, 1]."""
     return torch.lerp(other.expand_as(images), images, share).clamp(0, 1)
 
 
@@ -73,7 +73,7 @@ def _grid(
     sizes: Tensor | None,
     mirrored: Tensor | None,
 ) -> Tensor:
-    """The views' pixel centres (B, H, W, 2) in the frames, as grid_sample takes them."""
+    """Pixel centres (B, H, W, 2) of the views in the frames, as grid_sample takes them."""
     rows, columns = (size, size) if isinstance(size, int) else size
     height, width = frames.shape[3:]
     left, top, wide, high = windows[:, :, None].unbind(1)

@@ -10,12 +10,12 @@ FLOOR = 1e-12  # a vector no longer than this answers with a cosine of 0 and get
 
 
 def window_means(frames: Tensor, level: int) -> Tensor:
-    """(N, C, H, W) -> the means over windows of 2^level x 2^level, partial ones at the far edges."""
+    """Means of (N, C, H, W) over windows of 2^level x 2^level, partial ones at the far edges."""
     return F.avg_pool2d(frames, 2**level, ceil_mode=True, count_include_pad=False) if level else frames
 
 
 def enlarge(maps: Tensor, level: int, height: int, width: int) -> Tensor:
-    """(N, 1, h, w) -> (N, 1, height, width), bilinear by exactly 2^level: what partial windows add is cut off."""
+    """Enlarge (N, 1, h, w) bilinearly by exactly 2^level, and cut off what partial windows add: height x width."""
     if level == 0:
         return maps
     return F.interpolate(maps, scale_factor=2**level, mode="bilinear")[..., :height, :width]
@@ -31,7 +31,10 @@ def unit(vectors: Tensor, dim: int) -> Tensor:
 def pyramid_correlation(
     features: Tensor, filters: Tensor, *, levels: int = 2, norm: str = "cosine"
 ) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.pyramid_correlation`."""
+    """The same function as :func:`cmx_fast.ops.pyramid_correlation`, in float32 or better.
+
+    Memory: every level's window means, products and enlargement.
+    """
     dtype = torch.promote_types(features.dtype, torch.float32)
     batch, channels, *size = features.shape
     height, width = size[-2:]

@@ -9,7 +9,7 @@ from cmx_fast.reference.info_nce import similarity_matrix
 
 
 def _left_out(n: int, m: int, excluded: Tensor | None, itself: bool, device: torch.device) -> Tensor:
-    """(n, m) bool: entries that no softmax sees."""
+    """Mask (n, m) of the entries that no softmax sees."""
     out = torch.zeros(n, m, dtype=torch.bool, device=device)
     if itself:
         out.fill_diagonal_(True)
@@ -26,7 +26,7 @@ def block_statistics(
     excluded: Tensor | None = None,
     similarity: str = "dot",
 ) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.softmax_block.block_statistics`."""
+    """The same function as :func:`cmx_fast.ops.softmax_block.block_statistics`. Memory: O(N M)."""
     columns = x if y is None else y
     u = similarity_matrix(x, columns, similarity).to(logit_scale.dtype)
     out = _left_out(x.shape[0], columns.shape[0], excluded, y is None, x.device)
@@ -51,7 +51,7 @@ def block_gradients(
     need_x: bool = True,
     need_y: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The same function as :func:`cmx_fast.ops.softmax_block.block_gradients`."""
+    """The same function as :func:`cmx_fast.ops.softmax_block.block_gradients`. Memory: O(N M)."""
     rows = x.to(logit_scale.dtype)
     # Without y autograd itself adds a similarity's gradient as a row and as a column.
     sides = (rows,) if y is None else (rows, y.to(logit_scale.dtype))

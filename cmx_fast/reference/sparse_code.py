@@ -30,7 +30,7 @@ def sparse_code(
     lam: float = 0.1,
     step_size: Tensor | float | None = None,
 ) -> Tensor:
-    """The same function as :func:`cmx_fast.ops.sparse_code`."""
+    """The same function as :func:`cmx_fast.ops.sparse_code`. Memory: with a gradient, the codes of every step."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     rows, dictionary = x.to(dtype), dictionary.to(dtype)
     if step_size is None:

@@ -1,4 +1,4 @@
-"""Whether derivatives are taken in a way that only PyTorch's own operations know."""
+"""Detection of derivatives that only PyTorch's own operations can take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, jvp, vmap, ...) runs, or forward-mode derivatives are being taken.
+    """True while a transform of torch.func (grad, jvp, vmap, ...) runs, or forward-mode derivatives are being taken.
 
     Kernels see neither: they would drop tangents, and derivatives would come out as 0. torch.compile traces through it.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def warp_and_mask(x: Tensor, position: Tensor, hidden_bands: Tensor, hidden_frames: Tensor) -> Tensor:
-    """As :func:`cmx_fast.ops.warp_and_mask`."""
+    """The same function as :func:`cmx_fast.ops.warp_and_mask`, differentiable in x. Memory: a few copies of x."""
     last = x.shape[2] - 1
     position = position.nan_to_num(0).clamp(0, last)
     left = position.floor()

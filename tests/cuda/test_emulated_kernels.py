@@ -1,4 +1,4 @@
-"""What only the emulator shows of the CUDA C++ kernels; their results are judged in tests/kernels."""
+"""Properties of the CUDA C++ kernels that only the emulator shows; their results are judged in tests/kernels."""
 
 from __future__ import annotations
 

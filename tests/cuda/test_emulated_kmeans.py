@@ -1,4 +1,4 @@
-"""What only the emulator shows of the CUDA C++ k-means step; its results are judged in tests/kernels, too."""
+"""Properties of the CUDA C++ k-means step that only the emulator shows; tests/kernels judges its results, too."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ MISTAKES = {
 
 
 def judge_all(own):
-    """What the mistakes are judged by: every way through the kernels once."""
+    """Go every way through the kernels once: any of the mistakes must fail here."""
     torch.manual_seed(0)
     own.set_resident(1)
     judge(maps(2, 145, 32), torch.randn(27, 32), None, L2, own)
@@ -268,7 +268,7 @@ def judge_all(own):
 
 
 def found_wrong(own):
-    """Whether judge_all objects to a library; in a process of its own: what is read as an index may be anything."""
+    """True if judge_all objects to a library. It runs in a process of its own, since an index may be anything."""
 
     def judge_it():
         torch.set_num_threads(1)  # the other threads stay behind

@@ -36,7 +36,7 @@ def compilers():
 
 @pytest.fixture(scope="module")
 def compiled(request, compilers) -> dict[tuple, Future]:
-    """What ``compile_call`` finds for the parameters of the module's selected tests."""
+    """Results of ``compile_call``, by the parameters of the module's selected tests."""
     tests = [item for item in request.session.items if item.module is request.module]
     cases = [tuple(item.callspec.params.values()) for item in tests if hasattr(item, "callspec")]
     return {case: compilers.submit(compile_call, *case) for case in cases}
@@ -44,13 +44,13 @@ def compiled(request, compilers) -> dict[tuple, Future]:
 
 @pytest.fixture(scope="session")
 def checked() -> set[str]:
-    """The launches that the compiler's front end has seen."""
+    """The launches that have gone through the compiler's front end."""
     return set()
 
 
 @pytest.fixture(autouse=True)
 def launches_compile(monkeypatch, compilers, checked):
-    """What a test launches under the interpreter has to pass the compiler's front end, too."""
+    """Put every launch that a test makes under the interpreter through the compiler's front end, too."""
     if not triton.knobs.runtime.interpret:
         yield
         return

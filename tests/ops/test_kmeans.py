@@ -185,7 +185,7 @@ def test_registered_as_pytorch_wants_it():
 
 @pytest.mark.parametrize("limit", ["default", "avx2", "avx512", "avx512_bf16"])
 def test_lesser_processors_agree(limit):
-    """What processors without this one's instructions would run."""
+    """The kernels of processors without this one's instructions agree, too."""
     script = """
 import torch
 from cmx_fast.ops import kmeans_step

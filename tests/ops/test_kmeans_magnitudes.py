@@ -198,7 +198,7 @@ def test_the_backward_pass_follows_no_label_that_is_none():
 
 @pytest.mark.parametrize("limit", ["default", "avx2", "avx512"])
 def test_lesser_processors_agree(limit):
-    """What processors without this one's instructions would run."""
+    """The kernels of processors without this one's instructions agree, too."""
     script = """
 import torch
 from cmx_fast.ops import kmeans_assign

@@ -28,7 +28,7 @@ REPORT = re.compile(
 
 
 class Kernel(NamedTuple):
-    """What the assembler reports of one; bytes."""
+    """The assembler's report on one kernel; sizes in bytes."""
 
     name: str
     architecture: int
@@ -42,7 +42,7 @@ def sources() -> list[Path]:
 
 
 def torch_folder() -> Path:
-    """Of the installed PyTorch, without importing it."""
+    """Folder of the installed PyTorch, without importing it."""
     return Path(importlib.util.find_spec("torch").submodule_search_locations[0])
 
 

@@ -223,7 +223,7 @@ def bits(results: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def same_bits(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    """Whether all results are equal to the last bit."""
+    """True if all results are equal to the last bit."""
     return all(torch.equal(a, b) for a, b in zip(bits(one), bits(other), strict=True))
 
 

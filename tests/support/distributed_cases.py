@@ -1,4 +1,4 @@
-"""What the processes of tests/distributed compute; each saves what it found as ``<rank>.pt``."""
+"""Computations of tests/distributed's processes; each saves its worst differences as ``<rank>.pt``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
 
 
 def difference(found: Tensor, truth: Tensor, whole: float) -> float:
-    """Relative to the largest entry of the whole batch's."""
+    """Largest difference, relative to ``whole``, the largest entry of the whole batch's."""
     return float((found - truth).abs().max()) / max(whole, 1e-12) if found.numel() else 0.0
 
 

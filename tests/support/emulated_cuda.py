@@ -62,7 +62,7 @@ def strides_of(tensor: Tensor) -> tuple[int, ...]:
 
 
 def given(features: Tensor, filters: Tensor, levels: int, norm: str) -> Given:
-    """What the kernels are told; holds no reference to the tensors."""
+    """The problem as the kernels take it; it holds no reference to the tensors."""
     return Given(
         features.data_ptr(), filters.data_ptr(), (ctypes.c_int64 * 5)(*features.shape),
         (ctypes.c_int64 * 5)(*strides_of(features)), TYPES[features.dtype], levels, NORMS.index(norm),

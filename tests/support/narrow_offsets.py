@@ -45,7 +45,7 @@ def _products(name: str, made: dict[str, tuple[str, list[str], str, str]]) -> li
 
 
 def _small(name: str, made: dict[str, tuple[str, list[str], str, str]]) -> bool:
-    """Whether a value is bounded by the kernel itself: constants, and places within a tile."""
+    """True if the kernel itself bounds a value: constants, and places within a tile."""
     if name not in made:
         return False
     operation, operands, *_ = made[name]

@@ -1,4 +1,4 @@
-"""What every operator's tests measure with: gradients of several implementations, and the contract's error rule."""
+"""Measures of every operator's tests: gradients of several implementations, and the contract's error rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FLOOR = {torch.float32: 6e-8, torch.bfloat16: 2e-3, torch.float16: 3e-4, torch.f
 
 
 def run(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The losses and the gradients of every floating input, for an upstream gradient that differs by row."""
+    """Losses, and gradients of every floating input, for an upstream gradient that differs by row."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     value = loss(*leaves)
     weight = torch.linspace(1, 2, max(value.numel(), 1), dtype=value.dtype)[: value.numel()]

@@ -1,4 +1,4 @@
-"""What the tests of PiCIE and C2L share: a training batch, and the clustering loss written out."""
+"""Shared by the tests of PiCIE and C2L: a training batch, and the clustering loss written out."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ KINDS = {
 
 
 class Compiled(NamedTuple):
-    """What the compiler reports about one kernel; bytes, and columns of tensor memory."""
+    """The compiler's report on one kernel; sizes in bytes, tensor memory in columns."""
 
     kernel: str
     tile: str
@@ -39,7 +39,7 @@ class Compiled(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """A kernel by its module and name, what its arguments are to the compiler, and how many warps and stages it has."""
+    """A kernel by its module and name, its arguments as the compiler sees them, and its warps and stages."""
 
     module: str
     kernel: str
@@ -50,7 +50,7 @@ class Launch(NamedTuple):
 
 
 def without_interpreter() -> None:
-    """What a process that compiles does before it imports Triton."""
+    """Switch Triton's interpreter off, in a process that compiles and has not imported Triton yet."""
     os.environ.pop("TRITON_INTERPRET", None)
 
 
@@ -95,7 +95,7 @@ def _source(launch: Launch):
 
 
 def check_front_end(launch: Launch, chip: int = 90) -> None:
-    """What the interpreter lets through and Triton's compiler refuses: types, shapes, methods that a constant lacks.
+    """Run the compiler's front end: it refuses types, shapes and constants' methods that the interpreter lets through.
 
     Raises:
         AssertionError: the compiler refuses the launch.
