@@ -122,8 +122,8 @@ def attention_forward_kernel(
     rows = row0 + tl.arange(0, ROWS)
     features = out0 + tl.arange(0, OUT)
     # (ROWS, OUT)
-    where = out_ptr + (batch * N + rows.to(tl.int64))[:, None] * E + features[None, :]
-    tl.store(where, acc / total[:, None], mask=(rows < N)[:, None] & (features < E)[None, :])
+    address = out_ptr + (batch * N + rows.to(tl.int64))[:, None] * E + features[None, :]
+    tl.store(address, acc / total[:, None], mask=(rows < N)[:, None] & (features < E)[None, :])
     # (ROWS,): the same in every chunk of features; the first one stores them.
     stats_ptr += 2 * batch * N + rows
     tl.store(stats_ptr, tl.where(largest == float("-inf"), 0.0, largest), mask=(rows < N) & (out0 == 0))
@@ -250,8 +250,8 @@ def store_gradient(
         acc = add_product(acc, p, load_tile(x_ptr, col0, n_b, out0, F, COLS, OUT, UPCAST))
     features = out0 + tl.arange(0, OUT)
     # (ROWS, OUT)
-    where = out_ptr + (batch * n_a + rows.to(tl.int64))[:, None] * F + features[None, :]
-    tl.store(where, acc, mask=(rows < n_a)[:, None] & (features < F)[None, :])
+    address = out_ptr + (batch * n_a + rows.to(tl.int64))[:, None] * F + features[None, :]
+    tl.store(address, acc, mask=(rows < n_a)[:, None] & (features < F)[None, :])
 
 
 @triton.jit

@@ -48,17 +48,17 @@ def band_spectrogram_frame_kernel(
     if REFLECTED:
         place = tl.abs(place)
         place = tl.where(place < samples, place, 2 * (samples - 1) - place)
-    there = inside & (place >= 0) & (place < samples)
+    mask = inside & (place >= 0) & (place < samples)
     # (N_FFT,)
-    x = tl.load(wave_ptr + b * samples + place, mask=there, other=0.0)
+    x = tl.load(wave_ptr + b * samples + place, mask=mask, other=0.0)
     if PREEMPHASIS:
-        before = tl.load(wave_ptr + b * samples + place - 1, mask=there & (place > 0), other=0.0)
+        before = tl.load(wave_ptr + b * samples + place - 1, mask=mask & (place > 0), other=0.0)
         x -= preemphasis * before
     if REMOVE_MEAN:
         x -= tl.sum(x, 0) / length
     window = tl.load(window_ptr + t - lead, mask=inside, other=0.0)
     # 0 outside the wave and the window, whatever the mean that was subtracted.
-    tl.store(out_ptr + (b * frames + f) * N_FFT + t, tl.where(there, x * window, 0.0))
+    tl.store(out_ptr + (b * frames + f) * N_FFT + t, tl.where(mask, x * window, 0.0))
 
 
 @triton.jit
@@ -93,10 +93,10 @@ def band_spectrogram_band_kernel(
     rows = spectrum_ptr + (b * frames + f.to(tl.int64))[:, None] * (2 * bins)
     for j0 in range(begin, end, BINS):
         j = j0 + tl.arange(0, BINS)
-        there = (f < frames)[:, None] & (j < end)[None, :]
+        mask = (f < frames)[:, None] & (j < end)[None, :]
         # (FRAMES, BINS) each
-        re = tl.load(rows + 2 * j[None, :], mask=there, other=0.0)
-        im = tl.load(rows + 2 * j[None, :] + 1, mask=there, other=0.0)
+        re = tl.load(rows + 2 * j[None, :], mask=mask, other=0.0)
+        im = tl.load(rows + 2 * j[None, :] + 1, mask=mask, other=0.0)
         # (BINS, BANDS)
         weights = tl.load(
             bands_ptr + k.to(tl.int64)[None, :] * bins + j[:, None],
@@ -116,8 +116,8 @@ def band_spectrogram_band_kernel(
     if std_ptr is not None:
         level /= tl.load(std_ptr + k, mask=k < count, other=1.0)[None, :]
     # (FRAMES, BANDS)
-    to = out_ptr + (b * count + k.to(tl.int64))[None, :] * frames + f[:, None]
-    tl.store(to, level, mask=(f < frames)[:, None] & (k < count)[None, :])
+    address = out_ptr + (b * count + k.to(tl.int64))[None, :] * frames + f[:, None]
+    tl.store(address, level, mask=(f < frames)[:, None] & (k < count)[None, :])
 
 
 @on_own_device

@@ -40,12 +40,12 @@ def channel_gate_pool_kernel(
     places = tl.zeros((ROWS, COLS), tl.int32)
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
-        there = inside[:, None] & (p < P)[None, :]
+        mask = inside[:, None] & (p < P)[None, :]
         # (ROWS, COLS)
-        x = tl.load(x_ptr + row[:, None] * P + p[None, :], mask=there, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row[:, None] * P + p[None, :], mask=mask, other=0.0).to(tl.float32)
         sums += x
         if peak_ptr is not None:
-            above = there & (x > highest)
+            above = mask & (x > highest)
             highest = tl.where(above, x, highest)
             places = tl.where(above, p[None, :], places)
     # (ROWS,) each
@@ -53,12 +53,12 @@ def channel_gate_pool_kernel(
     if peak_ptr is None:
         tl.store(mean_ptr + row, total / P, mask=inside)
     else:
-        to = row // C * 2 * C + row % C
-        tl.store(mean_ptr + to, total / P, mask=inside)
+        pooled = row // C * 2 * C + row % C
+        tl.store(mean_ptr + pooled, total / P, mask=inside)
         largest = tl.max(highest, 1)
         peak = tl.min(tl.where(highest == largest[:, None], places, P), 1)
         # A NaN is no maximum of comparisons, but makes a sum.
-        tl.store(mean_ptr + to + C, tl.where(total != total, total, largest), mask=inside)
+        tl.store(mean_ptr + pooled + C, tl.where(total != total, total, largest), mask=inside)
         tl.store(peak_ptr + row, peak.to(tl.int64), mask=inside)
 
 
@@ -77,14 +77,14 @@ def channel_gate_apply_kernel(
     gate = tl.load(gate_ptr + row, mask=row < planes, other=0.0)
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
-        there = (row < planes)[:, None] & (p < P)[None, :]
-        where = row[:, None] * P + p[None, :]
+        mask = (row < planes)[:, None] & (p < P)[None, :]
+        offsets = row[:, None] * P + p[None, :]
         # (ROWS, COLS)
-        y = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32) * gate[:, None]
+        y = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) * gate[:, None]
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + where, mask=there, other=0.0).to(tl.float32)
+            y += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
             y = tl.where(y < 0, 0.0, y)
-        tl.store(out_ptr + where, y, mask=there)
+        tl.store(out_ptr + offsets, y, mask=mask)
 
 
 @triton.jit
@@ -104,13 +104,13 @@ def channel_gate_slope_kernel(
     sums = tl.zeros((ROWS, COLS), tl.float32)
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
-        there = (row < planes)[:, None] & (p < P)[None, :]
-        where = row[:, None] * P + p[None, :]
+        mask = (row < planes)[:, None] & (p < P)[None, :]
+        offsets = row[:, None] * P + p[None, :]
         # (ROWS, COLS)
-        slope = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
-        slope *= tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32)
+        slope = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        slope *= tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if out_ptr is not None:
-            slope = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, slope)
+            slope = tl.where(tl.load(out_ptr + offsets, mask=mask, other=0.0) <= 0, 0.0, slope)
         sums += slope
     gate = tl.load(gate_ptr + row, mask=row < planes, other=0.0)
     tl.store(logit_ptr + row, tl.sum(sums, 1) * gate * (1 - gate), mask=row < planes)
@@ -137,23 +137,23 @@ def channel_gate_gradient_kernel(
     if peak_ptr is None:
         offset = tl.load(pooled_ptr + row, mask=inside, other=0.0) / P
     else:
-        of = row // C * 2 * C + row % C
-        offset = tl.load(pooled_ptr + of, mask=inside, other=0.0) / P
-        top = tl.load(pooled_ptr + of + C, mask=inside, other=0.0)
+        pooled = row // C * 2 * C + row % C
+        offset = tl.load(pooled_ptr + pooled, mask=inside, other=0.0) / P
+        top = tl.load(pooled_ptr + pooled + C, mask=inside, other=0.0)
         peak = tl.load(peak_ptr + row, mask=inside, other=0)
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
-        there = inside[:, None] & (p < P)[None, :]
-        where = row[:, None] * P + p[None, :]
+        mask = inside[:, None] & (p < P)[None, :]
+        offsets = row[:, None] * P + p[None, :]
         # (ROWS, COLS) each
-        passed = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
+        passed = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if out_ptr is not None:
-            passed = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, passed)
-            tl.store(dresidual_ptr + where, passed, mask=there)
+            passed = tl.where(tl.load(out_ptr + offsets, mask=mask, other=0.0) <= 0, 0.0, passed)
+            tl.store(dresidual_ptr + offsets, passed, mask=mask)
         dx = passed * gate[:, None] + offset[:, None]
         if peak_ptr is not None:
             dx += tl.where(p[None, :] == peak[:, None], top[:, None], 0.0)
-        tl.store(dx_ptr + where, dx, mask=there)
+        tl.store(dx_ptr + offsets, dx, mask=mask)
 
 
 def _launch(planes: int, positions: int) -> tuple[tuple[int], dict[str, int]]:

@@ -70,10 +70,10 @@ def scan_centroids(
             displaced = tl.where(better & (label >= 0), own, float("-inf"))
             best = tl.where(better, top, best)
             label = tl.where(better, first.to(tl.int64), label)
-        mine = k[None, :] == label[:, None]
-        here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
-        own = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own)
-        others = tl.where(mine | (k >= K)[None, :], float("-inf"), logits)
+        is_own = k[None, :] == label[:, None]
+        in_block = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
+        own = tl.where(in_block, tl.sum(tl.where(is_own, logits, 0.0), 1), own)
+        others = tl.where(is_own | (k >= K)[None, :], float("-inf"), logits)
         higher = tl.maximum(tl.maximum(maximum, displaced), tl.max(others, 1))
         # Without a finite logit yet there is nothing to rescale.
         shift = tl.where(higher == float("-inf"), 0.0, higher)
@@ -197,9 +197,9 @@ def cluster_cross_entropy_backward_kernel(
             PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
         )  # fmt: skip
         logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
-        mine = k[None, :] == label[:, None]
-        here = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
-        own_logit = tl.where(here, tl.sum(tl.where(mine, logits, 0.0), 1), own_logit)
+        is_own = k[None, :] == label[:, None]
+        in_block = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))
+        own_logit = tl.where(in_block, tl.sum(tl.where(is_own, logits, 0.0), 1), own_logit)
         others = (k < K)[None, :] & (k[None, :] != label[:, None])
         # A product summed in another order may lie above the largest.
         softmax = tl.exp(tl.minimum(logits - top[:, None], 0.0)) * normaliser[:, None]

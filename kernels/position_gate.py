@@ -38,12 +38,12 @@ def position_gate_pool_kernel(
     channels = tl.zeros((ROWS, COLS), tl.int32)
     for c0 in range(0, C, ROWS):
         c = c0 + tl.arange(0, ROWS)
-        there = (c < C)[:, None] & (p < P)[None, :]
-        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        mask = (c < C)[:, None] & (p < P)[None, :]
+        offsets = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
         # (ROWS, COLS)
-        x = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         sums += x
-        above = there & (x > highest)
+        above = mask & (x > highest)
         highest = tl.where(above, x, highest)
         channels = tl.where(above, c[:, None], channels)
     # (COLS,) each
@@ -69,15 +69,15 @@ def position_gate_spread_kernel(
 ):
     b = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * COLS + tl.arange(0, COLS)
-    of_highest = tl.load(grad_ptr + 2 * b * P + p, mask=p < P, other=0.0)
+    highest_grad = tl.load(grad_ptr + 2 * b * P + p, mask=p < P, other=0.0)
     share = tl.load(grad_ptr + (2 * b + 1) * P + p, mask=p < P, other=0.0) / C
     peak = tl.load(peak_ptr + b * P + p, mask=p < P, other=-1)
     for c0 in range(0, C, ROWS):
         c = c0 + tl.arange(0, ROWS)
         # (ROWS, COLS)
-        dx = share[None, :] + tl.where(c[:, None] == peak[None, :], of_highest[None, :], 0.0)
-        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
-        tl.store(dx_ptr + where, dx, mask=(c < C)[:, None] & (p < P)[None, :])
+        dx = share[None, :] + tl.where(c[:, None] == peak[None, :], highest_grad[None, :], 0.0)
+        offsets = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        tl.store(dx_ptr + offsets, dx, mask=(c < C)[:, None] & (p < P)[None, :])
 
 
 @triton.jit
@@ -96,14 +96,14 @@ def position_gate_apply_kernel(
     gate = tl.load(gate_ptr + b * P + p, mask=p < P, other=0.0)
     for c0 in range(0, C, ROWS):
         c = c0 + tl.arange(0, ROWS)
-        there = (c < C)[:, None] & (p < P)[None, :]
-        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        mask = (c < C)[:, None] & (p < P)[None, :]
+        offsets = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
         # (ROWS, COLS)
-        y = tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32) * gate[None, :]
+        y = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32) * gate[None, :]
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + where, mask=there, other=0.0).to(tl.float32)
+            y += tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
             y = tl.where(y < 0, 0.0, y)
-        tl.store(out_ptr + where, y, mask=there)
+        tl.store(out_ptr + offsets, y, mask=mask)
 
 
 @triton.jit
@@ -126,15 +126,15 @@ def position_gate_gradient_kernel(
     total = tl.zeros((COLS,), tl.float32)
     for c0 in range(0, C, ROWS):
         c = c0 + tl.arange(0, ROWS)
-        there = (c < C)[:, None] & (p < P)[None, :]
-        where = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
+        mask = (c < C)[:, None] & (p < P)[None, :]
+        offsets = (b * C + c.to(tl.int64))[:, None] * P + p[None, :]
         # (ROWS, COLS) each
-        passed = tl.load(grad_ptr + where, mask=there, other=0.0).to(tl.float32)
+        passed = tl.load(grad_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         if out_ptr is not None:
-            passed = tl.where(tl.load(out_ptr + where, mask=there, other=0.0) <= 0, 0.0, passed)
-            tl.store(dresidual_ptr + where, passed, mask=there)
-        total += tl.sum(passed * tl.load(x_ptr + where, mask=there, other=0.0).to(tl.float32), 0)
-        tl.store(dx_ptr + where, passed * gate[None, :], mask=there)
+            passed = tl.where(tl.load(out_ptr + offsets, mask=mask, other=0.0) <= 0, 0.0, passed)
+            tl.store(dresidual_ptr + offsets, passed, mask=mask)
+        total += tl.sum(passed * tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32), 0)
+        tl.store(dx_ptr + offsets, passed * gate[None, :], mask=mask)
     tl.store(dgate_ptr + b * P + p, total, mask=p < P)
 
 

@@ -32,13 +32,13 @@ def place(start, length, along, end):
 
 
 @triton.jit
-def sample(at, step_x, step_y, share_x, share_y, inside):
+def sample(address, step_x, step_y, share_x, share_y, inside):
     """(COLS,) bilinear samples of one channel, in 0 to 255."""
     # (COLS,) each
-    a = tl.load(at, mask=inside, other=0).to(tl.float32)
-    b = tl.load(at + step_x, mask=inside, other=0).to(tl.float32)
-    c = tl.load(at + step_y, mask=inside, other=0).to(tl.float32)
-    d = tl.load(at + step_x + step_y, mask=inside, other=0).to(tl.float32)
+    a = tl.load(address, mask=inside, other=0).to(tl.float32)
+    b = tl.load(address + step_x, mask=inside, other=0).to(tl.float32)
+    c = tl.load(address + step_y, mask=inside, other=0).to(tl.float32)
+    d = tl.load(address + step_x + step_y, mask=inside, other=0).to(tl.float32)
     upper = a + share_x * (b - a)
     return upper + share_y * (c + share_x * (d - c) - upper)
 
@@ -55,9 +55,9 @@ def pixels_of(
     w,
     H,
     W,
-    of_channel,
-    of_row,
-    of_column,
+    stride_channel,
+    stride_row,
+    stride_column,
 ):
     """Red, green and blue (COLS,) in 0 to 255."""
     inside = p < H * W
@@ -72,11 +72,11 @@ def pixels_of(
     window = windows_ptr + 4 * b
     x, step_x, share_x = place(tl.load(window), tl.load(window + 2), across, wide)
     y, step_y, share_y = place(tl.load(window + 1), tl.load(window + 3), down, high)
-    at = frames_ptr + y * of_row + x * of_column
-    step_x, step_y = step_x * of_column, step_y * of_row
-    red = sample(at, step_x, step_y, share_x, share_y, inside)
-    green = sample(at + of_channel, step_x, step_y, share_x, share_y, inside)
-    blue = sample(at + 2 * of_channel, step_x, step_y, share_x, share_y, inside)
+    address = frames_ptr + y * stride_row + x * stride_column
+    step_x, step_y = step_x * stride_column, step_y * stride_row
+    red = sample(address, step_x, step_y, share_x, share_y, inside)
+    green = sample(address + stride_channel, step_x, step_y, share_x, share_y, inside)
+    blue = sample(address + 2 * stride_channel, step_x, step_y, share_x, share_y, inside)
     return red, green, blue
 
 
@@ -105,11 +105,11 @@ def prepare_frames_grey_kernel(
     w,
     H,
     W,
-    of_clip,
-    of_frame,
-    of_channel,
-    of_row,
-    of_column,
+    stride_clip,
+    stride_frame,
+    stride_channel,
+    stride_row,
+    stride_column,
     COLS: tl.constexpr,
     PART: tl.constexpr,
 ):
@@ -120,8 +120,8 @@ def prepare_frames_grey_kernel(
     for p0 in range(0, PART, COLS):
         p = tl.program_id(1) * PART + p0 + tl.arange(0, COLS)
         red, green, blue = pixels_of(
-            frames_ptr + b * of_clip + t * of_frame, windows_ptr, sizes_ptr, mirrored_ptr, b, p, h, w, H, W,
-            of_channel, of_row, of_column,
+            frames_ptr + b * stride_clip + t * stride_frame, windows_ptr, sizes_ptr, mirrored_ptr, b, p, h, w, H, W,
+            stride_channel, stride_row, stride_column,
         )  # fmt: skip
         total += tl.where(p < H * W, luma(unit(red * gain), unit(green * gain), unit(blue * gain)), 0.0)
     tl.store(grey_ptr + frame * tl.num_programs(1) + tl.program_id(1), tl.sum(total, 0))
@@ -141,11 +141,11 @@ def prepare_frames_view_kernel(
     w,
     H,
     W,
-    of_clip,
-    of_frame,
-    of_channel,
-    of_row,
-    of_column,
+    stride_clip,
+    stride_frame,
+    stride_channel,
+    stride_row,
+    stride_column,
     mean_red,
     mean_green,
     mean_blue,
@@ -160,8 +160,8 @@ def prepare_frames_view_kernel(
     b, t = frame // T, frame % T
     p = tl.program_id(1) * COLS + tl.arange(0, COLS)
     red, green, blue = pixels_of(
-        frames_ptr + b * of_clip + t * of_frame, windows_ptr, sizes_ptr, mirrored_ptr, b, p, h, w, H, W, of_channel,
-        of_row, of_column,
+        frames_ptr + b * stride_clip + t * stride_frame, windows_ptr, sizes_ptr, mirrored_ptr, b, p, h, w, H, W,
+        stride_channel, stride_row, stride_column,
     )  # fmt: skip
     if factors_ptr is not None:
         gain = tl.load(factors_ptr + 3 * b) / 255
@@ -177,13 +177,13 @@ def prepare_frames_view_kernel(
     P = H * W
     inside = p < P
     if LAST:
-        to, apart = out_ptr + (frame * P + p) * 3, 1
+        address, stride_out = out_ptr + (frame * P + p) * 3, 1
     else:
-        to, apart = out_ptr + (b * 3 * T + t) * P + p, tl.cast(T, tl.int64) * P
+        address, stride_out = out_ptr + (b * 3 * T + t) * P + p, tl.cast(T, tl.int64) * P
     # (COLS,) each
-    tl.store(to, (red - mean_red) * scale_red, mask=inside)
-    tl.store(to + apart, (green - mean_green) * scale_green, mask=inside)
-    tl.store(to + 2 * apart, (blue - mean_blue) * scale_blue, mask=inside)
+    tl.store(address, (red - mean_red) * scale_red, mask=inside)
+    tl.store(address + stride_out, (green - mean_green) * scale_green, mask=inside)
+    tl.store(address + 2 * stride_out, (blue - mean_blue) * scale_blue, mask=inside)
 
 
 @on_own_device
@@ -209,16 +209,16 @@ def prepare_frames(
         return out
     pixels = size[0] * size[1]
     parts = next_power_of_2(ceil_div(pixels, PART))
-    of_clips = (frames, windows, sizes, mirrored, factors)
+    clip_arguments = (frames, windows, sizes, mirrored, factors)
     layout = (count, *source, *size, *frames.stride())
     grey = None
     if factors is not None:
         grey = factors.new_empty(clips * count, parts)
-        prepare_frames_grey_kernel[clips * count, parts](*of_clips, grey, *layout, COLS=COLS, PART=PART)
+        prepare_frames_grey_kernel[clips * count, parts](*clip_arguments, grey, *layout, COLS=COLS, PART=PART)
     white = 255 if factors is None else 1  # the last step's input lies in 0 to white
     colours = (*(white * value for value in mean), *(1 / (white * value) for value in std))
     grid = (clips * count, ceil_div(pixels, COLS))
     prepare_frames_view_kernel[grid](
-        *of_clips, grey, out, *layout, *colours, COLS=COLS, PARTS=parts, LAST=channels_last
+        *clip_arguments, grey, out, *layout, *colours, COLS=COLS, PARTS=parts, LAST=channels_last
     )
     return out

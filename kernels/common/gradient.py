@@ -100,7 +100,7 @@ def row_gradient(
     sides = 1 if back is None else 2
     splits = column_splits(device, sides * programs, tiles)
     smooth = any(s is not None and s.share is not None for s in (softmax, cross_softmax))
-    found = [
+    gradients = [
         RowGradient(
             logit_scale.new_empty(splits, batch, n, width),
             logit_scale.new_empty(splits, batch, n) if similarity != "dot" else None,
@@ -124,8 +124,8 @@ def row_gradient(
         target,
         logit_scale,
         grad,
-        *found[0][:2],
-        *(found[1][:2] if back is not None else (None, None)),
+        *gradients[0][:2],
+        *(gradients[1][:2] if back is not None else (None, None)),
         statistics.top.stride(0),
         batch,
         n,
@@ -152,4 +152,4 @@ def row_gradient(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return found[0], found[1]
+    return gradients[0], gradients[1]

@@ -180,11 +180,11 @@ def add_partials(
     for slot0 in range(0, slots, SLOTS):
         slot = slot0 + tl.arange(0, SLOTS)
         mask = (slot < slots)[:, None] & inside[None, :]
-        where = part_ptr + slot.to(tl.int64)[:, None] * (N_STATS * n) + index[None, :]
+        address = part_ptr + slot.to(tl.int64)[:, None] * (N_STATS * n) + index[None, :]
         # (SLOTS, BLOCK): a slot of each row's partial statistics per line; an absent slot is an empty set.
-        slot_maximum = tl.load(where, mask=mask, other=float("-inf"))
-        slot_total = tl.load(where + n, mask=mask, other=0.0)
-        slot_weighted = tl.load(where + 2 * n, mask=mask, other=0.0)
+        slot_maximum = tl.load(address, mask=mask, other=float("-inf"))
+        slot_total = tl.load(address + n, mask=mask, other=0.0)
+        slot_weighted = tl.load(address + 2 * n, mask=mask, other=0.0)
         largest = tl.max(slot_maximum, 0)
         factor = tl.exp2((slot_maximum - finite_shift(largest)[None, :]) * scale2)
         maximum, total, weighted = merge_statistics(
@@ -197,7 +197,7 @@ def add_partials(
             scale2,
         )
         if SMOOTH:
-            plain += tl.sum(tl.load(where + 3 * n, mask=mask, other=0.0), 0)
+            plain += tl.sum(tl.load(address + 3 * n, mask=mask, other=0.0), 0)
     return maximum, total, weighted, plain
 
 

@@ -120,12 +120,12 @@ def finish_tile(width: int) -> tuple[int, int]:
 
 def norm_arguments(rows: Sequence[Rows]) -> tuple[tuple, tuple, tuple, tuple]:
     """The matrices that need a measurement, as the arguments of :func:`measure_rows` behind ``pid``."""
-    wanted = [r for r in rows if r.inverse_norm is not None or r.squared_norm is not None]
+    unmeasured = [r for r in rows if r.inverse_norm is not None or r.squared_norm is not None]
     return (
-        tuple(r.data for r in wanted),
-        tuple(r.inverse_norm for r in wanted),
-        tuple(r.squared_norm for r in wanted),
-        tuple(r.data.shape[:-1].numel() for r in wanted),
+        tuple(r.data for r in unmeasured),
+        tuple(r.inverse_norm for r in unmeasured),
+        tuple(r.squared_norm for r in unmeasured),
+        tuple(r.data.shape[:-1].numel() for r in unmeasured),
     )
 
 

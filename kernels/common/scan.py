@@ -114,11 +114,11 @@ def _scan_segment(
             keep = keep & (
                 load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None]
             )
-        seen = tl.where(keep, u, float("-inf"))
+        candidates = tl.where(keep, u, float("-inf"))
 
-        largest = tl.maximum(maximum, tl.max(seen, 1))
+        largest = tl.maximum(maximum, tl.max(candidates, 1))
         shift = finite_shift(largest)
-        e = tl.exp2((seen - shift[:, None]) * scale2)
+        e = tl.exp2((candidates - shift[:, None]) * scale2)
         factor = tl.exp2((maximum - shift) * scale2)
         total = total * factor + tl.sum(e, 1)
         weighted = weighted * factor + tl.sum(e * u, 1)

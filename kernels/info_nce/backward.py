@@ -123,10 +123,10 @@ def info_nce_weights_kernel(
         # (BLOCK,) each, as all that follows.
         t = tl.load(target_ptr + i, mask=inside, other=0) if target_ptr is not None else position
         valid = (t >= 0) & (t < M)
-        found = inside & valid
+        paired = inside & valid
         t_flat = batch * M + t
         scale = tl.load(scale_ptr)
-        u = positive_similarity(query_ptr, key_ptr, i, t_flat, found, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
+        u = positive_similarity(query_ptr, key_ptr, i, t_flat, paired, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
         g = tl.load(grad_loss_ptr + i, mask=inside, other=0.0)
         g = tl.where(valid, g, float("nan"))
         g = tl.where(scale > 0, g, float("nan"))
@@ -136,11 +136,11 @@ def info_nce_weights_kernel(
         )  # fmt: skip
         if SYMMETRIC:
             col_positive, col_dscale = weigh_direction(
-                col_stats_ptr + batch * 4 * M + t, col_softmax_ptr + batch * 3 * M + t, M, g, u, found,
+                col_stats_ptr + batch * 4 * M + t, col_softmax_ptr + batch * 3 * M + t, M, g, u, paired,
                 scale, smoothing, col_candidates, SYMMETRIC, SMOOTH,
             )  # fmt: skip
-            positive += tl.where(found, col_positive, 0.0)
-            dscale += tl.where(found, col_dscale, 0.0)
+            positive += tl.where(paired, col_positive, 0.0)
+            dscale += tl.where(paired, col_dscale, 0.0)
         positive *= scale
         if SIMILARITY == "sql2":
             positive *= 2
@@ -314,11 +314,11 @@ def _weights(
         num_warps=16,  # with four or eight, some chip spills 8 bytes
     )
 
-    def of(softmax: Tensor) -> Softmax:
+    def unbound(softmax: Tensor) -> Softmax:
         top, weight, share = softmax.unbind(1)
         return Softmax(top, weight, share if label_smoothing > 0 else None)
 
-    return of(row_softmax), of(col_softmax) if symmetric else None, positive, dscale_part
+    return unbound(row_softmax), unbound(col_softmax) if symmetric else None, positive, dscale_part
 
 
 def _fused_gradients(

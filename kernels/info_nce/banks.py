@@ -106,10 +106,10 @@ def info_nce_bank_kernel(
             if MEASURE:
                 u *= a_inv[:, None]
             keep = (col0 + tl.arange(0, COLS) < bank_sizes[i])[None, :]
-            seen = tl.where(keep, u, float("-inf"))
-            largest = tl.maximum(maximum, tl.max(seen, 1))
+            candidates = tl.where(keep, u, float("-inf"))
+            largest = tl.maximum(maximum, tl.max(candidates, 1))
             shift = finite_shift(largest)
-            e = tl.exp2((seen - shift[:, None]) * scale2)
+            e = tl.exp2((candidates - shift[:, None]) * scale2)
             factor = tl.exp2((maximum - shift) * scale2)
             total = total * factor + tl.sum(e, 1)
             weighted = weighted * factor + tl.sum(e * u, 1)
@@ -151,15 +151,15 @@ def store_mean_rows(
     for d0 in range(0, D, DEPTH):
         d = d0 + tl.arange(0, DEPTH)
         mask = inside[:, None] & (d < D)[None, :]
-        where = index[:, None] * D + d[None, :]
+        offsets = index[:, None] * D + d[None, :]
         mean = tl.zeros((BLOCK, DEPTH), tl.float32)
         for slot in range(0, slots):
             # (BLOCK,), (BLOCK, DEPTH)
             own = tl.load(part_ptr + slot * 3 * n + index, mask=inside, other=float("-inf"))
-            sums = tl.load(sum_ptr + slot * n * D + where, mask=mask, other=0.0)
+            sums = tl.load(sum_ptr + slot * n * D + offsets, mask=mask, other=0.0)
             mean += tl.exp2((own - shift) * scale2)[:, None] * sums
         mean = tl.where((total == 0)[:, None], mean, mean / total[:, None])
-        tl.store(mean_ptr + where, mean, mask=mask)
+        tl.store(mean_ptr + offsets, mean, mask=mask)
 
 
 def scan_banks(

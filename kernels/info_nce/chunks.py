@@ -127,8 +127,8 @@ def info_nce_logit_gradient_kernel(
     if c_inv_ptr is not None:
         h *= load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :]
     # (ROWS, COLS)
-    where = out_ptr + (rows - first).to(tl.int64)[:, None] * n_c + cols[None, :]
-    tl.store(where, h.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (cols < n_c)[None, :])
+    address = out_ptr + (rows - first).to(tl.int64)[:, None] * n_c + cols[None, :]
+    tl.store(address, h.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (cols < n_c)[None, :])
 
 
 def worth_chunks(query: Tensor, keys: int, similarity: str) -> bool:

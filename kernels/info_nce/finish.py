@@ -94,9 +94,9 @@ def finish_rows(
     inside = rows < n
     mask = inside[:, None] & (d < D)[None, :]
     flat = batch * n + rows
-    where = flat[:, None] * D + d[None, :]
+    offsets = flat[:, None] * D + d[None, :]
     # (ROWS, WIDTH)
-    x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     if NORMALIZE:
         squares = tl.sum(x * x, 1)
         inverse = inverse_norm(squares)
@@ -107,7 +107,7 @@ def finish_rows(
     if part_ptr is not None:
         for slot in range(0, slots):
             # (ROWS, WIDTH), (ROWS,)
-            gradient += tl.load(part_ptr + slot * slot_rows * D + where, mask=mask, other=0.0)
+            gradient += tl.load(part_ptr + slot * slot_rows * D + offsets, mask=mask, other=0.0)
             if SIMILARITY != "dot":
                 gradient -= tl.load(sum_ptr + slot * slot_rows + flat, mask=inside, other=0.0)[:, None] * x
 
@@ -123,8 +123,8 @@ def finish_rows(
             factor = positive_factor(
                 positive_ptr, grad_ptr, row_stats_ptr, col_stats_ptr, scale, batch, rows, m, rows < m
             )
-        found = inside & (partner >= 0) & (partner < m)
-        y_mask = found[:, None] & (d < D)[None, :]
+        paired = inside & (partner >= 0) & (partner < m)
+        y_mask = paired[:, None] & (d < D)[None, :]
         # (ROWS, WIDTH): each row's partner
         y = tl.load(y_ptr + partner.to(tl.int64)[:, None] * D + d[None, :], mask=y_mask, other=0.0).to(
             tl.float32
@@ -132,7 +132,7 @@ def finish_rows(
         if NORMALIZE:
             y *= inverse_norm(tl.sum(y * y, 1))[:, None]
         if mean_ptr is not None:
-            y -= tl.load(mean_ptr + where, mask=mask, other=0.0)
+            y -= tl.load(mean_ptr + offsets, mask=mask, other=0.0)
         gradient = add_positive(gradient, x, y, factor[:, None], SIMILARITY)
     else:
         # Keys with targets: the hits of these ROWS keys, in the order of the queries.
@@ -154,7 +154,7 @@ def finish_rows(
     if NORMALIZE:
         gradient = through_normalization(gradient, x, squares, inverse)
     # (ROWS, WIDTH)
-    tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, gradient.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -168,13 +168,13 @@ def info_nce_loss_kernel(
     # (BLOCK,) each, as all that follows.
     t = tl.load(target_ptr + i, mask=inside, other=0) if target_ptr is not None else position
     valid = (t >= 0) & (t < M)
-    found = inside & valid
+    paired = inside & valid
     t_flat = batch * M + t
     scale = tl.load(scale_ptr)
     if owner_ptr is not None:
         # Two queries with one positive leave a key without any: the key direction then has no meaning.
-        valid = valid & (tl.load(owner_ptr + t_flat, mask=found, other=-1) == position)
-    u = positive_similarity(query_ptr, key_ptr, i, t_flat, found, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
+        valid = valid & (tl.load(owner_ptr + t_flat, mask=paired, other=-1) == position)
+    u = positive_similarity(query_ptr, key_ptr, i, t_flat, paired, D, SIMILARITY, NORMALIZE, BLOCK, DEPTH)
     scale2 = base_two(scale)
 
     maximum, total, weighted, plain = empty_statistics(BLOCK)
@@ -226,13 +226,13 @@ def info_nce_loss_kernel(
                 col_slots,
                 n_keys,
                 t_flat,
-                found,
+                paired,
                 scale2,
                 SMOOTH,
                 BLOCK,
             )
         col_loss = store_direction(
-            col_stats_ptr + batch * 4 * M + t, M, maximum, total, weighted, plain, u, valid, found, scale,
+            col_stats_ptr + batch * 4 * M + t, M, maximum, total, weighted, plain, u, valid, paired, scale,
             share, smoothing, col_candidates, SMOOTH,
         )  # fmt: skip
         loss = (loss + col_loss) / 2

@@ -230,8 +230,8 @@ def kmeans_step_kernel(
         else:
             counts += tl.sum(own.to(tl.int32), 1)
         # Lost vectors become 0 by a mask of bits, for 0 times infinity is NaN.
-        kept = (x * factor[:, None]).to(tl.int32, bitcast=True) & (lost.to(tl.int32) - 1)[:, None]
-        sums = add_one_hot(sums, own.to(tl.float32), kept.to(tl.float32, bitcast=True), k < K, DIGITS)
+        summands = (x * factor[:, None]).to(tl.int32, bitcast=True) & (lost.to(tl.int32) - 1)[:, None]
+        sums = add_one_hot(sums, own.to(tl.float32), summands.to(tl.float32, bitcast=True), k < K, DIGITS)
         inertia += distance
     place = program.to(tl.int64) * K + k
     mask = (k < K)[:, None] & (d < D)[None, :]
@@ -301,8 +301,8 @@ def kmeans_lost_kernel(
                         d = d0 + tl.arange(0, WIDE_DEPTH)
                         x = load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d)
                         part = tl.sum(tl.where(own[:, None], x * factor[:, None], 0.0), 0)
-                        to = sum_ptr + place * D + d
-                        tl.store(to, tl.load(to, mask=d < D, other=0.0) + part, mask=d < D)
+                        address = sum_ptr + place * D + d
+                        tl.store(address, tl.load(address, mask=d < D, other=0.0) + part, mask=d < D)
             tl.debug_barrier()  # the next vectors' sums may be read by other threads
 
 

@@ -118,7 +118,7 @@ def pyramid_correlation_forward_kernel(
     b = (tl.program_id(0) // (T * N_TILES)).to(tl.int64)
     t, y, x = place(tl.program_id(0) % (T * N_TILES), N_TILES, W, SIDE, TILE, INNER)
     inside = (y < H) & (x < W)
-    where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
+    offsets = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
     total = tl.zeros((TILE, INNER), tl.float32)
     square0 = tl.zeros((TILE, INNER), tl.float32)
     square1 = tl.zeros((TILE, INNER // 4 if LEVELS > 1 else 1), tl.float32)
@@ -130,7 +130,7 @@ def pyramid_correlation_forward_kernel(
         kernel = tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
         # (TILE, INNER, CHANNELS); positions outside the frame are 0 and add nothing to a window
         values = tl.load(
-            x_ptr + where[:, :, None] + c.to(tl.int64)[None, None, :] * stride_c,
+            x_ptr + offsets[:, :, None] + c.to(tl.int64)[None, None, :] * stride_c,
             mask=inside[:, :, None] & (c < C)[None, None, :],
             other=0.0,
         ).to(tl.float32)
@@ -214,9 +214,11 @@ def pyramid_correlation_backward_kernel(
         t, y, x = place(tile, N_TILES, W, SIDE, TILE, INNER)
         inside = (y < H) & (x < W)
         mask = inside[:, :, None] & (c < C)[None, None, :]
-        where = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
+        offsets = b * stride_b + t * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
         # (TILE, INNER, CHANNELS)
-        values = tl.load(x_ptr + where[:, :, None] + channel * stride_c, mask=mask, other=0.0).to(tl.float32)
+        values = tl.load(x_ptr + offsets[:, :, None] + channel * stride_c, mask=mask, other=0.0).to(
+            tl.float32
+        )
         along = tl.zeros((TILE, INNER), tl.float32)
         gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
         sums = values

@@ -192,16 +192,16 @@ def pyramid_correlation_pull_kernel(
         for down in range(-margin, side + margin):
             for right in range(-margin, side + margin):
                 y, x = (i << level) + down, (j << level) + right
-                there = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+                inside = valid & (y >= 0) & (y < H) & (x >= 0) & (x < W)
                 row = tl.minimum(tl.maximum((y + 0.5) / side - 0.5, 0.0), h - 1.0)
                 column = tl.minimum(tl.maximum((x + 0.5) / side - 0.5, 0.0), w - 1.0)
                 share = tl.maximum(1 - tl.abs(row - i), 0.0) * tl.maximum(1 - tl.abs(column - j), 0.0)
                 # (BLOCK,): one position of each window's neighbourhood, and its share in the enlargement.
                 p = b * P + (t * H + y) * W + x
-                grad = tl.load(grad_ptr + p, mask=there, other=0.0)
+                grad = tl.load(grad_ptr + p, mask=inside, other=0.0)
                 if SOFTMAX:
-                    grad = tl.load(map_ptr + p, mask=there, other=0.0) * (grad - mean)
-                pulled += tl.where(there, share * grad, 0.0)
+                    grad = tl.load(map_ptr + p, mask=inside, other=0.0) * (grad - mean)
+                pulled += tl.where(inside, share * grad, 0.0)
         pulled /= LEVELS
         rows = tl.minimum(H - (i << level), side)
         count = (rows * tl.minimum(W - (j << level), side)).to(tl.float32)

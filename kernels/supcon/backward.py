@@ -41,19 +41,19 @@ def finish_rows(
     rows = pid.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, WIDTH)
     mask = (rows < n)[:, None] & (d < D)[None, :]
-    where = rows[:, None] * D + d[None, :]
+    offsets = rows[:, None] * D + d[None, :]
     gradient = tl.zeros((ROWS, WIDTH), tl.float32)
     for slot in range(0, slots):
         # (ROWS, WIDTH)
-        gradient += tl.load(part_ptr + tl.cast(slot, tl.int64) * n * D + where, mask=mask, other=0.0)
+        gradient += tl.load(part_ptr + tl.cast(slot, tl.int64) * n * D + offsets, mask=mask, other=0.0)
     if NORMALIZE:
         # (ROWS, WIDTH)
-        x = tl.load(x_ptr + where, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         squares = tl.sum(x * x, 1)
         scale = inverse_norm(squares)
         gradient = through_normalization(gradient, x * scale[:, None], squares, scale)
     # (ROWS, WIDTH)
-    tl.store(out_ptr + where, gradient.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, gradient.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

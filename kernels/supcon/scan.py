@@ -45,10 +45,10 @@ from torch import Tensor
 @triton.jit
 def touches(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """True for a tile with elements that don't count: beyond the last column or, with ITSELF, on the diagonal."""
-    found = col0 + COLS > n_c
+    masked = col0 + COLS > n_c
     if ITSELF:
-        found = found | ((col0 < row0 + ROWS) & (row0 < col0 + COLS))
-    return found
+        masked = masked | ((col0 < row0 + ROWS) & (row0 < col0 + COLS))
+    return masked
 
 
 @triton.jit
@@ -70,19 +70,19 @@ def _add_tile(maximum, total, weighted, positives, u, positive, keep, a_inv, sca
         positive: (ROWS, COLS), 1 where labels are equal, else 0.
         positives: (ROWS, 2), the sum of ``u`` over the positives so far, and their number.
     """
-    kept = u
+    candidates = u
     if keep is not None:
-        kept = tl.where(keep, u, float("-inf"))
+        candidates = tl.where(keep, u, float("-inf"))
         positive = tl.where(keep, positive, 0.0)
     # One reduction of both: the number alone would have its mask made once more, in a layout of its own.
     positives += tl.sum(tl.join(positive * u, positive), 1)
-    highest = tl.max(kept, 1)
+    highest = tl.max(candidates, 1)
     if a_inv is not None:
         highest = rounded_product(highest, a_inv)
-        kept = rounded_product(kept, a_inv[:, None])
+        candidates = rounded_product(candidates, a_inv[:, None])
     largest = tl.maximum(maximum, highest)
     shift = finite_shift(largest)
-    e = tl.exp2((kept - shift[:, None]) * scale2)
+    e = tl.exp2((candidates - shift[:, None]) * scale2)
     factor = tl.exp2((maximum - shift) * scale2)
     total = total * factor + tl.sum(e, 1)
     weighted = weighted * factor + tl.sum(e * u, 1)
