@@ -30,6 +30,7 @@ from cmx_fast.kernels.kmeans.products import (
     prepare,
     product_options,
     products_with,
+    search_options,
     wide_nearest,
 )
 from torch import Tensor
@@ -254,10 +255,7 @@ def cluster_cross_entropy_fwd(
     n = losses.numel()
     if n:
         prepared = prepare(centroids, x.dtype)
-        if x.dtype == torch.float32:
-            options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
-        else:
-            options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
+        options = search_options(x)
         cluster_cross_entropy_forward_kernel[(ceil_div(n, options["BLOCK"]),)](
             x, prepared.values, prepared.origin, prepared.parts, prepared.half, prepared.bias, target, labels, losses,
             softmax, n, x.shape[1], len(centroids), x.shape[2], *x.stride(), UNIT=normalize, **options,

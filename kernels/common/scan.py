@@ -28,9 +28,9 @@ from cmx_fast.kernels.common.logits import (
     finite_shift,
     load_tile,
     load_vector,
-    similarity,
 )
 from cmx_fast.kernels.common.norms import Rows, inverse_norms_at
+from cmx_fast.kernels.common.segments import similarities_and_mask, tile_range
 from cmx_fast.kernels.common.tiles import (
     SCAN_TILES,
     architecture,
@@ -96,24 +96,17 @@ def _scan_segment(
             product = chunked_products(
                 a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST
             )
-        # (COLS,) each
+        # (COLS,)
         c_inv = None
         if MEASURE:
             c_inv = inverse_norms_at(c_ptr, col0, n_c, D, COLS, UPCAST)
         elif SCALE_COLS:
             c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)
-        c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
-        u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
-        keep = (cols < n_c)[None, :]
-        if EXCLUDE == "column of row" or EXCLUDE == "column of row and itself":
-            keep = keep & (cols[None, :] != excluded[:, None])
-            if EXCLUDE == "column of row and itself":
-                keep = keep & (cols[None, :] != (row0 + tl.arange(0, ROWS))[:, None])
-        elif EXCLUDE == "row of column":
-            rows = row0 + tl.arange(0, ROWS)
-            keep = keep & (
-                load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None]
-            )
+        # (ROWS, COLS) each
+        u, keep = similarities_and_mask(
+            product, a_inv, c_inv, a_sq, c_sq_ptr, row0, col0, cols, n_c, excluded, excluding_ptr,
+            EXCLUDE, SIMILARITY, SCALE_ROWS, SCALE_COLS, ROWS, COLS,
+        )  # fmt: skip
         candidates = tl.where(keep, u, float("-inf"))
 
         largest = tl.maximum(maximum, tl.max(candidates, 1))
@@ -186,15 +179,7 @@ def contrastive_scan_kernel(
     a_batch = batch * n_a
     b_batch = batch * n_b
 
-    n_tiles = 0
-    if CROSS:
-        n_tiles += tl.cdiv(n_b, COLS)
-    for i in tl.static_range(N_BANKS):
-        n_tiles += tl.cdiv(bank_sizes[i], COLS)
-    if WITHIN:
-        n_tiles += tl.cdiv(n_a, COLS)
-    tile_lo = split * n_tiles // n_splits
-    tile_hi = (split + 1) * n_tiles // n_splits
+    tile_lo, tile_hi = tile_range(split, n_splits, n_a, n_b, bank_sizes, CROSS, N_BANKS, WITHIN, COLS)
 
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n_a

@@ -26,6 +26,7 @@ from cmx_fast.kernels.common.logits import (
 )
 from cmx_fast.kernels.common.norms import Rows, inverse_norms_at
 from cmx_fast.kernels.common.scan import Partials
+from cmx_fast.kernels.common.segments import tile_range
 from cmx_fast.kernels.common.tiles import (
     GRADIENT_TILES,
     architecture,
@@ -75,11 +76,7 @@ def info_nce_bank_kernel(
     out0 = pid % n_chunks * OUT
     split = pid // n_chunks
     scale2 = base_two(tl.load(scale_ptr))
-    n_tiles = 0
-    for i in tl.static_range(N_BANKS):
-        n_tiles += tl.cdiv(bank_sizes[i], COLS)
-    tile_lo = split * n_tiles // n_splits
-    tile_hi = (split + 1) * n_tiles // n_splits
+    tile_lo, tile_hi = tile_range(split, n_splits, n, n, bank_sizes, False, N_BANKS, False, COLS)
 
     rows = row0 + tl.arange(0, ROWS)
     inside = rows < n

@@ -34,6 +34,7 @@ from cmx_fast.kernels.kmeans.products import (
     prepare,
     product_options,
     products_with,
+    search_options,
     wide_nearest,
     wide_scales,
 )
@@ -318,10 +319,7 @@ def _assign(
     distance = x.new_empty(x.shape[:2], dtype=torch.float32)
     scale = x.new_empty(n, dtype=torch.float32) if with_scale else None
     if n:
-        if x.dtype == torch.float32:
-            options = product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
-        else:
-            options = product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
+        options = search_options(x)
         kmeans_assign_kernel[(ceil_div(n, options["BLOCK"]),)](
             x, centroids.values, centroids.origin, centroids.parts, centroids.half, labels, distance, scale,
             n, x.shape[1], k, x.shape[2], *x.stride(), **_norms(metric, normalize), **options,

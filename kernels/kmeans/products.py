@@ -281,3 +281,10 @@ def product_options(x: Tensor, resident: int, depth: int, **tile: int) -> dict:
         "RESIDENT": stays,
         "DEPTH": padded if stays else depth,
     } | tile
+
+
+def search_options(x: Tensor) -> dict:
+    """Precision and tile of the kernels that search all centroids and hold no sums beside the products."""
+    if x.dtype == torch.float32:
+        return product_options(x, 16, 16, BLOCK=64, CLUSTERS=32, num_warps=8)
+    return product_options(x, RESIDENT_WIDTH, 32, BLOCK=64, CLUSTERS=32, num_warps=8, num_stages=2)
