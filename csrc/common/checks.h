@@ -1,4 +1,4 @@
-// What the kernels still check when they are called past the Python functions, which say it better.
+// Checks that the kernels still make for calls past the Python functions, whose messages say more.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

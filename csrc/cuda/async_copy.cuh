@@ -17,10 +17,10 @@ __device__ void copy_async(void* shared, const void* global, int bytes) {
                  : "memory");
 }
 
-// What this thread has started since the last call is a group.
+// Closes the group of copies that this thread has started since the last call.
 __device__ inline void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until this thread's groups are there, but for the last LEFT; for other threads' a barrier has to follow.
+// Waits until all of this thread's groups but the last LEFT are there; other threads' need a barrier behind it.
 template <int LEFT>
 __device__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");

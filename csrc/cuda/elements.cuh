@@ -38,7 +38,7 @@ __device__ inline __half rounded(float x) {
 struct Strides {
   int64_t b, c, t, h, w;
 
-  // Whether runs of n elements along the dimension of stride `along`, whose size is a multiple of n, are aligned.
+  // True if runs of n elements along the dimension of stride `along`, whose size is a multiple of n, are aligned.
   bool aligned(const void* data, int64_t along, int n, int64_t element_size) const {
     if (along != 1 || reinterpret_cast<uintptr_t>(data) % (n * element_size)) return false;
     int ones = 0;

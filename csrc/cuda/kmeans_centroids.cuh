@@ -79,7 +79,7 @@ __device__ inline float part_scale<__half>(float top) {
 // One block, of centroids (clusters, width) without gaps. STRICT: unit vectors, NaN in place of a zero vector.
 template <class Element>
 __global__ void __launch_bounds__(kPrepareThreads, 1)
-    prepare_kernel(const float* __restrict__ given, const Centroids out, int clusters, int width, int padded,
+    prepare_kernel(const float* __restrict__ centroids, const Centroids out, int clusters, int width, int padded,
                    bool strict) {
   extern __shared__ float shared[];
   float* const own = shared;  // (padded, width + 1)
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 1)
   float* const tops = origin + width;
   const int stride = width + 1, cluster = threadIdx.x / kSharers, share = threadIdx.x % kSharers;
   for (int i = threadIdx.x; i < padded * width; i += kPrepareThreads)
-    own[i / width * stride + i % width] = i < clusters * width ? given[i] : 0.f;
+    own[i / width * stride + i % width] = i < clusters * width ? centroids[i] : 0.f;
   __syncthreads();
   if (strict) {
     double square = 0;

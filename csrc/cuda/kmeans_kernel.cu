@@ -64,10 +64,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> step(const Tensor& x, const Tensor& c
   const Tensor inertia = empty({}, ScalarType::Double);
   const Tensor prepared = empty({prepared_floats<Element>(clusters, width)}, ScalarType::Float);
   const Tensor partials = empty({plan.rows, columns_of(clusters, width)}, ScalarType::Float);
-  const Found found{pointer<int64_t>(labels), pointer<float>(sums), weight ? nullptr : pointer<int64_t>(counts),
-                    weight ? pointer<double>(counts) : nullptr, pointer<double>(inertia)};
+  const StepResults results{pointer<int64_t>(labels), pointer<float>(sums), weight ? nullptr : pointer<int64_t>(counts),
+                            weight ? pointer<double>(counts) : nullptr, pointer<double>(inertia)};
   run_step(launch, plan, vectors, pointer<const float>(centroids), weight ? pointer<const float>(*weight) : nullptr,
-           clusters, metric, pointer<float>(prepared), pointer<float>(partials), found);
+           clusters, metric, pointer<float>(prepared), pointer<float>(partials), results);
   return {labels, sums, counts, inertia};
 }
 

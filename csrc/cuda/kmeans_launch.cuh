@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(S::kStepThreads, S::kStepThreads <= 128 ? 2 : 
 }
 
 // A step's results: labels (batch, positions), sums (clusters, width), and either counts or weights (clusters,).
-struct Found {
+struct StepResults {
   int64_t* labels;
   float* sums;
   int64_t* counts;
@@ -65,7 +65,7 @@ struct Found {
 
 // Adds the rows of `partials` (rows, columns) in float64, always in the same order. A block takes 32 columns.
 __global__ void __launch_bounds__(kCombineThreads, 1)
-    combine_kernel(const float* __restrict__ partials, const Found found, int64_t rows, int clusters, int width,
+    combine_kernel(const float* __restrict__ partials, const StepResults results, int64_t rows, int clusters, int width,
                    bool strict) {
   extern __shared__ __align__(16) float shared[];
   double* const totals = reinterpret_cast<double*>(shared);
@@ -81,13 +81,13 @@ __global__ void __launch_bounds__(kCombineThreads, 1)
   for (int other = kWarp; other < kCombineThreads; other += kWarp) total += totals[other + threadIdx.x];
   const int cluster = column / (width + 1), d = column % (width + 1);
   if (column == columns - 1)
-    *found.inertia = strict ? total / 2 : total;
+    *results.inertia = strict ? total / 2 : total;
   else if (d < width)
-    found.sums[cluster * width + d] = float(total);
-  else if (found.weights)
-    found.weights[cluster] = total;
+    results.sums[cluster * width + d] = float(total);
+  else if (results.weights)
+    results.weights[cluster] = total;
   else
-    found.counts[cluster] = int64_t(total);
+    results.counts[cluster] = int64_t(total);
 }
 
 static_assert(Step<__half, kMostClusters, true>::floats(kMostWidth) * sizeof(float) <= 99 << 10,
@@ -135,7 +135,8 @@ int64_t prepared_floats(int clusters, int width) {
 // With `prepared` (prepared_floats,) and `partials` (plan.rows, columns_of) for the kernels' own use.
 template <class Launch, class Element>
 void run_step(const Launch& launch, const Plan& plan, const Vectors<Element>& x, const float* centroids,
-              const float* weight, int clusters, Metric metric, float* prepared, float* partials, const Found& found) {
+              const float* weight, int clusters, Metric metric, float* prepared, float* partials,
+              const StepResults& results) {
   const int padded = padded_clusters(clusters), columns = columns_of(clusters, x.width);
   if (plan.blocks) {
     const Centroids ready(prepared, x.width, padded);
@@ -143,11 +144,11 @@ void run_step(const Launch& launch, const Plan& plan, const Vectors<Element>& x,
            x.width, padded, metric.strict);
     with_step<Element>(clusters, weight || metric.unit, [&](auto* step) {
       using S = std::remove_pointer_t<decltype(step)>;
-      launch(step_kernel<S>, plan.blocks, S::kStepThreads, S::floats(x.width), x, ready, weight, metric, found.labels,
+      launch(step_kernel<S>, plan.blocks, S::kStepThreads, S::floats(x.width), x, ready, weight, metric, results.labels,
              partials, clusters, plan.tiles_per_row, plan.rows_per_block);
     });
   }
-  launch(combine_kernel, (columns + kWarp - 1) / kWarp, kCombineThreads, 2 * kCombineThreads, partials, found,
+  launch(combine_kernel, (columns + kWarp - 1) / kWarp, kCombineThreads, 2 * kCombineThreads, partials, results,
          plan.rows, clusters, x.width, metric.strict);
 }
 

@@ -101,7 +101,7 @@ class Step {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int p = 2 * lane_ + i;
-        given_[i] = p < x_.inside_of(place) ? weight_[x_.index_of(place) + p] : 0.f;
+        weight_pair_[i] = p < x_.inside_of(place) ? weight_[x_.index_of(place) + p] : 0.f;
       }
     float sums[2][2][4] = {}, squares[2][2] = {};
     // With nothing to ask in between, loads go ahead of products; of scaled ones they would spill.
@@ -335,7 +335,7 @@ class Step {
       float rest[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float weight = weight_ ? given_[i] : 1.f;
+        const float weight = weight_ ? weight_pair_[i] : 1.f;
         weights_[2 * lane_ + i] = weight;
         rest[i] = scale[i] * weight;
       }
@@ -358,9 +358,9 @@ class Step {
 
   __device__ void count(uint32_t upper, uint32_t lower, int p) {
     if (SCALED && weight_) {
-      const uint32_t found[4] = {upper & 0xffff, upper >> 16, lower & 0xffff, lower >> 16};
+      const uint32_t members[4] = {upper & 0xffff, upper >> 16, lower & 0xffff, lower >> 16};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) weighed_ += found[i] ? weights_[p + i / 2 * 8 + i % 2] : 0.f;
+      for (int i = 0; i < 4; ++i) weighed_ += members[i] ? weights_[p + i / 2 * 8 + i % 2] : 0.f;
     } else {
       counted_ += (upper + lower) >> 14;
     }
@@ -407,7 +407,7 @@ class Step {
 
   Chunk<uint32_t, 4> parts_[kMostWidth / kDepth][kParts<Element>];
   float halves_[4];
-  float given_[2] = {};
+  float weight_pair_[2] = {};
   float sums_[kChannelTiles][kRuns][4] = {};
   uint32_t counted_ = 0;  // of even and of odd positions
   float weighed_ = 0, inertia_ = 0;

@@ -73,12 +73,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int c = lanes.group * P::kStep; c < problem.channels; c += lanes.groups * P::kStep) {
       P patch;
       patch.load(x + c * problem.strides.c, problem.strides, place);
-      float of_filter[P::kStep], of_channel[P::kPositions];
-      P::load_filter(filter + c, of_filter);
+      float filter_values[P::kStep], of_channel[P::kPositions];
+      P::load_filter(filter + c, filter_values);
 #pragma unroll
       for (int i = 0; i < P::kStep; ++i) {
         patch.unpack(i, of_channel);
-        response.add(of_channel, of_filter[i]);
+        response.add(of_channel, filter_values[i]);
       }
     }
   }
@@ -209,11 +209,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int first = blockIdx.x % blocks * repeats * lanes.groups;
   const auto channel = [&](int repeat) { return (first + repeat * lanes.groups + lanes.group) * P::kStep; };
   const float* const filter = problem.filters + b * problem.channels;
-  float of_filter[kRepeats][P::kStep] = {}, products[kRepeats * P::kStep] = {};
+  float filter_values[kRepeats][P::kStep] = {}, products[kRepeats * P::kStep] = {};
 #pragma unroll
   for (int repeat = 0; repeat < kRepeats; ++repeat)
     if (repeat < repeats && channel(repeat) < problem.channels)
-      P::load_filter(filter + channel(repeat), of_filter[repeat]);
+      P::load_filter(filter + channel(repeat), filter_values[repeat]);
   for (int patch_index = lanes.patch; patch_index < P::per_sample(pyramid); patch_index += lanes.patches) {
     const typename P::Place place(pyramid, patch_index);
     const Pull<P> pull(pyramid, place, along + b * pyramid.cells(), own ? own + b * pyramid.cells() : nullptr);
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         patch.unpack(i, of_channel);
 #pragma unroll
         for (int p = 0; p < P::kPositions; ++p) products[repeat * P::kStep + i] += of_channel[p] * pull.along[p];
-        pull.apply(of_channel, of_filter[repeat][i], own != nullptr);
+        pull.apply(of_channel, filter_values[repeat][i], own != nullptr);
         patch.pack(i, of_channel);
       }
       patch.store(dx + c * out.c, out, place);
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const float sum = sum_neighbours(products[repeat], width);
       const int c = channel(repeat);
       if (lanes.patch == 0 && repeat < repeats && c < problem.channels)
-        dfilters[b * problem.channels + c] = sum - (own ? lost * of_filter[repeat][0] : 0.f);
+        dfilters[b * problem.channels + c] = sum - (own ? lost * filter_values[repeat][0] : 0.f);
     }
   }
 }

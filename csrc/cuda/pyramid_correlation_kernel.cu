@@ -75,12 +75,12 @@ Norm norm_of(const std::string& norm) {
 float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
 
 // The map less the prediction if there is one, its losses, and every window's cosine and inverse norm.
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& features, const Tensor& given,
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& features, const Tensor& unchecked_filters,
                                                    const std::optional<Tensor>& prediction, int64_t levels,
                                                    const std::string& name) {
   const Pyramid pyramid = pyramid_of(features, levels);
   const Norm norm = norm_of(name);
-  const Tensor filters = checked_filters(features, given);
+  const Tensor filters = checked_filters(features, unchecked_filters);
   const int64_t batch = features.size(0), cells = pyramid.cells();
   const Tensor map = torch::stable::new_empty(filters, {batch, features.size(2), features.size(3), features.size(4)});
   const Tensor losses = torch::stable::new_empty(filters, {prediction ? batch : 0});
@@ -129,14 +129,14 @@ std::tuple<Tensor, Tensor> pyramid_correlation_bwd(Tensor grad_map, Tensor featu
   const Tensor along = torch::stable::new_empty(filters, {batch, cells});
   const Tensor own = torch::stable::new_empty(filters, {cosine ? batch : 0, cells});
   const Tensor turn = torch::stable::new_empty(filters, {cosine ? batch : 0, pull_blocks(pyramid)});
-  float* const of_own = cosine ? floats(own) : nullptr;
+  float* const own_cells = cosine ? floats(own) : nullptr;
   const Launch launch(features);
   with_element(features, [&](auto element) {
     using Element = decltype(element);
     const auto problem = problem_of<Element>(features, filters, pyramid);
     pull(launch, problem, floats(grad_map), floats(map), floats(cosines), floats(inverse_norms), norm, floats(along),
-         of_own, floats(turn));
-    push(launch, problem, floats(along), of_own, floats(turn), static_cast<Element*>(dfeatures.data_ptr()),
+         own_cells, floats(turn));
+    push(launch, problem, floats(along), own_cells, floats(turn), static_cast<Element*>(dfeatures.data_ptr()),
          strides_of(dfeatures), floats(dfilters));
   });
   return {dfeatures, dfilters};

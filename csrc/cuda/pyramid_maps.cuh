@@ -79,14 +79,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ float shared[];
   const int64_t b = blockIdx.x / blocks;
   const int n = pyramid.positions(), cell = blockIdx.x % blocks * blockDim.x + threadIdx.x;
-  const float* const of_map = gradient + b * n;
+  const float* const map_gradient = gradient + b * n;
   float mean = 0, scale = 1;
   if (norm == Norm::kSoftmax) {
-    for (int p = threadIdx.x; p < n; p += blockDim.x) mean += map[b * n + p] * of_map[p];
+    for (int p = threadIdx.x; p < n; p += blockDim.x) mean += map[b * n + p] * map_gradient[p];
     mean = sum_block(mean, shared);
     // Every channel of the filter's gradient has the mean's error in common: the second sum takes it away.
     float rest = 0;
-    for (int p = threadIdx.x; p < n; p += blockDim.x) rest += map[b * n + p] * (of_map[p] - mean);
+    for (int p = threadIdx.x; p < n; p += blockDim.x) rest += map[b * n + p] * (map_gradient[p] - mean);
     mean += sum_block(rest, shared);
   }
   if (norm == Norm::kCosine) scale = filter_inverse_length(filters + b * channels, channels, shared);
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const float column = fminf(fmaxf((x + 0.5f) / side - 0.5f, 0.f), columns - 1.f);
         const float share = fmaxf(1 - fabsf(row - i), 0.f) * fmaxf(1 - fabsf(column - j), 0.f);
         const int p = (t * pyramid.height + y) * pyramid.width + x;
-        pulled += share * (norm == Norm::kSoftmax ? map[b * n + p] * (of_map[p] - mean) : of_map[p]);
+        pulled += share * (norm == Norm::kSoftmax ? map[b * n + p] * (map_gradient[p] - mean) : map_gradient[p]);
       }
     pulled /= pyramid.levels;
     const int count = pyramid.count(level, i, j);

@@ -5,7 +5,7 @@
 
 namespace cmx_fast::host {
 
-// What this library was built from and with: compiler, flags, instruction sets, CUDA architectures, torch.
+// The sources and tools of this build: compiler, flags, instruction sets, CUDA architectures, torch.
 // Holds nothing that changes between two builds of the same sources on the same stack (no dates, no paths).
 std::map<std::string, std::string> build_info();
 

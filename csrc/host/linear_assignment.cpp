@@ -1,4 +1,8 @@
 // The linear assignment problem by shortest augmenting paths (Jonker and Volgenant 1987; Crouse 2016 for rectangles).
+//
+// Rows are assigned one after the other; each takes a Dijkstra search over reduced costs, kept non-negative by prices
+// of rows and columns, to the nearest free column. A thread owns a matrix. Exact in double, O(min(R, C)^2 max(R, C)) at
+// worst; memory O(R + C) per thread.
 #include "linear_assignment.h"
 
 #include <algorithm>
@@ -86,7 +90,7 @@ class Solver {
   const double* costs_ = nullptr;
   std::vector<double> row_price_, column_price_;
   std::vector<int64_t> column_of_row_, row_of_column_;
-  // Of the search: least reduced cost to each column, the row before it, and whether that is final.
+  // The search's least reduced cost to each column, the row before it, and if that is final.
   std::vector<double> distance_;
   std::vector<int64_t> previous_, path_rows_;
   std::vector<char> reached_;

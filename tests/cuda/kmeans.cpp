@@ -11,7 +11,7 @@ thread_local std::string message;
 
 template <class Element>
 cmx::Plan run(const void* x, const int64_t* sizes, const int64_t* strides, const float* centroids, int clusters,
-              const float* weight, cmx::Metric metric, const cmx::Found& found) {
+              const float* weight, cmx::Metric metric, const cmx::StepResults& results) {
   const emulator::Launch launch;
   const cmx::Vectors<Element> vectors{
       static_cast<const Element*>(x), strides[0], strides[1], sizes[0], int(sizes[1]), int(sizes[2])};
@@ -21,7 +21,7 @@ cmx::Plan run(const void* x, const int64_t* sizes, const int64_t* strides, const
   std::vector<float> prepared(cmx::prepared_floats<Element>(clusters, vectors.width) + 4, NAN);
   std::vector<float> partials((plan.rows + 1) * columns, NAN);
   float* const aligned = prepared.data() + (16 - reinterpret_cast<uintptr_t>(prepared.data()) % 16) % 16 / 4;
-  cmx::run_step(launch, plan, vectors, centroids, weight, clusters, metric, aligned, partials.data(), found);
+  cmx::run_step(launch, plan, vectors, centroids, weight, clusters, metric, aligned, partials.data(), results);
   for (int i = 0; i < columns; ++i)
     if (!std::isnan(partials[plan.rows * columns + i])) throw std::runtime_error("a row of sums too many");
   return plan;
@@ -40,10 +40,10 @@ const char* step(const void* x, const int64_t* sizes, const int64_t* strides, in
                  int clusters, const float* weight, int unit, int strict, int64_t* labels, float* sums, int64_t* counts,
                  double* weights, double* inertia, int64_t* plan) {
   try {
-    const cmx::Found found{labels, sums, counts, weights, inertia};
+    const cmx::StepResults results{labels, sums, counts, weights, inertia};
     const cmx::Metric metric{unit != 0, strict != 0};
-    const auto chosen = half ? run<__half>(x, sizes, strides, centroids, clusters, weight, metric, found)
-                             : run<__nv_bfloat16>(x, sizes, strides, centroids, clusters, weight, metric, found);
+    const auto chosen = half ? run<__half>(x, sizes, strides, centroids, clusters, weight, metric, results)
+                             : run<__nv_bfloat16>(x, sizes, strides, centroids, clusters, weight, metric, results);
     plan[0] = chosen.blocks;
     plan[1] = chosen.rows;
     return nullptr;

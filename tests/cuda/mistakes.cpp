@@ -86,7 +86,7 @@ void sound_copy(float* out) {
 }
 void sound(float* out) { out[threadIdx.x] = sum_neighbours(threadIdx.x, kWarp); }
 
-// What it ends with: an error, or the results in both orders.
+// Its end: an error, or the results in both orders.
 const char* found(void (*kernel)(float*)) {
   std::vector<float> results[2];
   for (int backward = 0; backward < 2; ++backward) {

@@ -76,21 +76,21 @@ void forward(const Rows<T>& q, const Rows<T>& k, const Rows<T>& v, double scale,
   run_tasks(ceil_div(n, tile_rows), [&](int64_t tile) {
     const int64_t i = tile * tile_rows, rows = std::min(tile_rows, n - i);
     Buffer<T> s(kTile);
-    T found[kTileRows], *highest = stats.highest + i, *sum = stats.sum + i;
+    T tile_highest[kTileRows], *highest = stats.highest + i, *sum = stats.sum + i;
     std::fill_n(highest, rows, -std::numeric_limits<T>::infinity());
     std::fill_n(sum, rows, T(0));
     for (int64_t j = 0; j < m; j += kTileCols) {
       const int64_t cols = std::min(kTileCols, m - j);
       scores->scores(i, rows, j, cols, s.data(), kTileCols);
-      kernels.maxima({rows, cols, nullptr, nullptr}, s.data(), kTileCols, found, nullptr);
+      kernels.maxima({rows, cols, nullptr, nullptr}, s.data(), kTileCols, tile_highest, nullptr);
       for (int64_t r = 0; r < rows; ++r) {
-        if (!(found[r] > highest[r])) continue;
+        if (!(tile_highest[r] > highest[r])) continue;
         if (sum[r] != 0) {
-          const T ratio = std::exp2((highest[r] - found[r]) * factor.khi);
+          const T ratio = std::exp2((highest[r] - tile_highest[r]) * factor.khi);
           sum[r] *= ratio;
           for (int64_t p = 0; p < e; ++p) out[(i + r) * e + p] *= ratio;
         }
-        highest[r] = found[r];
+        highest[r] = tile_highest[r];
       }
       softmax.exponentials(rows, cols, factor, highest, ones.data(), s.data(), kTileCols, sum);
       means->add_product(rows, j, cols, s.data(), kTileCols, out + i * e);
@@ -111,7 +111,7 @@ void backward(const Rows<T>& grad, const Rows<T>& q, const Rows<T>& k, const Row
   const auto& softmax = best_softmax_kernels<T>();
   const auto scores = make_products<T>(
       q, k, {.scores = true, .product = dq != nullptr, .transposed = dk != nullptr, .cancelling = false});
-  const auto of_grad = make_products<T>(
+  const auto slopes = make_products<T>(
       grad, v, {.scores = dq || dk, .product = false, .transposed = dv != nullptr, .cancelling = false});
   const int64_t tile_rows = rows_per_tile(n), column_tiles = ceil_div(m, kTileCols);
   const int64_t tiles =
@@ -122,7 +122,7 @@ void backward(const Rows<T>& grad, const Rows<T>& q, const Rows<T>& k, const Row
   for (int64_t panel = 0; panel < n; panel += tiles * tile_rows) {
     const int64_t height = std::min(tiles * tile_rows, n - panel);
     scores->set_panel(panel, height);
-    of_grad->set_panel(panel, height);
+    slopes->set_panel(panel, height);
     run_tasks(ceil_div(height, tile_rows), [&](int64_t tile) {
       const int64_t row = tile * tile_rows, rows = std::min(tile_rows, height - row), i = panel + row;
       // The mean slope under the softmax, of the slopes themselves: where one weight is 1, they cancel exactly.
@@ -135,7 +135,7 @@ void backward(const Rows<T>& grad, const Rows<T>& q, const Rows<T>& k, const Row
         scores->scores(row, rows, j, cols, p, kTileCols);
         softmax.exponentials(rows, cols, factor, stats.highest + i, normaliser.data() + i, p, kTileCols, unused);
         if (!dq && !dk) continue;
-        of_grad->scores(row, rows, j, cols, x, kTileCols);
+        slopes->scores(row, rows, j, cols, x, kTileCols);
         softmax.weighted_sums(rows, cols, p, x, kTileCols, weighted);
       }
       std::copy_n(weighted, rows, mean);
@@ -152,7 +152,7 @@ void backward(const Rows<T>& grad, const Rows<T>& q, const Rows<T>& k, const Row
       for (int64_t tile = 0; tile * tile_rows < height; ++tile) {
         const int64_t row = tile * tile_rows, rows = std::min(tile_rows, height - row);
         const int64_t at = (tile * column_tiles + begin / kTileCols) * kTile + begin % kTileCols;
-        if (dv) of_grad->add_transposed(row, rows, cols, weights.data() + at, kTileCols, dv + begin * e);
+        if (dv) slopes->add_transposed(row, rows, cols, weights.data() + at, kTileCols, dv + begin * e);
         if (dk) scores->add_transposed(row, rows, cols, derivatives.data() + at, kTileCols, dk + begin * d);
       }
     });

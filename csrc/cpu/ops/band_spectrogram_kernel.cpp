@@ -123,13 +123,13 @@ Tensor band_spectrogram_fwd(Tensor wave, Tensor window, Tensor bands, Tensor rea
   run_tasks(batch * tasks, [&](int64_t task) {
     const int64_t b = task / tasks, begin = task % tasks * together * lanes,
                   end = std::min(begin + together * lanes, frames), width = together * lanes;
-    const Wave of = {numbers(wave) + b * samples, samples, window.size(0), n_fft, hop, reflected};
+    const Wave task_wave = {numbers(wave) + b * samples, samples, window.size(0), n_fft, hop, reflected};
     Buffer<float> work(2 * block + n_fft + 1 + count * width);
     float *rows = work.data(), *other = rows + block, *edge = other + block, *levels = edge + n_fft + 1;
     for (int64_t first = begin; first < end; first += lanes) {
       for (int64_t l = 0; l < lanes; ++l)
         // Lanes that are left over repeat the last frame.
-        write_frame(kernels, of, std::min(first + l, end - 1), numbers(window), static_cast<float>(preemphasis),
+        write_frame(kernels, task_wave, std::min(first + l, end - 1), numbers(window), static_cast<float>(preemphasis),
                     remove_mean, edge, rows + l * n_fft);
       const float* power = kernels.power(plan, rows, other);
       for (int64_t k = 0; k < count; ++k)

@@ -99,12 +99,12 @@ struct Forward {
   }
 
   void pool(int64_t b, int64_t c) const {
-    T buffer[kRun], highest = -std::numeric_limits<T>::infinity(), found;
+    T buffer[kRun], highest = -std::numeric_limits<T>::infinity(), run_highest;
     double sum = 0;
     for (int64_t p = 0; p < sizes.positions; p += kRun) {
       const int64_t n = std::min(kRun, sizes.positions - p);
-      sum += gates.pool(read_run(x, sizes.plane(b, c) + p, n, buffer), n, sizes.pools > 1 ? &found : nullptr);
-      if (sizes.pools > 1) highest = std::max(highest, found);
+      sum += gates.pool(read_run(x, sizes.plane(b, c) + p, n, buffer), n, sizes.pools > 1 ? &run_highest : nullptr);
+      if (sizes.pools > 1) highest = std::max(highest, run_highest);
     }
     T* to = pooled + b * sizes.pools * sizes.channels + c;
     *to = sum / sizes.positions;
@@ -129,10 +129,10 @@ struct Forward {
         together.data()[row / k * h + j] += kept[row * h + j];
       }
     products.scores(count, c, h, together.data(), gate_weight.data(), s.data(), wide);
-    T* gates_of = gate + first * c;
+    T* group_gates = gate + first * c;
     for (int64_t b = 0; b < count; ++b)
       for (int64_t j = 0; j < c; ++j)
-        gates_of[b * c + j] = 1 / (1 + std::exp(-(s.data()[b * wide + j] + T(k) * gate_bias[j])));
+        group_gates[b * c + j] = 1 / (1 + std::exp(-(s.data()[b * wide + j] + T(k) * gate_bias[j])));
   }
 
   void apply(int64_t b, int64_t c) const {
@@ -198,11 +198,11 @@ struct Backward {
   }
 
   void slope(int64_t b, int64_t c) const {
-    T pulls[kRun], values[kRun], kept[kRun];
+    T grads[kRun], values[kRun], outputs[kRun];
     double sum = 0;
     for (int64_t p = 0; p < sizes.positions; p += kRun) {
       const int64_t n = std::min(kRun, sizes.positions - p), at = sizes.plane(b, c) + p;
-      sum += gates.slope(read_run(grad, at, n, pulls), out ? read_run(*out, at, n, kept) : nullptr,
+      sum += gates.slope(read_run(grad, at, n, grads), out ? read_run(*out, at, n, outputs) : nullptr,
                          read_run(x, at, n, values), n);
     }
     const T g = gate[b * sizes.channels + c];
@@ -224,14 +224,14 @@ struct Backward {
   }
 
   void gradient(int64_t b, int64_t c, const T* dpooled) const {
-    T pulls[kRun], kept[kRun], of_x[kRun], of_residual[kRun];
+    T grads[kRun], outputs[kRun], x_run[kRun], residual_run[kRun];
     const T factor = gate[b * sizes.channels + c], offset = dpooled[c] / sizes.positions;
     const int64_t top = sizes.pools > 1 ? peak[b * sizes.channels + c] : -1;
     for (int64_t p = 0; p < sizes.positions; p += kRun) {
       const int64_t n = std::min(kRun, sizes.positions - p), at = sizes.plane(b, c) + p;
-      T *to = run_to_write(dx, at, of_x), *passed = out ? run_to_write(dresidual, at, of_residual) : nullptr;
-      gates.gradient(read_run(grad, at, n, pulls), out ? read_run(*out, at, n, kept) : nullptr, factor, offset, n, to,
-                     passed);
+      T *to = run_to_write(dx, at, x_run), *passed = out ? run_to_write(dresidual, at, residual_run) : nullptr;
+      gates.gradient(read_run(grad, at, n, grads), out ? read_run(*out, at, n, outputs) : nullptr, factor, offset, n,
+                     to, passed);
       if (p <= top && top < p + n) to[top - p] += dpooled[sizes.channels + c];
       write_run(dx, at, n, to);
       if (out) write_run(dresidual, at, n, passed);
@@ -245,7 +245,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_backward(const Tensor& grad, cons
                                                         const Tensor& gate_weight, const Tensor& hidden,
                                                         const Tensor& gate, const Tensor& peak) {
   const Sizes sizes{x.size(0), x.size(1), x.size(2), hidden_weight.size(0), hidden.size(1)};
-  const auto [b, c, p, h, k] = sizes;
   const Tensor dx = empty_in_workspace(x), dresidual = out ? empty_in_workspace(x) : torch::stable::new_empty(x, {0}),
                dhidden = torch::stable::empty_like(hidden), dlogits = torch::stable::empty_like(gate);
   Backward<T> pass{sizes,

@@ -69,14 +69,14 @@ Tensor pool_backward(const Tensor& grad, const Tensor& peak, const Tensor& x) {
   const Elements result(dx);
   for_runs(x, [&](int64_t b, int64_t p, int64_t n) {
     T buffer[kRun], shares[kRun];
-    const T *of_highest = static_cast<const T*>(grad.data_ptr()) + 2 * b * positions + p,
-            *of_mean = of_highest + positions;
+    const T *highest_grad = static_cast<const T*>(grad.data_ptr()) + 2 * b * positions + p,
+            *mean_grad = highest_grad + positions;
     const int32_t* at = static_cast<const int32_t*>(peak.data_ptr()) + b * positions + p;
-    for (int64_t i = 0; i < n; ++i) shares[i] = of_mean[i] / channels;
+    for (int64_t i = 0; i < n; ++i) shares[i] = mean_grad[i] / channels;
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t begin = (b * channels + c) * positions + p;
       T* to = run_to_write(result, begin, buffer);
-      for (int64_t i = 0; i < n; ++i) to[i] = shares[i] + (at[i] == c ? of_highest[i] : 0);
+      for (int64_t i = 0; i < n; ++i) to[i] = shares[i] + (at[i] == c ? highest_grad[i] : 0);
       write_run(result, begin, n, to);
     }
   });
@@ -89,14 +89,14 @@ Tensor gate(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& r
   const Tensor out = empty_in_workspace(x);
   const auto& kernels = best_gate_kernels<T>();
   const Elements in(x), result(out);
-  const std::optional<Elements> more(residual);
+  const std::optional<Elements> addend(residual);
   for_runs(x, [&](int64_t b, int64_t p, int64_t n) {
     T values[kRun], added[kRun], products[kRun];
     const T* factor = static_cast<const T*>(gates.data_ptr()) + b * positions + p;
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t at = (b * channels + c) * positions + p;
       T* to = run_to_write(result, at, products);
-      kernels.apply_map(read_run(in, at, n, values), factor, more ? read_run(*more, at, n, added) : nullptr, n, to);
+      kernels.apply_map(read_run(in, at, n, values), factor, addend ? read_run(*addend, at, n, added) : nullptr, n, to);
       write_run(result, at, n, to);
     }
   });
@@ -110,20 +110,20 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tenso
   const Tensor dx = empty_in_workspace(x), dgate = torch::stable::empty_like(gates),
                dresidual = out ? empty_in_workspace(x) : torch::stable::new_empty(x, {0});
   const auto& kernels = best_gate_kernels<T>();
-  const Elements pull(grad), in(x), to_x(dx), to_residual(dresidual);
-  const std::optional<Elements> after(out);
+  const Elements upstream(grad), in(x), to_x(dx), to_residual(dresidual);
+  const std::optional<Elements> output(out);
   for_runs(x, [&](int64_t b, int64_t p, int64_t n) {
-    T pulls[kRun], values[kRun], kept[kRun], of_x[kRun], of_residual[kRun];
+    T grads[kRun], values[kRun], outputs[kRun], x_run[kRun], residual_run[kRun];
     const T* factor = static_cast<const T*>(gates.data_ptr()) + b * positions + p;
     T* slopes = static_cast<T*>(dgate.data_ptr()) + b * positions + p;
     std::fill_n(slopes, n, T(0));
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t at = (b * channels + c) * positions + p;
-      T *to = run_to_write(to_x, at, of_x), *passed = after ? run_to_write(to_residual, at, of_residual) : nullptr;
-      kernels.gradient_map(read_run(pull, at, n, pulls), after ? read_run(*after, at, n, kept) : nullptr,
+      T *to = run_to_write(to_x, at, x_run), *passed = output ? run_to_write(to_residual, at, residual_run) : nullptr;
+      kernels.gradient_map(read_run(upstream, at, n, grads), output ? read_run(*output, at, n, outputs) : nullptr,
                            read_run(in, at, n, values), factor, n, slopes, to, passed);
       write_run(to_x, at, n, to);
-      if (after) write_run(to_residual, at, n, passed);
+      if (output) write_run(to_residual, at, n, passed);
     }
   });
   return {dx, dgate, dresidual};

@@ -24,31 +24,31 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Along one side of a view: between which pixels each output lies.
-struct Side {
+// Along one axis of a view: the pixels between which each output lies.
+struct Axis {
   int32_t step;
   std::vector<int32_t> first;
   std::vector<float> share;
 };
 
 // n outputs over `length` pixels from `start` on, of a frame whose first `end` pixels are its own.
-Side place(double start, double length, int64_t n, bool mirrored, int64_t end) {
-  Side side{end > 1, std::vector<int32_t>(round_up(n, kRowUnit)), std::vector<float>(round_up(n, kRowUnit))};
+Axis place(double start, double length, int64_t n, bool mirrored, int64_t end) {
+  Axis axis{end > 1, std::vector<int32_t>(round_up(n, kRowUnit)), std::vector<float>(round_up(n, kRowUnit))};
   for (int64_t i = 0; i < n; ++i) {
     const double along = (i + 0.5) / n, x = start + length * (mirrored ? 1 - along : along) - 0.5;
     // In this order a NaN is 0 and not an address.
     const double inside = std::min(std::max(0.0, x), end - 1.0);
-    side.first[i] = static_cast<int32_t>(std::min<int64_t>(inside, std::max<int64_t>(end - 2, 0)));
-    side.share[i] = static_cast<float>(inside - side.first[i]);
+    axis.first[i] = static_cast<int32_t>(std::min<int64_t>(inside, std::max<int64_t>(end - 2, 0)));
+    axis.share[i] = static_cast<float>(inside - axis.first[i]);
   }
-  std::fill(side.first.begin() + n, side.first.end(), side.first[n - 1]);
-  std::fill(side.share.begin() + n, side.share.end(), side.share[n - 1]);
-  return side;
+  std::fill(axis.first.begin() + n, axis.first.end(), axis.first[n - 1]);
+  std::fill(axis.share.begin() + n, axis.share.end(), axis.share[n - 1]);
+  return axis;
 }
 
 // Columns and rows of a view, shared by the frames of a clip. Points into itself.
 struct Clip {
-  Side across, down;
+  Axis across, down;
   std::vector<int32_t> begin, picks;
   Columns columns;
 };
@@ -93,13 +93,13 @@ class Rows {
         values_(6 * length_) {}
 
   // The three channels' row; the next of the other parity leaves it where it is.
-  void get(int64_t row, const float* of[3]) {
+  void get(int64_t row, const float* channels[3]) {
     const int64_t parity = row & 1;
     for (int64_t c = 0; c < 3; ++c) {
       float* const values = values_.data() + (2 * c + parity) * length_;
       if (held_[parity] != row)
         kernels_.interpolate(frame_ + c * frames_.of_channel + row * frames_.of_row, columns_, values);
-      of[c] = values;
+      channels[c] = values;
     }
     held_[parity] = row;
   }

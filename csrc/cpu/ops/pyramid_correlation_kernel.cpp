@@ -101,15 +101,15 @@ struct Response {
   void finish(int64_t task, const Sums& sums) const {
     const int64_t block = task % planes.blocks, b = task / planes.blocks, first = task * planes.groups;
     const T* filter = filters + b * planes.channels;
-    const double of_filter = inverse_norm(dot(filter, filter, planes.channels), 1);
-    std::vector<double> products(sums.positions), of_windows(sums.windows), row_pairs;
+    const double filter_inverse = inverse_norm(dot(filter, filter, planes.channels), 1);
+    std::vector<double> products(sums.positions), window_squares(sums.windows), row_pairs;
     for (int64_t group = 0; group < planes.groups; ++group) {
       for (int64_t i = 0; i < sums.positions; ++i)
         products[i] += sums.products.data()[(first + group) * sums.positions + i];
       for (int64_t i = 0; i < sums.windows; ++i)
-        of_windows[i] += sums.squares.data()[(first + group) * sums.windows + i];
+        window_squares[i] += sums.squares.data()[(first + group) * sums.windows + i];
     }
-    const double* squares = of_windows.data();
+    const double* squares = window_squares.data();
     for (int64_t level = 0; level < planes.pyramid.levels(); ++level) {
       const Frames frames = planes.frames(block, level);
       if (level > 0) {
@@ -126,7 +126,7 @@ struct Response {
         values[begin + q] = products[q] / count;
         if (!cosines) continue;
         const double inverse = inverse_norm(squares[q], count);
-        values[begin + q] *= inverse * of_filter;
+        values[begin + q] *= inverse * filter_inverse;
         cosines[begin + q] = T(values[begin + q]);
         inverse_norms[begin + q] = T(inverse);
       }
@@ -186,7 +186,7 @@ struct Pull {
     const Pyramid& pyramid = planes.pyramid;
     const int64_t n = pyramid.positions(), cells = pyramid.cells();
     run_tasks(planes.batch, [&](int64_t b) {
-      std::vector<double> upstream(n), of_cells(cells);
+      std::vector<double> upstream(n), cell_gradients(cells);
       const T* grad = static_cast<const T*>(grad_map.data_ptr()) + b * n;
       const T* values = static_cast<const T*>(map.data_ptr()) + b * n;
       double mean = 0;
@@ -194,39 +194,40 @@ struct Pull {
         for (int64_t p = 0; p < n; ++p) mean += double(values[p]) * grad[p];
       for (int64_t p = 0; p < n; ++p)
         upstream[p] = norm == "cosine" ? grad[p] / 2.0 : norm == "softmax" ? values[p] * (grad[p] - mean) : grad[p];
-      pyramid.gather(upstream.data(), of_cells.data());
-      double of_filter = 1;
+      pyramid.gather(upstream.data(), cell_gradients.data());
+      double filter_inverse = 1;
       if (own.size()) {
         const T* filter = static_cast<const T*>(filters.data_ptr()) + b * planes.channels;
-        of_filter = inverse_norm(dot(filter, filter, planes.channels), 1);
+        filter_inverse = inverse_norm(dot(filter, filter, planes.channels), 1);
         turn[b] = split(pyramid, static_cast<const T*>(cosines.data_ptr()) + b * cells,
-                        static_cast<const T*>(inverse_norms.data_ptr()) + b * cells, of_cells.data(),
+                        static_cast<const T*>(inverse_norms.data_ptr()) + b * cells, cell_gradients.data(),
                         own.data() + b * cells) *
-                  of_filter * of_filter;
+                  filter_inverse * filter_inverse;
       }
-      sum_levels(pyramid, of_filter, of_cells.data(), along.data() + b * n);
+      sum_levels(pyramid, filter_inverse, cell_gradients.data(), along.data() + b * n);
     });
   }
 
  private:
   // From the gradient by a window's cosine to that by its product, in place, and by its own mean, per position of it.
-  static double split(const Pyramid& pyramid, const T* cosines, const T* inverse_norms, double* of_cells, T* own) {
+  static double split(const Pyramid& pyramid, const T* cosines, const T* inverse_norms, double* cell_gradients,
+                      T* own) {
     double turn = 0;
     for (int64_t level = 0; level < pyramid.levels(); ++level) {
       const Frames frames = pyramid.frames(level);
       for (int64_t q = 0, i = pyramid.offset(level); q < frames.positions(); ++q, ++i) {
         const double count = pyramid.counts(level)[q % (frames.h * frames.w)];
-        turn += of_cells[i] * cosines[i];
+        turn += cell_gradients[i] * cosines[i];
         // The pass multiplies sums over the window, not means: the count once more.
-        own[i] = T(-of_cells[i] * cosines[i] * inverse_norms[i] * inverse_norms[i] / (count * count));
-        of_cells[i] *= inverse_norms[i];
+        own[i] = T(-cell_gradients[i] * cosines[i] * inverse_norms[i] * inverse_norms[i] / (count * count));
+        cell_gradients[i] *= inverse_norms[i];
       }
     }
     return turn;
   }
 
   // Every position's share of its windows' gradients.
-  static void sum_levels(const Pyramid& pyramid, double factor, const double* of_cells, T* along) {
+  static void sum_levels(const Pyramid& pyramid, double factor, const double* cell_gradients, T* along) {
     const Frames all = pyramid.frames(0);
     for (int64_t p = 0; p < all.positions(); ++p) {
       double sum = 0;
@@ -234,7 +235,7 @@ struct Pull {
         const Frames frames = pyramid.frames(level);
         const int64_t i = p / all.w % all.h >> level, j = p % all.w >> level;
         const int64_t q = (p / all.w / all.h * frames.h + i) * frames.w + j;
-        sum += of_cells[pyramid.offset(level) + q] / pyramid.counts(level)[i * frames.w + j];
+        sum += cell_gradients[pyramid.offset(level) + q] / pyramid.counts(level)[i * frames.w + j];
       }
       along[p] = T(factor * sum);
     }
@@ -251,7 +252,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
   const Tensor dfeatures = empty_in_workspace(features), dfilters = torch::stable::empty_like(filters);
   const T* filter = static_cast<const T*>(filters.data_ptr());
   void* const gradients = dfeatures.data_ptr();
-  T* const of_filter = static_cast<T*>(dfilters.data_ptr());
+  T* const filter_gradients = static_cast<T*>(dfilters.data_ptr());
   Buffer<T> products(planes.batch * blocks * channels);
   run_tasks(planes.tasks(), [&](int64_t task) {
     const int64_t group = task % planes.groups, block = task / planes.groups % blocks;
@@ -265,7 +266,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
     for (int64_t c = group * Planes<T>::kChannelsPerTask; c < end; ++c) {
       int64_t stride;
       const T* x = planes.load(b, c, 1, block, windows.loaded, &stride);
-      const T* of_windows = nullptr;
+      const T* spread_windows = nullptr;
       if (own && levels > 1) {
         const T* finer = x;
         for (int64_t level = 1; level < levels; ++level) {
@@ -275,9 +276,10 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
         }
         for (int64_t level = levels - 1; level > 0; --level) {
           T* const sums = windows.levels[level].data();
-          planes.kernels.scale(sums, own + planes.begin(block, level), of_windows, planes.frames(block, level), sums);
+          planes.kernels.scale(sums, own + planes.begin(block, level), spread_windows, planes.frames(block, level),
+                               sums);
           planes.kernels.spread(sums, planes.frames(block, level - 1), windows.row_pairs.data());
-          of_windows = windows.row_pairs.data();
+          spread_windows = windows.row_pairs.data();
         }
       }
       with_elements(planes.type, gradients, [&](auto* elements) {
@@ -290,7 +292,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
           rounded.resize(frames.positions()), gradient = rounded.data();
         products.data()[(b * blocks + block) * channels + c] =
             planes.kernels.gradient(x, filter[b * channels + c], along, own ? own + planes.begin(block, 0) : nullptr,
-                                    of_windows, frames, gradient);
+                                    spread_windows, frames, gradient);
         if constexpr (!std::is_same_v<Element, T>)
           for (int64_t p = 0; p < frames.positions(); ++p) elements[p] = static_cast<Element>(gradient[p]);
       });
@@ -300,7 +302,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
       for (int64_t block = 0; block < blocks; ++block) sum += products.data()[(b * blocks + block) * channels + c];
-      of_filter[b * channels + c] = T(sum - pull.turn[b] * filter[b * channels + c]);
+      filter_gradients[b * channels + c] = T(sum - pull.turn[b] * filter[b * channels + c]);
     }
   return {dfeatures, dfilters};
 }

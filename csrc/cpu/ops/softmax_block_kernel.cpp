@@ -27,11 +27,11 @@ struct Problem {
   Logits<T> logits;
 
   Problem(const Tensor& rows, const std::optional<Tensor>& columns, const Tensor& logit_scale,
-          const std::optional<Tensor>& left_out, const std::string& similarity)
+          const std::optional<Tensor>& excluded_columns, const std::string& similarity)
       : x(make_rows<T>(contiguous(rows), 0, false)),
         y(columns ? std::optional(make_rows<T>(contiguous(*columns), 0, false)) : std::nullopt),
         logits(make_logits(parse_similarity(similarity), checked_scale(logit_scale))) {
-    if (left_out) excluded = contiguous(*left_out);
+    if (excluded_columns) excluded = contiguous(*excluded_columns);
   }
 
   Logits<T> make_logits(Similarity similarity, double scale) const {
@@ -40,8 +40,8 @@ struct Problem {
   bool self() const { return !y; }
   // Class members refer to each other's rows: made where it is used.
   Block<T> block() const {
-    const auto* left_out = excluded ? static_cast<const int64_t*>(excluded->data_ptr()) : nullptr;
-    return {x, y ? *y : x, left_out, self()};
+    const auto* excluded_columns = excluded ? static_cast<const int64_t*>(excluded->data_ptr()) : nullptr;
+    return {x, y ? *y : x, excluded_columns, self()};
   }
 };
 
@@ -78,20 +78,22 @@ std::tuple<Tensor, Tensor> run_backward(const Problem<T>& problem, const Tensor&
   std::optional<SoftmaxGradient<T>> columns;
   if (column_softmax) columns = gradient_of<T>(contiguous(*column_softmax), problem.logits);
   // Not in the inputs' dtype: the blocks' gradients are yet to be summed.
-  const auto gradient_like = [&](bool needed, const Rows<T>* of) {
-    return needed ? torch::stable::new_empty(logit_scale, {of->n, of->d}) : torch::stable::new_empty(logit_scale, {0});
+  const auto gradient_like = [&](bool needed, const Rows<T>* rows) {
+    return needed ? torch::stable::new_empty(logit_scale, {rows->n, rows->d})
+                  : torch::stable::new_empty(logit_scale, {0});
   };
   const Tensor dx = gradient_like(need_x, &problem.x), dy = gradient_like(need_y, problem.y ? &*problem.y : nullptr);
-  std::optional<RowGradient<T>> of_x, of_y;
-  if (need_x) of_x.emplace(dx, 0, problem.x.n, problem.x.d);
-  if (need_y) of_y.emplace(dy, 0, problem.y->n, problem.y->d);
+  std::optional<RowGradient<T>> x_gradient, y_gradient;
+  if (need_x) x_gradient.emplace(dx, 0, problem.x.n, problem.x.d);
+  if (need_y) y_gradient.emplace(dy, 0, problem.y->n, problem.y->d);
   add_gradients(problem.block(), problem.logits, rows,
                 problem.self() ? &rows
                 : columns      ? &*columns
                                : nullptr,
-                static_cast<const T*>(nullptr), of_x ? of_x->data() : nullptr, of_y ? of_y->data() : nullptr);
-  if (of_x) of_x->finish(problem.x);
-  if (of_y) of_y->finish(*problem.y);
+                static_cast<const T*>(nullptr), x_gradient ? x_gradient->data() : nullptr,
+                y_gradient ? y_gradient->data() : nullptr);
+  if (x_gradient) x_gradient->finish(problem.x);
+  if (y_gradient) y_gradient->finish(*problem.y);
   return {dx, dy};
 }
 

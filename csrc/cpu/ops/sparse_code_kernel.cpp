@@ -156,13 +156,13 @@ class Backward {
   int64_t tiles() const { return tiles_.count(); }
 
   void run(int64_t tile, double* by_transition, double* by_scaled) const {
-    thread_local Buffer<T> of_tile, result;
+    thread_local Buffer<T> tile_sums, result;
     thread_local Buffer<double> wide, packed;
     const int64_t n = tiles_.rows(tile);
     const double* x = load_wide(tiles_, tile);
-    of_tile.resize(k_ * k_);
-    const T* by_r = through_steps(tile, x, of_tile.data());
-    kernels_.accumulate(of_tile.data(), 1, k_ * k_, by_transition);
+    tile_sums.resize(k_ * k_);
+    const T* by_r = through_steps(tile, x, tile_sums.data());
+    kernels_.accumulate(tile_sums.data(), 1, k_ * k_, by_transition);
     wide.resize(kRowsPerTile * (k_ + c_));
     double *const by_r_wide = wide.data(), *const into_x = by_r_wide + kRowsPerTile * k_;
     std::copy_n(by_r, n * k_, by_r_wide);
@@ -186,8 +186,8 @@ class Backward {
     T *gradient = work.data() + 2 * tile_codes, *next = gradient + tile_codes;
     T *const by_r = next + tile_codes, *const codes = by_r + tile_codes;
     steps_.run(x, n, false, work.data(), codes);
-    const TileRows<T> given = grad_tiles_.load(tile, upstream);
-    for (int64_t i = 0; i < n; ++i) std::copy_n(given.row(i), k_, gradient + i * k_);
+    const TileRows<T> grad_rows = grad_tiles_.load(tile, upstream);
+    for (int64_t i = 0; i < n; ++i) std::copy_n(grad_rows.row(i), k_, gradient + i * k_);
     std::fill_n(by_r, n * k_, T(0));
     std::fill_n(by_transition, k_ * k_, T(0));
     for (int64_t t = count - 1; t >= 0; --t) {
@@ -227,10 +227,10 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_codes, const Tensor& 
   const int64_t per_task = ceil_div(backward.tiles(), tasks);
   Buffer<double> partial(tasks * sums);
   run_tasks(tasks, [&](int64_t task) {
-    double* const of_task = partial.data() + task * sums;
-    std::fill_n(of_task, sums, 0.0);
+    double* const task_sums = partial.data() + task * sums;
+    std::fill_n(task_sums, sums, 0.0);
     for (int64_t tile = task * per_task; tile < std::min(backward.tiles(), (task + 1) * per_task); ++tile)
-      backward.run(tile, of_task, of_task + k * k);
+      backward.run(tile, task_sums, task_sums + k * k);
   });
   std::vector<double> total(sums);
   run_tasks(ceil_div(sums, kSumsPerTask), [&](int64_t task) {

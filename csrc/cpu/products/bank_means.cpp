@@ -76,17 +76,17 @@ void add_sums_and_rows(const Block<T>& block, const Logits<T>& logits, SoftmaxSu
   const int64_t most = std::max<int64_t>(1, kPartialBytes / (n * d * int64_t(sizeof(T))));
   const int64_t step = ceil_div(std::max({kRowsPerTask, n, ceil_div(m, most)}), kTileCols) * kTileCols,
                 tasks = ceil_div(m, step);
-  std::vector<SoftmaxSum> of_tasks(tasks * n);
+  std::vector<SoftmaxSum> task_sums(tasks * n);
   Buffer<T> rows(tasks * n * d);
   run_tasks(tasks, [&](int64_t task) {
     Rows<T> y;
     y.data = block.y.row(task * step), y.n = std::min(step, m - task * step), y.d = d, y.bfloat16 = block.y.bfloat16;
-    Task<T>(Block<T>{block.x, y}, logits).run(of_tasks.data() + task * n, rows.data() + task * n * d);
+    Task<T>(Block<T>{block.x, y}, logits).run(task_sums.data() + task * n, rows.data() + task * n * d);
   });
   // In the order of the tasks, brought to the larger top.
   run_tasks(n, [&](int64_t i) {
     for (int64_t task = 0; task < tasks; ++task) {
-      const SoftmaxSum& part = of_tasks[task * n + i];
+      const SoftmaxSum& part = task_sums[task * n + i];
       const double before = sums[i].top;
       sums[i].add(logits.scale, part.top, part.sum, part.weighted, part.plain);
       const auto share = [&](double top) { return T(std::exp(logits.scale * (top - sums[i].top))); };

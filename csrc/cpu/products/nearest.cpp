@@ -23,8 +23,7 @@ template <class T>
 NearestCentroids<T>::NearestCentroids(const Tensor& centroids, bool unit)
     : kernels_(best_search_kernels<T>()), values_(centroids.numel()) {
   const int64_t k = centroids.size(0), d = centroids.size(1);
-  const T* given = static_cast<const T*>(centroids.data_ptr());
-  std::copy(given, given + k * d, values_.data());
+  std::copy_n(static_cast<const T*>(centroids.data_ptr()), k * d, values_.data());
   for (int64_t j = 0; unit && j < k; ++j) make_unit(values_.data() + j * d, d, 0);
   centred_ = std::make_unique<CentredCentroids<T>>(values_.data(), k, d);
   screen_ = make_screen(*centred_);
@@ -65,8 +64,8 @@ void NearestCentroids<T>::find_wide(const T* row, int64_t* label, double* distan
   const auto search = [&](const T* x, const T* centroids, double factor) {
     *label = -1, *distance = infinity;
     for (int64_t j = 0; j < centred_->k; ++j) {
-      const double of_this = kernels_.wide_distance(x, centroids + j * d, d, factor);
-      if (of_this < *distance) *distance = of_this, *label = j;
+      const double candidate = kernels_.wide_distance(x, centroids + j * d, d, factor);
+      if (candidate < *distance) *distance = candidate, *label = j;
     }
   };
   search(row, values_.data(), 1);

@@ -21,9 +21,9 @@ struct Elements {
 
 // The n elements from `begin` on: where they lie, or converted into the buffer.
 template <class T>
-const T* read_run(const Elements& of, int64_t begin, int64_t n, T* buffer) {
+const T* read_run(const Elements& tensor, int64_t begin, int64_t n, T* buffer) {
   const T* run = buffer;
-  with_elements(of.type, of.data, [&](auto* elements) {
+  with_elements(tensor.type, tensor.data, [&](auto* elements) {
     elements += begin;
     if constexpr (std::is_same_v<std::remove_pointer_t<decltype(elements)>, T>)
       run = elements;
@@ -35,9 +35,9 @@ const T* read_run(const Elements& of, int64_t begin, int64_t n, T* buffer) {
 
 // Where to write the elements from `begin` on before write_run: where they lie, or the buffer.
 template <class T>
-T* run_to_write(const Elements& of, int64_t begin, T* buffer) {
+T* run_to_write(const Elements& tensor, int64_t begin, T* buffer) {
   T* run = buffer;
-  with_elements(of.type, of.data, [&](auto* elements) {
+  with_elements(tensor.type, tensor.data, [&](auto* elements) {
     if constexpr (std::is_same_v<std::remove_pointer_t<decltype(elements)>, T>) run = elements + begin;
   });
   return run;
@@ -45,8 +45,8 @@ T* run_to_write(const Elements& of, int64_t begin, T* buffer) {
 
 // Converts a run that was written to the buffer into the tensor.
 template <class T>
-void write_run(const Elements& of, int64_t begin, int64_t n, const T* run) {
-  with_elements(of.type, of.data, [&](auto* elements) {
+void write_run(const Elements& tensor, int64_t begin, int64_t n, const T* run) {
+  with_elements(tensor.type, tensor.data, [&](auto* elements) {
     using Element = std::remove_pointer_t<decltype(elements)>;
     if constexpr (!std::is_same_v<Element, T>)
       for (int64_t p = 0; p < n; ++p) elements[begin + p] = static_cast<Element>(run[p]);

@@ -1,4 +1,4 @@
-// What every x86-64 (SSE2) and every aarch64 (NEON) can run.
+// Kernels that every x86-64 (SSE2) and every aarch64 (NEON) can run.
 #define CMX_VECTOR_BYTES 16
 #define CMX_NAMESPACE baseline
 #include "cpu/products/search_kernels.h"

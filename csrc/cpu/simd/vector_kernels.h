@@ -210,7 +210,7 @@ struct Exponentials {
     // Not e = 0: the power that a masked entry is far below a shift of could be infinite.
     n = keep ? n : broadcast<T>(-__builtin_inf());
   }
-  Vec<T> of(Vec<T> shift, Int<T> keep) const {
+  Vec<T> shifted(Vec<T> shift, Int<T> keep) const {
     if (!large) return scale_by_power<T>(e, n - shift);
     // Products that were computed in another order may lie above the shift by their rounding.
     const Vec<T> x = u - shift, below = x > 0 ? Vec<T>{} : x;
@@ -233,12 +233,12 @@ void sums_of(const TileMask& mask, const TileSums<T>& out, const T* u, int64_t l
       const Vec<T> x = keep ? load(u + j) : Vec<T>{};
       const Exponentials<T, large> exponentials(x, keep, out.khi, out.klo);
       const auto measured = [&](Vec<T> from) { return large ? (keep ? x - from : Vec<T>{}) : x; };
-      const Vec<T> row = exponentials.of(shift, keep);
+      const Vec<T> row = exponentials.shifted(shift, keep);
       sum += row;
       weighted += row * measured(shift);
       plain += x;
       if (columns) {
-        const Vec<T> top = load(out.col_shift + j), col = exponentials.of(top, keep);
+        const Vec<T> top = load(out.col_shift + j), col = exponentials.shifted(top, keep);
         store(out.col_sum + j, load(out.col_sum + j) + col);
         store(out.col_weighted + j, load(out.col_weighted + j) + col * measured(top));
         store(out.col_plain + j, load(out.col_plain + j) + x);
@@ -268,9 +268,9 @@ void weights_of(const TileMask& mask, const TileWeights<T>& in, const T* u, int6
     for_columns<T>(mask, i, [&](int64_t j, Int<T> keep) {
       const Vec<T> x = keep ? load(u + j) : Vec<T>{};
       const Exponentials<T, large> exponentials(x, all, in.khi, in.klo);
-      Vec<T> g = exponentials.of(shift, all) * in.row_factor[i] - in.row_offset[i];
+      Vec<T> g = exponentials.shifted(shift, all) * in.row_factor[i] - in.row_offset[i];
       if (columns) {
-        const Vec<T> col = exponentials.of(load(in.col_shift + j), all);
+        const Vec<T> col = exponentials.shifted(load(in.col_shift + j), all);
         g += col * load(in.col_factor + j) - load(in.col_offset + j);
       }
       if (distances && in.divide) g = x != 0 ? g / x : Vec<T>{};

@@ -58,11 +58,11 @@ void* take_workspace(int64_t bytes, int64_t* capacity) {
           (best == kept.blocks.end() || block->capacity < best->capacity))
         best = block;
     if (best != kept.blocks.end()) {
-      const Block found = *best;
+      const Block block = *best;
       kept.blocks.erase(best);
-      kept.held -= found.capacity;
-      *capacity = found.capacity;
-      return found.data;
+      kept.held -= block.capacity;
+      *capacity = block.capacity;
+      return block.data;
     }
   }
   void* data = std::aligned_alloc(alignment, *capacity);

@@ -142,7 +142,7 @@ inline V logarithm(V x) {
   return x - x == 0 ? result : x;
 }
 
-void band(const float* power, const float* weights, int64_t begin, int64_t end, Level of, float mean, float std,
+void band(const float* power, const float* weights, int64_t begin, int64_t end, Level form, float mean, float std,
           float* level) {
   V sums[4] = {};
   int64_t j = begin;
@@ -150,13 +150,13 @@ void band(const float* power, const float* weights, int64_t begin, int64_t end, 
     for (int q = 0; q < 4; ++q) sums[q] = fused(load(power + (j + q) * kWidth), broadcast(weights[j + q]), sums[q]);
   for (; j < end; ++j) sums[0] = fused(load(power + j * kWidth), broadcast(weights[j]), sums[0]);
   V energy = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  if (of.logarithm != Logarithm::kNone) {
+  if (form.logarithm != Logarithm::kNone) {
     // Below the smallest normal number there is only rounding; comparisons are such that NaN stays.
     const V least = broadcast(1.17549435e-38f);
-    const V level_of = logarithm(energy < least ? least : energy);
-    const bool decibels = of.logarithm == Logarithm::kDecibels;
-    const V none = broadcast(of.lowest), below = decibels ? none : energy < 0 ? broadcast(__builtin_nanf("")) : none;
-    energy = energy <= of.floor ? below : level_of * (decibels ? 4.34294481903251828f : 1.0f);
+    const V natural = logarithm(energy < least ? least : energy);
+    const bool decibels = form.logarithm == Logarithm::kDecibels;
+    const V none = broadcast(form.lowest), below = decibels ? none : energy < 0 ? broadcast(__builtin_nanf("")) : none;
+    energy = energy <= form.floor ? below : natural * (decibels ? 4.34294481903251828f : 1.0f);
   }
   store(level, (energy - mean) / std);
 }

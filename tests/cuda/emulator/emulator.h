@@ -84,7 +84,7 @@ class Block {
     swapcontext(&fibers_[self], &scheduler_);
   }
 
-  // What every lane of the warp gives here; it lies there until the next call but one, which no lane reaches before all
+  // Values of every lane of the warp; they lie there until the next call but one, which no lane reaches before all
   // have read.
   template <class T>
   std::array<const T*, kLanes> share(const T& mine) {
@@ -98,7 +98,7 @@ class Block {
     return all;
   }
 
-  // Whether any thread of the block gave true where all meet. Of three votes in turn the next is emptied: all have read
+  // True if any thread of the block gave true where all meet. Of three votes in turn the next is emptied: all have read
   // it, and none has begun it.
   bool any(bool mine) {
     const int turn = vote_[thread_index.x] = (vote_[thread_index.x] + 1) % 3;
@@ -201,7 +201,7 @@ inline Block& block() {
   return one;
 }
 
-// What the .cu file's Launch does on a GPU.
+// Stands in for the .cu files' Launch, which starts kernels on a GPU.
 struct Launch {
   template <class... Parameters>
   int64_t resident(void (*)(Parameters...), int, int floats) const {
