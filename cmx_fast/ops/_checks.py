@@ -61,8 +61,8 @@ def channels_last(x: Tensor) -> bool:
 def check_index(name: str, value: object, shape: Sequence[int], device: torch.device) -> None:
     """Require an int64 tensor of exactly this shape and device."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
-        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be an int64 tensor, got {found}; use {name}.long()")
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be an int64 tensor, got {kind}; use {name}.long()")
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
     if value.device != device:

@@ -110,10 +110,10 @@ def band_reach(bands: Tensor) -> Tensor:
 
     A band without weights has the range (0, 0).
     """
-    there = bands != 0
-    begin = there.int().argmax(1)
-    end = bands.shape[1] - there.flip(1).int().argmax(1)
-    return torch.stack([begin, torch.where(there.any(1), end, begin)], 1).int()
+    weighted = bands != 0
+    begin = weighted.int().argmax(1)
+    end = bands.shape[1] - weighted.flip(1).int().argmax(1)
+    return torch.stack([begin, torch.where(weighted.any(1), end, begin)], 1).int()
 
 
 def _suits(wave: Tensor, n_fft: int) -> bool:

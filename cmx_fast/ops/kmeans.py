@@ -10,7 +10,7 @@ from cmx_fast.ops import _checks
 from cmx_fast.ops._implementations import HAS_EXTENSION, choose, operator, register_triton
 
 METRICS = ("l2", "cosine")
-# What the CUDA C++ step takes: channels by the depth of the matrix unit's products, all of them at once.
+# Limits of the CUDA C++ step: channels by the depth of the matrix unit's products, all of them at once.
 CUDA_MOST_CENTROIDS, CUDA_MOST_FEATURES, CUDA_FEATURE_STEP = 64, 128, 16
 
 
@@ -197,8 +197,8 @@ def _check_for_cuda(x: Tensor, centroids: Tensor) -> None:
 
 def _check_weight(weight: Tensor, shape: torch.Size, centroids: Tensor) -> None:
     if not isinstance(weight, Tensor) or weight.dtype != centroids.dtype:
-        found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise TypeError(f"weight must be a {centroids.dtype} tensor, got {found}")
+        kind = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise TypeError(f"weight must be a {centroids.dtype} tensor, got {kind}")
     if weight.shape != shape:
         raise ValueError(f"weight must have one number per vector, {tuple(shape)}, got {tuple(weight.shape)}")
     if weight.device != centroids.device:

@@ -119,8 +119,8 @@ def _check_size(size: object) -> tuple[int, int]:
 
 def _check_frames(frames: object) -> None:
     if not isinstance(frames, Tensor) or frames.dtype != torch.uint8:
-        found = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
-        raise TypeError(f"frames must be a uint8 tensor (B, T, 3, h, w), got {found}")
+        kind = frames.dtype if isinstance(frames, Tensor) else type(frames).__name__
+        raise TypeError(f"frames must be a uint8 tensor (B, T, 3, h, w), got {kind}")
     if frames.dim() != 5 or frames.shape[2] != 3 or 0 in frames.shape[3:]:
         raise ValueError(f"frames must have shape (B, T, 3, h, w) with pixels, got {tuple(frames.shape)}")
 
@@ -142,8 +142,8 @@ def _check_numbers(name: str, value: Tensor, shape: tuple[int, int], device: tor
 def _check_sizes(sizes: object, frames: Tensor) -> None:
     integers = (torch.int64, torch.int32, torch.int16, torch.uint8)
     if not isinstance(sizes, Tensor) or sizes.dtype not in integers:
-        found = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
-        raise TypeError(f"sizes must be a tensor of integers (B, 2), got {found}; use sizes.int()")
+        kind = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
+        raise TypeError(f"sizes must be a tensor of integers (B, 2), got {kind}; use sizes.int()")
     _check_place("sizes", sizes, (frames.shape[0], 2), frames.device)
     if _checks.readable(sizes):
         most = torch.tensor(frames.shape[3:])
@@ -157,8 +157,8 @@ def _check_sizes(sizes: object, frames: Tensor) -> None:
 
 def _check_mirrored(mirrored: object, frames: Tensor) -> None:
     if not isinstance(mirrored, Tensor) or mirrored.dtype != torch.bool:
-        found = mirrored.dtype if isinstance(mirrored, Tensor) else type(mirrored).__name__
-        raise TypeError(f"mirrored must be a bool tensor (B,), got {found}; use mirrored.bool()")
+        kind = mirrored.dtype if isinstance(mirrored, Tensor) else type(mirrored).__name__
+        raise TypeError(f"mirrored must be a bool tensor (B,), got {kind}; use mirrored.bool()")
     _check_place("mirrored", mirrored, (frames.shape[0],), frames.device)
 
 

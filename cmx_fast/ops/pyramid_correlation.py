@@ -122,11 +122,11 @@ def attention_consistency(
     if not teach_features:
         features, filters = features.detach(), filters.detach()
     volumes = _volumes(features)
-    of_volumes = prediction.reshape(volumes.shape[:1] + volumes.shape[2:])
+    volume_prediction = prediction.reshape(volumes.shape[:1] + volumes.shape[2:])
     if impl == "cuda":
-        of_volumes = of_volumes.float()
+        volume_prediction = volume_prediction.float()
     losses, difference, *_ = operator("attention_consistency", "fwd", impl)(
-        volumes, filters, of_volumes, levels, norm
+        volumes, filters, volume_prediction, levels, norm
     )
     loss = losses.mean()
     if not return_map:

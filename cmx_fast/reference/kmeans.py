@@ -75,8 +75,8 @@ def _nearest_of_any_magnitude(rows: Tensor, centers: Tensor) -> tuple[Tensor, Te
 
     def search(rows: Tensor, factor: float, centers: Tensor = centers) -> tuple[Tensor, Tensor]:
         parts = rows.split(max(1, MOST_DIFFERENCES // centers.numel()))
-        found = [((part[:, None] - centers) * factor).square().sum(2).min(1) for part in parts]
-        return torch.cat([least.indices for least in found]), torch.cat([least.values for least in found])
+        minima = [((part[:, None] - centers) * factor).square().sum(2).min(1) for part in parts]
+        return torch.cat([least.indices for least in minima]), torch.cat([least.values for least in minima])
 
     labels, distance = search(rows, 1.0)
     # Only numbers that were float64 come here with squares beyond its ends.

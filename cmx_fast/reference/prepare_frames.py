@@ -59,8 +59,8 @@ def blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def _recolour(pictures: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and saturation of clips (B, T, 3, H, W) in [0, 1]."""
     flat = pictures.flatten(0, 1)
-    of_frames = factors.repeat_interleave(pictures.shape[1], 0)[:, :, None, None, None]
-    brightness, contrast, saturation = of_frames.unbind(1)
+    frame_factors = factors.repeat_interleave(pictures.shape[1], 0)[:, :, None, None, None]
+    brightness, contrast, saturation = frame_factors.unbind(1)
     flat = (flat * brightness).clamp(0, 1)
     flat = blend(flat, grey(flat).mean((2, 3), keepdim=True), contrast)
     return blend(flat, grey(flat), saturation).view_as(pictures)

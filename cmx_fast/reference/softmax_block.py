@@ -30,9 +30,9 @@ def block_statistics(
     columns = x if y is None else y
     u = similarity_matrix(x, columns, similarity).to(logit_scale.dtype)
     out = _left_out(x.shape[0], columns.shape[0], excluded, y is None, x.device)
-    seen = u.masked_fill(out, float("-inf"))
-    top = seen.amax(1) if columns.shape[0] else u.new_full((x.shape[0],), float("-inf"))
-    weights = torch.exp(logit_scale * (seen - torch.where(top == float("-inf"), 0.0, top)[:, None]))
+    candidates = u.masked_fill(out, float("-inf"))
+    top = candidates.amax(1) if columns.shape[0] else u.new_full((x.shape[0],), float("-inf"))
+    weights = torch.exp(logit_scale * (candidates - torch.where(top == float("-inf"), 0.0, top)[:, None]))
     total = weights.sum(1)
     u = u.masked_fill(out, 0.0)
     mean = (weights * u).sum(1) / torch.where(total == 0, 1.0, total)

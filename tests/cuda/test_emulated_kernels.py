@@ -104,9 +104,9 @@ def test_error_is_at_most_eagers_in_every_layout(size, levels, dtype):
         for name, laid_out in layouts(features).items():
             given_all = laid_out, *others, levels, norm
             truth, ordinary = eager(*given_all, torch.float64), eager(*given_all, dtype)
-            for found, own, exact in zip(forward_and_backward(*given_all), ordinary, truth):
-                limit = 1.5 * max(vector_error(own, exact), FLOOR[found.dtype])
-                assert vector_error(found, exact) <= limit, (name, norm)
+            for actual, own, exact in zip(forward_and_backward(*given_all), ordinary, truth):
+                limit = 1.5 * max(vector_error(own, exact), FLOOR[actual.dtype])
+                assert vector_error(actual, exact) <= limit, (name, norm)
 
 
 @pytest.mark.parametrize("layout", ["channels first", "channels last", "even columns of more"])
@@ -149,8 +149,8 @@ def test_elements_farther_apart_than_32_bits_count(tmp_path, far):
     features = torch.from_numpy(memory).view(torch.bfloat16).as_strided(shape, strides)
     near, filters, pull = inputs(shape, torch.bfloat16)
     features.copy_(near)
-    found = forward_and_backward(features, filters, pull, 2, "cosine")
-    for one, expected in zip(found, forward_and_backward(near, filters, pull, 2, "cosine")):
+    actual = forward_and_backward(features, filters, pull, 2, "cosine")
+    for one, expected in zip(actual, forward_and_backward(near, filters, pull, 2, "cosine")):
         torch.testing.assert_close(one, expected)
 
 

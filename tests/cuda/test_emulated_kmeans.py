@@ -50,13 +50,13 @@ def truth(x, centroids, weight, metric, normalize, dtype=torch.float64):
 
 def judge(x, centroids, weight, way, own=None):
     """Raise AssertionError or RuntimeError where a step is not what it should be, in both orders of the threads."""
-    library, found = own or emulated_kmeans.library(), []
+    library, actual = own or emulated_kmeans.library(), []
     for backward in (0, 1):
         library.set_order(backward)
-        found.append(planned_step(x, centroids, weight, *way, own)[0])
+        actual.append(planned_step(x, centroids, weight, *way, own)[0])
     library.set_order(0)
-    assert all(torch.equal(one, other) for one, other in zip(*found))
-    labels, sums, counts, inertia = found[0]
+    assert all(torch.equal(one, other) for one, other in zip(*actual))
+    labels, sums, counts, inertia = actual[0]
     exact = truth(x, centroids, weight, *way)
     assert labels.reshape(-1).equal(exact[0])
     assert (sums.double() - exact[1]).norm() <= 1e-6 * exact[1].norm()
@@ -170,8 +170,8 @@ def test_a_common_offset_leaves_the_labels_right():
 def test_float16_beside_centroids_that_it_could_not_hold(scale):
     x, centroids = maps(1, 100, 32, torch.float16), scale * torch.randn(9, 32)
     eager = truth(x, centroids, None, *L2, dtype=torch.float32)[0]
-    found = planned_step(x, centroids, None, *L2)[0]
-    assert excess(found[0], x, centroids) <= 1.5 * max(excess(eager, x, centroids), 6e-8)
+    actual = planned_step(x, centroids, None, *L2)[0]
+    assert excess(actual[0], x, centroids) <= 1.5 * max(excess(eager, x, centroids), 6e-8)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])

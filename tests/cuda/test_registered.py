@@ -55,12 +55,12 @@ def test_gradients_are_its_own_backwards(on_cpu, norm):
     expected = reference.pyramid_correlation(features, filters, levels=2, norm=norm)
     of_map = (expected - prediction).square().flatten(1).sum(1)
     emulated_cuda.library().launched()
-    for found, truth, inputs in (
+    for actual, truth, inputs in (
         (attention, expected, (features, filters)),
         (losses, of_map, (features, filters, prediction)),
     ):
-        torch.testing.assert_close(found, truth)
-        gradients = torch.autograd.grad(found.sum(), inputs)
+        torch.testing.assert_close(actual, truth)
+        gradients = torch.autograd.grad(actual.sum(), inputs)
         assert emulated_cuda.library().launched() == 2
         for gradient, exact in zip(gradients, torch.autograd.grad(truth.sum(), inputs, retain_graph=True)):
             torch.testing.assert_close(gradient, exact, rtol=1e-4, atol=1e-5)
@@ -114,9 +114,9 @@ def test_the_public_step_runs_it(on_cpu, chosen, weighted):
     x, centroids = torch.randn(2, 16, 7, 9).bfloat16(), torch.randn(5, 16)
     weight = torch.rand(2, 7, 9) if weighted else None
     emulated_kmeans.library().launched()
-    found = kmeans_step(x, centroids, weight=weight, normalize=True, impl="cuda")
+    actual = kmeans_step(x, centroids, weight=weight, normalize=True, impl="cuda")
     assert emulated_kmeans.library().launched() == 3
-    for one, other in zip(found, reference.kmeans_step(x, centroids, weight=weight, normalize=True)):
+    for one, other in zip(actual, reference.kmeans_step(x, centroids, weight=weight, normalize=True)):
         assert one.shape == other.shape and one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 

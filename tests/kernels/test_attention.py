@@ -18,15 +18,15 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 def check(device, dtype, b, n, m, d, e, scale, tolerance=None):
     inputs = [torch.randn(*size).to(dtype) for size in ((b, n, d), (b, m, d), (b, m, e))]
     grad = torch.randn(b, n, e).to(dtype)
-    there = [x.to(device) for x in inputs]
-    out, stats = attention_fwd(*there, scale)
-    gradients = attention_bwd(grad.to(device), *there, stats, scale, True, True, True)
+    on_device = [x.to(device) for x in inputs]
+    out, stats = attention_fwd(*on_device, scale)
+    gradients = attention_bwd(grad.to(device), *on_device, stats, scale, True, True, True)
     exact = [x.double().requires_grad_() for x in inputs]
     expected = reference.attention(*exact, scale=scale)
     truth = torch.autograd.grad((expected * grad.double()).sum(), exact)
-    for found, right in zip((out, *gradients), (expected.detach(), *truth), strict=True):
-        assert found.dtype == dtype
-        error = (found.cpu().double() - right).norm()
+    for actual, right in zip((out, *gradients), (expected.detach(), *truth), strict=True):
+        assert actual.dtype == dtype
+        error = (actual.cpu().double() - right).norm()
         assert error <= (tolerance or TOLERANCE[dtype]) * right.norm().clamp_min(1e-6)
 
 
@@ -50,10 +50,10 @@ def test_only_what_is_needed(device, count_launches, wanted):
     _, stats = attention_fwd(q, k, v, 1.0)
     whole = attention_bwd(grad, q, k, v, stats, 1.0, True, True, True)
     with count_launches() as count:
-        found = attention_bwd(grad, q, k, v, stats, 1.0, *wanted)
+        actual = attention_bwd(grad, q, k, v, stats, 1.0, *wanted)
     assert count.launches == (1 if wanted[2] else 2)  # dvalue needs no mean slopes
-    for x, right, there in zip(found, whole, wanted, strict=True):
-        assert x.equal(right) if there else x.numel() == 0
+    for x, right, on_device in zip(actual, whole, wanted, strict=True):
+        assert x.equal(right) if on_device else x.numel() == 0
 
 
 def test_launches(device, count_launches):

@@ -39,10 +39,10 @@ def test_levels(device, samples, length, n_fft, hop, count, ends, preemphasis, r
     }  # fmt: skip
     truth = reference.band_spectrogram(wave.double(), window.double(), bands.double(), **options)
     given = memory.to(device)[1:2]
-    found = band_spectrogram_fwd(
+    actual = band_spectrogram_fwd(
         given, *(t.to(device) for t in (window, bands, band_reach(bands), mean, std)), truth.shape[2], n_fft,
         hop, ends == "reflected", preemphasis, remove_mean, LOGARITHM_CODES[logarithm], 1e-10,
     ).cpu()  # fmt: skip
-    assert found.shape == truth.shape
+    assert actual.shape == truth.shape
     # Bands that take nothing have the floor's level, exactly.
-    assert (found.double() - truth).abs().max() <= 2e-5 * truth.abs().max()
+    assert (actual.double() - truth).abs().max() <= 2e-5 * truth.abs().max()

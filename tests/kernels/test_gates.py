@@ -22,8 +22,8 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 SIZES = [(1, 1, 1, 1), (2, 5, 9, 2), (3, 70, 49, 4), (2, 3, 2100, 1), (1, 130, 40, 8)]
 
 
-def assert_near(found, truth, dtype):
-    assert (found.cpu().double() - truth).norm() <= TOLERANCE[dtype] * truth.norm().clamp_min(1e-6)
+def assert_near(actual, truth, dtype):
+    assert (actual.cpu().double() - truth).norm() <= TOLERANCE[dtype] * truth.norm().clamp_min(1e-6)
 
 
 def truth_of(function, tensors, pull):
@@ -47,11 +47,18 @@ def test_channel_gate(device, b, c, p, h, dtype, maximum, with_residual):
 
     more = [residual] if with_residual else []
     expected, dx, *dweights = truth_of(exact, [x, *weights, *more], pull)
-    there = [t.to(device) for t in (x, *weights)]
+    on_device = [t.to(device) for t in (x, *weights)]
     added = residual.to(device) if with_residual else None
-    out, pooled, hidden, gate, peak = channel_gate_fwd(there[0], added, *there[1:], maximum)
+    out, pooled, hidden, gate, peak = channel_gate_fwd(on_device[0], added, *on_device[1:], maximum)
     result = channel_gate_bwd(
-        pull.to(device), there[0], out if with_residual else None, there[1], there[3], hidden, gate, peak
+        pull.to(device),
+        on_device[0],
+        out if with_residual else None,
+        on_device[1],
+        on_device[3],
+        hidden,
+        gate,
+        peak,
     )
     assert out.dtype == result[0].dtype == dtype
     assert_near(out, expected, dtype)
@@ -78,18 +85,18 @@ def test_position_gate_and_pooling(device, b, c, p, _, dtype, with_residual):
 
     more = [residual] if with_residual else []
     expected, *gradients = truth_of(exact, [x, gate, *more], pull)
-    there, flat = x.to(device), gate[:, 0].to(device)
-    out = position_gate_fwd(there, flat, residual.to(device) if with_residual else None)
-    dx, dgate, dresidual = position_gate_bwd(pull.to(device), there, flat, out if with_residual else None)
-    found = [out, dx, dgate[:, None]] + ([dresidual] if with_residual else [])
-    for f, right in zip(found, [expected, *gradients], strict=True):
+    on_device, flat = x.to(device), gate[:, 0].to(device)
+    out = position_gate_fwd(on_device, flat, residual.to(device) if with_residual else None)
+    dx, dgate, dresidual = position_gate_bwd(pull.to(device), on_device, flat, out if with_residual else None)
+    actual = [out, dx, dgate[:, None]] + ([dresidual] if with_residual else [])
+    for f, right in zip(actual, [expected, *gradients], strict=True):
         assert_near(f, right, dtype)
 
     pulls = torch.randn(b, 2, p)
     expected, dx = truth_of(reference.pool_channels, [x], pulls)
-    pooled, peak = pool_channels_fwd(there)
+    pooled, peak = pool_channels_fwd(on_device)
     assert_near(pooled, expected, torch.float32)
-    assert_near(pool_channels_bwd(pulls.to(device), peak, there), dx, dtype)
+    assert_near(pool_channels_bwd(pulls.to(device), peak, on_device), dx, dtype)
 
 
 def test_nan_shows(device):

@@ -32,8 +32,8 @@ def test_sizes(device, n, d, symmetric):
     query, key, _ = problem(n, n, d)
     if n == 1:
         # No negative at all: the loss is 0 and so is every gradient.
-        found = run(device, torch.ones(1, 1), query, key, torch.tensor(14.3), symmetric=symmetric)
-        assert all((x == 0).all() for x in found)
+        actual = run(device, torch.ones(1, 1), query, key, torch.tensor(14.3), symmetric=symmetric)
+        assert all((x == 0).all() for x in actual)
     else:
         check(device, query, key, 14.3, symmetric=symmetric)
 
@@ -123,8 +123,8 @@ def test_gradient_does_not_lose_the_positive(device, target_loss):
         low, high = (scale, high) if mean > target_loss else (low, scale)
     for dtype, tolerance in ((torch.float32, 3e-6), (torch.float16, 1.5e-3)):
         inputs = query.to(dtype), key.to(dtype), torch.tensor(scale)
-        found, expected = run(device, grad_loss, *inputs), truth(grad_loss, *inputs)
-        assert all(relative(x, y) < tolerance for x, y in zip(found[:3], expected[:3]))
+        actual, expected = run(device, grad_loss, *inputs), truth(grad_loss, *inputs)
+        assert all(relative(x, y) < tolerance for x, y in zip(actual[:3], expected[:3]))
 
 
 @pytest.mark.parametrize("temperature", [0.005, 0.01])
@@ -140,8 +140,8 @@ def test_zero_vectors_and_coinciding_points(device):
     query[0, 0] = 0
     assert all(x.isfinite().all() for x in run(device, torch.ones(1, 20), query, key, torch.tensor(14.3)))
     key[0, 3] = query[0, 3]
-    found = run(device, torch.ones(1, 20), query, key, torch.tensor(1.0), similarity="l2", normalize=False)
-    assert all(x.isfinite().all() for x in found)
+    actual = run(device, torch.ones(1, 20), query, key, torch.tensor(1.0), similarity="l2", normalize=False)
+    assert all(x.isfinite().all() for x in actual)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -158,8 +158,8 @@ def test_not_finite_shows(device, value, where):
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
 def test_scale_not_positive(device, scale, normalize):
     query, key, _ = problem(5, 5, 17)
-    found = run(device, torch.ones(1, 5), query, key, torch.tensor(scale), normalize=normalize)
-    assert all(x.isnan().all() for x in found)
+    actual = run(device, torch.ones(1, 5), query, key, torch.tensor(scale), normalize=normalize)
+    assert all(x.isnan().all() for x in actual)
 
 
 def test_target_out_of_range_or_no_permutation(device):
@@ -207,14 +207,14 @@ def test_same_bits_twice(device):
 def test_launches(device, count_launches, banks, options):
     """At most four kernels each way, whatever the options."""
     query, key, bank = problem(20, 20, 17, banks=banks)
-    there = [x.to(device) for x in (query, key, torch.tensor(14.3))]
+    on_device = [x.to(device) for x in (query, key, torch.tensor(14.3))]
     target = torch.randperm(20, device=device)[None]
     values = DEFAULTS._replace(**options)
     bank = [rows.to(device) for rows in bank]
     with count_launches() as forward:
-        _, *saved = info_nce_fwd(*there, bank, target, *values, False)
+        _, *saved = info_nce_fwd(*on_device, bank, target, *values, False)
     with count_launches() as backward:
-        info_nce_bwd(torch.ones(1, 20, device=device), *there, bank, target, *values, *saved, True, True)
+        info_nce_bwd(torch.ones(1, 20, device=device), *on_device, bank, target, *values, *saved, True, True)
     assert forward.launches == 4
     assert backward.launches == 4
 

@@ -55,26 +55,26 @@ def test_small_gradients_keep_their_digits(device):
         [torch.nn.functional.normalize(torch.randn(300, 32), dim=-1)],
     )
     arguments = torch.ones(1, 64), query, key, torch.tensor(25.0), bank
-    found = run(device, *arguments, **ALONE)
+    actual = run(device, *arguments, **ALONE)
     expected = truth(*arguments, in_batch=False, symmetric=False)
     assert expected[0].mean() < 1e-3
-    assert all(relative(x, y) < 3e-6 for x, y in zip(found[:3], expected[:3]))
+    assert all(relative(x, y) < 3e-6 for x, y in zip(actual[:3], expected[:3]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_not_finite_shows(device, value):
     query, key, bank = problem(20, 20, 17, banks=(9,))
     bank[0][5, 2] = value
-    found = run(
+    actual = run(
         device, torch.ones(1, 20), query.abs(), key, torch.tensor(1.0), bank, normalize=False, **ALONE
     )
-    assert found[0].isnan().all()
+    assert actual[0].isnan().all()
 
 
 def test_an_empty_bank_pushes_nothing(device):
     query, key, bank = problem(20, 20, 17, banks=(0,))
-    found = run(device, torch.ones(1, 20), query, key, torch.tensor(14.3), bank, **ALONE)
-    assert all((x == 0).all() for x in found)
+    actual = run(device, torch.ones(1, 20), query, key, torch.tensor(14.3), bank, **ALONE)
+    assert all((x == 0).all() for x in actual)
 
 
 def test_only_what_is_needed_and_the_same_bits_twice(device):
@@ -92,14 +92,14 @@ def test_only_what_is_needed_and_the_same_bits_twice(device):
 def test_the_backward_pass_reads_no_bank(device):
     """The mean rows are what was kept, and nothing else of a bank is looked at again."""
     query, key, bank = problem(40, 40, 17, banks=(70,))
-    there = [x.to(device) for x in (query, key, torch.tensor(1.0))]
+    on_device = [x.to(device) for x in (query, key, torch.tensor(1.0))]
     options = False, False, "dot", False, False, 0.0
-    _, *saved = info_nce_fwd(*there, [bank[0].to(device)], None, *options, True)
+    _, *saved = info_nce_fwd(*on_device, [bank[0].to(device)], None, *options, True)
     softmax = (query[0].double() @ bank[0].double().T).softmax(1)
     assert relative(saved[2][0].cpu(), softmax @ bank[0].double()) < 3e-6
     gone = [torch.full_like(bank[0], math.nan).to(device)]
     dquery = info_nce_bwd(
-        torch.ones(1, 40, device=device), *there, gone, None, *options, *saved, True, False
+        torch.ones(1, 40, device=device), *on_device, gone, None, *options, *saved, True, False
     )[0]
     alone = {"in_batch": False, "symmetric": False, "normalize": False}
     expected = truth(torch.ones(1, 40), query, key, torch.tensor(1.0), bank, **alone)

@@ -110,9 +110,9 @@ def test_no_chunk_is_larger_than_said(device, monkeypatch):
     sizes, empty = [], torch.Tensor.new_empty
 
     def measuring(self, *size, **options):
-        found = empty(self, *size, **options)
-        sizes.append(found.nbytes)
-        return found
+        actual = empty(self, *size, **options)
+        sizes.append(actual.nbytes)
+        return actual
 
     query, key, _ = problem(300, 300, WIDTH)
     monkeypatch.setattr(info_nce_chunks, "CHUNK_BYTES", 64 * 4 * 300)

@@ -39,8 +39,8 @@ def cuda_step(device):
 
 
 def check_step(step, device, x, centroids, weight, metric, normalize, tolerance=2e-6):
-    there = [t if t is None else t.to(device) for t in (x, centroids, weight)]
-    labels, sums, counts, inertia = (t.cpu() for t in step(*there, metric, normalize))
+    on_device = [t if t is None else t.to(device) for t in (x, centroids, weight)]
+    labels, sums, counts, inertia = (t.cpu() for t in step(*on_device, metric, normalize))
     flat = None if weight is None else weight.reshape(-1).double()
     truth = reference.kmeans_step(
         x.reshape(-1, x.shape[2]).double(),
@@ -150,10 +150,10 @@ def test_nan_and_zero_vectors_show(device):
     x[0, 7, 2] = float("nan")
     x[0, 9] = 0
     centroids = torch.randn(4, 5)
-    there = x.to(device), centroids.to(device)
-    assert kmeans_assign(*there, "l2", False)[1].cpu().isnan().nonzero()[:, 1].tolist() == [7]
-    assert kmeans_assign(*there, "cosine", False)[1].cpu().isnan().nonzero()[:, 1].tolist() == [7, 9]
-    assert kmeans_step(*there, None, "l2", False)[3].isnan()
+    on_device = x.to(device), centroids.to(device)
+    assert kmeans_assign(*on_device, "l2", False)[1].cpu().isnan().nonzero()[:, 1].tolist() == [7]
+    assert kmeans_assign(*on_device, "cosine", False)[1].cpu().isnan().nonzero()[:, 1].tolist() == [7, 9]
+    assert kmeans_step(*on_device, None, "l2", False)[3].isnan()
 
 
 def test_nothing(device):

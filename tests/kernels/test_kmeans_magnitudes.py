@@ -148,11 +148,11 @@ def test_vectors_that_are_not_finite_go_to_the_first_centroid(device, cuda_step,
 def test_centroids_that_are_not_finite_show(device, cuda_step, bad):
     x, centroids = torch.randn(1, 16, 70).bfloat16().transpose(1, 2), torch.randn(9, 16)
     centroids[4, 2] = bad
-    there = x.to(device), centroids.to(device)
-    labels, distance = kmeans_assign(*there, *L2)
+    on_device = x.to(device), centroids.to(device)
+    labels, distance = kmeans_assign(*on_device, *L2)
     assert labels.eq(0).all() and distance.isnan().all()
     for step in (kmeans_step, cuda_step):
-        labels, _, _, inertia = step(*there, None, *L2)
+        labels, _, _, inertia = step(*on_device, None, *L2)
         assert labels.eq(0).all() and inertia.isnan()
 
 

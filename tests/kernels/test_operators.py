@@ -78,13 +78,13 @@ class ResultsAsTold(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if function.namespace == "cmx_fast":
             with FakeTensorMode():
-                there = tree_map_only(
+                on_device = tree_map_only(
                     Tensor,
                     lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda"),
                     args,
                 )
-                told = function(*there, **(kwargs or {}))
-            assert layout(result) == layout(told), f"{function}: not what register_fake says"
+                described_outputs = function(*on_device, **(kwargs or {}))
+            assert layout(result) == layout(described_outputs), f"{function}: not what register_fake says"
             self.seen += 1
         return result
 
@@ -95,12 +95,12 @@ class ResultsAsTold(TorchDispatchMode):
 def test_results_and_gradients(device, count_launches, monkeypatch, name, dtype):
     tensors = inputs(name, device, dtype)
     with count_launches() as count, ResultsAsTold() as results:
-        found = step(name, tensors)
+        actual = step(name, tensors)
     assert count.launches and results.seen
     monkeypatch.setattr(_implementations, "automatic", lambda *_: ("reference", "for comparison"))
     eager = step(name, tensors)
     truth = step(name, [x.double() if x.is_floating_point() else x for x in tensors])
-    for f, e, t in zip(found, eager, truth, strict=True):
+    for f, e, t in zip(actual, eager, truth, strict=True):
         assert f.shape == e.shape and f.dtype == e.dtype
         if f.is_floating_point():
             assert distance(f, t) < max(TOLERANCE[dtype], 1.5 * distance(e, t))

@@ -38,12 +38,12 @@ def test_prepare_frames(device, shape, size, dtype, recoloured, channels_last):
             frames, windows, size=size, sizes=own, mirrored=turned, factors=colours, mean=MEAN, std=STD,
             dtype=torch.float64,
         )  # fmt: skip
-        there = [None if x is None else x.to(device) for x in (frames, windows, own, turned, colours)]
-        found = prepare_frames(*there, list(size), MEAN, STD, dtype, channels_last)
-        assert found.dtype == dtype and found.is_contiguous()
+        on_device = [None if x is None else x.to(device) for x in (frames, windows, own, turned, colours)]
+        actual = prepare_frames(*on_device, list(size), MEAN, STD, dtype, channels_last)
+        assert actual.dtype == dtype and actual.is_contiguous()
         if channels_last:
-            found = found.permute(0, 4, 1, 2, 3)
-        assert (found.cpu().double() - truth).norm() <= TOLERANCE[dtype] * truth.norm()
+            actual = actual.permute(0, 4, 1, 2, 3)
+        assert (actual.cpu().double() - truth).norm() <= TOLERANCE[dtype] * truth.norm()
 
 
 def test_strides(device):
@@ -64,13 +64,13 @@ def test_launches(device, count_launches):
 def test_what_is_not_a_number_is_no_address_and_shows_in_colours(device):
     frames, windows, _, _, factors = (x.to(device) for x in inputs(2, 1, 12, 10))
     windows[0], factors[1] = float("nan"), float("nan")
-    found = prepare_frames(frames, windows, None, None, factors, [6, 5], MEAN, STD, torch.float32, False)
-    assert found[0].isfinite().all() and found[1].isnan().all()
+    actual = prepare_frames(frames, windows, None, None, factors, [6, 5], MEAN, STD, torch.float32, False)
+    assert actual[0].isfinite().all() and actual[1].isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 2), (2, 0)])
 def test_empty_sizes(device, shape):
     frames = torch.zeros(*shape, 3, 4, 4, dtype=torch.uint8, device=device)
     windows = torch.ones(shape[0], 4, device=device)
-    found = prepare_frames(frames, windows, None, None, None, [6, 5], MEAN, STD, torch.float32, False)
-    assert found.shape == (shape[0], 3, shape[1], 6, 5)
+    actual = prepare_frames(frames, windows, None, None, None, [6, 5], MEAN, STD, torch.float32, False)
+    assert actual.shape == (shape[0], 3, shape[1], 6, 5)

@@ -45,8 +45,8 @@ def truth(features, filters, pull, **options):
     return attention.detach(), exact[0].grad, exact[1].grad
 
 
-def close(found, expected, tolerance):
-    return (found.double().cpu() - expected).norm() <= tolerance * expected.norm() + 1e-12
+def close(actual, expected, tolerance):
+    return (actual.double().cpu() - expected).norm() <= tolerance * expected.norm() + 1e-12
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -68,8 +68,8 @@ def test_map_and_gradients(device, kernels, shape, levels, norm):
     attention, *kept = kernels.pyramid_correlation_fwd(features, filters, levels, norm)
     assert kept[0].shape[1] == (0 if norm != "cosine" else kept[1].shape[1])
     gradients = kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, levels, norm)
-    for found, expected in zip((attention, *gradients), truth(*given, levels=levels, norm=norm)):
-        assert found.shape == expected.shape and close(found, expected, 3e-6)
+    for actual, expected in zip((attention, *gradients), truth(*given, levels=levels, norm=norm)):
+        assert actual.shape == expected.shape and close(actual, expected, 3e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -80,8 +80,8 @@ def test_halves_and_layouts(device, kernels, dtype, layout):
     attention, *kept = kernels.pyramid_correlation_fwd(features, filters, 2, "cosine")
     gradients = kernels.pyramid_correlation_bwd(pull, features, filters, attention, *kept, 2, "cosine")
     assert gradients[0].dtype == dtype and gradients[0].stride() == features.stride()
-    for found, expected, tolerance in zip((attention, *gradients), truth(*given), (1e-5, 1e-2, 1e-5)):
-        assert close(found, expected, tolerance)
+    for actual, expected, tolerance in zip((attention, *gradients), truth(*given), (1e-5, 1e-2, 1e-5)):
+        assert close(actual, expected, tolerance)
 
 
 @pytest.mark.parametrize("norm", ["cosine", "softmax", "none"])

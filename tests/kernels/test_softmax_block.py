@@ -43,7 +43,7 @@ def test_statistics_and_gradients(device, n, m, d, case, similarity, dtype):
 
     options = {"excluded": excluded, "similarity": similarity}
     truth = reference.block_statistics(x.double(), double(other), scale.double(), **options)
-    found = softmax_block_fwd(x.to(device), there(other), scale.to(device), there(excluded), similarity)
+    actual = softmax_block_fwd(x.to(device), there(other), scale.to(device), there(excluded), similarity)
     need_y = other is not None
     truths = reference.block_gradients(
         x.double(), double(other), scale.double(), rows.double(), double(columns), need_y=need_y, **options
@@ -52,7 +52,7 @@ def test_statistics_and_gradients(device, n, m, d, case, similarity, dtype):
         x.to(device), there(other), scale.to(device), there(excluded), similarity, rows.to(device),
         there(columns), True, need_y,
     )  # fmt: skip
-    for f, right in zip((found, *gradients[: 1 + need_y]), (truth, *truths[: 1 + need_y]), strict=True):
+    for f, right in zip((actual, *gradients[: 1 + need_y]), (truth, *truths[: 1 + need_y]), strict=True):
         assert f.dtype == torch.float32
         error = (f.cpu().double() - right).norm()
         assert error <= TOLERANCE[dtype] * right.norm().clamp_min(1e-6)

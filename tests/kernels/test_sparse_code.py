@@ -24,15 +24,15 @@ def test_codes_and_gradients(device, monkeypatch, b, p, features, atoms, steps, 
     x = torch.randn(b, features, p).to(dtype).transpose(1, 2)
     dictionary, grad = F.normalize(torch.randn(features, atoms), dim=0), torch.randn(b, p, atoms).to(dtype)
     size = 1 / reference.spectral_norm_squared(dictionary)
-    there = [t.to(device) for t in (x, dictionary, size)]
-    codes = sparse_code.sparse_code_fwd(*there, 0.1, steps).cpu()
-    dx, ddictionary = (t.cpu() for t in sparse_code.sparse_code_bwd(grad.to(device), *there, 0.1, steps))
+    on_device = [t.to(device) for t in (x, dictionary, size)]
+    codes = sparse_code.sparse_code_fwd(*on_device, 0.1, steps).cpu()
+    dx, ddictionary = (t.cpu() for t in sparse_code.sparse_code_bwd(grad.to(device), *on_device, 0.1, steps))
     exact = [x.to(torch.float64, copy=True).requires_grad_(), dictionary.double().requires_grad_()]
     expected = reference.sparse_code(*exact, steps=steps, lam=0.1, step_size=size.double())
     (expected * grad.double()).sum().backward()
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-    for found, truth in ((codes, expected.detach()), (dx, exact[0].grad), (ddictionary, exact[1].grad)):
-        assert (found.double() - truth).norm() <= tolerance * truth.norm()
+    for actual, truth in ((codes, expected.detach()), (dx, exact[0].grad), (ddictionary, exact[1].grad)):
+        assert (actual.double() - truth).norm() <= tolerance * truth.norm()
     assert codes.dtype == dx.dtype == dtype and (codes >= 0).all()
     assert dx.stride() == x.stride()
 

@@ -21,20 +21,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 
 def run(device, grad_loss, features, labels, scale, ref=None, ref_labels=None, normalize=True):
     """Loss, dfeatures, dref, dscale of the launchers, on the CPU."""
-    there = [x if x is None else x.to(device) for x in (features, labels, scale, ref, ref_labels)]
-    loss, *saved = supcon_fwd(*there, normalize, False)
-    gradients = supcon_bwd(grad_loss.to(device), *there, normalize, *saved, True, ref is not None)
+    on_device = [x if x is None else x.to(device) for x in (features, labels, scale, ref, ref_labels)]
+    loss, *saved = supcon_fwd(*on_device, normalize, False)
+    gradients = supcon_bwd(grad_loss.to(device), *on_device, normalize, *saved, True, ref is not None)
     return [x.cpu() for x in (loss, *gradients)]
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
 def check(device, features, labels, scale, ref=None, ref_labels=None, normalize=True, tolerance=3e-6):
     """Compare loss and all gradients with float64, judged as vectors."""
     scale, grad_loss = torch.tensor(scale), torch.randn(len(features))
-    found = run(device, grad_loss, features, labels, scale, ref, ref_labels, normalize)
+    actual = run(device, grad_loss, features, labels, scale, ref, ref_labels, normalize)
     inputs = [x.double().requires_grad_() for x in (features, scale)] + (
         [] if ref is None else [ref.double().requires_grad_()]
     )
@@ -42,12 +42,12 @@ def check(device, features, labels, scale, ref=None, ref_labels=None, normalize=
         inputs[0], labels, inputs[1], None if ref is None else inputs[2], ref_labels, normalize
     )
     dfeatures, dscale, *dref = torch.autograd.grad((loss * grad_loss.double()).sum(), inputs)
-    assert [x.dtype for x in found] == [torch.float32, features.dtype, features.dtype, torch.float32]
-    assert relative(found[0], loss.detach()) < tolerance
-    assert relative(found[1], dfeatures) < tolerance
+    assert [x.dtype for x in actual] == [torch.float32, features.dtype, features.dtype, torch.float32]
+    assert relative(actual[0], loss.detach()) < tolerance
+    assert relative(actual[1], dfeatures) < tolerance
     if ref is not None:
-        assert relative(found[2], dref[0]) < tolerance
-    assert abs(found[3].item() - dscale.item()) < tolerance * 2 * grad_loss.abs().sum()
+        assert relative(actual[2], dref[0]) < tolerance
+    assert abs(actual[3].item() - dscale.item()) < tolerance * 2 * grad_loss.abs().sum()
 
 
 def problem(m: int, d: int, n_classes: int, dtype=torch.float32) -> tuple[Tensor, Tensor]:
@@ -141,10 +141,10 @@ def test_gradient_is_as_exact_as_eagers_where_the_only_positive_dominates(
         loss = logits.logsumexp(1) - logits.masked_fill(~positive, 0).sum(1)
         return torch.autograd.grad((loss * pull.to(loss.dtype)).sum(), leaves)
 
-    there = (columns.get("ref_features"), columns.get("ref_labels"))
-    found = run(device, pull, rows[0], labels, scale, *there, normalize=False)[1:3]
+    reference_columns = (columns.get("ref_features"), columns.get("ref_labels"))
+    actual = run(device, pull, rows[0], labels, scale, *reference_columns, normalize=False)[1:3]
     eager, truth = gradients(rows), gradients([x.double() for x in rows])
-    for f, e, t in zip(found, eager, truth):
+    for f, e, t in zip(actual, eager, truth):
         assert relative(f, t) < relative(e, t)
 
 
@@ -200,11 +200,11 @@ def test_results_have_the_shapes_that_the_compiler_is_told(device, normalize, re
     inputs = [*problem(20, 17, 3), torch.tensor(1.0)] + (
         [*problem(30, 17, 3)] if references else [None, None]
     )
-    found = supcon_fwd(*(x if x is None else x.to(device) for x in inputs), normalize, False)
+    actual = supcon_fwd(*(x if x is None else x.to(device) for x in inputs), normalize, False)
     with FakeTensorMode():
-        there = [x if x is None else torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in inputs]
-        told = torch.ops.cmx_fast.supcon_fwd(*there, normalize, False)
-    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in told]
+        on_device = [x if x is None else torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in inputs]
+        described_outputs = torch.ops.cmx_fast.supcon_fwd(*on_device, normalize, False)
+    assert [(x.shape, x.dtype) for x in actual] == [(x.shape, x.dtype) for x in described_outputs]
 
 
 @pytest.mark.parametrize("normalize", [False, True])

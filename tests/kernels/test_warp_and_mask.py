@@ -23,9 +23,9 @@ def test_warp_and_mask(device, b, f, t, dtype):
     position[:, ::3] = position[:, ::3].round()
     hidden = torch.rand(b, f) < 0.3, torch.rand(b, t) < 0.3
     truth = reference.warp_and_mask(memory[1:-1].double(), position.double(), *hidden)
-    found = warp_and_mask_fwd(
+    actual = warp_and_mask_fwd(
         memory.to(device)[1:-1], position.to(device), *(part.to(device) for part in hidden)
     )
-    assert found.dtype == dtype
+    assert actual.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
-    torch.testing.assert_close(found.cpu().double(), truth, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual.cpu().double(), truth, rtol=tolerance, atol=tolerance)

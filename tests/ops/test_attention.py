@@ -38,9 +38,9 @@ def per_row(impl, scale=None):
 @pytest.mark.parametrize("scale", [None, 1.0])
 def test_outputs_and_gradients_match_the_reference_in_float64(shape, scale):
     doubles = [x.double() for x in inputs(*shape)]
-    found = run(per_row("cpp", scale), *doubles)
-    assert found[0].shape == (*shape[0], shape[1], shape[4])
-    for f, truth in zip(found, run(per_row("reference", scale), *doubles)):
+    actual = run(per_row("cpp", scale), *doubles)
+    assert actual[0].shape == (*shape[0], shape[1], shape[4])
+    for f, truth in zip(actual, run(per_row("reference", scale), *doubles)):
         assert vector_error(f, truth) < 1e-12
 
 
@@ -84,7 +84,7 @@ def test_large_scores_are_as_exact_as_eagers():
 def test_growing_maxima_rescale_what_came_before():
     key = torch.linspace(-40, 40, 900)[:, None]
     value = torch.randn(900, 3)
-    found = attention(torch.tensor([[1.0], [-1.0], [0.0]]), key, value, scale=1.0)
+    actual = attention(torch.tensor([[1.0], [-1.0], [0.0]]), key, value, scale=1.0)
     truth = attention(
         torch.tensor([[1.0], [-1.0], [0.0]]).double(),
         key.double(),
@@ -92,7 +92,7 @@ def test_growing_maxima_rescale_what_came_before():
         scale=1.0,
         impl="reference",
     )
-    assert vector_error(found, truth) < 1e-5
+    assert vector_error(actual, truth) < 1e-5
 
 
 @given(
@@ -130,12 +130,12 @@ def test_only_what_is_needed_gets_a_gradient(needed):
 
 @pytest.mark.parametrize(("n", "m", "d", "e"), [(0, 5, 3, 2), (4, 0, 3, 2), (4, 5, 0, 2), (4, 5, 3, 0)])
 def test_empty_sizes(n, m, d, e):
-    found = run(per_row("cpp"), *inputs((2,), n, m, d, e))
+    actual = run(per_row("cpp"), *inputs((2,), n, m, d, e))
     expected = run(per_row("reference"), *inputs((2,), n, m, d, e))
-    assert [f.shape for f in found] == [x.shape for x in expected]
-    assert all(f.isfinite().all() for f in found)
+    assert [f.shape for f in actual] == [x.shape for x in expected]
+    assert all(f.isfinite().all() for f in actual)
     if m == 0:
-        assert found[0].eq(0).all()
+        assert actual[0].eq(0).all()
 
 
 def test_strides_and_stride_0_gradients():

@@ -89,10 +89,10 @@ def test_as_exact_as_eager(
     options = dict(
         zip(("n_fft", "hop", "ends", "preemphasis", "remove_mean", "logarithm", "floor"), given, strict=True)
     )
-    found = band_spectrogram(wave, window, bands, **options, impl="cpp")
+    actual = band_spectrogram(wave, window, bands, **options, impl="cpp")
     eager = band_spectrogram(wave, window, bands, **options, impl="reference")
-    assert found.dtype == torch.float32 and found.shape == truth.shape == eager.shape
-    ours, theirs = ((each.double() - truth).norm() for each in (found, eager))
+    assert actual.dtype == torch.float32 and actual.shape == truth.shape == eager.shape
+    ours, theirs = ((each.double() - truth).norm() for each in (actual, eager))
     assert ours <= 1.5 * max(theirs, 6e-8 * truth.norm()), (ours, theirs)
     exact = band_spectrogram(wave.double(), window.double(), bands.double(), **options)
     torch.testing.assert_close(exact, truth, rtol=1e-9, atol=1e-9)
@@ -148,18 +148,18 @@ def test_what_lies_outside_a_wave_is_never_read():
     memory[1:3] = torch.randn(2, 700)
     wave = memory[1:3]
     for ends, preemphasis in (("zeros", 0.97), ("cut", 0.97), ("reflected", 0.0)):
-        found = band_spectrogram(
+        actual = band_spectrogram(
             wave, torch.ones(100), triangles(9, 65), n_fft=128, hop=37, ends=ends, preemphasis=preemphasis,
             impl="cpp",
         )  # fmt: skip
-        assert found.isfinite().all(), ends
+        assert actual.isfinite().all(), ends
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_shows(value):
     wave = torch.randn(1, 2000)
     wave[0, 1000] = value
-    found = band_spectrogram(
+    actual = band_spectrogram(
         wave,
         torch.ones(64),
         triangles(8, 33),
@@ -170,21 +170,21 @@ def test_what_is_not_finite_shows(value):
         impl="cpp",
     )
     frame = 1000 // 64
-    assert not found[0, 1:, frame].isfinite().any()
-    assert found[0, :, :frame].isfinite().all() and found[0, :, frame + 1 :].isfinite().all()
+    assert not actual[0, 1:, frame].isfinite().any()
+    assert actual[0, :, :frame].isfinite().all() and actual[0, :, frame + 1 :].isfinite().all()
 
 
 def test_silence_is_exactly_the_floor():
     options = {"n_fft": 64, "hop": 32, "impl": "cpp"}
     silence = torch.zeros(1, 640)
-    found = band_spectrogram(
+    actual = band_spectrogram(
         silence, torch.ones(64), triangles(8, 33), logarithm="decibels", floor=1e-10, **options
     )
-    assert found.eq(-100).all()
-    found = band_spectrogram(
+    assert actual.eq(-100).all()
+    actual = band_spectrogram(
         silence, torch.ones(64), triangles(8, 33), logarithm="natural", floor=1e-7, **options
     )
-    assert found.eq(np.float32(np.log(1e-7))).all()
+    assert actual.eq(np.float32(np.log(1e-7))).all()
 
 
 def test_other_layouts_types_and_no_waves():

@@ -41,9 +41,9 @@ def gate(impl, maximum=False):
 @pytest.mark.parametrize("residual", [False, True])
 def test_result_and_gradients_match_the_reference_in_float64(shape, hidden, maximum, residual):
     doubles = [x.double() for x in inputs(shape, hidden, residual)]
-    found, truth = run(gate("cpp", maximum), *doubles), run(gate("reference", maximum), *doubles)
-    assert found[0].shape == shape
-    for f, right in zip(found, truth, strict=True):
+    actual, truth = run(gate("cpp", maximum), *doubles), run(gate("reference", maximum), *doubles)
+    assert actual[0].shape == shape
+    for f, right in zip(actual, truth, strict=True):
         assert vector_error(f, right) < 1e-12
 
 
@@ -136,9 +136,9 @@ def test_nan_shows():
 
 def test_empty_batch():
     x, *weights = inputs((0, 6, 4), 2)
-    found = run(gate("cpp"), x, *weights)
-    assert found[0].shape == (0, 6, 4)
-    assert all(f.eq(0).all() for f in found[2:])
+    actual = run(gate("cpp"), x, *weights)
+    assert actual[0].shape == (0, 6, 4)
+    assert all(f.eq(0).all() for f in actual[2:])
 
 
 def test_same_bits_twice_and_on_any_number_of_threads():

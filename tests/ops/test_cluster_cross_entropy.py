@@ -31,8 +31,8 @@ def test_every_combination_matches_the_reference_in_float64(shape, k, given, wei
     def loss(x, impl):
         return cluster_cross_entropy(x, centroids, **options, impl=impl)[0]
 
-    for found, truth in zip(run(lambda x: loss(x, "cpp"), x), run(lambda x: loss(x, "reference"), x)):
-        assert vector_error(found, truth) < 1e-12
+    for actual, truth in zip(run(lambda x: loss(x, "cpp"), x), run(lambda x: loss(x, "reference"), x)):
+        assert vector_error(actual, truth) < 1e-12
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -52,11 +52,11 @@ def test_every_combination_of_options_matches_the_reference_in_float64(options):
         return info_nce(q, k, s, bank=bank, target=target, reduction="none", impl=impl, **options)
 
     inputs = [x.double() for x in (query, key, scale)]
-    for found, truth in zip(
+    for actual, truth in zip(
         run(lambda *x: loss(*x, "cpp"), *inputs), run(lambda *x: loss(*x, "reference"), *inputs)
     ):
         # cdist's own expansion of the distance costs the reference half its digits.
-        assert vector_error(found, truth) < (1e-12 if options["similarity"] == "dot" else 1e-6)
+        assert vector_error(actual, truth) < (1e-12 if options["similarity"] == "dot" else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -83,9 +83,9 @@ def test_gradient_keeps_its_digits_when_the_positive_dominates(dtype, noise):
         dtype,
     )
     if dtype == torch.float32:
-        found = run(lambda q, k: info_nce(q, k, 1 / 0.07, impl="cpp"), query, key)
+        actual = run(lambda q, k: info_nce(q, k, 1 / 0.07, impl="cpp"), query, key)
         truth = run(lambda q, k: info_nce(q, k, 1 / 0.07, impl="reference"), query.double(), key.double())
-        assert vector_error(found[1], truth[1]) < 2e-6
+        assert vector_error(actual[1], truth[1]) < 2e-6
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -113,8 +113,8 @@ def test_recomputing_equals_keeping_the_similarities(similarity):
         torch.full((1, 300), 1 / 300), query[None], key[None], torch.tensor(1 / 0.07), [], None, True, False,
         similarity, True, False, 0.0, *kept[1:], True, True,
     )  # fmt: skip
-    for found, expected in zip(gradients[:2], recomputed[1:]):
-        assert vector_error(found[0], expected) < 1e-6
+    for actual, expected in zip(gradients[:2], recomputed[1:]):
+        assert vector_error(actual[0], expected) < 1e-6
 
 
 @given(n=st.integers(2, 40), seed=st.integers(0, 1000))
@@ -154,9 +154,9 @@ def test_finite_at_low_temperatures_and_for_zero_vectors(temperature, normalize)
 
     results = run(lambda *x: loss(*x, "cpp"), query, key, scale)
     truth = run(lambda *x: loss(*x, "reference"), query.double(), key.double(), scale.double())
-    for found, expected in zip(results, truth):
-        assert found.isfinite().all()
-        assert vector_error(found, expected) < 1e-4
+    for actual, expected in zip(results, truth):
+        assert actual.isfinite().all()
+        assert vector_error(actual, expected) < 1e-4
 
 
 @pytest.mark.parametrize("where", ["query", "key", "bank"])
@@ -169,8 +169,8 @@ def test_nan_in_the_input_is_nan_in_the_loss(where, similarity):
 
 def test_duplicate_rows_and_their_distance():
     query = unit_rows(5, 8).repeat(2, 1)
-    for found in run(lambda q: info_nce(q, q.detach().clone(), 3.0, similarity="l2", impl="cpp"), query):
-        assert found.isfinite().all()
+    for actual in run(lambda q: info_nce(q, q.detach().clone(), 3.0, similarity="l2", impl="cpp"), query):
+        assert actual.isfinite().all()
 
 
 def test_shapes_batch_dimensions_strides_and_empty_inputs():
@@ -267,10 +267,10 @@ def test_compiles_without_a_graph_break(budget):
             lambda q, k, s: info_nce(q * 2, k, s, normalize=True), fullgraph=True, backend="aot_eager"
         )
         inputs = (torch.randn(12, 8), torch.randn(12, 8), torch.tensor(3.0))
-        for found, expected in zip(
+        for actual, expected in zip(
             run(compiled, *inputs), run(lambda q, k, s: info_nce(q * 2, k, s, normalize=True), *inputs)
         ):
-            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(actual, expected)
     finally:
         set_cache_budget(before)
 

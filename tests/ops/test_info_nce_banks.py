@@ -38,12 +38,12 @@ def from_banks(banks, **options):
 def test_mean_of_the_banks_rows_is_all_that_the_gradient_needs(n, sizes, scale):
     banks, d = [unit_rows(k, 20).double() for k in sizes], 20
     inputs = [unit_rows(n, d).double(), unit_rows(n, d).double(), torch.tensor(scale).double()]
-    found, truth = (
+    actual, truth = (
         run(lambda *x, impl=impl: from_banks(banks)(*x, impl), *inputs) for impl in ("cpp", "reference")
     )
     frozen = from_banks(banks)(*(x.detach() for x in inputs))
-    assert frozen.allclose(found[0], rtol=1e-13)  # without gradients the sums alone are made
-    for f, t in zip(found, truth):
+    assert frozen.allclose(actual[0], rtol=1e-13)  # without gradients the sums alone are made
+    for f, t in zip(actual, truth):
         assert vector_error(f, t) < 1e-12
 
 
@@ -69,7 +69,7 @@ def test_banks_give_the_same_bits_for_any_number_of_threads():
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
-        assert all(found.equal(first) for found, first in zip(result, results[0]))
+        assert all(actual.equal(first) for actual, first in zip(result, results[0]))
 
 
 def test_bank_in_two_parts_is_the_bank_in_one():
@@ -98,5 +98,5 @@ def test_a_transposed_bank():
     query, key = torch.randn(2, 64, 300)
     options = {"in_batch": False, "symmetric": False}
     for _ in range(3):
-        found = info_nce(query, key, 0.5, bank=queue.T, **options)
-        assert found.equal(info_nce(query, key, 0.5, bank=queue.T.contiguous(), **options))
+        actual = info_nce(query, key, 0.5, bank=queue.T, **options)
+        assert actual.equal(info_nce(query, key, 0.5, bank=queue.T.contiguous(), **options))

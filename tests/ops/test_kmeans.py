@@ -75,8 +75,8 @@ def test_maps_are_read_as_they_lie(dtype, way):
         labels, *rest = kmeans_step(layout, centroids, **way)
         assert labels.shape == (3, 7, 18)
         assert labels.flatten().equal(expected[0])
-        for found, wanted in zip(rest, expected[1:]):
-            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
+        for actual, wanted in zip(rest, expected[1:]):
+            torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-5)
     strided = torch.zeros(378, 70, dtype=dtype)
     strided[:, ::2][:, :33] = rows
     assert kmeans_assign(strided[:, ::2][:, :33], centroids, **way)[0].equal(expected[0])
@@ -93,7 +93,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
-        assert all(found.equal(first) for found, first in zip(result, results[0]))
+        assert all(actual.equal(first) for actual, first in zip(result, results[0]))
 
 
 def test_one_cluster_beyond_what_float32_can_count():

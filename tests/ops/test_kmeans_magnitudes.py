@@ -50,12 +50,13 @@ def assert_right(x, centroids, impl, way):
     chosen, least = truth[np.arange(n), labels.numpy()], truth.min(1)
     assert (chosen <= least * (1 + rounding) + off * np.sqrt(least) + off**2).all()
     ends = torch.finfo(distance.dtype)
-    found = distance.double().numpy().astype(np.longdouble)
+    actual = distance.double().numpy().astype(np.longdouble)
     held = chosen < ends.max
     near = (
-        np.abs(found - chosen)[held] <= (rounding * chosen + off * np.sqrt(chosen) + off**2 + ends.tiny)[held]
+        np.abs(actual - chosen)[held]
+        <= (rounding * chosen + off * np.sqrt(chosen) + off**2 + ends.tiny)[held]
     )
-    assert near.all() and (found[chosen > ends.max * 1.001] == np.inf).all()
+    assert near.all() and (actual[chosen > ends.max * 1.001] == np.inf).all()
     total = chosen.sum()
     if total < 1e300:
         assert inertia.item() == pytest.approx(float(total), rel=2 * rounding, abs=n * (off**2 + ends.tiny))
@@ -122,7 +123,7 @@ def problems(draw):
         return torch.randn(count, d, generator=generator, dtype=torch.float64).clamp(-3, 3) * 10**exponent
 
     x, wide = rows(n).to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
-    # What float32 holds, and what float16 made 0.
+    # Magnitudes that float32 holds, and one that float16 made 0.
     x, centroids = (
         x.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max),
         rows(k).clamp(torch.finfo(wide).min, torch.finfo(wide).max).to(wide),

@@ -30,23 +30,23 @@ def test_info_nce_of_unit_rows(scale, symmetric):
         lambda x: info_nce(x, x.roll(1, 0), scale, symmetric=symmetric, reduction="none", impl="reference"),
         x.double(),
     )
-    found = run(
+    actual = run(
         lambda x: info_nce(x, x.roll(1, 0), scale, symmetric=symmetric, reduction="none", impl="cpp"), x
     )
-    assert vector_error(found[0], truth[0]) < 3e-7
-    assert vector_error(found[1], truth[1]) < 3e-5  # near 1e5 a rounding of a logit is a hundredth
+    assert vector_error(actual[0], truth[0]) < 3e-7
+    assert vector_error(actual[1], truth[1]) < 3e-5  # near 1e5 a rounding of a logit is a hundredth
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_supcon_of_unit_rows(scale, dtype):
     x, labels = F.normalize(torch.randn(64, 32), dim=1).to(dtype), torch.arange(64) // 3
-    found, truth = (
+    actual, truth = (
         run(lambda x, impl=impl: supcon(x, labels, scale, reduction="none", impl=impl), rows)
         for impl, rows in (("cpp", x), ("reference", x.double()))
     )
-    assert vector_error(found[0], truth[0]) < 3e-7
-    assert vector_error(found[1], truth[1]) < (3e-5 if dtype == torch.float32 else 3e-3)
+    assert vector_error(actual[0], truth[0]) < 3e-7
+    assert vector_error(actual[1], truth[1]) < (3e-5 if dtype == torch.float32 else 3e-3)
 
 
 @pytest.mark.parametrize("similarity", ["dot", "l2", "sql2"])
@@ -99,10 +99,10 @@ def test_exact_info_nce(n, d, exponent, logits, seed, symmetric, within, bank):
         options = {"symmetric": symmetric, "within": within, "bank": rows.to(q.dtype)}
         return info_nce(q, k, scale, reduction="none", impl=impl, **options)
 
-    found = run(lambda *x: loss(*x, "cpp"), query, key)
+    actual = run(lambda *x: loss(*x, "cpp"), query, key)
     truth = run(lambda *x: loss(*x, "reference"), query.double(), key.double())
     natural = [1, scale * query.abs().max().item() + scale * 2.0**exponent]
-    for f, t, size in zip(found, truth, [natural[0], natural[1], natural[1]], strict=True):
+    for f, t, size in zip(actual, truth, [natural[0], natural[1], natural[1]], strict=True):
         if t.abs().max() < 1e37:
             assert f.isfinite().all()
             torch.testing.assert_close(f.double(), t, rtol=3e-6, atol=3e-6 * size)
@@ -116,10 +116,10 @@ def test_exact_info_nce(n, d, exponent, logits, seed, symmetric, within, bank):
 def test_exact_supcon(n, d, exponent, logits, seed, classes):
     x, labels = whole_numbers(seed, n, d, exponent), torch.arange(n) * 7 % classes
     scale = 2.0 ** max(-120, min(120, logits - 2 * exponent))
-    found = run(lambda x: supcon(x, labels, scale, reduction="none", impl="cpp"), x)
+    actual = run(lambda x: supcon(x, labels, scale, reduction="none", impl="cpp"), x)
     truth = run(lambda x: supcon(x, labels, scale, reduction="none", impl="reference"), x.double())
     largest = scale * x.square().sum(1).max().item()
-    for f, t, size in zip(found, truth, [1 + largest, scale * 2.0**exponent], strict=True):
+    for f, t, size in zip(actual, truth, [1 + largest, scale * 2.0**exponent], strict=True):
         if t.abs().max() < 1e37:
             assert f.isfinite().all()
             torch.testing.assert_close(f.double(), t, rtol=3e-6, atol=3e-6 * size)
@@ -129,11 +129,11 @@ def test_short_positives_beside_a_long_row():
     # Of the sum over a class less a row that is 1e20 as long, nothing of the others is left.
     x = torch.tensor([[1e15, 1e15], [1e-5, 3e-5], [2e-5, -1e-5], [1e3, 1e3]])
     labels = torch.tensor([0, 0, 0, 1])
-    found, truth = (
+    actual, truth = (
         run(lambda x, impl=impl: supcon(x, labels, 1e-9, reduction="none", impl=impl), rows)
         for impl, rows in (("cpp", x), ("reference", x.double()))
     )
-    for f, t in zip(found, truth, strict=True):
+    for f, t in zip(actual, truth, strict=True):
         torch.testing.assert_close(f.double(), t, rtol=1e-6, atol=0)
 
 

@@ -25,9 +25,9 @@ def whole_rows(n, d=16, dtype=torch.float32):
 
 def assert_like_float64(loss, inputs, dtype):
     """``loss(*inputs, impl)`` and its gradients against the reference in float64."""
-    found = run(lambda *x: loss(*x, "cpp"), *inputs)
+    actual = run(lambda *x: loss(*x, "cpp"), *inputs)
     truth = run(lambda *x: loss(*x, "reference"), *(x.double() for x in inputs))
-    for f, t in zip(found, truth, strict=True):
+    for f, t in zip(actual, truth, strict=True):
         assert f.isfinite().all()
         assert vector_error(f, t) <= PRECISION[dtype]
 

@@ -64,8 +64,8 @@ def test_reference_solves_the_same():
         assert solved.all()
         ours = linear_assignment(costs)
         index = np.arange(30)[:, None]
-        found = costs.numpy()[index, rows, columns].sum(1)
-        assert found.tolist() == costs[torch.from_numpy(index), ours[0], ours[1]].sum(1).tolist()
+        actual = costs.numpy()[index, rows, columns].sum(1)
+        assert actual.tolist() == costs[torch.from_numpy(index), ours[0], ours[1]].sum(1).tolist()
     assert not reference.linear_assignment(np.full((1, 2, 2), np.inf))[2].any()
 
 

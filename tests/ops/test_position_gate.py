@@ -101,8 +101,8 @@ def test_nan_shows():
 
 @pytest.mark.parametrize("shape", [(0, 6, 4), (2, 6, 0)])
 def test_empty_sizes(shape):
-    found = run(gating("cpp"), *inputs(shape))
-    assert [f.shape for f in found] == [shape, shape, (shape[0], 1, shape[2]), shape]
+    actual = run(gating("cpp"), *inputs(shape))
+    assert [f.shape for f in actual] == [shape, shape, (shape[0], 1, shape[2]), shape]
     assert pool_channels(torch.ones(shape)).shape == (shape[0], 2, shape[2])
 
 

@@ -47,11 +47,11 @@ def assert_as_exact_as_eager(frames, windows, dtype=torch.float32, **options):
         prepare_frames(frames, windows, dtype=of, impl="reference", **options)
         for of in (torch.float64, dtype)
     )
-    found = prepare_frames(frames, windows, dtype=dtype, impl="cpp", **options)
+    actual = prepare_frames(frames, windows, dtype=dtype, impl="cpp", **options)
     lies = torch.channels_last_3d if options.get("channels_last") else torch.contiguous_format
-    assert found.dtype == dtype and found.shape == truth.shape and found.is_contiguous(memory_format=lies)
-    assert vector_error(found, truth) <= 1.5 * max(vector_error(eager, truth), FLOOR[dtype])
-    return found
+    assert actual.dtype == dtype and actual.shape == truth.shape and actual.is_contiguous(memory_format=lies)
+    assert vector_error(actual, truth) <= 1.5 * max(vector_error(eager, truth), FLOOR[dtype])
+    return actual
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -70,8 +70,8 @@ def test_error_is_at_most_eagers(shape, size, dtype):
 def test_it_is_interpolate_of_what_is_cut_out():
     frames = clips(2, 3, 40, 60)[0]
     windows = torch.tensor([[20.0, 3.0, 36.0, 30.0], [0.0, 0.0, 60.0, 40.0]])
-    found = prepare_frames(frames, windows, size=(15, 20))
-    for clip, own, (left, top, width, height) in zip(found, frames, windows.int().tolist(), strict=True):
+    actual = prepare_frames(frames, windows, size=(15, 20))
+    for clip, own, (left, top, width, height) in zip(actual, frames, windows.int().tolist(), strict=True):
         cut = own[..., top : top + height, left : left + width].float()
         expected = F.interpolate(cut, (15, 20), mode="bilinear").transpose(0, 1) / 255
         torch.testing.assert_close(clip, expected, atol=2e-5, rtol=0)
@@ -81,7 +81,7 @@ def test_it_is_interpolate_of_what_is_cut_out():
 def test_it_is_torchvision(recoloured):
     frames, _, _, mirrored, factors = clips(3, 2, 90, 120)
     windows = torch.tensor([[10.0, 20.0, 64.0, 64.0], [0.0, 0.0, 120.0, 90.0], [50.0, 1.0, 70.0, 88.0]])
-    found = prepare_frames(
+    actual = prepare_frames(
         frames, windows, size=48, mirrored=mirrored, factors=factors if recoloured else None, **COLOURS
     )
     for row, (left, top, width, height) in enumerate(windows.int().tolist()):
@@ -97,7 +97,7 @@ def test_it_is_torchvision(recoloured):
                 x = tv.adjust_saturation(x, saturation)
             x = tv.normalize(tv.to_dtype(x, torch.float32, scale=True), *map(list, COLOURS.values()))
             levels = (
-                (found[row].transpose(0, 1) - x).abs() * 255 * torch.tensor(COLOURS["std"])[:, None, None]
+                (actual[row].transpose(0, 1) - x).abs() * 255 * torch.tensor(COLOURS["std"])[:, None, None]
             )
             assert levels.max() < (0.01 if exact else 8 if recoloured else 1.01)
 
@@ -111,16 +111,18 @@ def test_what_lies_beyond_a_clip_is_never_seen(rubbish):
     windows[0] = torch.tensor([-5.0, -3.0, 200.0, 100.0])  # beyond the frames
     for impl in ("cpp", "reference"):
         options = {"size": 40, "sizes": sizes, "mirrored": mirrored, "factors": factors, "impl": impl}
-        found, expected = (prepare_frames(x, windows, **options) for x in (spoilt, frames))
+        actual, expected = (prepare_frames(x, windows, **options) for x in (spoilt, frames))
         # grid_sample's positions round: a hair of what lies beyond may weigh in.
-        torch.testing.assert_close(found, expected, atol=0 if impl == "cpp" else 1e-5, rtol=0)
+        torch.testing.assert_close(actual, expected, atol=0 if impl == "cpp" else 1e-5, rtol=0)
 
 
 def test_windows_at_borders_and_beyond():
     frames = clips(5, 1, 33, 47)[0]
     windows = [[0, 0, 10, 10], [37, 23, 10, 10], [0, 0, 47, 33], [-20, -20, 10, 10], [40, 30, 90, 90]]
-    found = assert_as_exact_as_eager(frames, torch.tensor(windows).float(), size=21)
-    torch.testing.assert_close(found[3], (frames[3, :, :, 0, 0].T / 255)[..., None, None].expand_as(found[3]))
+    actual = assert_as_exact_as_eager(frames, torch.tensor(windows).float(), size=21)
+    torch.testing.assert_close(
+        actual[3], (frames[3, :, :, 0, 0].T / 255)[..., None, None].expand_as(actual[3])
+    )
 
 
 def test_mirrored_is_turned():
@@ -151,27 +153,27 @@ def test_any_strides(dims):
     apart = torch.stack([windows, windows], 2)[..., 0]
     assert prepare_frames(wider, apart, **options).equal(prepare_frames(frames, windows, **options))
     same = frames[:, :1].expand(-1, 4, -1, -1, -1)
-    found = prepare_frames(same, windows, size=24)
-    assert found[:, :, 3].equal(found[:, :, 0])
+    actual = prepare_frames(same, windows, size=24)
+    assert actual[:, :, 3].equal(actual[:, :, 0])
 
 
 def test_channels_last_is_the_same_numbers():
     frames, windows, _, _, factors = clips(2, 3, 40, 50)
     for dtype in (torch.float32, torch.bfloat16):
         options = {"size": (13, 21), "factors": factors, "dtype": dtype}
-        found = prepare_frames(frames, windows, channels_last=True, **options)
-        assert found.is_contiguous(memory_format=torch.channels_last_3d)
-        assert found.equal(prepare_frames(frames, windows, **options))
+        actual = prepare_frames(frames, windows, channels_last=True, **options)
+        assert actual.is_contiguous(memory_format=torch.channels_last_3d)
+        assert actual.equal(prepare_frames(frames, windows, **options))
 
 
 @pytest.mark.parametrize(("b", "t"), [(0, 2), (2, 0)])
 def test_empty_sizes(b, t):
     frames, windows, sizes, mirrored, factors = clips(b, t, 8, 9)
     for impl in ("cpp", "reference"):
-        found = prepare_frames(
+        actual = prepare_frames(
             frames, windows, size=5, sizes=sizes, mirrored=mirrored, factors=factors, impl=impl
         )
-        assert found.shape == (b, 3, t, 5, 5)
+        assert actual.shape == (b, 3, t, 5, 5)
 
 
 def test_same_bits_on_any_number_of_threads():

@@ -32,9 +32,9 @@ def both(impl, **options):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_map_and_gradients_match_the_reference_in_float64(shape, levels, norm):
     inputs = torch.randn(shape).double(), torch.randn(shape[:2]).double()
-    found = run(both("cpp", levels=levels, norm=norm), *inputs)
-    assert found[0].shape == (shape[0], *shape[2:])
-    for f, truth in zip(found, run(both("reference", levels=levels, norm=norm), *inputs)):
+    actual = run(both("cpp", levels=levels, norm=norm), *inputs)
+    assert actual[0].shape == (shape[0], *shape[2:])
+    for f, truth in zip(actual, run(both("reference", levels=levels, norm=norm), *inputs)):
         assert vector_error(f, truth) < 1e-12
 
 
@@ -115,8 +115,8 @@ def test_any_layout(layout):
     else:
         other = torch.randn(2, 12, 3, 7, 5)[:, ::2].copy_(features)
     expected = run(both("auto"), features, filters)
-    found = run(both("auto"), other, filters)
-    for f, e in zip(found, expected):
+    actual = run(both("auto"), other, filters)
+    for f, e in zip(actual, expected):
         torch.testing.assert_close(f, e)
 
 
@@ -130,7 +130,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
-        assert all(found.equal(first) for found, first in zip(result, results[0]))
+        assert all(actual.equal(first) for actual, first in zip(result, results[0]))
 
 
 def test_a_large_gradient_is_whole_after_others_came_and_went():
@@ -160,14 +160,14 @@ def test_consistency_is_the_squared_error_against_the_map(norm, teach_features):
         (3 * value).backward()
         return [value.detach(), *(leaf.grad for leaf in leaves)]
 
-    found, expected = gradients("cpp"), gradients("reference")
+    actual, expected = gradients("cpp"), gradients("reference")
     error = pyramid_correlation(features, filters, norm=norm) - prediction
-    torch.testing.assert_close(found[0], error.square().sum() / 3)
-    for f, e in zip(found, expected):
+    torch.testing.assert_close(actual[0], error.square().sum() / 3)
+    for f, e in zip(actual, expected):
         assert (f is None) == (e is None)
         if e is not None:
             assert vector_error(f, e) < 1e-12
-    assert (found[1] is None) == (not teach_features)
+    assert (actual[1] is None) == (not teach_features)
 
 
 def test_consistency_returns_the_map_when_asked():

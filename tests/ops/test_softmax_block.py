@@ -67,10 +67,10 @@ def test_gradients_are_those_of_the_logits(similarity, with_columns, with_exclud
     if excluded is not None:
         slope[excluded[:, None] == torch.arange(m)] = 0
     truth = torch.autograd.grad(u, (x, y), scale * slope)
-    found = block_gradients(
+    actual = block_gradients(
         x.detach(), y.detach(), scale, rows, columns, excluded=excluded, similarity=similarity, need_y=True, impl=impl
     )  # fmt: skip
-    for f, right in zip(found, truth, strict=True):
+    for f, right in zip(actual, truth, strict=True):
         assert vector_error(f, right) < 1e-11
 
 
@@ -86,9 +86,9 @@ def test_rows_against_each_other(similarity, with_excluded, impl):
         out[torch.arange(n), excluded] = True
     u = similarity_matrix(x, x, similarity)
     logits = (scale * u.detach()).masked_fill(out, float("-inf"))
-    found = block_statistics(x.detach(), None, scale, excluded=excluded, similarity=similarity, impl=impl)
-    torch.testing.assert_close(with_log_sum_exp(found, scale)[0], logits.logsumexp(1))
-    torch.testing.assert_close(found[3], u.detach().masked_fill(out, 0).sum(1))
+    actual = block_statistics(x.detach(), None, scale, excluded=excluded, similarity=similarity, impl=impl)
+    torch.testing.assert_close(with_log_sum_exp(actual, scale)[0], logits.logsumexp(1))
+    torch.testing.assert_close(actual[3], u.detach().masked_fill(out, 0).sum(1))
     slope = rows[1][:, None] * torch.exp(logits - scale * rows[0][:, None]) - rows[2][:, None]
     (truth,) = torch.autograd.grad(u, x, (scale * slope).masked_fill(out, 0))
     dx, _ = block_gradients(

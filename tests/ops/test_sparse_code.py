@@ -28,9 +28,9 @@ def test_codes_and_gradients_match_the_reference_in_float64(shape, atoms, steps)
     def codes(x, dictionary, impl):
         return sparse_code(x, dictionary, steps=steps, lam=0.05, impl=impl)
 
-    found = run(lambda *inputs: codes(*inputs, "cpp"), x, dictionary)
-    assert found[0].shape == (*shape[:-1], atoms)
-    for f, truth in zip(found, run(lambda *inputs: codes(*inputs, "reference"), x, dictionary)):
+    actual = run(lambda *inputs: codes(*inputs, "cpp"), x, dictionary)
+    assert actual[0].shape == (*shape[:-1], atoms)
+    for f, truth in zip(actual, run(lambda *inputs: codes(*inputs, "reference"), x, dictionary)):
         assert vector_error(f, truth) < 1e-12
 
 
@@ -92,12 +92,12 @@ def test_maps_are_read_as_they_lie():
     tokens = maps.flatten(2).transpose(1, 2)
     codes = sparse_code(tokens, dictionary)
     codes.square().sum().backward()
-    found = maps.grad.clone(), dictionary.grad.clone()
+    actual = maps.grad.clone(), dictionary.grad.clone()
     maps.grad = dictionary.grad = None
     again = sparse_code(tokens.reshape(-1, 20), dictionary)
     again.square().sum().backward()
     torch.testing.assert_close(codes.flatten(0, 1), again)
-    torch.testing.assert_close(found, (maps.grad, dictionary.grad))
+    torch.testing.assert_close(actual, (maps.grad, dictionary.grad))
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -110,7 +110,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
-        assert all(found.equal(first) for found, first in zip(result, results[0]))
+        assert all(actual.equal(first) for actual, first in zip(result, results[0]))
 
 
 def test_nan_stays_in_its_vector():

@@ -36,10 +36,10 @@ def test_every_combination_matches_the_reference_in_float64(normalize, rectangul
     before = cache_budget()
     set_cache_budget(budget)
     try:
-        found = run(lambda *x: loss(*x, "cpp"), features, ref, scale)
+        actual = run(lambda *x: loss(*x, "cpp"), features, ref, scale)
     finally:
         set_cache_budget(before)
-    for f, truth in zip(found, run(lambda *x: loss(*x, "reference"), features, ref, scale)):
+    for f, truth in zip(actual, run(lambda *x: loss(*x, "reference"), features, ref, scale)):
         assert vector_error(f, truth) < 1e-12
 
 
@@ -118,11 +118,11 @@ def test_finite_at_low_temperatures_and_for_zero_vectors(temperature):
     x, labels = unit_rows(200, 16), torch.randint(0, 9, (200,))
     x[5] = 0
     scale = torch.tensor(1 / temperature)
-    found = run(lambda x, s: supcon(x, labels, s, normalize=True, impl="cpp"), x, scale)
+    actual = run(lambda x, s: supcon(x, labels, s, normalize=True, impl="cpp"), x, scale)
     truth = run(
         lambda x, s: supcon(x, labels, s, normalize=True, impl="reference"), x.double(), scale.double()
     )
-    for f, t in zip(found, truth):
+    for f, t in zip(actual, truth):
         assert f.isfinite().all() and vector_error(f, t) < 1e-4
 
 
@@ -183,8 +183,8 @@ def test_compiles_without_a_graph_break():
     labels = torch.randint(0, 3, (12,))
     compiled = torch.compile(lambda x: supcon(x * 2, labels), fullgraph=True, backend="aot_eager")
     x = torch.randn(12, 8) / 4
-    for found, expected in zip(run(compiled, x), run(lambda x: supcon(x * 2, labels), x)):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(run(compiled, x), run(lambda x: supcon(x * 2, labels), x)):
+        torch.testing.assert_close(actual, expected)
 
 
 GOOD = {"features": torch.zeros(4, 3), "labels": torch.zeros(4, dtype=torch.int64)}
@@ -229,5 +229,5 @@ def test_transposed_features(with_ref):
     options = {"ref_features": ref, "ref_labels": of_ref} if with_ref else {}
     same = {"ref_features": ref.contiguous(), "ref_labels": of_ref} if with_ref else {}
     for _ in range(3):
-        found = supcon(x, labels, 0.5, **options)
-        assert found.equal(supcon(x.contiguous(), labels, 0.5, **same))
+        actual = supcon(x, labels, 0.5, **options)
+        assert actual.equal(supcon(x.contiguous(), labels, 0.5, **same))

@@ -19,9 +19,9 @@ def truth_of(x, position, hidden_bands, hidden_frames):
         [np.interp(p, places, band) for band in sample]
         for sample, p in zip(x.double().numpy(), position.numpy())
     ]
-    found = torch.from_numpy(np.array(rows)).reshape(x.shape)
-    found[hidden_bands] = 0
-    return found.masked_fill(hidden_frames[:, None], 0)
+    actual = torch.from_numpy(np.array(rows)).reshape(x.shape)
+    actual[hidden_bands] = 0
+    return actual.masked_fill(hidden_frames[:, None], 0)
 
 
 @pytest.mark.parametrize("impl", ["cpp", "reference"])
@@ -33,12 +33,12 @@ def test_is_interpolation(b, f, t, dtype, impl):
     position = torch.rand(b, t, dtype=torch.float64) * (t + 3) - 2
     position[:, ::3] = position[:, ::3].round()
     hidden = torch.rand(b, f) < 0.3, torch.rand(b, t) < 0.3
-    found = warp_and_mask(x, position, *hidden, impl=impl)
+    actual = warp_and_mask(x, position, *hidden, impl=impl)
     # float32 positions are some frames' 1e-7 away.
     expected = truth_of(x, position, *hidden)
-    assert found.dtype == dtype
+    assert actual.dtype == dtype
     far = 3 * EPSILON[dtype] + (3e-5 if dtype != torch.float64 else 0)
-    torch.testing.assert_close(found.double(), expected, rtol=far, atol=far)
+    torch.testing.assert_close(actual.double(), expected, rtol=far, atol=far)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,8 +57,8 @@ def test_what_is_hidden_or_not_asked_for_does_not_show():
     position = torch.full((2, 9), 5.0)  # between 5 and 6, which is NaN, but no part of it
     position[:, 7:] = float("nan")
     for impl in ("cpp", "reference"):
-        found = warp_and_mask(x, position, bands, frames, impl=impl)
-        assert found[:, 1:3, :7].eq(1).all() and found.sum() == 2 * 2 * 7
+        actual = warp_and_mask(x, position, bands, frames, impl=impl)
+        assert actual[:, 1:3, :7].eq(1).all() and actual.sum() == 2 * 2 * 7
 
 
 def test_other_layouts_gradients_and_no_samples():
@@ -103,7 +103,7 @@ def test_float32_does_not_round_the_last_frame_to_one_behind_it():
     memory = torch.full((frames + 64,), float("nan"))
     memory[:frames] = torch.arange(frames) % 100
     x, shown = memory[None, None, :frames], torch.zeros(1, frames, dtype=torch.bool)
-    found = warp_and_mask(
+    actual = warp_and_mask(
         x, torch.full((1, frames), 3e38), torch.zeros(1, 1, dtype=torch.bool), shown, impl="cpp"
     )
-    assert (found == memory[frames - 1]).all()
+    assert (actual == memory[frames - 1]).all()

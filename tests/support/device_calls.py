@@ -227,8 +227,8 @@ def same_bits(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(bits(one), bits(other), strict=True))
 
 
-def distance(found: Tensor, truth: Tensor) -> float:
+def distance(actual: Tensor, truth: Tensor) -> float:
     """Relative L2 distance; absolute where the truth vanishes."""
-    found, truth = found.double(), truth.double().to(found.device)
+    actual, truth = actual.double(), truth.double().to(actual.device)
     size = truth.norm().item()
-    return (found - truth).norm().item() / (size if size > 1e-12 else 1.0)
+    return (actual - truth).norm().item() / (size if size > 1e-12 else 1.0)

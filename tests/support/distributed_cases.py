@@ -61,9 +61,9 @@ def leaves(*tensors: Tensor) -> list[Tensor]:
     return [tensor.clone().requires_grad_() for tensor in tensors]
 
 
-def difference(found: Tensor, truth: Tensor, whole: float) -> float:
+def difference(actual: Tensor, truth: Tensor, whole: float) -> float:
     """Largest difference, relative to ``whole``, the largest entry of the whole batch's."""
-    return float((found - truth).abs().max()) / max(whole, 1e-12) if found.numel() else 0.0
+    return float((actual - truth).abs().max()) / max(whole, 1e-12) if actual.numel() else 0.0
 
 
 class Compared:
@@ -72,7 +72,7 @@ class Compared:
     def __init__(self, dtype: torch.dtype, exchange: str):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.dtype, self.exchange = dtype, exchange
-        self.found: dict[str, float] = {}
+        self.worst: dict[str, float] = {}
 
     def cut(self, tensor: Tensor, counts: list[int]) -> Tensor:
         return tensor.split(counts)[self.rank].clone()
@@ -88,7 +88,7 @@ class Compared:
         total = share.grad.clone()
         dist.all_reduce(total)
         worst = max(worst, difference(total, whole_share.grad, float(whole_share.grad.abs())))
-        self.found[name] = worst
+        self.worst[name] = worst
 
     def info_nce(self, options: dict[str, Any], averaged: bool) -> None:
         name = f"info_nce {options} {averaged}"
@@ -118,23 +118,23 @@ class Compared:
         whole = leaves(query, key, torch.tensor(options.pop("scale", SCALE), dtype=self.dtype))
         truth = ops.info_nce(*whole, bank=bank, target=joined, **options)
         mine = leaves(self.cut(query, counts), self.cut(key, key_counts), whole[2].detach())
-        found = distributed.info_nce(
+        actual = distributed.info_nce(
             *mine, bank=bank, target=None if target is None else target[self.rank], exchange=self.exchange,
             averaged=averaged, **options,
         )  # fmt: skip
-        pull = torch.linspace(1, 2, len(query), dtype=found.dtype)
+        pull = torch.linspace(1, 2, len(query), dtype=actual.dtype)
         if options.get("reduction") == "none":
             truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
-            found_out, found = found, (found * self.cut(pull, counts)).sum()
+            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
         else:
-            truth_out, found_out = truth, found
+            truth_out, actual_out = truth, actual
         truth.backward()
-        found.backward()
+        actual.backward()
         if averaged:
             for leaf in mine:
                 leaf.grad /= self.world
         pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], key_counts)]
-        self.compare(name, (found_out, truth_out), pairs, (mine[2], whole[2]))
+        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
 
     def supcon(self, options: dict[str, Any], averaged: bool) -> None:
         name = f"supcon {options} {averaged}"
@@ -156,23 +156,23 @@ class Compared:
         of_whole = {"ref_features": whole[1], "ref_labels": ref_labels} if ref else {}
         of_mine = {"ref_features": mine[1], "ref_labels": self.cut(ref_labels, ref_counts)} if ref else {}
         truth = ops.supcon(whole[0], labels, whole[2], **of_whole, **options)
-        found = distributed.supcon(
+        actual = distributed.supcon(
             mine[0], self.cut(labels, counts), mine[2], **of_mine, exchange=self.exchange, averaged=averaged,
             **options,
         )  # fmt: skip
-        pull = torch.linspace(1, 2, len(x), dtype=found.dtype)
+        pull = torch.linspace(1, 2, len(x), dtype=actual.dtype)
         if options.get("reduction") == "none":
             truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
-            found_out, found = found, (found * self.cut(pull, counts)).sum()
+            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
         else:
-            truth_out, found_out = truth, found
+            truth_out, actual_out = truth, actual
         truth.backward()
-        found.backward()
+        actual.backward()
         if averaged:
             for leaf in mine:
                 leaf.grad = None if leaf.grad is None else leaf.grad / self.world
         pairs = [(mine[0], whole[0], counts)] + ([(mine[1], whole[1], ref_counts)] if ref else [])
-        self.compare(name, (found_out, truth_out), pairs, (mine[2], whole[2]))
+        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
 
     def clip_loss(self) -> None:
         generator = torch.Generator().manual_seed(self.rank)
@@ -191,7 +191,7 @@ class Compared:
                 out.backward()
                 results.append([out.detach(), *(leaf.grad for leaf in mine)])
             same = all(a.equal(b) for a, b in zip(*results))
-            self.found[f"ClipLoss gather_with_grad={gathered}"] = float(not same)
+            self.worst[f"ClipLoss gather_with_grad={gathered}"] = float(not same)
 
     def clip_logits(self) -> None:
         """Cross-entropy of ``get_logits`` has the loss and gradients that the loss itself has."""
@@ -204,43 +204,43 @@ class Compared:
             truth = module(*mine, SCALE)
             logits = module.get_logits(*dense, SCALE)
             labels = module.get_ground_truth(image.device, len(logits[0]))
-            found = sum(F.cross_entropy(side, labels) for side in logits) / 2
+            actual = sum(F.cross_entropy(side, labels) for side in logits) / 2
             truth.backward()
-            found.backward()
-            found = found.detach()
+            actual.backward()
+            actual = actual.detach()
             if local:  # of the own rows alone; the mean over the processes is the whole batch's
-                dist.all_reduce(found)
-                found /= self.world
-            pairs = [(found, truth.detach()), *((a.grad, b.grad) for a, b in zip(dense, mine))]
-            self.found[f"get_logits local={local} gathered={gathered}"] = max(
+                dist.all_reduce(actual)
+                actual /= self.world
+            pairs = [(actual, truth.detach()), *((a.grad, b.grad) for a, b in zip(dense, mine))]
+            self.worst[f"get_logits local={local} gathered={gathered}"] = max(
                 difference(a, b, float(b.abs().max())) for a, b in pairs
             )
         uneven = image[: 1 + self.rank % 2]
         try:
             ClipLoss(rank=self.rank, world_size=self.world).get_logits(uneven, uneven, SCALE)
-            self.found["get_logits refuses"] = 1.0
+            self.worst["get_logits refuses"] = 1.0
         except ValueError as error:
-            self.found["get_logits refuses"] = float("as many rows in every process" not in str(error))
+            self.worst["get_logits refuses"] = float("as many rows in every process" not in str(error))
 
     def ntxent(self) -> None:
         """lightly's gather_distributed: candidates of all processes, and a bank that is the same everywhere."""
         counts = sizes(self.world)
         views = torch.randn(2, sum(counts), DIM, generator=torch.Generator().manual_seed(5), dtype=self.dtype)
         whole, mine = leaves(*views), leaves(*(self.cut(view, counts) for view in views))
-        truth, found = NTXentLoss(0.3)(*whole), NTXentLoss(0.3, gather_distributed=True)(*mine)
+        truth, actual = NTXentLoss(0.3)(*whole), NTXentLoss(0.3, gather_distributed=True)(*mine)
         truth.backward()
-        found.backward()
+        actual.backward()
         for leaf in mine:
             leaf.grad /= self.world
-        differences = [difference(found.detach(), truth.detach(), float(truth))]
+        differences = [difference(actual.detach(), truth.detach(), float(truth))]
         for own, all_of_it in zip(mine, whole):
             gradient = self.cut(all_of_it.grad, counts)
             differences.append(difference(own.grad, gradient, float(all_of_it.grad.abs().max())))
-        self.found["NTXentLoss gather_distributed"] = max(differences)
+        self.worst["NTXentLoss gather_distributed"] = max(differences)
         loss = NTXentLoss(0.3, memory_bank_size=(sum(counts) + 2, DIM), gather_distributed=True)
         loss(*mine)
         keys = F.normalize(views[1], dim=1).float()
-        self.found["NTXentLoss bank"] = difference(loss.memory_bank.rows[2:], keys, 1.0)
+        self.worst["NTXentLoss bank"] = difference(loss.memory_bank.rows[2:], keys, 1.0)
 
     def kmeans(self, metric: str) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -248,11 +248,11 @@ class Compared:
         x = torch.randn(sum(counts), DIM, generator=generator, dtype=torch.float64).to(self.dtype)
         centroids = x[:3].clone()
         truth = ops.kmeans_step(x, centroids, metric=metric)
-        found = distributed.kmeans_step(self.cut(x, counts), centroids, metric=metric)
-        exact = bool(found[0].equal(self.cut(truth[0], counts)) and found[2].equal(truth[2]))
-        sums = difference(found[1], truth[1], float(truth[1].abs().max()))
-        self.found[f"kmeans_step {metric}"] = max(
-            sums, difference(found[3], truth[3], float(truth[3])), float(not exact)
+        actual = distributed.kmeans_step(self.cut(x, counts), centroids, metric=metric)
+        exact = bool(actual[0].equal(self.cut(truth[0], counts)) and actual[2].equal(truth[2]))
+        sums = difference(actual[1], truth[1], float(truth[1].abs().max()))
+        self.worst[f"kmeans_step {metric}"] = max(
+            sums, difference(actual[3], truth[3], float(truth[3])), float(not exact)
         )
 
 
@@ -270,7 +270,7 @@ def main(rank: int, world: int, folder: str) -> None:
         compared.clip_loss()
         compared.clip_logits()
         compared.ntxent()
-        results[str(dtype).removeprefix("torch."), exchange] = compared.found
+        results[str(dtype).removeprefix("torch."), exchange] = compared.worst
     torch.save(results, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -350,8 +350,8 @@ def _train_in_parallel(exchange: str, rank: int, world: int, folder: str) -> Non
     join_group(rank, world, folder)
     module = _Loss(exchange)
     parallel = torch.nn.parallel.DistributedDataParallel(module)
-    found = _train(parallel, module.parts, lambda tensor: tensor.split([3, 5, 4])[rank])
-    torch.save(found, Path(folder, f"{rank}.pt"))
+    actual = _train(parallel, module.parts, lambda tensor: tensor.split([3, 5, 4])[rank])
+    torch.save(actual, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -376,19 +376,19 @@ def cached_in_parallel(rank: int, world: int, folder: str) -> None:
     )
     step(*(tensor.split([12, 9])[rank] for tensor in (image, text)))
     names = ("image", "text")
-    found = {
+    actual = {
         "gradients": [p.grad for name in names for p in parts[name].parameters()],
         "whole": [p.grad for name in names for p in whole[name].parameters()],
         "exchanges": len(exchanges),
     }
-    torch.save(found, Path(folder, f"{rank}.pt"))
+    torch.save(actual, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
 def held_rows(rank: int, world: int, folder: str) -> None:
     """By exchange, of how many processes' rows memory is held at once over all rounds, and whether they were right."""
     join_group(rank, world, folder)
-    found = {}
+    actual = {}
     for how in ("ring", "gather"):
         exchange = Exchange(None, how)
         mine = torch.full((5 + rank, 3), float(rank))
@@ -397,8 +397,8 @@ def held_rows(rank: int, world: int, folder: str) -> None:
             right.append(theirs[0].shape == (5 + owner, 3) and bool((theirs[0] == owner).all()))
             if owner != rank:
                 memory.add(theirs[0].data_ptr())
-        found[how] = len(memory), all(right), len(right)
-    torch.save(found, Path(folder, f"{rank}.pt"))
+        actual[how] = len(memory), all(right), len(right)
+    torch.save(actual, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""A stage of the training runtime in several processes; each saves what it found as ``<rank>.pt``."""
+"""A stage of the training runtime in several processes; each saves its results as ``<rank>.pt``."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ def train_with_a_bank(how: str, rank: int, world: int, folder: str) -> None:
             fabric.barrier()  # the others must not look before the checkpoint is written
     # Rows from before the interruption are the first process's in all of them.
     losses = [float(fabric.all_reduce(torch.tensor(row["loss"]))) for row in run.rows()[5:]]
-    found = {
+    actual = {
         "state": trained.state_dict(),
         "losses": losses,
         "interruptions": interruptions,
         "sharded": isinstance(module, FSDPModule),
     }
-    torch.save(found, Path(folder, f"{rank}.pt"))
+    torch.save(actual, Path(folder, f"{rank}.pt"))
     # Gloo's threads can abort an interpreter on its way out: they let go of tensors then (torch 2.11).
     os._exit(0)
 

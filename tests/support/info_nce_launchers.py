@@ -34,13 +34,13 @@ def run(
 ):
     """Loss, dquery, dkey, dscale of the launchers, on the CPU."""
     options = DEFAULTS._replace(**options)
-    there = [x.to(device) for x in (query, key, scale)]
+    on_device = [x.to(device) for x in (query, key, scale)]
     bank = [rows.to(device) for rows in bank]
     target = target if target is None else target.to(device)
-    loss, row_stats, col_stats, saved = info_nce_fwd(*there, bank, target, *options, cache)
+    loss, row_stats, col_stats, saved = info_nce_fwd(*on_device, bank, target, *options, cache)
     gradients = info_nce_bwd(
         grad_loss.to(device),
-        *there,
+        *on_device,
         bank,
         target,
         *options,
@@ -65,19 +65,19 @@ def truth(grad_loss, query, key, scale, bank=(), target=None, **options):
     ]
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return ((found.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
 
 
 def check(device, query, key, scale, bank=(), target=None, tolerance=3e-6, cache=False, **options):
     """Compare loss and all gradients, judged as vectors."""
     scale, grad_loss = torch.tensor(scale), torch.randn(query.shape[:2])
-    found = run(device, grad_loss, query, key, scale, bank, target, cache=cache, **options)
+    actual = run(device, grad_loss, query, key, scale, bank, target, cache=cache, **options)
     expected = truth(grad_loss, query, key, scale, bank, target, **options)
-    assert [x.dtype for x in found] == [torch.float32, query.dtype, key.dtype, torch.float32]
-    assert [x.shape for x in found] == [x.shape for x in expected]
-    for name, x, y in zip(("loss", "dquery", "dkey"), found, expected):
+    assert [x.dtype for x in actual] == [torch.float32, query.dtype, key.dtype, torch.float32]
+    assert [x.shape for x in actual] == [x.shape for x in expected]
+    for name, x, y in zip(("loss", "dquery", "dkey"), actual, expected):
         assert relative(x, y) < tolerance, (name, relative(x, y))
     # dscale is a sum of terms of both signs: measured by the size of the terms.
     size = grad_loss.abs().sum().item() * (4 if options.get("similarity") == "sql2" else 2)
-    assert abs(found[3].item() - expected[3].item()) < tolerance * size
+    assert abs(actual[3].item() - expected[3].item()) < tolerance * size

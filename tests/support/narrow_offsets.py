@@ -23,10 +23,10 @@ def narrow_offsets(ttir: str) -> list[str]:
     made: dict[str, tuple[str, list[str], str, str]] = {}
     narrow: set[str] = set()
     for line in ttir.splitlines():
-        found = ASSIGNMENT.match(line)
-        if not found:
+        actual = ASSIGNMENT.match(line)
+        if not actual:
             continue
-        name, operation, operands, types = found.groups()
+        name, operation, operands, types = actual.groups()
         made[name] = operation, NAMES.findall(operands), types, line.strip()
         if operation == "tt.addptr" and re.search(r"(, |x)i32>?", types):
             # At once: a later region may use a name again.

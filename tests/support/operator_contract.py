@@ -20,10 +20,10 @@ def run(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
     return value.detach(), *(leaf.grad for leaf in leaves)
 
 
-def vector_error(found: Tensor, truth: Tensor) -> float:
+def vector_error(actual: Tensor, truth: Tensor) -> float:
     """Relative L2 distance; absolute where the truth vanishes."""
     truth = truth.double()
-    distance = (found.double() - truth).norm().item()
+    distance = (actual.double() - truth).norm().item()
     size = truth.norm().item()
     return distance / size if size > 1e-12 else distance
 
@@ -36,8 +36,8 @@ def assert_as_exact_as_eager(loss: Callable[..., Tensor], inputs: list[Tensor], 
     rounded = [x.to(dtype) if x.dim() else x for x in inputs]
     truth = run(lambda *x: loss(*x, "reference"), *(x.double() for x in rounded))
     eager = run(lambda *x: loss(*x, "reference"), *rounded)
-    found = run(lambda *x: loss(*x, "cpp"), *rounded)
-    for index, (f, e, t) in enumerate(zip(found, eager, truth)):
+    actual = run(lambda *x: loss(*x, "cpp"), *rounded)
+    for index, (f, e, t) in enumerate(zip(actual, eager, truth)):
         assert f.dtype == (rounded[index - 1].dtype if index else torch.promote_types(dtype, torch.float32))
         # No result can be nearer than its own rounding.
         limit = 1.5 * max(vector_error(e, t), FLOOR[f.dtype])

@@ -152,5 +152,5 @@ def _registers(cubin: bytes) -> tuple[int, int]:
         report = subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         ).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
-    return int(found.group(1)), int(found.group(2))
+    actual = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    return int(actual.group(1)), int(actual.group(2))
