@@ -169,6 +169,7 @@ def attention_mean_slope_kernel(
         weights = tl.exp2((u - row_highest[:, None]) * (scale * LOG2E)) * row_share[:, None]
         total += tl.sum(tl.where(inside, weights * slope, 0.0), 1)
     rows = row0 + tl.arange(0, ROWS)
+    # (ROWS,)
     tl.store(mean_ptr + batch * N + rows, total, mask=rows < N)
 
 

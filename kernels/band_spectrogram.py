@@ -58,6 +58,7 @@ def band_spectrogram_frame_kernel(
         x -= tl.sum(x, 0) / length
     window = tl.load(window_ptr + t - lead, mask=inside, other=0.0)
     # 0 outside the wave and the window, whatever the mean that was subtracted.
+    # (N_FFT,)
     tl.store(out_ptr + (b * frames + f) * N_FFT + t, tl.where(mask, x * window, 0.0))
 
 
@@ -112,8 +113,10 @@ def band_spectrogram_band_kernel(
     else:
         level = energy
     if mean_ptr is not None:
+        # (BANDS,)
         level -= tl.load(mean_ptr + k, mask=k < count, other=0.0)[None, :]
     if std_ptr is not None:
+        # (BANDS,)
         level /= tl.load(std_ptr + k, mask=k < count, other=1.0)[None, :]
     # (FRAMES, BANDS)
     address = out_ptr + (b * count + k.to(tl.int64))[None, :] * frames + f[:, None]

@@ -74,6 +74,7 @@ def channel_gate_apply_kernel(
     COLS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    # (ROWS,)
     gate = tl.load(gate_ptr + row, mask=row < planes, other=0.0)
     for p0 in range(0, P, COLS):
         p = p0 + tl.arange(0, COLS)
@@ -112,6 +113,7 @@ def channel_gate_slope_kernel(
         if out_ptr is not None:
             slope = tl.where(tl.load(out_ptr + offsets, mask=mask, other=0.0) <= 0, 0.0, slope)
         sums += slope
+    # (ROWS,)
     gate = tl.load(gate_ptr + row, mask=row < planes, other=0.0)
     tl.store(logit_ptr + row, tl.sum(sums, 1) * gate * (1 - gate), mask=row < planes)
 
@@ -133,6 +135,7 @@ def channel_gate_gradient_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < planes
+    # (ROWS,)
     gate = tl.load(gate_ptr + row, mask=inside, other=0.0)
     if peak_ptr is None:
         offset = tl.load(pooled_ptr + row, mask=inside, other=0.0) / P

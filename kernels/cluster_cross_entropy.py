@@ -62,6 +62,7 @@ def scan_centroids(
             x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
             PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
         )  # fmt: skip
+        # (CLUSTERS,)
         logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
         displaced = tl.full((BLOCK,), float("-inf"), tl.float32)
         if FIND:
@@ -181,6 +182,7 @@ def cluster_cross_entropy_backward_kernel(
     x, squares, scale = load_and_measure(
         x_ptr, p, inside, P, D, stride_b, stride_p, stride_d, UNIT, False, True, BLOCK, DEPTH
     )
+    # (BLOCK,) each
     label = tl.load(label_ptr + p, mask=inside, other=0)
     softmax_ptr += p.to(tl.int64)
     top = tl.load(softmax_ptr, mask=inside, other=0.0)
@@ -197,6 +199,7 @@ def cluster_cross_entropy_backward_kernel(
             x, scale, k, x_ptr, origin_ptr, part_ptr, p, inside, P, K, D, stride_b, stride_p, stride_d,
             PARTS, PRECISION, RESIDENT, BLOCK, CLUSTERS, DEPTH,
         )  # fmt: skip
+        # (CLUSTERS,)
         logits = products + tl.load(bias_ptr + k, mask=k < K, other=0.0)[None, :]
         is_own = k[None, :] == label[:, None]
         in_block = (label >= k0) & (label < tl.minimum(k0 + CLUSTERS, K))

@@ -69,6 +69,7 @@ def position_gate_spread_kernel(
 ):
     b = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    # (COLS,) each
     highest_grad = tl.load(grad_ptr + 2 * b * P + p, mask=p < P, other=0.0)
     share = tl.load(grad_ptr + (2 * b + 1) * P + p, mask=p < P, other=0.0) / C
     peak = tl.load(peak_ptr + b * P + p, mask=p < P, other=-1)
@@ -93,6 +94,7 @@ def position_gate_apply_kernel(
 ):
     b = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    # (COLS,)
     gate = tl.load(gate_ptr + b * P + p, mask=p < P, other=0.0)
     for c0 in range(0, C, ROWS):
         c = c0 + tl.arange(0, ROWS)
@@ -122,6 +124,7 @@ def position_gate_gradient_kernel(
 ):
     b = tl.program_id(0).to(tl.int64)
     p = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    # (COLS,)
     gate = tl.load(gate_ptr + b * P + p, mask=p < P, other=0.0)
     total = tl.zeros((COLS,), tl.float32)
     for c0 in range(0, C, ROWS):

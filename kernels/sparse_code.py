@@ -88,6 +88,7 @@ def sparse_code_backward_kernel(
         following = tl.where(total < 0, 0.0, total)
         change = following - codes
         codes = following
+    # (BLOCK, ATOMS)
     gradient = tl.load(grad_ptr + place, mask=mask, other=0.0).to(tl.float32)
     by_r = tl.zeros((BLOCK, ATOMS), tl.float32)
     for back in range(1, STEPS):
@@ -98,6 +99,7 @@ def sparse_code_backward_kernel(
         codes = tl.load(before_ptr + (t - 1) * layer + place, mask=mask, other=0.0)
         gradient = tl.dot(gradient, transition, gradient, input_precision="ieee")
     gradient = tl.where(codes > 0, gradient, 0.0)
+    # (BLOCK, ATOMS)
     tl.store(by_r_ptr + place, by_r + gradient, mask=mask)
 
 

@@ -41,6 +41,7 @@ def warp_and_mask_kernel(
     # float32 may have rounded the last place up, behind the row.
     left = tl.minimum(position.to(tl.int32), T - 1)
     share = position - left.to(tl.float32)
+    # (ROWS,) and (COLS,)
     hidden = tl.load(bands_ptr + b * F + f, mask=f < F, other=1)[:, None] != 0
     hidden |= tl.load(frames_ptr + b * T + t, mask=t < T, other=1)[None, :] != 0
     rows = (b * F + f.to(tl.int64))[:, None] * T
@@ -50,6 +51,7 @@ def warp_and_mask_kernel(
     between = shown & ((share > 0) & (left < T - 1))[None, :]
     c = tl.load(x_ptr + rows + left[None, :] + 1, mask=between, other=0.0).to(tl.float32)
     y = tl.where(between, a + share[None, :] * (c - a), a)
+    # (ROWS, COLS)
     tl.store(out_ptr + rows + t[None, :], y, mask=(f < F)[:, None] & (t < T)[None, :])
 
 

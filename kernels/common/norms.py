@@ -83,6 +83,7 @@ def measure_rows(
                 # (BLOCK, DEPTH)
                 x = tl.load(matrices[i] + rows[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
                 squares += tl.sum(x * x, 1)
+            # (BLOCK,) each
             if inverses[i] is not None:
                 scale = inverse_norm(squares)
                 tl.store(inverses[i] + rows, scale, mask=inside)

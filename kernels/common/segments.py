@@ -62,6 +62,7 @@ def similarities_and_mask(
         cols: (COLS,) the columns' indices, ``col0...``.
         excluded: (ROWS,) the column that is no candidate of each row; excluding_ptr: (n_c,) the row of each column.
     """
+    # (COLS,)
     c_sq = load_vector(c_sq_ptr, col0, n_c, 0.0, COLS) if SIMILARITY != "dot" else None
     u = similarity(product, a_inv, c_inv, a_sq, c_sq, SIMILARITY, SCALE_ROWS, SCALE_COLS)
     keep = (cols < n_c)[None, :]

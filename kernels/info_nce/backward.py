@@ -147,6 +147,7 @@ def info_nce_weights_kernel(
         if SIMILARITY == "l2":
             # The subgradient at distance 0 is 0; "not == 0" lets a NaN through.
             positive = tl.where(u == 0, 0.0, positive / tl.where(u == 0, 1.0, -u))
+        # (BLOCK,)
         tl.store(positive_ptr + i, positive, mask=inside)
         tl.store(dscale_part_ptr + pid, tl.sum(tl.where(inside, dscale, 0.0)))
     measure_rows(pid - weight_programs, matrices, inverses, squared, counts, D, N_MATRICES, ROWS, DEPTH)

@@ -91,6 +91,7 @@ def info_nce_logit_gradient_kernel(
     scale = tl.load(scale_ptr)
 
     u = chunked_products(a_ptr, row0, last, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
+    # (ROWS,), (COLS,)
     if a_inv_ptr is not None:
         u = rounded_product(u, tl.load(a_inv_ptr + rows, mask=inside, other=1.0)[:, None])
     if c_inv_ptr is not None:

@@ -146,6 +146,7 @@ def finish_rows(
                 i = tl.min(tl.where(hit, index, first + SEARCH))
                 hit = hit & (index != i)
                 row = tl.sum(tl.where(index == i, t, 0))
+                # One number, and (WIDTH,): the query's factor and its row.
                 factor = tl.load(positive_ptr + batch * m + i)
                 y = load_row(y_ptr, tl.cast(i, tl.int64), D, NORMALIZE, WIDTH)
                 own = (tl.arange(0, ROWS) == row)[:, None]

@@ -236,6 +236,7 @@ def info_nce_loss_kernel(
             share, smoothing, col_candidates, SMOOTH,
         )  # fmt: skip
         loss = (loss + col_loss) / 2
+    # (BLOCK,)
     tl.store(loss_ptr + i, if_usable(loss, valid, scale), mask=inside)
 
 
@@ -307,6 +308,7 @@ def info_nce_fwd(
     if means:
         row_part, sums = scan_banks(queries, banks, logit_scale, measure=in_place)
     elif in_batch or banks or within:
+        # Note [Two scans, not column sums], kernels/common/scan.py.
         together = symmetric and target is None
         row_part, col_part = scan(
             queries, keys if in_batch else None, banks, target, logit_scale,

@@ -145,6 +145,7 @@ def kmeans_assign_kernel(
         distance = tl.where(lost, least.to(tl.float32), distance)
     # (BLOCK,)
     tl.store(label_ptr + p, label.to(tl.int64), mask=inside)
+    # (BLOCK,)
     tl.store(distance_ptr + p, distance * (0.5 if STRICT else 1.0), mask=inside)
     if scale_ptr is not None:
         tl.store(scale_ptr + p, scale, mask=inside)

@@ -97,7 +97,9 @@ def kmeans_prepare_kernel(
             high = leading_digits(moved)
             tl.store(part_ptr + (k + K).to(tl.int64)[:, None] * D + d[None, :], moved - high, mask=mask)
             moved = high
+        # (BLOCK, DEPTH)
         tl.store(part_ptr + place, moved, mask=mask)
+    # (BLOCK,) each
     square = tl.where(square <= LARGEST_SQUARE, square, float("nan"))
     if PARTS == 2:
         tl.store(half_ptr + k, (0.5 * square + along).to(tl.float32), mask=k < K)
@@ -132,6 +134,7 @@ def load_vectors(x_ptr, p, d, inside, P, D, stride_b, stride_p, stride_d):
     """(BLOCK, DEPTH) float32: features d of the vectors at flat positions p of a strided (B, P, D); 0 outside."""
     place = (p // P).to(tl.int64) * stride_b + (p % P).to(tl.int64) * stride_p
     mask = inside[:, None] & (d < D)[None, :]
+    # (BLOCK, DEPTH)
     x = tl.load(x_ptr + place[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=mask, other=0.0)
     return x.to(tl.float32)
 
@@ -262,6 +265,7 @@ def best_of(products, half_ptr, k, K):
 
     A score that is NaN or -inf, by overflow, counts as infinite; a centroid beyond the last as -infinite.
     """
+    # (CLUSTERS,), infinite beyond the last
     scores = products - tl.load(half_ptr + k, mask=k < K, other=float("inf"))[None, :]
     lost = tl.where(k < K, float("inf"), float("-inf"))
     scores = tl.where(scores > float("-inf"), scores, lost[None, :])

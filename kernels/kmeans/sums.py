@@ -70,6 +70,7 @@ def kmeans_segment_sum_kernel(
         for i0 in range(0, length, BLOCK):
             i = i0 + tl.arange(0, BLOCK)
             inside = i < length
+            # (BLOCK,)
             p = tl.load(order_ptr + start + i, mask=inside, other=0)
             place = p // P * stride_b + p % P * stride_p
             mask = inside[:, None] & (d < D)[None, :]

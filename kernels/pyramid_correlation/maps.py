@@ -83,6 +83,7 @@ def enlarged(value_ptr, cells, p, valid, T, H, W, LEVELS: tl.constexpr):
         bottom, right = tl.minimum(top + 1, h - 1), tl.minimum(left + 1, w - 1)
         down, across = row - top, column - left
         base = cells + offset + t * h * w
+        # (BLOCK,) each: the four windows around each position.
         upper = tl.load(value_ptr + (base + top * w + left), mask=valid, other=0.0) * (1 - across)
         upper += tl.load(value_ptr + (base + top * w + right), mask=valid, other=0.0) * across
         lower = tl.load(value_ptr + (base + bottom * w + left), mask=valid, other=0.0) * (1 - across)
@@ -134,6 +135,7 @@ def pyramid_correlation_map_kernel(
         if prediction_ptr is not None:
             value -= tl.load(prediction_ptr + b * P + p, mask=p < P, other=0.0).to(tl.float32)
             loss += tl.where(p < P, value * value, 0.0)
+        # (BLOCK,)
         tl.store(out_ptr + b * P + p, value, mask=p < P)
     if loss_ptr is not None:
         tl.store(loss_ptr + b, tl.sum(loss, axis=0))
@@ -241,6 +243,7 @@ def pyramid_correlation_filters_kernel(
         for level in tl.static_range(LEVELS):
             turn += tl.load(turn_ptr + b * LEVELS + level)
         total -= turn * tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+    # (BLOCK,)
     tl.store(out_ptr + b * C + c, total, mask=c < C)
 
 

@@ -103,6 +103,7 @@ def supcon_gradient_kernel(
         else:
             u = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
         if c_inv_ptr is not None:
+            # (COLS,)
             c_inv = load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)
             u = rounded_product(u, c_inv[None, :])
         if a_inv_ptr is not None:
@@ -112,14 +113,17 @@ def supcon_gradient_kernel(
         if ROW:
             h += row_pull[:, None]
         if COL:
+            # (COLS,) each
             c_weight = load_vector(grad_ptr, col0, n_c, 0.0, COLS)
             c_stats = stats_ptr + 2 * tl.cast(n_c, tl.int64)
             h -= (c_weight * load_vector(c_stats, col0, n_c, 0.0, COLS))[None, :]
+        # (COLS,) labels against (ROWS,)
         same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
         h = tl.where(same, h, 0.0)
         if ROW:
             h += row_weight[:, None] * exponential_below(u, row_top[:, None], scale2)
         if COL:
+            # (COLS,) each
             c_top = load_vector(stats_ptr, col0, n_c, float("inf"), COLS)
             c_weight *= load_vector(c_stats + n_c, col0, n_c, 0.0, COLS)
             h += c_weight[None, :] * exponential_below(u, c_top[None, :], scale2)

@@ -67,6 +67,7 @@ def supcon_loss_kernel(
     unusable = tl.where(scale > 0, 0.0, float("nan"))
     # 0 * mean: what is not finite stays visible where the exponential swallowed it.
     loss = tl.where(paired, log_sum_above(positive, maximum, total, scale), 0.0) + 0 * mean
+    # (BLOCK,) each, as all that follows.
     tl.store(loss_ptr + i, loss + unusable, mask=inside)
     # Without positives there is no gradient: above an infinite similarity the exponentials are 0.
     tl.store(stats_ptr + i, tl.where(paired, maximum, float("inf")) + unusable, mask=inside)

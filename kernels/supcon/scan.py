@@ -137,10 +137,12 @@ def supcon_scan_kernel(
         else:
             u = chunked_products(a_ptr, row0, n_a, c_ptr, col0, n_c, D, ROWS, COLS, DEPTH, PRECISION, UPCAST)
         if c_inv_ptr is not None:
+            # (COLS,)
             u = rounded_product(u, load_vector(c_inv_ptr, col0, n_c, 1.0, COLS)[None, :])
         else:
             # Triton 3.6 does not compile for sm_90 a product that only the branches below use.
             u = rounded_product(u, 1.0)
+        # (COLS,) labels against (ROWS,)
         same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
         positive = tl.where(same, 1.0, 0.0)
         if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
