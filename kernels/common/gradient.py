@@ -43,7 +43,7 @@ class RowGradient(NamedTuple):
     splits: int = 0
 
 
-def product_form(x: Tensor) -> str:
+def gradient_precision(x: Tensor) -> str:
     """Precision of the product of H with the columns, ``accumulate_product``'s PRODUCT."""
     if x.dtype == torch.bfloat16 and not INTERPRETED:
         return "bf16"
@@ -147,7 +147,7 @@ def row_gradient(
         OUT=tile.out,
         RESIDENT=resident,
         PRECISION=dot_precision(rows.data),
-        PRODUCT=product_form(rows.data),
+        PRODUCT=gradient_precision(rows.data),
         UPCAST=upcast(rows.data),
         num_warps=tile.warps,
         num_stages=tile.stages,

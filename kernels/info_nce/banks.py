@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.gradient import product_form
+from cmx_fast.kernels.common.gradient import gradient_precision
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
@@ -197,7 +197,7 @@ def scan_banks(
         OUT=tile.out,
         RESIDENT=resident,
         PRECISION=dot_precision(queries.data),
-        PRODUCT=product_form(queries.data),
+        PRODUCT=gradient_precision(queries.data),
         UPCAST=upcast(queries.data),
         num_warps=tile.warps,
         num_stages=tile.stages,

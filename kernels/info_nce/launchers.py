@@ -83,8 +83,8 @@ def info_nce_prepare_kernel(
 
 
 @triton.jit
-def if_usable(x, valid, scale):
-    """NaN for a query without a positive, and for all with a scale that is not positive."""
+def nan_unless_usable(x, valid, scale):
+    """``x``, but NaN for a query without a positive, and for all with a scale that is not positive."""
     return tl.where(scale > 0, tl.where(valid, x, float("nan")), float("nan"))
 
 
@@ -123,7 +123,7 @@ def store_direction(
         tl.store(stats + 3 * n, plain, mask=mask)
         loss += smoothing * scale * (u - (plain + u) / candidates)
     else:
-        weight = share * if_usable(tl.sigmoid(margin), valid, scale)
+        weight = share * nan_unless_usable(tl.sigmoid(margin), valid, scale)
         # Without candidates the weight is 0, or NaN.
         tl.store(stats + n, tl.where(total == 0, weight, weight / total), mask=mask)
         tl.store(stats + 3 * n, weight, mask=mask)
@@ -237,7 +237,7 @@ def info_nce_loss_kernel(
         )  # fmt: skip
         loss = (loss + col_loss) / 2
     # (BLOCK,)
-    tl.store(loss_ptr + i, if_usable(loss, valid, scale), mask=inside)
+    tl.store(loss_ptr + i, nan_unless_usable(loss, valid, scale), mask=inside)
 
 
 @on_own_device

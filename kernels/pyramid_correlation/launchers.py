@@ -27,8 +27,8 @@ from cmx_fast.kernels.pyramid_correlation.maps import (
     Pyramid,
     inverse_length,
     make_maps,
-    pull_on_windows,
     sum_filters,
+    window_gradients,
 )
 from torch import Tensor
 
@@ -337,7 +337,7 @@ def pyramid_correlation_bwd(
     dfeatures = torch.empty_like(features)
     if not batch:
         return dfeatures, torch.empty_like(filters)
-    along, own, turn = pull_on_windows(
+    along, own, turn = window_gradients(
         pyramid, grad_map.contiguous(), attention.contiguous(), filters, cosines, inverse_norms, norm
     )
     tiles = tiling(pyramid, channels)

@@ -262,7 +262,7 @@ def make_maps(
     )  # fmt: skip
 
 
-def pull_on_windows(
+def window_gradients(
     pyramid: Pyramid,
     grad_map: Tensor,
     attention: Tensor,

@@ -18,7 +18,7 @@ set to 0 in the tiles that have them.
 
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.gradient import product_form
+from cmx_fast.kernels.common.gradient import gradient_precision
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
@@ -38,7 +38,7 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from cmx_fast.kernels.supcon.scan import counts, touches
+from cmx_fast.kernels.supcon.scan import candidate_mask, has_masked
 from torch import Tensor
 
 
@@ -127,8 +127,8 @@ def supcon_gradient_kernel(
             c_top = load_vector(stats_ptr, col0, n_c, float("inf"), COLS)
             c_weight *= load_vector(c_stats + n_c, col0, n_c, 0.0, COLS)
             h += c_weight[None, :] * exponential_below(u, c_top[None, :], scale2)
-        if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
-            h = tl.where(counts(row0, col0, n_c, ITSELF, ROWS, COLS), h, 0.0)
+        if has_masked(row0, col0, n_c, ITSELF, ROWS, COLS):
+            h = tl.where(candidate_mask(row0, col0, n_c, ITSELF, ROWS, COLS), h, 0.0)
         if c_inv_ptr is not None:
             h *= c_inv[None, :]
         if not RESIDENT:
@@ -193,7 +193,7 @@ def row_gradient(
         OUT=tile.out,
         RESIDENT=resident,
         PRECISION=dot_precision(rows.data),
-        PRODUCT=product_form(rows.data),
+        PRODUCT=gradient_precision(rows.data),
         UPCAST=upcast(rows.data),
         num_warps=tile.warps,
         num_stages=tile.stages,

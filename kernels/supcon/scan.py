@@ -7,7 +7,7 @@ number in registers. It leaves them in the slot of its split: Note [Column split
 
 Why it is right: products, sums and counts are float32 (a count is exact up to 2^24); the running
 maximum is subtracted before the scale multiplies. Labels may be any int64: they are only compared. Only tiles at the
-last column or on the diagonal are masked (:func:`touches`); of all others every element counts.
+last column or on the diagonal are masked (:func:`has_masked`); of all others every element counts.
 """
 
 import triton
@@ -43,7 +43,7 @@ from torch import Tensor
 
 
 @triton.jit
-def touches(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def has_masked(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """True for a tile with elements that don't count: beyond the last column or, with ITSELF, on the diagonal."""
     masked = col0 + COLS > n_c
     if ITSELF:
@@ -52,7 +52,7 @@ def touches(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.
 
 
 @triton.jit
-def counts(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+def candidate_mask(row0, col0, n_c, ITSELF: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """(ROWS, COLS) mask of the elements that count."""
     cols = col0 + tl.arange(0, COLS)
     keep = (cols < n_c)[None, :]
@@ -145,10 +145,10 @@ def supcon_scan_kernel(
         # (COLS,) labels against (ROWS,)
         same = load_vector(c_label_ptr, col0, n_c, 0, COLS)[None, :] == label[:, None]
         positive = tl.where(same, 1.0, 0.0)
-        if touches(row0, col0, n_c, ITSELF, ROWS, COLS):
+        if has_masked(row0, col0, n_c, ITSELF, ROWS, COLS):
             maximum, total, weighted, positives = _add_tile(
                 maximum, total, weighted, positives, u, positive,
-                counts(row0, col0, n_c, ITSELF, ROWS, COLS), a_inv, scale2,
+                candidate_mask(row0, col0, n_c, ITSELF, ROWS, COLS), a_inv, scale2,
             )  # fmt: skip
         else:
             maximum, total, weighted, positives = _add_tile(
