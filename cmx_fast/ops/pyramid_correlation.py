@@ -160,7 +160,7 @@ def _check(
 
 
 def _volumes(features: Tensor) -> Tensor:
-    """(B, C, T, H, W); the CPU kernel reads them contiguous."""
+    """Features as (B, C, T, H, W), contiguous for the CPU kernel."""
     volumes = features.unsqueeze(2) if features.dim() == 4 else features
     return volumes.contiguous() if volumes.device.type == "cpu" else volumes
 

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 def linear_assignment(
     costs: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows, columns (B, min(R, C)) of the cheapest pairs of (B, R, C), and which items have one of finite cost."""
+    """Rows and columns (B, min(R, C)) of the cheapest pairs of costs (B, R, C), and a mask (B,) of the solvable items.
+
+    An item without an assignment of finite cost is not solvable; its rows and columns are 0.
+    """
     items, rows, columns = costs.shape
     pairs = min(rows, columns)
     row, column = np.zeros((items, pairs), np.int64), np.zeros((items, pairs), np.int64)

@@ -1,4 +1,4 @@
-"""Backward pass of InfoNCE: softmax weights, the matrix kernel, and what is O(N D).
+"""Backward pass of InfoNCE: softmax weights, the matrix kernel, and the O(N D) rest.
 
     weights   the softmax of either direction times the incoming gradient; norms. O(N), (B, 3, N) and (B, 3, M)
     matrices  kernels/common/gradient_kernel.py, or kernels/info_nce/chunks.py for wide features

@@ -1,1 +1,1 @@
-"""Pyramid correlation on the GPU: ``launchers`` is where to begin."""
+"""Pyramid correlation on the GPU; begin reading at ``launchers``."""

@@ -307,8 +307,12 @@ def pyramid_correlation_fwd(
 def attention_consistency_fwd(
     features: Tensor, filters: Tensor, prediction: Tensor, levels: int, norm: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator ``cmx_fast::attention_consistency_fwd`` for CUDA: losses (B,), map - prediction, and what
-    :func:`pyramid_correlation_fwd` keeps."""
+    """The operator ``cmx_fast::attention_consistency_fwd`` for CUDA.
+
+    Returns:
+        losses (B,), map - prediction (B, T, H, W), and the cosines and inverse norms of
+        :func:`pyramid_correlation_fwd`.
+    """
     filters, prediction = filters.contiguous(), prediction.contiguous()
     difference, losses = filters.new_empty(prediction.shape), filters.new_empty(len(prediction))
     if not len(features):
