@@ -22,29 +22,32 @@ const char* reported(const F& f) {
   }
 }
 
-struct Given {
+// tests/support/emulated_cuda.py has enums of the same names for these and for cmx::Norm.
+enum ElementType { kFloat32, kBFloat16, kFloat16 };
+
+struct Arguments {
   const void* features;
   const float* filters;
   int64_t sizes[5], strides[5];
-  int type, levels, norm;  // of the elements: float32, bfloat16, float16
+  int type, levels, norm;  // an ElementType and a Norm
 };
 
 // Calls f with the problem of the elements' type.
 template <class F>
-void with_problem(const Given& given, const F& f) {
+void with_problem(const Arguments& arguments, const F& f) {
   const auto call = [&](auto element) {
     using Element = decltype(element);
-    const auto size = [&](int i) { return int(given.sizes[i]); };
-    const int64_t* const s = given.strides;
-    f(cmx::Problem<Element>{static_cast<const Element*>(given.features),
-                            given.filters,
+    const auto size = [&](int i) { return int(arguments.sizes[i]); };
+    const int64_t* const s = arguments.strides;
+    f(cmx::Problem<Element>{static_cast<const Element*>(arguments.features),
+                            arguments.filters,
                             {s[0], s[1], s[2], s[3], s[4]},
-                            {size(2), size(3), size(4), given.levels},
+                            {size(2), size(3), size(4), arguments.levels},
                             size(0),
                             size(1)});
   };
-  if (given.type == 0) return call(float{});
-  if (given.type == 1) return call(__nv_bfloat16{});
+  if (arguments.type == kFloat32) return call(float{});
+  if (arguments.type == kBFloat16) return call(__nv_bfloat16{});
   call(__half{});
 }
 
@@ -56,38 +59,38 @@ void set_order(int backward) { emulator::order = backward ? emulator::Order::kBa
 int launched() { return std::exchange(emulator::launches, 0); }
 
 // Which kernels a layout gets: neighbours in a chunk, or minus that with channels last.
-int layout(const Given* given) {
-  int found = 0;
-  with_problem(*given, [&](const auto& problem) {
+int layout(const Arguments* arguments) {
+  int neighbours = 0;
+  with_problem(*arguments, [&](const auto& problem) {
     cmx::with_patch(problem, decltype(problem.features)(nullptr), problem.strides, [&](auto patch) {
       using P = decltype(patch);
-      found = int(sizeof(typename P::Vector) / sizeof(typename P::Element)) * (P::kChannelsLast ? -1 : 1);
+      neighbours = int(sizeof(typename P::Vector) / sizeof(typename P::Element)) * (P::kChannelsLast ? -1 : 1);
     });
   });
-  return found;
+  return neighbours;
 }
 
-const char* forward(const Given* given, const float* prediction, float* map, float* losses, float* values,
+const char* forward(const Arguments* arguments, const float* prediction, float* map, float* losses, float* values,
                     float* inverse_norms) {
   return reported([&] {
-    with_problem(*given, [&](const auto& problem) {
+    with_problem(*arguments, [&](const auto& problem) {
       cmx::correlate(emulator::Launch(), problem, values, inverse_norms);
       cmx::make_map(emulator::Launch(), values, prediction, map, losses, problem.pyramid, problem.batch,
-                    Norm(given->norm));
+                    Norm(arguments->norm));
     });
   });
 }
 
 int turns(int t, int h, int w, int levels) { return cmx::pull_blocks({t, h, w, levels}); }
 
-const char* backward(const Given* given, const float* gradient, const float* map, const float* cosines,
+const char* backward(const Arguments* arguments, const float* gradient, const float* map, const float* cosines,
                      const float* inverse_norms, float* along, float* own, float* turn, void* dfeatures,
                      const int64_t* strides, float* dfilters) {
   return reported([&] {
-    with_problem(*given, [&](const auto& problem) {
+    with_problem(*arguments, [&](const auto& problem) {
       using Element = std::remove_const_t<std::remove_pointer_t<decltype(problem.features)>>;
       const cmx::Strides out{strides[0], strides[1], strides[2], strides[3], strides[4]};
-      cmx::pull(emulator::Launch(), problem, gradient, map, cosines, inverse_norms, Norm(given->norm), along, own,
+      cmx::pull(emulator::Launch(), problem, gradient, map, cosines, inverse_norms, Norm(arguments->norm), along, own,
                 turn);
       cmx::push(emulator::Launch(), problem, along, own, turn, static_cast<Element*>(dfeatures), out, dfilters);
     });

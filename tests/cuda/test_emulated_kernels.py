@@ -9,7 +9,7 @@ import emulated_cuda
 import numpy as np
 import pytest
 import torch
-from emulated_cuda import COMPILER, compile_to, given
+from emulated_cuda import COMPILER, arguments, compile_to
 from operator_contract import FLOOR, vector_error
 
 from cmx_fast import reference
@@ -83,7 +83,7 @@ def inputs(shape, dtype=torch.float32):
 )
 def test_vectors_where_the_layout_allows(layout, dtype, levels, neighbours):
     features, filters, _ = inputs((2, 16, 3, 4, 8), dtype)
-    described = given(layouts(features)[layout], filters, levels, "cosine")
+    described = arguments(layouts(features)[layout], filters, levels, "cosine")
     assert emulated_cuda.library().layout(ctypes.byref(described)) == neighbours
 
 

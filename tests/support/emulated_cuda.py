@@ -7,6 +7,7 @@ import functools
 import shutil
 import subprocess
 import tempfile
+from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +20,28 @@ COMPILER = shutil.which("g++")
 # The kernels keep numbers of several types in one shared memory, which a GPU's compiler allows.
 FLAGS = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
 FOLDERS = [f"-I{ROOT / 'tests/cuda/emulator'}", f"-I{ROOT / 'csrc'}"]
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-NORMS = ("cosine", "softmax", "none")
 
 
-class Given(ctypes.Structure):
+class ElementType(IntEnum):
+    """The enum of the same name in tests/cuda/pyramid_correlation.cpp."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+
+
+class Norm(IntEnum):
+    """``cmx::Norm`` of csrc/cuda/pyramid_maps.cuh."""
+
+    COSINE = 0
+    SOFTMAX = 1
+    NONE = 2
+
+
+NORMS = tuple(norm.name.lower() for norm in Norm)
+
+
+class Arguments(ctypes.Structure):
     """The struct of the same name in tests/cuda/pyramid_correlation.cpp."""
 
     _fields_ = [
@@ -61,11 +79,12 @@ def strides_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride()))
 
 
-def given(features: Tensor, filters: Tensor, levels: int, norm: str) -> Given:
+def arguments(features: Tensor, filters: Tensor, levels: int, norm: str) -> Arguments:
     """The problem as the kernels take it; it holds no reference to the tensors."""
-    return Given(
+    element_type = ElementType[str(features.dtype).removeprefix("torch.").upper()]
+    return Arguments(
         features.data_ptr(), filters.data_ptr(), (ctypes.c_int64 * 5)(*features.shape),
-        (ctypes.c_int64 * 5)(*strides_of(features)), TYPES[features.dtype], levels, NORMS.index(norm),
+        (ctypes.c_int64 * 5)(*strides_of(features)), element_type, levels, Norm[norm.upper()],
     )  # fmt: skip
 
 
@@ -91,7 +110,7 @@ def _forward(features: Tensor, filters: Tensor, prediction: Tensor | None, level
     values = filters.new_empty(batch, cells)
     inverse_norms = filters.new_empty(batch, cells if norm == "cosine" else 0)
     if batch:
-        described = given(features, filters, levels, norm)
+        described = arguments(features, filters, levels, norm)
         tensors = (prediction, out, losses, values, inverse_norms if norm == "cosine" else None)
         _check(library().forward(ctypes.byref(described), *map(_pointer, tensors)))
     return out, losses, values if norm == "cosine" else filters.new_empty(batch, 0), inverse_norms
@@ -129,7 +148,7 @@ def pyramid_correlation_bwd(
     own = filters.new_empty(batch, cells) if norm == "cosine" else None
     turns = library().turns(*features.shape[2:], levels)
     turn = filters.new_empty(batch, turns) if norm == "cosine" else None
-    described = given(features, filters, levels, norm)
+    described = arguments(features, filters, levels, norm)
     tensors = (grad_map, attention, cosines, inverse_norms, along, own, turn, dfeatures)
     strides = (ctypes.c_int64 * 5)(*strides_of(dfeatures))
     _check(library().backward(ctypes.byref(described), *map(_pointer, tensors), strides, _pointer(dfilters)))
