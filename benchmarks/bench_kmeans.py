@@ -1,5 +1,0 @@
-"""``kmeans`` and what its users run today, at small sizes (``pytest benchmarks/``)."""
-
-
-def test_kmeans(measured):
-    assert measured.extra_info["error"] < 0.05

@@ -1,5 +1,0 @@
-"""``sparse_code`` and what its users run today, at small sizes (``pytest benchmarks/``)."""
-
-
-def test_sparse_code(measured):
-    assert measured.extra_info["error"] < 0.05
