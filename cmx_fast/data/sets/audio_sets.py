@@ -34,20 +34,28 @@ def dcase2013(root: Path | str, split: str) -> Recordings:
     """DCASE2013 scenes: ``<root>/scenes_stereo/<class><number>.wav`` ("train", the development set) and
     ``<root>/scenes_stereo_testset/`` ("test"), 10 classes of 10 half-minute recordings each.
 
-    SoundNet and those after it call training on the one and testing on the other DCASE2014.
+    Classes are numbered over both. SoundNet and those after it call training on the one and testing on the other
+    DCASE2014.
     """
     check_split(split, ("train", "test"))
-    folder = Path(root) / ("scenes_stereo" if split == "train" else "scenes_stereo_testset")
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}")
-    sounds, others = of_kind(folder, (".wav",))
-    files = {path: re.fullmatch(r"(\D+)\d+", path.stem) for path in sounds}
-    listed = [(path, match[1]) for path, match in files.items() if match is not None]
-    found = collect(listed, sorted({label for _, label in listed}), folder, split)
-    found.skipped += [
-        (path, "is not called <class><number>") for path in files if files[path] is None
-    ] + others
-    return found
+    folders = {"train": Path(root) / "scenes_stereo", "test": Path(root) / "scenes_stereo_testset"}
+    if not folders[split].is_dir():
+        raise ValueError(f"there is no folder {folders[split]}")
+    kinds = {part: of_kind(folder, (".wav",)) for part, folder in folders.items() if folder.is_dir()}
+    labels = {path: _scene_label(path) for sounds, _ in kinds.values() for path in sounds}
+    classes = sorted({label for label in labels.values() if label is not None})
+    sounds, others = kinds[split]
+    listed = [(path, label) for path in sounds if (label := labels[path]) is not None]
+    recordings = collect(listed, classes, folders[split], split)
+    unnamed = [(path, "is not called <class><number>") for path in sounds if labels[path] is None]
+    recordings.skipped += unnamed + others
+    return recordings
+
+
+def _scene_label(path: Path) -> str | None:
+    """The class of a file that is called ``<class><number>``."""
+    match = re.fullmatch(r"(\D+)\d+", path.stem)
+    return None if match is None else match[1]
 
 
 #: By the name that the commands take.

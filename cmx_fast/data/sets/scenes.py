@@ -133,23 +133,30 @@ def vegas(root: Path | str, split: str) -> Scenes:
 def pictures(root: Path | str, split: str) -> Scenes:
     """Pictures without sound, to train a generator on: ``<root>/<split>/<class>/*``, ImageNet's layout.
 
-    split "train" or "val".
+    split "train" or "val". Classes are numbered over both.
     """
-    check_split(split, ("train", "val"))
+    splits = ("train", "val")
+    check_split(split, splits)
     folder = Path(root) / split
     if not folder.is_dir():
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.jpg")
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    kinds = [of_kind(folder / name, PICTURE_SUFFIXES) for name in classes]
+    classes = sorted(
+        {path.name for part in splits for path in (Path(root) / part).glob("*") if path.is_dir()}
+    )
+    kinds = {
+        label: of_kind(folder / name, PICTURE_SUFFIXES)
+        for label, name in enumerate(classes)
+        if (folder / name).is_dir()
+    }
     listed = [
-        Scene(printable(f"{name}/{file.name}"), label, file, None)
-        for label, (name, (files, _)) in enumerate(zip(classes, kinds, strict=True))
+        Scene(printable(f"{classes[label]}/{file.name}"), label, file, None)
+        for label, (files, _) in kinds.items()
         for file in files
     ]
     names = [printable(name) for name in classes]
-    found = _of_files(listed, names, f"{folder} has no picture in a class folder that can be used")
-    found.skipped += [other for _, others in kinds for other in others]
-    return found
+    scenes = _of_files(listed, names, f"{folder} has no picture in a class folder that can be used")
+    scenes.skipped += [other for _, others in kinds.values() for other in others]
+    return scenes
 
 
 def _of_files(listed: list[Scene], class_names: list[str], nothing: str) -> Scenes:

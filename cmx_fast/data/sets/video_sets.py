@@ -10,35 +10,65 @@ from cmx_fast.data.sets.lists import read_list, read_table
 from cmx_fast.data.sets.recordings import Recordings, check_split, collect, of_kind
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
+KINETICS_SPLITS = ("train", "val", "test")
 
 
 def kinetics(root: Path | str, split: str) -> Recordings:
     """Kinetics-400: ``<root>/<split>/<class>/<youtube id>_<start>_<end>.mp4``, split "train", "val" or "test".
 
     With ``<root>/<split>.csv`` (label,youtube_id,time_start,time_end,split,is_cc) the list decides, without one the
-    folders do. A class's folder may have underscores for the spaces of its label.
+    folders do. A class's folder may have underscores for the spaces of its label. Classes are numbered over all splits
+    in ``root``.
     """
-    check_split(split, ("train", "val", "test"))
+    check_split(split, KINETICS_SPLITS)
     root = Path(root)
     folder, table = root / split, root / f"{split}.csv"
     if not folder.is_dir():
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.mp4")
-    if not table.is_file():
-        classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        kinds = {name: of_kind(folder / name, VIDEO_SUFFIXES) for name in classes}
-        listed = [(path, name) for name, (videos, _) in kinds.items() for path in videos]
-        found = collect(listed, classes, folder, split)
-        found.skipped += [other for _, others in kinds.values() for other in others]
-        return found
-    rows = read_table(table, ("label", "youtube_id", "time_start", "time_end"))
+    rows = None
+    if table.is_file():
+        rows = read_table(table, ("label", "youtube_id", "time_start", "time_end"))
+    labels = _kinetics_labels(root)
+    classes = sorted(set(labels.values()))
+    if rows is None:
+        folders = sorted(path for path in folder.iterdir() if path.is_dir())
+        kinds = {path: of_kind(path, VIDEO_SUFFIXES) for path in folders}
+        listed = [
+            (video, labels[_joined(path.name)]) for path, (videos, _) in kinds.items() for video in videos
+        ]
+        recordings = collect(listed, classes, folder, split)
+        recordings.skipped += [other for _, others in kinds.values() for other in others]
+        return recordings
     listed = []
     for row in rows:
         name = f"{row['youtube_id']}_{row.whole('time_start'):06d}_{row.whole('time_end'):06d}.mp4"
         of_class = folder / row["label"]
         if not of_class.is_dir():
-            of_class = folder / row["label"].replace(" ", "_")
-        listed.append((_in_any_container(of_class / name), row["label"]))
-    return collect(listed, sorted({row["label"] for row in rows}), table, split)
+            of_class = folder / _joined(row["label"])
+        label = labels.get(_joined(row["label"]), row["label"])
+        listed.append((_in_any_container(of_class / name), label))
+    return collect(listed, classes, table, split)
+
+
+def _kinetics_labels(root: Path) -> dict[str, str]:
+    """The labels of all splits, by the label with underscores for spaces; from a split's list, else from its folders.
+
+    Numbers over all of them are the same in every split, whichever classes a split lacks.
+    """
+    from_folders: dict[str, str] = {}
+    from_lists: dict[str, str] = {}
+    for split in KINETICS_SPLITS:
+        folder, table = root / split, root / f"{split}.csv"
+        if table.is_file():  # lists of the test split may have no labels
+            rows = read_table(table, ("youtube_id",))
+            from_lists |= {_joined(row["label"]): row["label"] for row in rows if row.get("label")}
+        elif folder.is_dir():
+            from_folders |= {_joined(path.name): path.name for path in folder.iterdir() if path.is_dir()}
+    return from_folders | from_lists
+
+
+def _joined(label: str) -> str:
+    return label.replace(" ", "_")
 
 
 def vggsound(root: Path | str, split: str) -> Recordings:
@@ -111,10 +141,10 @@ def hmdb51(root: Path | str, split: str, fold: int = 1) -> Recordings:
 
 def _halves(source: Path, line: str, *, of_end: bool = False) -> list[str]:
     """The first word of a line and the rest, or the rest and the last."""
-    found = line.rsplit(maxsplit=1) if of_end else line.split(maxsplit=1)
-    if len(found) != 2:
+    parts = line.rsplit(maxsplit=1) if of_end else line.split(maxsplit=1)
+    if len(parts) != 2:
         raise ValueError(f"{source}: {line!r} must hold a name and a number")
-    return found
+    return parts
 
 
 def _in_any_container(path: Path) -> Path:

@@ -81,14 +81,16 @@ def test_vegas_is_split_the_same_every_time(tmp_path):
 
 
 def test_folders_of_pictures_alone(tmp_path):
-    for split, of_class in (("train", "cat"), ("train", "dog"), ("val", "cat")):
+    for split, of_class in (("train", "cat"), ("train", "dog"), ("val", "ant"), ("val", "dog")):
         folder = tmp_path / split / of_class
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "a.JPEG")
         (folder / "notes.txt").write_text("")
     train = open_scenes("pictures", tmp_path, "train")
     assert [s.name for s in train.entries] == ["cat/a.JPEG", "dog/a.JPEG"]
-    assert len(open_scenes("pictures", tmp_path, "test")) == 1
+    test = open_scenes("pictures", tmp_path, "test")
+    assert train.class_names == test.class_names == ["ant", "cat", "dog"]
+    assert [s.label for s in train.entries] == [1, 2] and [s.label for s in test.entries] == [0, 2]
     assert not list(SceneData(train, workers=0).sounds([torch.tensor([0])]))
 
 

@@ -53,6 +53,27 @@ def test_kinetics_by_its_list_and_by_its_folders(tmp_path):
         kinetics(tmp_path, "dev")
 
 
+@pytest.mark.parametrize("lists", [(), ("train",), ("val",), ("train", "val", "test")])
+def test_kinetics_numbers_a_class_alike_in_all_splits(tmp_path, lists):
+    classes = {"train": ("air drumming", "archery", "zumba"), "val": ("archery", "yoga"), "test": ("zumba",)}
+    for split, labels in classes.items():
+        touch(tmp_path, *(f"{split}/{label.replace(' ', '_')}/x_000001_000011.mp4" for label in labels))
+        if split in lists:
+            rows = "".join(f"{label},x,1,11,{split}\n" for label in labels)
+            write(tmp_path / f"{split}.csv", f"label,youtube_id,time_start,time_end,split\n{rows}")
+    names = ["air drumming" if "train" in lists else "air_drumming", "archery", "yoga", "zumba"]
+    for split, numbers in {"train": [0, 1, 3], "val": [1, 2], "test": [3]}.items():
+        recordings = kinetics(tmp_path, split)
+        assert recordings.class_names == names
+        assert [entry.label for entry in recordings] == numbers
+
+
+def test_kinetics_lists_of_the_test_split_may_have_no_labels(tmp_path):
+    touch(tmp_path, "train/yoga/x_000001_000011.mp4")
+    write(tmp_path / "test.csv", "youtube_id,time_start,time_end,split\nz,1,11,test\n")
+    assert kinetics(tmp_path, "train").class_names == ["yoga"]
+
+
 def test_vggsound(tmp_path):
     write(
         tmp_path / "vggsound.csv",
@@ -125,6 +146,14 @@ def test_dcase2013(tmp_path):
     ]
     with pytest.raises(ValueError, match="there is no folder"):
         dcase2013(tmp_path, "test")
+    touch(tmp_path, *(f"scenes_stereo_testset/{n}.wav" for n in ("park01", "tubestation11", "readme")))
+    for split, numbers in {"train": [0, 0, 2], "test": [1, 2]}.items():
+        recordings = dcase2013(tmp_path, split)
+        assert recordings.class_names == ["bus", "park", "tubestation"]
+        assert [entry.label for entry in recordings] == numbers
+    assert [(path.name, reason) for path, reason in recordings.skipped] == [
+        ("readme.wav", "is not called <class><number>")
+    ]
 
 
 @pytest.mark.parametrize(
