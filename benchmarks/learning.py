@@ -122,18 +122,18 @@ def segment(between: Callable[[], nn.Module], reach: int, steps: int, seed: int 
     network.eval()
     pictures, labels = marked_blobs(HELD_OUT, reach, torch.Generator().manual_seed(seed + 1))
     with torch.no_grad():
-        found = network(pictures)[0].argmax(1)
-    return 100 * float((found == labels)[labels > 0].double().mean())
+        predicted = network(pictures)[0].argmax(1)
+    return 100 * float((predicted == labels)[labels > 0].double().mean())
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """scikit-learn's digits at 28 x 28 in [0, 1]: training pictures and labels, held-out ones."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pictures = torch.from_numpy(found.images).float()[:, None] / 16
+    data = load_digits()
+    pictures = torch.from_numpy(data.images).float()[:, None] / 16
     pictures = F.interpolate(pictures, (28, 28), mode="bilinear", align_corners=False)
-    labels = torch.from_numpy(found.target).long()
+    labels = torch.from_numpy(data.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     train, test = order[:1437], order[1437:]
     return pictures[train], labels[train], pictures[test], labels[test]
@@ -211,35 +211,35 @@ def rows(only: list[str], steps: float = 1.0) -> list[Row]:
     def wanted(name: str) -> bool:
         return not only or name.startswith(tuple(only))
 
-    found = []
+    results = []
     baselines: dict[int, float] = {}
     for name, (between, reach) in SEGMENTING.items():
         if wanted(name):
             if reach not in baselines:
                 baselines[reach] = segment(nn.Identity, reach, round(400 * steps))
             ours = segment(between, reach, round(400 * steps))
-            found.append(
+            results.append(
                 Row(name, "blobs whose class a marker tells", "pixels right", ours, baselines[reach])
             )
     if wanted("SpatialTransformer"):
         ours, plain = (read_distorted(with_it, round(1500 * steps)) for with_it in (True, False))
-        found.append(Row("SpatialTransformer", "distorted digits", "accuracy", ours, plain))
+        results.append(Row("SpatialTransformer", "distorted digits", "accuracy", ours, plain))
     if wanted("RecurrentAttention"):
         ours, plain = read_by_glimpses(round(4000 * steps))
-        found.append(Row("RecurrentAttention", "digits; one glimpse", "accuracy", ours, plain))
+        results.append(Row("RecurrentAttention", "digits; one glimpse", "accuracy", ours, plain))
     if wanted("RecurrentAttentionCrop"):
         ours, plain, holds, central = find_the_part(round(1500 * steps))
-        found.append(
+        results.append(
             Row("RecurrentAttentionCrop", "a small mark decides; whole picture", "accuracy", ours, plain)
         )
-        found.append(
+        results.append(
             Row("RecurrentAttentionCrop", "window holds it; one in the middle", "share", holds, central)
         )
     if wanted("TwoLevelAttention"):
         ours, plain, holds = choose_patches(round(300 * steps))
-        found.append(Row("TwoLevelAttention", "a small mark decides; all patches", "accuracy", ours, plain))
-        found.append(Row("TwoLevelAttention", "a selected patch holds the mark", "share", holds))
-    return found
+        results.append(Row("TwoLevelAttention", "a small mark decides; all patches", "accuracy", ours, plain))
+        results.append(Row("TwoLevelAttention", "a selected patch holds the mark", "share", holds))
+    return results
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def find_the_part(steps: int) -> tuple[float, float, float, float]:
         list(propose.parameters())[-1][2] = -1.66
     whole, close = _small_network(), _small_network()
     classify = torch.optim.Adam([*whole.parameters(), *close.parameters()], 2e-3)
-    look = torch.optim.Adam([*features.parameters(), *propose.parameters()], 1e-3)
+    propose_optimizer = torch.optim.Adam([*features.parameters(), *propose.parameters()], 1e-3)
 
     def both(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         window = propose(features(batch))
@@ -93,7 +93,7 @@ def find_the_part(steps: int) -> tuple[float, float, float, float]:
                 classify,
             )
         else:
-            loss, optimizer = ranking_loss([coarse.detach(), fine], kinds[index], 0.5), look
+            loss, optimizer = ranking_loss([coarse.detach(), fine], kinds[index], 0.5), propose_optimizer
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,11 +134,11 @@ def choose_patches(steps: int) -> tuple[float, float, float]:
 
     for _ in range(steps):
         index = torch.randint(len(pictures), (16,), generator=generator)
-        cut, of = patches(pictures[index]), kinds[index]
+        cut, kind = patches(pictures[index]), kinds[index]
         filtered = F.cross_entropy(
             model.filter_net(cut.flatten(0, 1)), shows(middles[index]).long().flatten()
         )
-        loss = filtered + F.nll_loss(model(cut).log(), of) + F.nll_loss(all_patches(cut).log(), of)
+        loss = filtered + F.nll_loss(model(cut).log(), kind) + F.nll_loss(all_patches(cut).log(), kind)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

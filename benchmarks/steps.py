@@ -157,10 +157,12 @@ def measure(
         for contender, trainer in trainers.items():
             with CONTENDERS[contender]():
                 samples[contender].append(trainer.timed())
-    for contender, found in samples.items():
-        parts = {part: 1e3 * statistics.median(sample[part] for sample in found) for part in found[0]}
+    for contender, timed_steps in samples.items():
+        parts = {
+            part: 1e3 * statistics.median(sample[part] for sample in timed_steps) for part in timed_steps[0]
+        }
         rows[contender] |= {
-            "ms": 1e3 * statistics.median(sum(sample.values()) for sample in found),
+            "ms": 1e3 * statistics.median(sum(sample.values()) for sample in timed_steps),
             "parts_ms": parts,
         }
     return record
@@ -237,8 +239,8 @@ def bench_steps(
     if out is not None:
         path = out / "steps" / f"{about['name']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        how = {"preset": preset, "precision": precision, "compile": compile}
-        document = {"machine": about, "date": date.today().isoformat(), **how, "systems": records}
+        settings = {"preset": preset, "precision": precision, "compile": compile}
+        document = {"machine": about, "date": date.today().isoformat(), **settings, "systems": records}
         path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"\n{path}")
     if differ:

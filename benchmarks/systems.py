@@ -188,17 +188,17 @@ def c2l(preset: str, batch: int | None, device: torch.device) -> System:
         for clustering, maps in zip(clusterings, features(), strict=True):
             clustering.update(maps)
         model.eval()
-        found: Batch = {}
+        taken: Batch = {}
         for view, (clustering, maps) in enumerate(zip(clusterings, features(), strict=True), 1):
             labels = clustering.assign(maps)
             share = torch.bincount(labels.flatten(), minlength=recipe.clusters).float()
-            found |= {
+            taken |= {
                 f"labels{view}": labels,
                 f"centroids{view}": clustering.cluster_centers_,
                 f"weight{view}": share / share.sum(),
             }
         model.train()
-        return found
+        return taken
 
     return System(
         f"C2L, {batch} pictures of {side} pixels, {recipe.clusters} clusters, {recipe.atoms} atoms",

@@ -83,17 +83,17 @@ def _abi_version(target: str) -> str:
 def optional_packages() -> Iterator[tuple[str, str, str]]:
     """Name, state and extra of each optional package; it is imported, since its libraries may be missing."""
     for name, module, distributions, extra in OPTIONAL:
-        found = _version(*distributions)
-        if found is None:
+        installed = _version(*distributions)
+        if installed is None:
             yield name, "not installed", extra
             continue
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever a third-party package raises on import is what we report
             reason = NEEDS.get(name) or f"{type(error).__name__}: {error}".splitlines()[0]
-            yield name, f"{found}, does not load: {reason}", extra
+            yield name, f"{installed}, does not load: {reason}", extra
         else:
-            yield name, found, extra
+            yield name, installed, extra
 
 
 def gpu_results() -> dict[str, set[str]]:

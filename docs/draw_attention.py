@@ -30,7 +30,7 @@ from cmx_fast.nn.attention import (
     SqueezeAttention,
     SqueezeExcite,
     TwoLevelAttention,
-    suppress,
+    nms,
 )
 
 FOLDER = Path(__file__).parent / "attention"
@@ -142,7 +142,7 @@ def hard() -> None:
     regions = RegionProposals(4, stride=8, sizes=(20, 40), width=8)
     anchors = regions.anchors(12, 12)
     scores = -(anchors - torch.tensor([42.0, 20, 78, 56])).abs().sum(1)
-    kept = suppress(anchors, scores, 0.7, 6)
+    kept = nms(anchors, scores, 0.7, 6)
     boxes("region_proposals", image, anchors[kept].tolist(), "#ffd34d")
 
 

@@ -23,7 +23,7 @@ import torch
 
 from cmx_fast.ops.kmeans import CUDA_MOST_CENTROIDS
 
-from ..cases import kmeans as clustering
+from ..cases import kmeans
 from ..cases.pyramid_correlation import IN_CUDA
 from ..harness.case import Case, Goal
 from ..harness.provider import OURS
@@ -46,20 +46,20 @@ def _within(least: float, reach: float) -> Goal:
     return Goal("ms", least, reach)
 
 
-def _faster(of: str, against: str, times: float = 1) -> Goal:
-    return Goal("speedup", times, 2 * times, against, of=of)
+def _faster(provider: str, against: str, times: float = 1) -> Goal:
+    return Goal("speedup", times, 2 * times, against, provider=provider)
 
 
-def _accuracy(what: str, loss: float | None, temperature: float) -> Case:
+def _accuracy(size: str, loss: float | None, temperature: float) -> Case:
     case = Case(
-        f"floors/info_nce-{what}", "info_nce", "clip", 2048, 256, dtype=torch.bfloat16, loss_value=loss,
+        f"floors/info_nce-{size}", "info_nce", "clip", 2048, 256, dtype=torch.bfloat16, loss_value=loss,
         measures=("error",), providers=(CLIP, COMPILED, *FUSED, OURS), goals=(Goal("error", 1.5, 1, CLIP),),
     )  # fmt: skip
     return replace(case, temperature=temperature)
 
 
 def _step_of_maps(clusters: int, least: float, reach: float) -> Case:
-    ours = clustering.ON_DEVICE if clusters <= CUDA_MOST_CENTROIDS else (OURS,)
+    ours = kmeans.ON_DEVICE if clusters <= CUDA_MOST_CENTROIDS else (OURS,)
     return Case(
         f"floors/kmeans-{clusters}", "kmeans", "step of maps", 192, 128, clusters=clusters, size=(80, 80),
         dtype=torch.bfloat16, providers=("PyTorch, 4096 rows at a time", FLASH, *ROWS_READY, *ours),

@@ -166,17 +166,17 @@ def _alone(
     failed: list[str], operators: list[str], deadline: float, root: Path
 ) -> dict[str | None, list[str]]:
     """Of the failed tests, by operator, those that fail without the others' company."""
-    found: dict[str | None, list[str]] = {}
+    by_operator: dict[str | None, list[str]] = {}
     for test in failed:
-        found.setdefault(operator_of(test, operators), []).append(test)
-    if len(found) < 2:
-        return found
-    for operator, tests in found.items():
+        by_operator.setdefault(operator_of(test, operators), []).append(test)
+    if len(by_operator) < 2:
+        return by_operator
+    for operator, tests in by_operator.items():
         left = deadline - time.monotonic()
         again = run_pytest(tests, left, root) if left > 0 else None
         if again is not None and again.finished:
-            found[operator] = again.failed
-    return {operator: tests for operator, tests in found.items() if tests}
+            by_operator[operator] = again.failed
+    return {operator: tests for operator, tests in by_operator.items() if tests}
 
 
 def sanitize(seconds: float) -> int:
@@ -187,7 +187,7 @@ def sanitize(seconds: float) -> int:
             "benchmarks.device: compute-sanitizer is not on PATH (it comes with the CUDA toolkit); nothing was run"
         )
         return 2
-    deadline, found = time.monotonic() + seconds, 0
+    deadline, findings = time.monotonic() + seconds, 0
     for check in CHECKS:
         command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "pytest", SANITIZED]
         try:
@@ -199,10 +199,10 @@ def sanitize(seconds: float) -> int:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             print(f"compute-sanitizer {check}: NOT FINISHED in time")
-            found += 1
+            findings += 1
             continue
         if done.returncode:
-            found += 1
+            findings += 1
             print("\n".join(f"  {line}" for line in done.stdout.splitlines()[-60:]))
         print(f"compute-sanitizer {check}: {'FAILED' if done.returncode else 'nothing found'}", flush=True)
-    return 1 if found else 0
+    return 1 if findings else 0

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from cmx_fast.ops.info_nce import WIDEST_MEANS
 
-from ..cases import band_spectrogram as hearing
-from ..cases import prepare_frames as framing
+from ..cases.band_spectrogram import SHAPES
+from ..cases.prepare_frames import PROVIDERS as FRAME_PROVIDERS
+from ..cases.prepare_frames import view_of
 from ..harness.case import Case
 from ..harness.registry import DEVICE_CASES
 
@@ -192,12 +193,12 @@ def cost(case: Case) -> Cost | None:
         return pyramid_correlation(maps, element)
     if case.task == "squeeze-excite":
         return gate(maps, element)
-    if case.task in framing.PROVIDERS:
-        return prepare_frames(maps, n * d * case.size[0] * framing.view_of(case.size) ** 2, element)
+    if case.task in FRAME_PROVIDERS:
+        return prepare_frames(maps, n * d * case.size[0] * view_of(case.size) ** 2, element)
     if case.task == "attention":
         return attention(case.batch, n, n, d, case.value, element)
-    if case.task in hearing.SHAPES:
-        n_fft, hop, bands = hearing.SHAPES[case.task]
+    if case.task in SHAPES:
+        n_fft, hop, bands = SHAPES[case.task]
         return band_spectrogram(n, case.size[0] // hop, n_fft, bands, case.size[0])
     return None
 
@@ -209,20 +210,20 @@ def beside(case: Case, device: str, here: Chip | None = None, ms: float | None =
         here: the machine by its own rates; then the line has the least time at those, too.
         ms: what was measured, to say which part of it that is.
     """
-    found = cost(case)
+    costs = cost(case)
     chip = next((chip for chip in CHIPS if chip.name in device), None)
-    if found is None or (chip is None and here is None):
+    if costs is None or (chip is None and here is None):
         return "no limit is known"
-    said = []
+    parts = []
     if chip is not None:
-        least, why = 1e3 * found.seconds(chip, case.dtype), found.bound(chip, case.dtype)
-        said.append(f"limit of {chip.name}: {least:.3g} ms ({why}; {found.products:.3g} operations, ")
-        said[0] += f"{found.bytes:.3g} bytes)"
+        least, bound = 1e3 * costs.seconds(chip, case.dtype), costs.bound(chip, case.dtype)
+        parts.append(f"limit of {chip.name}: {least:.3g} ms ({bound}; {costs.products:.3g} operations, ")
+        parts[0] += f"{costs.bytes:.3g} bytes)"
     if here is not None:
-        least = 1e3 * found.seconds(here, case.dtype)
+        least = 1e3 * costs.seconds(here, case.dtype)
         share = f", {least / ms:.0%} of the time measured" if ms else ""
-        said.append(f"at the rates of this run: {least:.3g} ms{share}")
-    return "; ".join(said)
+        parts.append(f"at the rates of this run: {least:.3g} ms{share}")
+    return "; ".join(parts)
 
 
 def table() -> Table:
@@ -231,11 +232,11 @@ def table() -> Table:
     for column in result.columns[1:-1]:
         column.justify = "right"
     for case in DEVICE_CASES:
-        found = cost(case)
-        if found is not None:
-            times = (f"{1e3 * found.seconds(chip, case.dtype):.3g}" for chip in CHIPS)
+        costs = cost(case)
+        if costs is not None:
+            times = (f"{1e3 * costs.seconds(chip, case.dtype):.3g}" for chip in CHIPS)
             h200 = next(chip for chip in CHIPS if chip.name == "H200")
-            result.add_row(case.title, *times, found.bound(h200, case.dtype))
+            result.add_row(case.title, *times, costs.bound(h200, case.dtype))
     return result
 
 

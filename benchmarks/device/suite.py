@@ -86,12 +86,11 @@ def main() -> int:
     from ..harness.measure import measure
     from ..harness.provider import OURS
     from ..harness.registry import DEVICE_CASES, select
-    from . import ceilings, roofline
-    from . import kernel_tests as device_tests
+    from . import ceilings, kernel_tests, roofline
     from .floors import FLOORS
 
     if arguments.sanitize:
-        return device_tests.sanitize(deadline - time.monotonic())
+        return kernel_tests.sanitize(deadline - time.monotonic())
     about = machine.describe("cuda")
     print(machine.header(about))
     print(
@@ -105,24 +104,24 @@ def main() -> int:
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
     # Those that no case measures last.
-    tested = device_tests.tested()
+    tested = kernel_tests.tested()
     others = [name for name in tested if name not in measured and name in (arguments.only or [name])]
     until = time.monotonic() + TESTS_SHARE * (deadline - time.monotonic())
-    found = device_tests.failed_operators(measured + others, until, only=bool(arguments.only))
+    failed = kernel_tests.failed_operators(measured + others, until, only=bool(arguments.only))
     failures = 0
-    for operator in found.keys() - {*measured, *others}:
-        print(f"{operator or 'the suite itself'}: FAILED, {'; '.join(found[operator])}", flush=True)
+    for operator in failed.keys() - {*measured, *others}:
+        print(f"{operator or 'the suite itself'}: FAILED, {'; '.join(failed[operator])}", flush=True)
         failures += 1
     for operator in measured + others:
-        right = operator not in found
-        failures += not right
-        said = "tests pass" if right else f"NOT REPORTED, {'; '.join(found[operator])}"
-        print(f"{operator}: {said}", flush=True)
+        passed = operator not in failed
+        failures += not passed
+        line = "tests pass" if passed else f"NOT REPORTED, {'; '.join(failed[operator])}"
+        print(f"{operator}: {line}", flush=True)
     for number, case in enumerate(cases):
         if time.monotonic() + SLOWEST_CASE > deadline:
             print(f"time is up: {len(cases) - number} of {len(cases)} cases not measured")
             break
-        if case.operator in found:
+        if case.operator in failed:
             continue
         try:
             if "time" in case.measures and not (verdict := gate.check(case, "cuda")).passed:

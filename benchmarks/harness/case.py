@@ -9,28 +9,14 @@ from typing import Literal
 import torch
 
 from ..cases import (
-    attention as attending,
-)
-from ..cases import (
-    band_spectrogram as hearing,
-)
-from ..cases import (
+    attention,
+    band_spectrogram,
     contrastive,
-)
-from ..cases import (
-    gates as gating,
-)
-from ..cases import (
-    kmeans as clustering,
-)
-from ..cases import (
-    prepare_frames as framing,
-)
-from ..cases import (
-    pyramid_correlation as correlation,
-)
-from ..cases import (
-    sparse_code as sparse,
+    gates,
+    kmeans,
+    prepare_frames,
+    pyramid_correlation,
+    sparse_code,
 )
 from . import problems, timing
 from .problems import Problem
@@ -39,13 +25,13 @@ from .provider import OURS, Provider
 # By what is computed, a case's task.
 PROVIDERS: dict[str, dict[str, Provider]] = (
     contrastive.PROVIDERS
-    | clustering.PROVIDERS
-    | sparse.PROVIDERS
-    | correlation.PROVIDERS
-    | attending.PROVIDERS
-    | gating.PROVIDERS
-    | hearing.PROVIDERS
-    | framing.PROVIDERS
+    | kmeans.PROVIDERS
+    | sparse_code.PROVIDERS
+    | pyramid_correlation.PROVIDERS
+    | attention.PROVIDERS
+    | gates.PROVIDERS
+    | band_spectrogram.PROVIDERS
+    | prepare_frames.PROVIDERS
 )
 Measure = Literal["time", "memory", "error"]
 
@@ -63,7 +49,7 @@ class Goal:
     least: float
     reach: float
     against: str = ""
-    of: str = OURS
+    provider: str = OURS
 
     def met(self, measured: float) -> bool:
         return measured >= self.least if self.kind == "speedup" else measured <= self.least
@@ -108,9 +94,9 @@ class Case:
         if self.size:
             shape = ", ".join(map(str, (self.n, self.d, *self.size)))
             by_task = ("gates", "prepare_frames", "band_spectrogram")
-            what = self.task if self.operator in by_task else self.operator
+            subject = self.task if self.operator in by_task else self.operator
             shape = f"({shape}), K={self.clusters}" if self.clusters else f"({shape})"
-            return f"{what} {shape}, {str(self.dtype).removeprefix('torch.')}"
+            return f"{subject} {shape}, {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
             last = f"K={self.value}" if self.task == "encoding" else f"E={self.value}"
@@ -137,11 +123,11 @@ class Case:
             columns = self.value if self.task == "encoding" else self.n
             return timing.product_unit(self.batch * self.n, columns, width, device, dtype)
         if self.operator == "prepare_frames":
-            view = framing.view_of(self.size)
-            elements = correlation.elements(self.n, self.d, (self.size[0], view, view))
+            view = prepare_frames.view_of(self.size)
+            elements = pyramid_correlation.elements(self.n, self.d, (self.size[0], view, view))
             return timing.copy_unit(elements, device, dtype)
         if self.size:
-            return timing.copy_unit(correlation.elements(self.n, self.d, self.size), device, dtype)
+            return timing.copy_unit(pyramid_correlation.elements(self.n, self.d, self.size), device, dtype)
         return timing.product_unit(self.n, self.bank or self.clusters or self.n, self.d, device, dtype)
 
     def contenders(self) -> dict[str, Provider]:
@@ -163,27 +149,27 @@ class Case:
     def problem(self, provider: Provider, device: str = "cpu") -> Problem:
         """The inputs as this provider takes them."""
         if self.value:
-            made = attending.problem(self.task, self.n, self.d, self.value, self.batch)
-        elif self.task in gating.PROVIDERS:
-            made = gating.problem(self.task, self.n, self.d, self.size)
-        elif self.task in hearing.PROVIDERS:
-            made = hearing.problem(self.task, self.n, *self.size)
-        elif self.task in framing.PROVIDERS:
-            made = framing.problem(self.task, self.n, self.size)
+            inputs = attention.problem(self.task, self.n, self.d, self.value, self.batch)
+        elif self.task in gates.PROVIDERS:
+            inputs = gates.problem(self.task, self.n, self.d, self.size)
+        elif self.task in band_spectrogram.PROVIDERS:
+            inputs = band_spectrogram.problem(self.task, self.n, *self.size)
+        elif self.task in prepare_frames.PROVIDERS:
+            inputs = prepare_frames.problem(self.task, self.n, self.size)
         elif self.size and self.clusters:
-            made = clustering.problem(self.task, self.rows, self.d, self.clusters)
+            inputs = kmeans.problem(self.task, self.rows, self.d, self.clusters)
         elif self.size:
-            made = correlation.problem(self.task, self.n, self.d, self.size)
+            inputs = pyramid_correlation.problem(self.task, self.n, self.d, self.size)
         elif self.bank:
-            made = problems.bank_problem(self.n, self.d, self.bank)
+            inputs = problems.bank_problem(self.n, self.d, self.bank)
         elif self.task == "codes":
-            made = sparse.problem(self.n, self.d, self.clusters)
+            inputs = sparse_code.problem(self.n, self.d, self.clusters)
         elif self.clusters:
-            made = clustering.problem(self.task, self.n, self.d, self.clusters)
+            inputs = kmeans.problem(self.task, self.n, self.d, self.clusters)
         else:
-            made = {
+            inputs = {
                 "clip": lambda: problems.clip_problem(self.n, self.d, self.loss_value, self.temperature),
                 "supcon": lambda: problems.supcon_problem(self.n, self.d, self.loss_value),
                 "two views": lambda: problems.views_problem(self.n, self.d),
             }[self.task]()
-        return made.to(self.dtype, device).to(provider.dtype or self.dtype)
+        return inputs.to(self.dtype, device).to(provider.dtype or self.dtype)

@@ -53,10 +53,10 @@ def _version(package: str) -> str | None:
 def _driver() -> str | None:
     """Version of NVIDIA's driver, None where its kernel module does not say."""
     try:
-        found = re.search(r"Module.*?(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+        match = re.search(r"Module.*?(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return None
-    return found and found.group(1)
+    return match and match.group(1)
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:

@@ -30,8 +30,8 @@ def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
     problem = case.problem(provider, device)
     exact = problem.to(torch.float64)
     truth = exact.result(Provider(lambda p: lambda: provider.truth(p), provider.truth).step(exact)())
-    found = problem.result(provider.step(problem)())
-    return ((found - truth).norm() / truth.norm()).item()
+    result = problem.result(provider.step(problem)())
+    return ((result - truth).norm() / truth.norm()).item()
 
 
 #: What is made of PyTorch's own operators.
@@ -82,10 +82,10 @@ def _admitted(case: Case, name: str, provider: Provider, device: str) -> dict[st
     """
     if name.startswith(OURS) and not (provider.captured and device == "cpu"):
         return {}
-    found: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     try:
         if provider.package is not None:
-            found["version"] = importlib.metadata.version(provider.package)
+            row["version"] = importlib.metadata.version(provider.package)
         if provider.captured and device == "cpu":
             raise RuntimeError("a CUDA graph needs a CUDA device")
         if provider.package is not None:
@@ -93,16 +93,16 @@ def _admitted(case: Case, name: str, provider: Provider, device: str) -> dict[st
             if "time" in case.measures and not error <= PEER_TOLERANCE:
                 raise RuntimeError(f"its result is {error:.1g} from float64's, relative")
     except importlib.metadata.PackageNotFoundError:
-        found["skipped"] = f"{provider.package} is not installed"
+        row["skipped"] = f"{provider.package} is not installed"
     except Exception as error:  # whatever others' code raises
-        found["skipped"] = reason(error)
-    return found
+        row["skipped"] = reason(error)
+    return row
 
 
 def reason(error: Exception) -> str:
     """The first line of what went wrong."""
-    said = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {said[0]}" if said[0] else type(error).__name__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
 
 
 def _error(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Bound:
 
 def _bound(case: Case, rows: dict[str, dict[str, Any]], device: str) -> dict[str, Bound]:
     """Those that are there; on a GPU each has run once, which shows where memory ends or a peer's kernel fails."""
-    found: dict[str, Bound] = {}
+    bound: dict[str, Bound] = {}
     for name, provider in case.contenders().items():
         if "skipped" in rows[name]:
             continue
@@ -138,14 +138,14 @@ def _bound(case: Case, rows: dict[str, dict[str, Any]], device: str) -> dict[str
             step = provider.joined(forward, backward)
             if device == "cuda":
                 step()
-            found[name] = Bound(forward, backward, step, problem.leaves)
+            bound[name] = Bound(forward, backward, step, problem.leaves)
         except Exception as error:
             if name == OURS:
                 raise
             rows[name]["skipped"] = reason(error)
-        if name not in found:
+        if name not in bound:
             memory.release(device)  # after the block: within, the error holds the step's tensors
-    return found
+    return bound
 
 
 def _time(
@@ -183,18 +183,18 @@ def _judge(
     """A goal beside what was measured; None where a provider was missing."""
     measured: float | None = None
     if goal.kind == "speedup":
-        if goal.of in timings and goal.against in timings:
-            measured = timing.ratio(timings[goal.against], timings[goal.of])
+        if goal.provider in timings and goal.against in timings:
+            measured = timing.ratio(timings[goal.against], timings[goal.provider])
     elif goal.kind in ("error", "memory_share", "working_share"):
         figure = "error" if goal.kind == "error" else "peak_mb"
         apart = gradients_mb if goal.kind == "working_share" else 0.0
-        ours, theirs = rows[goal.of].get(figure), rows[goal.against].get(figure)
+        ours, theirs = rows[goal.provider].get(figure), rows[goal.against].get(figure)
         measured = max(0.0, ours - apart) / (theirs - apart) if ours is not None and theirs else None
     else:
-        measured = rows[goal.of].get(goal.kind)
+        measured = rows[goal.provider].get(goal.kind)
     return {
         "what": goal.describe(),
-        "of": goal.of,
+        "of": goal.provider,
         "kind": goal.kind,
         "against": goal.against,
         "least": goal.least,

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..cases import band_spectrogram as hearing
-from ..cases import pyramid_correlation as correlation
+from ..cases import band_spectrogram, pyramid_correlation
 from ..device.floors import CLIP, COMPILED, FLOORS, MOCO, SUPCONTRAST
 from .case import PROVIDERS, Case, Goal
 from .provider import OURS
@@ -42,7 +41,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "info_nce/bank", "info_nce", "bank", 1024, 128, bank=65536,
         providers=tuple(PROVIDERS["bank"]),
-        goals=(Goal("speedup", 2, 4, MOCO), Goal("speedup", 2, 4, LIGHTLY, of=f"{OURS} NTXentLoss")),
+        goals=(Goal("speedup", 2, 4, MOCO), Goal("speedup", 2, 4, LIGHTLY, provider=f"{OURS} NTXentLoss")),
     ),
     Case(
         "info_nce/two-banks", "info_nce", "two banks", 128, 256, bank=30_000,
@@ -146,10 +145,10 @@ CASES: tuple[Case, ...] = (
     ),
     *(
         Case(
-            f"frames/{what}{suffix}", "prepare_frames", task, n, 3, size=size,
+            f"frames/{kind}{suffix}", "prepare_frames", task, n, 3, size=size,
             providers=tuple(PROVIDERS[task]), goals=(Goal("speedup", 3, 6, TORCHVISION),),
         )
-        for what, n, size in (("clips", 8, (32, 160, 213)), ("pictures", 32, (1, 256, 341)))
+        for kind, n, size in (("clips", 8, (32, 160, 213)), ("pictures", 32, (1, 256, 341)))
         for suffix, task in (("", "frames"), ("-recoloured", "frames, recoloured"))
     ),
     Case(
@@ -197,14 +196,14 @@ DEVICE_CASES: tuple[Case, ...] = (
     *(
         Case(
             f"pyramid_correlation/device-{task}", "pyramid_correlation", task, 128, 512, size=(4, 8, 8),
-            dtype=torch.bfloat16, providers=(FORMULA, COMPILED, *correlation.ON_DEVICE),
+            dtype=torch.bfloat16, providers=(FORMULA, COMPILED, *pyramid_correlation.ON_DEVICE),
         )
         for task in ("correlation", "consistency")
     ),
     *(
         Case(
             f"band_spectrogram/device-{task}", "band_spectrogram", task, 256, 1, size=(samples,),
-            providers=(*((hearing.TORCHAUDIO,) if task == "log-mel" else ()), hearing.EAGER, OURS),
+            providers=(*((band_spectrogram.TORCHAUDIO,) if task == "log-mel" else ()), band_spectrogram.EAGER, OURS),
         )
         for task, samples in (("log-mel", 6 * 22050), ("filterbank", 24000), ("power spectrogram", 160_000))
     ),

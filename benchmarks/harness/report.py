@@ -51,12 +51,12 @@ def table(record: Record) -> str:
         cells = "".join(f"{_number(row.get(key), pattern):>{width}}" for _, key, pattern, width in columns)
         if not row.get("finite", True):
             cells += " not finite"
-        said = f" {row['skipped']}" if "skipped" in row else cells
-        lines.append(f"  {label:30.30}{said}"[:WIDTH])
+        text = f" {row['skipped']}" if "skipped" in row else cells
+        lines.append(f"  {label:30.30}{text}"[:WIDTH])
     for goal in record["goals"]:
         verdict = "reached" if goal["met"] else "NOT REACHED"
-        who = "" if goal["of"] == OURS else f"{goal['of']}: "
-        lines.append(f"  {who}{goal['what']}: {_number(goal['measured'], '.3g')}, {verdict}")
+        provider = "" if goal["of"] == OURS else f"{goal['of']}: "
+        lines.append(f"  {provider}{goal['what']}: {_number(goal['measured'], '.3g')}, {verdict}")
     return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ def over_rows(document: Mapping[str, Any], operator: str, figure: str) -> tuple[
     if not by_kind:
         return "", {}
     (d, dtype), points = max(by_kind.items(), key=lambda item: max(map(len, item[1].values())))
-    return f"{operator}, D={d}, {dtype}", {name: sorted(found) for name, found in points.items()}
+    return f"{operator}, D={d}, {dtype}", {name: sorted(values) for name, values in points.items()}
 
 
 def reached(document: Mapping[str, Any]) -> list[tuple[str, float, float]]:
@@ -67,13 +67,13 @@ def reached(document: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     By the cost model's operations and bytes, so for float32 the bytes, not the rate, are comparable.
     """
     cases = {case.name: case for case in DEVICE_CASES}
-    found = []
+    points = []
     for name, record in document["cases"].items():
         cost = roofline.cost(cases[name]) if name in cases else None
         ms = record["providers"].get(OURS, {}).get("ms")
         if cost is not None and ms is not None and cost.products and record["dtype"] == "bfloat16":
-            found.append((record["title"], cost.products / cost.bytes, cost.products / (ms / 1e3)))
-    return found
+            points.append((record["title"], cost.products / cost.bytes, cost.products / (ms / 1e3)))
+    return points
 
 
 def _colour(name: str, place: int) -> str:
@@ -116,15 +116,15 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
 def _roof(axis: Any, document: Mapping[str, Any], ceilings: Mapping[str, float]) -> None:
     """Draws the rates of the run's own large copy and product, and what was reached of them."""
     corner = ceilings["bfloat16"] / ceilings["copy"]
-    found = reached(document)
-    low = min([corner / 30, *(intensity / 2 for _, intensity, _ in found)])
-    high = max([corner * 30, *(intensity * 2 for _, intensity, _ in found)])
+    points = reached(document)
+    low = min([corner / 30, *(intensity / 2 for _, intensity, _ in points)])
+    high = max([corner * 30, *(intensity * 2 for _, intensity, _ in points)])
     axis.plot(
         [low, corner, high],
         [low * ceilings["copy"], ceilings["bfloat16"], ceilings["bfloat16"]],
         color="#475569",
     )
-    for title, intensity, rate in found:
+    for title, intensity, rate in points:
         axis.plot(intensity, rate, "o", color="#c2410c", markersize=4)
         axis.annotate(
             title.split(",")[0], (intensity, rate), fontsize=6, xytext=(3, -8), textcoords="offset points"
@@ -139,7 +139,9 @@ def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
     from matplotlib.patches import Patch
 
     systems = {
-        record["title"]: {who: row for who, row in record["contenders"].items() if "parts_ms" in row}
+        record["title"]: {
+            contender: row for contender, row in record["contenders"].items() if "parts_ms" in row
+        }
         for record in document["systems"].values()
     }
     systems = {title: rows for title, rows in systems.items() if rows}
@@ -150,10 +152,10 @@ def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
     for axis, (title, rows) in zip(axes, systems.items(), strict=True):
         starts = dict.fromkeys(rows, 0.0)
         for part, colour in PARTS.items():
-            for who, row in rows.items():
+            for contender, row in rows.items():
                 length = row["parts_ms"].get(part, 0.0)
-                axis.barh(who, length, left=starts[who], color=colour)
-                starts[who] += length
+                axis.barh(contender, length, left=starts[contender], color=colour)
+                starts[contender] += length
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
@@ -166,20 +168,20 @@ def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
-def _steps(document: Mapping[str, Any], page: Path) -> list[str]:
+def _steps(document: Mapping[str, Any], page_path: Path) -> list[str]:
     """Whole training steps of one machine: a picture of their parts, and a table."""
     compiled = ", `torch.compile`" if document["compile"] else ""
     lines = [f"### Training steps, {document['preset']} sizes, {document['precision']}{compiled}", ""]
     lines += [f"Measured {document['date']} by `cmx bench steps`.", ""]
     picture = f"steps-{document['machine']['name']}.png"
-    if draw_steps(document, page.parent / "results" / picture):
+    if draw_steps(document, page_path.parent / "results" / picture):
         lines += [f"![Parts of the systems' training steps](results/{picture})", ""]
     rows = []
     for record in document["systems"].values():
-        found = [record["contenders"].get(who, {}) for who in ("formulas", OURS)]
-        if all("ms" in row for row in found):
-            theirs, ours = (row["ms"] for row in found)
-            peaks = " | ".join("-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}" for row in found)
+        measured = [record["contenders"].get(contender, {}) for contender in ("formulas", OURS)]
+        if all("ms" in row for row in measured):
+            theirs, ours = (row["ms"] for row in measured)
+            peaks = " | ".join("-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}" for row in measured)
             rows.append(f"| {record['title']} | {theirs:.3g} | {ours:.3g} | {theirs / ours:.2f} | {peaks} |")
     if rows:
         lines += ["| | formulas, ms | ours, ms | times faster | formulas, peak MB | ours |"]
@@ -277,7 +279,7 @@ def draw_headline(documents: Sequence[Mapping[str, Any]], path: Path) -> bool:
     return True
 
 
-def write(results: Path, page: Path) -> str:
+def write(results: Path, page_path: Path) -> str:
     """The page and its pictures, from every results file; the page's text."""
     documents = {path.stem: report.load(path) for path in sorted(results.glob("*.json"))}
     lines = [
@@ -295,23 +297,23 @@ def write(results: Path, page: Path) -> str:
             "computed, not measured, in [performance.md](performance.md).",
             "",
         ]
-    if draw_headline([*documents.values()], page.parent / "results" / "speed.png"):
+    if draw_headline([*documents.values()], page_path.parent / "results" / "speed.png"):
         lines += ["![Time and memory of five cases beside what people use today](results/speed.png)", ""]
     for stem, document in documents.items():
         dates = sorted({record["date"] for record in document["cases"].values()})
         measured = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
         lines += [f"## {_label(document['machine'])}", "", f"Measured {measured}.", ""]
-        if draw(document, page.parent / "results" / f"{stem}.png"):
+        if draw(document, page_path.parent / "results" / f"{stem}.png"):
             lines += [f"![Time and memory over N, {_label(document['machine'])}](results/{stem}.png)", ""]
             lines += ["Both axes are logarithmic; less is better.", ""]
         records = _in_order(document)
         lines += _times(records) + _memory(records) + _errors(records) + _goals(records)
         of_steps = results / "steps" / f"{document['machine']['name']}.json"
         if of_steps.exists():
-            lines += _steps(json.loads(of_steps.read_text()), page)
+            lines += _steps(json.loads(of_steps.read_text()), page_path)
         lines += _versions(document["machine"])
     text = "\n".join(lines).rstrip() + "\n"
-    page.write_text(text)
+    page_path.write_text(text)
     return text
 
 

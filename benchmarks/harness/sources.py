@@ -52,15 +52,15 @@ def source_files(operator: str, device: str) -> list[str]:
     if operator in LAYERS:
         return sorted(LAYERS[operator])
     patterns = ("cmx_fast/ops/{}.py", *KERNELS[device])
-    found: set[str] = set()
+    files: set[str] = set()
     waiting = [pattern.format(stem) for stem in STEMS.get(operator, (operator,)) for pattern in patterns]
     while waiting:
         path = waiting.pop()
-        if path in found | SHARED or not (ROOT / path).is_file():
+        if path in files | SHARED or not (ROOT / path).is_file():
             continue
-        found.add(path)
+        files.add(path)
         waiting += _needs(path)
-    return sorted(found)
+    return sorted(files)
 
 
 def source_hashes(operator: str, device: str) -> dict[str, str]:

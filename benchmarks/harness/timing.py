@@ -123,18 +123,18 @@ def halves(
 ) -> tuple[float, float]:
     """Median seconds of forward and of backward, measured in steps of both."""
     backward(forward())
-    found: list[list[float]] = []
+    samples: list[list[float]] = []
     start = time.perf_counter()
-    while len(found) < rounds[0] or (len(found) < rounds[1] and time.perf_counter() - start < seconds):
+    while len(samples) < rounds[0] or (len(samples) < rounds[1] and time.perf_counter() - start < seconds):
         marks = Marks(device)
         marks.mark()
         loss = forward()
         marks.mark()
         backward(loss)
         marks.mark()
-        found.append(marks.seconds())
-    one, two = (statistics.median(half) for half in zip(*found, strict=True))
-    return one, two
+        samples.append(marks.seconds())
+    forward_seconds, backward_seconds = (statistics.median(half) for half in zip(*samples, strict=True))
+    return forward_seconds, backward_seconds
 
 
 def interleaved(

@@ -60,7 +60,7 @@ def cpu_seconds() -> float:
 
 def compare(contenders: dict[str, Pass], rounds: int = ROUNDS) -> dict[str, Speed]:
     """All in turn, medians over the rounds; DALI after the others, since its pools make workers slower to start."""
-    found: dict[str, list[Speed]] = {name: [] for name in contenders}
+    measured: dict[str, list[Speed]] = {name: [] for name in contenders}
     last = [name for name in contenders if "DALI" in name]
     for names in ([name for name in contenders if name not in last], last):
         for name, run in rounds * [(name, contenders[name]) for name in names]:
@@ -71,12 +71,12 @@ def compare(contenders: dict[str, Pass], rounds: int = ROUNDS) -> dict[str, Spee
                 count, waited = count + clips, waited + seconds
             wall = time.perf_counter() - began
             gc.collect()
-            found[name].append(Speed(count / wall, 1000 * (cpu_seconds() - used) / count, waited / wall))
+            measured[name].append(Speed(count / wall, 1000 * (cpu_seconds() - used) / count, waited / wall))
     return {
         name: Speed(
             *(statistics.median(getattr(s, part) for s in speeds) for part in ("rate", "cpu", "waited"))
         )
-        for name, speeds in found.items()
+        for name, speeds in measured.items()
     }
 
 
@@ -220,18 +220,18 @@ def _cpu_of(do: Callable[[Any], Any], things: list[Any]) -> float:
     return 1000 * spent / len(things[:BATCH])
 
 
-def speeds(title: str, found: dict[str, Speed], what: str) -> Table:
+def speed_table(title: str, measured: dict[str, Speed], kind: str) -> Table:
     """A line per contender, and how much faster than it the first is."""
-    result = Table("", f"{what}/s", f"CPU ms/{what[:-1]}", "first is faster", title=title, width=WIDTH)
+    result = Table("", f"{kind}/s", f"CPU ms/{kind[:-1]}", "first is faster", title=title, width=WIDTH)
     for column in result.columns[1:]:
         column.justify = "right"
-    first = next(iter(found.values())).rate
-    for name, speed in found.items():
+    first = next(iter(measured.values())).rate
+    for name, speed in measured.items():
         result.add_row(name, f"{speed.rate:.1f}", f"{speed.cpu:.1f}", f"{first / speed.rate:.2f}x")
     return result
 
 
-def where(videos: Videos, found: dict[str, Speed]) -> Table:
+def parts_table(videos: Videos, measured: dict[str, Speed]) -> Table:
     """Where our time goes."""
     result = Table("CPU ms per clip", "picture", "sound", "preparation", "rest", "waiting", width=WIDTH)
     for column in result.columns[1:]:
@@ -239,12 +239,12 @@ def where(videos: Videos, found: dict[str, Speed]) -> Table:
     for backend in videos.loaders:
         name = f"ours, {BACKENDS[backend]}"
         spent = videos.parts(backend)
-        rest = found[name].cpu - sum(spent)
-        result.add_row(name, *(f"{part:.1f}" for part in (*spent, rest)), f"{found[name].waited:.0%}")
+        rest = measured[name].cpu - sum(spent)
+        result.add_row(name, *(f"{part:.1f}" for part in (*spent, rest)), f"{measured[name].waited:.0%}")
     return result
 
 
-def usable(
+def readable(
     paths: list[Path], problem: Callable[[Path], str | None], read: Callable[[Path], Tensor]
 ) -> list[Path]:
     """Without those that break."""
@@ -263,7 +263,7 @@ def bench_data(
     folder: Annotated[
         Path, typer.Argument(help="Folder of videos, sounds or pictures.", exists=True, file_okay=False)
     ],
-    clips: Annotated[int, typer.Option(help="How many clips, sounds or pictures per round.", min=1)] = 128,
+    clips: Annotated[int, typer.Option(help="Clips, sounds or pictures per round.", min=1)] = 128,
     workers: Annotated[int, typer.Option(help="Our loader's processes.", min=1)] = min(
         8, os.cpu_count() or 1
     ),
@@ -287,24 +287,24 @@ def bench_data(
     if not without_torchaudio:
         sound_peers["torchaudio loop"] = loops.by_torchaudio
     for kind, problem, ours, dali, peers in (
-        ("sounds", audio_problem, loops.ours_of_sound, loops.ours_of_sounds_by_dali, sound_peers),
+        ("sounds", audio_problem, loops.our_sound, loops.our_sounds_by_dali, sound_peers),
         (
             "pictures",
             picture_problem,
-            loops.ours_of_pictures,
-            loops.ours_of_pictures_by_dali,
+            loops.our_pictures,
+            loops.our_pictures_by_dali,
             {"Pillow, torchvision loop": loops.by_torchvision},
         ),
     ):
-        good = usable(kinds[kind][:clips], problem, ours)
+        good = readable(kinds[kind][:clips], problem, ours)
         if good:
             chosen = [good[place % len(good)] for place in range(clips)]
             contenders = {"ours": through_workers(ours, chosen, workers)}
             contenders |= {title: plain(read, chosen) for title, read in peers.items()}
             if not unavailable("dali"):
                 contenders["ours, DALI"] = together(dali, chosen)
-            found = compare(contenders)
-            console.print(speeds(f"{clips} {kind} of {len(good)} files", found, kind))
+            measured = compare(contenders)
+            console.print(speed_table(f"{clips} {kind} of {len(good)} files", measured, kind))
             if kind == "sounds" and without_torchaudio:
                 console.print(f"torchaudio loop left out: {without_torchaudio}")
         if len(good) < len(kinds[kind][:clips]):
@@ -313,11 +313,13 @@ def bench_data(
 
 def _bench_videos(console: Console, paths: list[Path], clips: int, seed: int, workers: int) -> None:
     videos = Videos(paths[:clips], clips, seed, workers)
-    found = compare(videos.contenders())
+    measured = compare(videos.contenders())
     sizes = Counter(f"{m.width}x{m.height}" for m in next(iter(videos.loaders.values())).media)
     common = ", ".join(size for size, _ in sizes.most_common(3))
-    console.print(speeds(f"{len(videos.windows)} clips, mostly {common}, {workers} workers", found, "clips"))
-    console.print(where(videos, found))
+    console.print(
+        speed_table(f"{len(videos.windows)} clips, mostly {common}, {workers} workers", measured, "clips")
+    )
+    console.print(parts_table(videos, measured))
     console.print(
         f"A clip: {loops.FRAMES} frames at {loops.FPS} fps as float32 {loops.CROP}x{loops.CROP} and "
         f"{loops.SECONDS:g} s of sound at {loops.SAMPLE_RATE} Hz, batches of {BATCH}; waiting: the share of the time "

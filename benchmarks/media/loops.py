@@ -129,7 +129,7 @@ def by_soundfile(path: Path) -> Tensor:
     return _whole(torchaudio.functional.resample(torch.from_numpy(samples[:, 0].copy()), rate, SAMPLE_RATE))
 
 
-def ours_of_sound(path: Path) -> Tensor:
+def our_sound(path: Path) -> Tensor:
     return _whole(read_audio(path, SAMPLE_RATE, SAMPLES))
 
 
@@ -143,17 +143,17 @@ def by_torchvision(path: Path) -> Tensor:
     )
 
 
-def ours_of_pictures(path: Path) -> Tensor:
+def our_pictures(path: Path) -> Tensor:
     return _normalised(read_picture(path, SIDE, shorter=SHORTER))
 
 
-def ours_of_sounds_by_dali(paths: list[Path]) -> Tensor:
+def our_sounds_by_dali(paths: list[Path]) -> Tensor:
     """(B, samples), decoded together by a thread per core."""
     waves = _dali().read_sounds(paths, SAMPLE_RATE, SAMPLES, threads=CORES)
     return torch.stack([_whole(wave) for wave in waves])
 
 
-def ours_of_pictures_by_dali(paths: list[Path]) -> Tensor:
+def our_pictures_by_dali(paths: list[Path]) -> Tensor:
     pictures = _dali().read_pictures(paths, SIDE, shorter=SHORTER, threads=CORES)
     return _normalised(torch.stack(pictures))
 

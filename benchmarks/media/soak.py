@@ -87,19 +87,19 @@ def soak(folder: Path, clips: int, *, workers: int, every: int, seed: int = 0) -
         for _ in range(-(-clips // BATCH)):
             yield torch.randperm(len(loader), generator=order)[:BATCH]
 
-    found: list[Memory] = []
+    memory: list[Memory] = []
     done = 0
     for batch in loader.load(batches(), seed=seed, epoch=0):
         ClipViews(batch["index"], batch["size"], seed=seed, epoch=0, crop=48)(batch["frames"])
         before, done = done, done + len(batch["index"])
         if done // every > before // every:
             children = [child.pid for child in multiprocessing.active_children() if child.pid]
-            found.append(Memory(done, resident(os.getpid()), sum(map(resident, children))))
+            memory.append(Memory(done, resident(os.getpid()), sum(map(resident, children))))
         if before < clips // 4 <= done:
             files[0].unlink()
         if before < clips // 3 <= done:
             os.truncate(files[1], files[1].stat().st_size // 2)
-    return found, loader
+    return memory, loader
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
-        found, loader = soak(
+        memory, loader = soak(
             folder / "clips",
             arguments.clips,
             workers=arguments.workers,
@@ -120,7 +120,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder)
     print(f"{'clips':>8}{'process MB':>12}{'workers MB':>12}")
-    for row in found:
+    for row in memory:
         print(f"{row.clips:8}{row.process:12.1f}{row.workers:12.1f}")
     for path, reason in dict(loader.skipped).items():
         print(f"{path.name}: {reason}")

@@ -121,7 +121,7 @@ class Child:
 
 def newest(folder: Path) -> dict[str, int]:
     """Of every stage under way the step of its newest readable checkpoint, and STEPS where it is finished."""
-    found = {}
+    steps = {}
     for name in STAGES:
         files = [folder / f"{name}.pt", *sorted((folder / "checkpoints" / name).glob("*.pt"), reverse=True)]
         for file in files:
@@ -129,9 +129,9 @@ def newest(folder: Path) -> dict[str, int]:
                 state = load(file)
             except (ValueError, FileNotFoundError):
                 continue
-            found[name] = STEPS if file.parent == folder else state["step"]
+            steps[name] = STEPS if file.parent == folder else state["step"]
             break
-    return found
+    return steps
 
 
 def result(folder: Path) -> tuple[list[Tensor], list[dict[str, Any]]]:
@@ -152,21 +152,21 @@ def _files(folder: Path, kind: str) -> list[Path]:
     return sorted(folder.glob("checkpoints/*/*.pt"), key=lambda file: (file.parent.name, file.name))[-1:]
 
 
-def damage(folder: Path, kind: str, how: str, rng: random.Random) -> bool:
+def damage(folder: Path, kind: str, fault: str, rng: random.Random) -> bool:
     """Cut, flip a bit of, overwrite or delete one of the run's files; False where there is none of that kind."""
     files = _files(folder, kind)
     if not files:
         return False
     file = rng.choice(files)
     content = bytearray(file.read_bytes())
-    if how == "cut":
+    if fault == "cut":
         content = content[: rng.randrange(len(content) + 1)]
-    elif how == "flip" and content:
+    elif fault == "flip" and content:
         content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    elif how == "overwrite":
+    elif fault == "overwrite":
         begin = rng.randrange(len(content) + 1)
         content[begin : begin + 512] = rng.randbytes(len(content[begin : begin + 512]))
-    if how == "delete":
+    if fault == "delete":
         file.unlink()
     else:
         file.write_bytes(content)
@@ -175,9 +175,9 @@ def damage(folder: Path, kind: str, how: str, rng: random.Random) -> bool:
 
 PROCESS_FAULTS = ("killed", "told to stop", "killed at a byte", "no space left")
 FILE_FAULTS = [
-    (kind, how)
+    (kind, fault)
     for kind in ("checkpoint", "weights", "metrics")
-    for how in ("cut", "flip", "overwrite", "delete")
+    for fault in ("cut", "flip", "overwrite", "delete")
 ]
 
 
@@ -204,42 +204,42 @@ class Campaign:
         for _ in range(faults):
             self.fault(run)
         code, starts = self.resume(run)
-        what = f"run {index}: {', '.join(f'{name} from {step}' for name, step in starts)}"
+        title = f"run {index}: {', '.join(f'{name} from {step}' for name, step in starts)}"
         if code:
-            self.different.append(f"{what}: ended with {code}")
+            self.different.append(f"{title}: ended with {code}")
         else:
             weights, rows = result(run)
             same = all(a.equal(b) for a, b in zip(weights, self.truth[0], strict=True))
             if not same or rows != self.truth[1]:
-                self.different.append(what)
+                self.different.append(title)
         shutil.rmtree(run)
 
     def fault(self, run: Path) -> None:
         rng = self.rng
         if rng.random() < 0.4:
-            kind, how = rng.choice(FILE_FAULTS)
-            if damage(run, kind, how, rng):
-                self.faults[f"{kind}: {how}"] += 1
+            kind, fault = rng.choice(FILE_FAULTS)
+            if damage(run, kind, fault, rng):
+                self.faults[f"{kind}: {fault}"] += 1
                 return
-        how = rng.choice(PROCESS_FAULTS)
+        fault = rng.choice(PROCESS_FAULTS)
         before = newest(run)
-        if how in ("killed", "told to stop"):
+        if fault in ("killed", "told to stop"):
             child = Child(run, self.log)
             time.sleep(rng.random() * self.seconds)
-            os.kill(child.pid, signal.SIGKILL if how == "killed" else signal.SIGTERM)
-            told = time.monotonic()
+            os.kill(child.pid, signal.SIGKILL if fault == "killed" else signal.SIGTERM)
+            signalled = time.monotonic()
             code, starts = child.wait()
-            expected = {0, -signal.SIGKILL} if how == "killed" else {0, 130, -signal.SIGTERM}
-            if time.monotonic() - told > PATIENCE:
-                self.lost.append(f"{how}: took {time.monotonic() - told:.0f} s")
+            expected = {0, -signal.SIGKILL} if fault == "killed" else {0, 130, -signal.SIGTERM}
+            if time.monotonic() - signalled > PATIENCE:
+                self.lost.append(f"{fault}: took {time.monotonic() - signalled:.0f} s")
         else:
-            child = Child(run, self.log, rng.randrange(int(1.2 * self.largest)), how == "killed at a byte")
+            child = Child(run, self.log, rng.randrange(int(1.2 * self.largest)), fault == "killed at a byte")
             code, starts = child.wait()
-            expected = {0, -signal.SIGXFSZ} if how == "killed at a byte" else {0, 1}
-        self.faults[how] += 1
+            expected = {0, -signal.SIGXFSZ} if fault == "killed at a byte" else {0, 1}
+        self.faults[fault] += 1
         if code not in expected:
-            self.lost.append(f"{how}: ended with {code}")
-        self.compare(before, starts, how)
+            self.lost.append(f"{fault}: ended with {code}")
+        self.compare(before, starts, fault)
 
     def resume(self, run: Path) -> tuple[int, list[tuple[str, int]]]:
         before = newest(run)
@@ -247,11 +247,11 @@ class Campaign:
         self.compare(before, starts, "resumed")
         return code, starts
 
-    def compare(self, before: dict[str, int], starts: list[tuple[str, int]], how: str) -> None:
+    def compare(self, before: dict[str, int], starts: list[tuple[str, int]], fault: str) -> None:
         for name, step in starts:
             if step < before.get(name, 0):
                 self.lost.append(
-                    f"{how}: {name} went on from {step}, there was a checkpoint at {before[name]}"
+                    f"{fault}: {name} went on from {step}, there was a checkpoint at {before[name]}"
                 )
 
 

@@ -118,14 +118,14 @@ class Worker:
             torch.manual_seed(seed)
             try:
                 one(seed)
-                found = "right"
+                outcome = "right"
             except REFUSALS as error:
-                found = "refused" if str(error) else f"{type(error).__name__} without a message"
+                outcome = "refused" if str(error) else f"{type(error).__name__} without a message"
             except Wrong as error:
-                found = f"wrong: {error}"
+                outcome = f"wrong: {error}"
             except BaseException as error:  # the finding
-                found = f"{type(error).__name__}: {error}"
-            os.write(writer, f"{seed} {found[:300]!r}\n".encode())
+                outcome = f"{type(error).__name__}: {error}"
+            os.write(writer, f"{seed} {outcome[:300]!r}\n".encode())
         os._exit(0)
 
     def line(self) -> str | None:
@@ -158,17 +158,17 @@ def campaign(one: Callable[[int], None], tries: int) -> tuple[Counter[str], list
             line = worker.line()
             if not line:
                 break
-            number, said = line.split(" ", 1)
+            number, outcome = line.split(" ", 1)
             seed = int(number)
-            if said == "began":
+            if outcome == "began":
                 continue
-            said = said[1:-1]
+            outcome = outcome[1:-1]
             seed += 1
-            if said in ("right", "refused"):
-                counts[said] += 1
+            if outcome in ("right", "refused"):
+                counts[outcome] += 1
             else:
                 counts["findings"] += 1
-                findings.append(f"seed {number}: {said}")
+                findings.append(f"seed {number}: {outcome}")
         if line == "":
             os.kill(worker.pid, signal.SIGKILL)
         code = worker.end()
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=1000, help="of every reader and operator")
     parser.add_argument("--only", nargs="*", default=names, choices=names, metavar="NAME")
     arguments = parser.parse_args()
-    began, total, found = time.monotonic(), Counter[str](), []
+    began, total, all_findings = time.monotonic(), Counter[str](), []
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -203,15 +203,15 @@ def main() -> None:
                     file.write_bytes(content)
             rows.append((target, counts))
             total += counts
-            found += [f"{target} {finding}" for finding in findings]
+            all_findings += [f"{target} {finding}" for finding in findings]
     print(f"{'':24} {'tries':>7} {'right':>7} {'refused':>8} {'findings':>9}")
     for target, counts in [*rows, ("all", total)]:
         numbers = counts["right"], counts["refused"], counts["findings"]
         print(f"{target:24} {sum(numbers):7} {numbers[0]:7} {numbers[1]:8} {numbers[2]:9}")
     print(f"{time.monotonic() - began:.0f} s")
-    for line in found[:50]:
+    for line in all_findings[:50]:
         print(line)
-    sys.exit(bool(found))
+    sys.exit(bool(all_findings))
 
 
 if __name__ == "__main__":

@@ -67,24 +67,25 @@ def clusters(seed: int) -> None:
         given = x.T.reshape(1, d, 1, n)  # maps
     labels, distance = kmeans_assign(given, centroids, metric=metric, normalize=normalize)
     again, _, counts, _ = kmeans_step(given, centroids, metric=metric, normalize=normalize)
-    labels, distance, what = (
+    labels, distance, arguments = (
         labels.flatten(),
         distance.flatten().double(),
         f"{(n, k, d, dtype, metric, normalize)}",
     )
-    _require(bool(((labels >= 0) & (labels < k)).all()), f"{what}: labels {labels.tolist()} of {k}")
-    _require(labels.equal(again.flatten()), f"{what}: the step has other labels than the assignment")
+    _require(bool(((labels >= 0) & (labels < k)).all()), f"{arguments}: labels {labels.tolist()} of {k}")
+    _require(labels.equal(again.flatten()), f"{arguments}: the step has other labels than the assignment")
     _require(
-        counts.tolist() == torch.bincount(labels, minlength=k).tolist(), f"{what}: counts {counts.tolist()}"
+        counts.tolist() == torch.bincount(labels, minlength=k).tolist(),
+        f"{arguments}: counts {counts.tolist()}",
     )
     finite, truth = x.isfinite().all(1), _distances(x, centroids, metric, normalize)
     _require(
         bool(labels[~finite].eq(0).all()),
-        f"{what}: rows that are not finite go to {labels[~finite].tolist()}",
+        f"{arguments}: rows that are not finite go to {labels[~finite].tolist()}",
     )
     _require(
         bool((~distance[~finite].isfinite()).all()),
-        f"{what}: and have distances {distance[~finite].tolist()}",
+        f"{arguments}: and have distances {distance[~finite].tolist()}",
     )
     chosen, least = truth[torch.arange(n), labels][finite], truth.amin(1)[finite]
     unit = metric == "cosine" or normalize
@@ -92,21 +93,27 @@ def clusters(seed: int) -> None:
     slack = rounding * least + (rounding * least.sqrt() + rounding**2 if unit else 0)
     _require(
         bool((chosen <= least + slack).all()),
-        f"{what}: {chosen.tolist()} against {least.tolist()}",
+        f"{arguments}: {chosen.tolist()} against {least.tolist()}",
     )
     slack += rounding * chosen + torch.finfo(wide).tiny
     near = (distance[finite] - chosen).abs() <= slack
-    _require(bool((near | (chosen > torch.finfo(wide).max)).all()), f"{what}: distances {distance.tolist()}")
+    _require(
+        bool((near | (chosen > torch.finfo(wide).max)).all()), f"{arguments}: distances {distance.tolist()}"
+    )
     if metric == "l2":
         leaf = x.clone().requires_grad_()
         loss, own = cluster_cross_entropy(leaf, centroids, normalize=normalize)
         loss.backward()
-        _require(own.equal(labels), f"{what}: the loss has other labels than the assignment")
+        _require(own.equal(labels), f"{arguments}: the loss has other labels than the assignment")
     estimator = rng.choice([KMeans, MiniBatchKMeans])
     k = k if rng.random() < 0.2 else min(k, n)
     fitted = estimator(k, max_iter=3, random_state=seed, metric=metric, normalize=normalize).fit(x)
-    _require(bool(fitted.cluster_centers_.isfinite().all()), f"{what}: centres {fitted.cluster_centers_}")
-    _require(bool(((fitted.labels_ >= 0) & (fitted.labels_ < k)).all()), f"{what}: labels {fitted.labels_}")
+    _require(
+        bool(fitted.cluster_centers_.isfinite().all()), f"{arguments}: centres {fitted.cluster_centers_}"
+    )
+    _require(
+        bool(((fitted.labels_ >= 0) & (fitted.labels_ < k)).all()), f"{arguments}: labels {fitted.labels_}"
+    )
 
 
 def assignments(seed: int) -> None:
@@ -116,10 +123,10 @@ def assignments(seed: int) -> None:
     for _ in range(rng.choice((0, 0, 1, 4))):
         cost.view(-1)[rng.randrange(cost.numel())] = rng.choice([float("inf"), float("inf"), float("nan")])
     rows, columns = linear_assignment(cost)
-    for found, size in ((rows, cost.shape[0]), (columns, cost.shape[1])):
-        _require(len(found) == min(cost.shape), f"{len(found)} pairs of {tuple(cost.shape)}")
-        _require(len(set(found.tolist())) == len(found), f"{found.tolist()} has one twice")
-        _require(bool(((found >= 0) & (found < size)).all()), f"{found.tolist()} of {size}")
+    for indices, size in ((rows, cost.shape[0]), (columns, cost.shape[1])):
+        _require(len(indices) == min(cost.shape), f"{len(indices)} pairs of {tuple(cost.shape)}")
+        _require(len(set(indices.tolist())) == len(indices), f"{indices.tolist()} has one twice")
+        _require(bool(((indices >= 0) & (indices < size)).all()), f"{indices.tolist()} of {size}")
     first, second, _ = reference.linear_assignment(np.asarray(cost)[None])
     total, least = cost[rows, columns].sum().item(), np.asarray(cost)[first[0], second[0]].sum()
     most = cost[cost.isfinite()].abs().max().item()

@@ -188,8 +188,8 @@ def _block(rng: random.Random, dtype: torch.dtype) -> Problem:
         )
         # Both passes' results, as losses with no gradient of their own.
         whole = torch.where(whole == -torch.inf, 0.0, whole)
-        found = torch.cat([(s * whole[0] + whole[1]).to(wide), (dx + more).flatten(), dy.flatten()])
-        return found + 0 * (rows.flatten()[0] + columns.flatten()[0])
+        joined = torch.cat([(s * whole[0] + whole[1]).to(wide), (dx + more).flatten(), dy.flatten()])
+        return joined + 0 * (rows.flatten()[0] + columns.flatten()[0])
 
     most = _most(x, y)
     largest = 4 * d * most**2
@@ -214,9 +214,9 @@ def _run(problem: Problem, impl: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _judge(problem: Problem, dtype: torch.dtype) -> None:
-    found, truth = _run(problem, "cpp", dtype), _run(problem, "reference", torch.float64)
+    results, truth = _run(problem, "cpp", dtype), _run(problem, "reference", torch.float64)
     finite_input = all(bool(t.isfinite().all()) for t in problem.tensors) and problem.largest < torch.inf
-    for index, (f, t, natural) in enumerate(zip(found, truth, problem.natural, strict=True)):
+    for index, (f, t, natural) in enumerate(zip(results, truth, problem.natural, strict=True)):
         name = (
             f"{'losses' if index == 0 else f'gradient {index}'} of {dtype} {problem.words}: {f} against {t}"
         )

@@ -122,7 +122,7 @@ def _channel_gate(
     options = _options(rng, maximum=BOTH)
     if rng.random() < 0.4:
         options["residual"] = _tensor(rng, sizes, shape, dtype)
-    tensors = tuple(_tensor(rng, sizes, of, dtype) for of in (shape, "J C", "C J", "J", "C"))
+    tensors = tuple(_tensor(rng, sizes, letters, dtype) for letters in (shape, "J C", "C J", "J", "C"))
     return tensors, options
 
 
@@ -196,7 +196,7 @@ def _warp_and_mask(
     rng: random.Random, sizes: dict[str, int], dtype: torch.dtype
 ) -> tuple[tuple, dict[str, Any]]:
     x = _tensor(rng, sizes, "B F T", dtype)
-    hidden = (torch.rand(sizes.get("B", 2), sizes.get(of, 3)) < 0.3 for of in "FT")
+    hidden = (torch.rand(sizes.get("B", 2), sizes.get(letter, 3)) < 0.3 for letter in "FT")
     return (x, 4 * _tensor(rng, sizes, "B T", dtype), *hidden), {}
 
 
@@ -218,25 +218,25 @@ MAKERS: dict[str, Callable[..., tuple[tuple, dict[str, Any]]]] = {
 }
 
 
-def _tensors(found: Any) -> list[Tensor]:
-    return [found] if isinstance(found, Tensor) else [part for part in found if isinstance(part, Tensor)]
+def _tensors(answer: Any) -> list[Tensor]:
+    return [answer] if isinstance(answer, Tensor) else [part for part in answer if isinstance(part, Tensor)]
 
 
-def _differ(found: Tensor, truth: Tensor, dtype: torch.dtype) -> bool:
-    if found.shape != truth.shape or found.dtype != truth.dtype:
+def _differ(answer: Tensor, truth: Tensor, dtype: torch.dtype) -> bool:
+    if answer.shape != truth.shape or answer.dtype != truth.dtype:
         return True
-    if not found.is_floating_point():
+    if not answer.is_floating_point():
         return False  # labels may differ where distances tie; distances are compared
     coarse = 5e-2 if dtype in (torch.bfloat16, torch.float16) else 2e-3
     finite = truth.isfinite()
-    if not found[finite].isfinite().all() and truth[finite].abs().max() < 1e6:
+    if not answer[finite].isfinite().all() and truth[finite].abs().max() < 1e6:
         return True
     # Where the truth is NaN, a number would be believed; infinities may be NaN.
-    if (truth.isnan() & found.isfinite()).any():
+    if (truth.isnan() & answer.isfinite()).any():
         return True
-    if (found.isnan() & truth.isfinite() & (truth.abs() < 1e6)).any():
+    if (answer.isnan() & truth.isfinite() & (truth.abs() < 1e6)).any():
         return True
-    a, b = found[finite].double(), truth[finite].double()
+    a, b = answer[finite].double(), truth[finite].double()
     return bool(a.numel() and b.abs().max() < 1e6 and (a - b).norm() > coarse * (b.norm() + 1))
 
 
@@ -251,11 +251,11 @@ def _try(name: str, seed: int) -> None:
     ]
     if any(bool(tensor.isinf().any()) for tensor in read):
         return  # 0 times infinity: NaN or not is the order of the operations
-    found = operator(*arguments, **options)
+    answer = operator(*arguments, **options)
     truth = operator(*arguments, **options, impl="reference")
-    if any(tensor.device.type == "meta" for tensor in _tensors(found)):
+    if any(tensor.device.type == "meta" for tensor in _tensors(answer)):
         return
-    pairs = list(zip(_tensors(found), _tensors(truth), strict=True))
+    pairs = list(zip(_tensors(answer), _tensors(truth), strict=True))
     if name == "kmeans_step":
         pairs = pairs[3:]  # sums follow labels, which may differ where distances tie
     if options.get("reduction") == "mean_nonzero":

@@ -132,10 +132,10 @@ class KMeans(Estimator):
                 EmptyClusterWarning,
                 stacklevel=2,
             )
-        found = int((best.counts > 0).sum())
-        if found < self.n_clusters:
+        distinct = int((best.counts > 0).sum())
+        if distinct < self.n_clusters:
             warnings.warn(
-                f"Number of distinct clusters ({found}) found smaller than n_clusters ({self.n_clusters}). Possibly "
+                f"Number of distinct clusters ({distinct}) found smaller than n_clusters ({self.n_clusters}). Possibly "
                 "due to duplicate points in X.",
                 ConvergenceWarning,
                 stacklevel=2,

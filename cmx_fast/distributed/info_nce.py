@@ -173,11 +173,11 @@ class _InfoNCE(torch.autograd.Function):
         dquery, dkey = gradients
         away = 0 if s.similarity == "dot" else 1
         for rows in chunks(query):
-            own, found, factor = query[rows].double(), key[target[rows]].double(), toward[rows, None]
+            own, positive, factor = query[rows].double(), key[target[rows]].double(), toward[rows, None]
             if dquery is not None:
-                dquery[rows] += factor * (found - away * own)
+                dquery[rows] += factor * (positive - away * own)
             if dkey is not None:
-                dkey.index_add_(0, target[rows], (factor * (own - away * found)).to(dkey.dtype))
+                dkey.index_add_(0, target[rows], (factor * (own - away * positive)).to(dkey.dtype))
         dquery = None if dquery is None else dquery.to(query.dtype)
         dkey = None if dkey is None else dkey.to(key.dtype)
         return dquery, dkey, dscale.to(scale.dtype), None, None
@@ -185,11 +185,11 @@ class _InfoNCE(torch.autograd.Function):
 
 def _similarity(query: Tensor, key: Tensor, target: Tensor, similarity: str) -> Tensor:
     """Of queries and their keys, (N,) float64: what a loss close to 0 is a difference of."""
-    found = query.new_empty(len(query), dtype=torch.float64)
+    values = query.new_empty(len(query), dtype=torch.float64)
     for rows in chunks(query):
         x, y = query[rows].double(), key[target[rows]].double()
-        found[rows] = (x * y if similarity == "dot" else -(x - y).square()).sum(1)
-    return -(-found).sqrt() if similarity == "l2" else found
+        values[rows] = (x * y if similarity == "dot" else -(x - y).square()).sum(1)
+    return -(-values).sqrt() if similarity == "l2" else values
 
 
 class _Blocks:
@@ -213,17 +213,17 @@ class _Blocks:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Of the queries, and if symmetric of the keys, over all their negatives: (4, N), (4, M) in float64."""
         s, sides = self.s, self.sides
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         asked = range(1 + s.symmetric)
         excluded = (self.target, self._owner() if s.symmetric else None)
 
         def add(side: int, columns: Tensor | None, left_out: Tensor | None = None) -> None:
-            found[side].append(
+            parts[side].append(
                 block_statistics(sides[side], columns, self.scale, excluded=left_out, **self.options)
             )
 
         for side in asked:
-            found[side].append(self._nothing(len(sides[side])))
+            parts[side].append(self._nothing(len(sides[side])))
             for rows in s.bank:
                 add(side, rows)
         met = {1 - side for side in asked if s.in_batch} | {side for side in asked if s.within}
@@ -234,7 +234,7 @@ class _Blocks:
                     add(side, theirs[1 - side], excluded[side] if own else None)
                 if s.within:
                     add(side, None if own else theirs[side])
-        joined = [join(torch.stack(found[side]), self.scale) for side in asked]
+        joined = [join(torch.stack(parts[side]), self.scale) for side in asked]
         return joined[0], joined[1] if s.symmetric else self._nothing(0)
 
     def _nothing(self, n: int) -> Tensor:
@@ -248,12 +248,12 @@ class _Blocks:
         Each process finds the whole gradient of its own rows, so no gradient travels.
         """
         s, sides = self.s, self.sides
-        found = [
+        gradients = [
             self.scale.new_zeros(x.shape) if wanted else None for x, wanted in zip(sides, needed, strict=True)
         ]
 
         def add(side: int, gradient: Tensor) -> None:
-            mine = found[side]
+            mine = gradients[side]
             assert mine is not None
             mine += gradient
 
@@ -295,4 +295,4 @@ class _Blocks:
                         sides[side], other, self.scale, softmaxes[side].T, of_other, **self.options
                     )
                     add(side, dx)
-        return found
+        return gradients

@@ -136,11 +136,11 @@ class ClipLoss(nn.Module):
         if self.world_size < 2:
             return
         there = dist.is_available() and dist.is_initialized()
-        found = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-        if (self.rank, self.world_size) != found:
+        actual = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
+        if (self.rank, self.world_size) != actual:
             raise ValueError(
                 f"ClipLoss was told rank={self.rank}, world_size={self.world_size}, but torch.distributed says "
-                f"{found[0]} and {found[1]}; call torch.distributed.init_process_group first, and pass what it says"
+                f"{actual[0]} and {actual[1]}; call torch.distributed.init_process_group first, and pass what it says"
             )
 
     def _of_all(self, features: Tensor) -> Tensor:

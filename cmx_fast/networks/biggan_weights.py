@@ -44,9 +44,9 @@ def load_icgan_generator(path: Path | str) -> Generator:
         if name in stored and not name.startswith("shared.") and stored[name].shape != value.shape
     ]
     problems = [
-        f"{what}: {', '.join(names[:SHOWN])}"
+        f"{problem}: {', '.join(names[:SHOWN])}"
         + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        for what, names in (("missing", missing), ("not known", unknown), ("other shapes", other))
+        for problem, names in (("missing", missing), ("not known", unknown), ("other shapes", other))
         if names
     ]
     if problems:
@@ -57,11 +57,11 @@ def load_icgan_generator(path: Path | str) -> Generator:
 
 def _find(path: Path) -> Path:
     if path.is_dir():
-        found = sorted(path.glob("G_ema*.pth"))
-        if len(found) != 1:
-            names = ", ".join(file.name for file in found) or "none"
+        checkpoints = sorted(path.glob("G_ema*.pth"))
+        if len(checkpoints) != 1:
+            names = ", ".join(file.name for file in checkpoints) or "none"
             raise FileNotFoundError(f"{path} must hold one G_ema*.pth, found {names}; name the file")
-        return found[0]
+        return checkpoints[0]
     if not path.is_file():
         raise FileNotFoundError(f"there is no generator {path}")
     return path
@@ -88,8 +88,8 @@ def _read(file: Path) -> dict[str, Tensor]:
 def _of_the_size_of(stored: dict[str, Tensor], file: Path) -> Generator:
     needed = ("shared_feat.weight", "linear.weight", "output_layer.0.gain")
     if not all(name in stored for name in needed):
-        found = ", ".join(list(stored)[:5])
-        raise ValueError(f"{file} lacks {', '.join(n for n in needed if n not in stored)} (found: {found})")
+        names = ", ".join(list(stored)[:5])
+        raise ValueError(f"{file} lacks {', '.join(n for n in needed if n not in stored)} (found: {names})")
     blocks = len({name.split(".")[1] for name in stored if name.startswith("blocks.")})
     sizes = {len(widths) - 1: size for size, widths in GENERATOR_WIDTHS.items()}
     if blocks not in sizes:

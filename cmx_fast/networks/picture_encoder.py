@@ -100,8 +100,8 @@ def load_swav(encoder: PictureEncoder, path: Path | str) -> None:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint: {error}") from error
     if not isinstance(stored, dict) or "module.conv1.weight" not in stored:
-        found = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored).__name__
-        raise ValueError(f"{path} has no 'module.conv1.weight' (found: {found}); expected SwAV's own file")
+        names = ", ".join(map(str, list(stored)[:5])) if isinstance(stored, dict) else type(stored).__name__
+        raise ValueError(f"{path} has no 'module.conv1.weight' (found: {names}); expected SwAV's own file")
     heads = ("projection_head.", "prototypes.")
     weights = {name.removeprefix("module."): value for name, value in stored.items()}
     try:

@@ -51,8 +51,8 @@ def load(file: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file can make the reader raise anything
         raise ValueError(f"{file} is not a readable checkpoint: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"{file} has format {found!r}; this version reads format {FORMAT}")
+        stored_format = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{file} has format {stored_format!r}; this version reads format {FORMAT}")
     expected = state.pop("digest", None)
     if expected != digest({name: value for name, value in state.items() if name != "format"}):
         raise ValueError(f"{file} is damaged: its contents are not those that were written")
@@ -61,28 +61,28 @@ def load(file: Path) -> dict[str, Any]:
 
 def digest(state: Any) -> str:
     """SHA-256 of tensors and plain values, whatever the file around them looks like."""
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
 
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
-            found.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+            hasher.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
             if value.numel():
                 flat = value.detach().cpu().contiguous().reshape(-1)
-                found.update(flat.view(torch.uint8).numpy().data)
+                hasher.update(flat.view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
-            found.update(f"dict {len(value)}".encode())
+            hasher.update(f"dict {len(value)}".encode())
             for key, item in value.items():
-                found.update(repr(key).encode())
+                hasher.update(repr(key).encode())
                 add(item)
         elif isinstance(value, list | tuple):
-            found.update(f"{'list' if isinstance(value, list) else 'tuple'} {len(value)}".encode())
+            hasher.update(f"{'list' if isinstance(value, list) else 'tuple'} {len(value)}".encode())
             for item in value:
                 add(item)
         else:
-            found.update(repr(value).encode())
+            hasher.update(repr(value).encode())
 
     add(state)
-    return found.hexdigest()
+    return hasher.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
@@ -117,11 +117,11 @@ def read_json(file: Path) -> dict[str, Any]:
         ValueError: no JSON, or of something else.
     """
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not readable JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ValueError(
-            f"{file} is not readable JSON: it holds {type(found).__name__}, not names and values"
+            f"{file} is not readable JSON: it holds {type(content).__name__}, not names and values"
         )
-    return found
+    return content

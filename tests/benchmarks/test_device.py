@@ -6,9 +6,7 @@ import sys
 
 import pytest
 import torch
-from cmx_fast.benchmarks.device import ceilings, roofline
-from cmx_fast.benchmarks.device import kernel_tests as device_tests
-from cmx_fast.benchmarks.device import suite as device
+from cmx_fast.benchmarks.device import ceilings, kernel_tests, roofline, suite
 from cmx_fast.benchmarks.device.roofline import Chip
 from cmx_fast.benchmarks.harness import gate, measure, report
 from cmx_fast.benchmarks.harness.provider import OURS
@@ -17,7 +15,7 @@ HERE = Chip("here", 7e14, 5e13, 4e12, 1, 1)
 
 
 @pytest.fixture
-def suite(monkeypatch, tmp_path):
+def run_suite(monkeypatch, tmp_path):
     """Runs the suite with arguments on a pretended GPU; gives its exit status, the cases measured and the results."""
 
     def run(gpu, *arguments, wrong=(), failed=None):
@@ -34,55 +32,57 @@ def suite(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-        monkeypatch.setattr(device, "install_if_missing", lambda: None)
-        monkeypatch.setattr(device_tests, "failed_operators", lambda *_, **__: failed or {})
+        monkeypatch.setattr(suite, "install_if_missing", lambda: None)
+        monkeypatch.setattr(kernel_tests, "failed_operators", lambda *_, **__: failed or {})
         monkeypatch.setattr(
             gate, "check", lambda case, _: gate.Verdict(case.name not in wrong, f"{case.name} is wrong")
         )
         monkeypatch.setattr(ceilings, "measured", lambda _: HERE)
         monkeypatch.setattr(measure, "measure", pretended)
         monkeypatch.setattr(sys, "argv", ["device", "--out", str(tmp_path), *arguments])
-        status = device.main()
+        status = suite.main()
         (path,) = tmp_path.glob("*.json")
         return status, seen, report.load(path)
 
     return run
 
 
-def test_floors_keep_their_goals_on_the_chip_that_they_are_of(suite, capsys):
-    status, seen, document = suite("NVIDIA H200", "--only", "floors/info_nce-3", "gates/device-CBAM-7")
-    said = capsys.readouterr().out
+def test_floors_keep_their_goals_on_the_chip_that_they_are_of(run_suite, capsys):
+    status, seen, document = run_suite("NVIDIA H200", "--only", "floors/info_nce-3", "gates/device-CBAM-7")
+    output = capsys.readouterr().out
     assert status == 0 and set(seen) == {"floors/info_nce-32768x512", "gates/device-CBAM-7"}
     assert seen["floors/info_nce-32768x512"].goals and not seen["gates/device-CBAM-7"].goals
     assert document["machine"]["ceilings"] == {"bfloat16": 7e14, "float32": 5e13, "copy": 4e12}
-    assert "at most 7.5 (reach 5.57) ms: 1, reached" in said
+    assert "at most 7.5 (reach 5.57) ms: 1, reached" in output
     floor = seen["floors/info_nce-32768x512"]
-    assert roofline.beside(floor, "NVIDIA H200", HERE, 1.0) in said and "at the rates of this run: " in said
+    assert (
+        roofline.beside(floor, "NVIDIA H200", HERE, 1.0) in output and "at the rates of this run: " in output
+    )
 
 
-def test_another_chip_is_asked_nothing(suite, capsys):
-    _, seen, _ = suite("NVIDIA A100", "--only", "floors/supcon")
+def test_another_chip_is_asked_nothing(run_suite, capsys):
+    _, seen, _ = run_suite("NVIDIA A100", "--only", "floors/supcon")
     assert not seen["floors/supcon-16384x128"].goals
     assert "limit of A100" in capsys.readouterr().out
 
 
-def test_floors_are_measured_first(suite, capsys):
-    _, seen, _ = suite("NVIDIA H200")
+def test_floors_are_measured_first(run_suite, capsys):
+    _, seen, _ = run_suite("NVIDIA H200")
     first = list(seen)[:3]
     assert first == ["floors/info_nce-65536x768", "floors/info_nce-32768x512", "floors/supcon-16384x128"]
     assert ": failed" not in capsys.readouterr().out
 
 
-def test_what_is_wrong_gets_no_figure_and_the_others_go_on(suite, capsys):
-    status, seen, document = suite(
+def test_what_is_wrong_gets_no_figure_and_the_others_go_on(run_suite, capsys):
+    status, seen, document = run_suite(
         "NVIDIA H200",
         *("--only", "floors/supcon", "gates/device-CBAM", "kmeans/device"),
         wrong=["gates/device-CBAM-56"],
         failed={"kmeans": ["tests/kernels/test_kmeans.py::test_one"], None: ["a file died"]},
     )
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert status == 1
     assert set(seen) == set(document["cases"]) == {"floors/supcon-16384x128", "gates/device-CBAM-7"}
-    assert "kmeans: NOT REPORTED, tests/kernels/test_kmeans.py::test_one" in said
-    assert "gates/device-CBAM-56: failed, NOT REPORTED: gates/device-CBAM-56 is wrong" in said
-    assert "the suite itself: FAILED, a file died" in said
+    assert "kmeans: NOT REPORTED, tests/kernels/test_kmeans.py::test_one" in output
+    assert "gates/device-CBAM-56: failed, NOT REPORTED: gates/device-CBAM-56 is wrong" in output
+    assert "the suite itself: FAILED, a file died" in output

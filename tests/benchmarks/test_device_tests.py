@@ -4,8 +4,7 @@ import os
 import time
 
 import pytest
-from cmx_fast.benchmarks.device import kernel_tests as device_tests
-from cmx_fast.benchmarks.device import suite as device
+from cmx_fast.benchmarks.device import kernel_tests, suite
 
 OPERATORS = ["info_nce", "supcon", "kmeans", "attention", "pyramid_correlation"]
 ONE_OR_MORE = pytest.mark.parametrize(
@@ -37,13 +36,13 @@ def plant(root, **files):
 @pytest.fixture
 def failed(request, tmp_path, monkeypatch):
     """The suite over planted files, in two processes or as many as a test asks for."""
-    monkeypatch.setattr(device_tests, "workers", lambda: getattr(request, "param", 2))
+    monkeypatch.setattr(kernel_tests, "workers", lambda: getattr(request, "param", 2))
 
     def run(seconds=120.0, **files):
         plant(tmp_path, **{"device__test_large": RIGHT, **files})
         there = tuple(path.stem for path in (tmp_path / "tests/device").glob("test_*.py"))
-        monkeypatch.setattr(device_tests, "FILES", tuple(set(there) - {device_tests.LARGE}))
-        return device_tests.failed_operators(OPERATORS, time.monotonic() + seconds, root=tmp_path)
+        monkeypatch.setattr(kernel_tests, "FILES", tuple(set(there) - {kernel_tests.LARGE}))
+        return kernel_tests.failed_operators(OPERATORS, time.monotonic() + seconds, root=tmp_path)
 
     return run
 
@@ -93,18 +92,18 @@ def test_what_had_run_before_a_process_ended_counts(tmp_path):
         tmp_path,
         test_planted="import os\n\ndef test_kmeans():\n    assert False\n\ndef test_supcon():\n    os._exit(3)\n",
     )
-    outcomes = device_tests.run_pytest(["tests/test_planted.py"], 120, tmp_path)
+    outcomes = kernel_tests.run_pytest(["tests/test_planted.py"], 120, tmp_path)
     assert outcomes.failed == ["tests/test_planted.py::test_kmeans"] and not outcomes.finished
-    assert not device_tests.run_pytest(["tests/test_planted.py"], 0.01, tmp_path).finished
+    assert not kernel_tests.run_pytest(["tests/test_planted.py"], 0.01, tmp_path).finished
 
 
 def test_the_files_are_those_of_the_folder():
-    there = {path.stem for path in (device.ROOT / "tests" / "device").glob("test_*.py")}
-    assert {*device_tests.FILES, device_tests.LARGE} == there
+    there = {path.stem for path in (suite.ROOT / "tests" / "device").glob("test_*.py")}
+    assert {*kernel_tests.FILES, kernel_tests.LARGE} == there
 
 
 def test_an_operator_has_all_the_files_that_begin_with_its_name():
-    tested, files = device_tests.tested(), device_tests.kernel_files()
+    tested, files = kernel_tests.tested(), kernel_tests.kernel_files()
     assert "info_nce" in tested and "tests/kernels/test_info_nce_banks.py" in files
     assert not {"info_nce_banks", "launches", "operators", "compile"} & set(tested)
 
@@ -121,7 +120,7 @@ def test_an_operator_has_all_the_files_that_begin_with_its_name():
     ],
 )
 def test_a_tests_id_names_its_operator(test, operator):
-    assert device_tests.operator_of(test, device_tests.tested()) == operator
+    assert kernel_tests.operator_of(test, kernel_tests.tested()) == operator
 
 
 def test_the_sanitizers_findings_fail(tmp_path, monkeypatch, capsys):
@@ -129,13 +128,13 @@ def test_the_sanitizers_findings_fail(tmp_path, monkeypatch, capsys):
     tool.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\ntest "$2" != racecheck || exit 9\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert device_tests.sanitize(60) == 1
+    assert kernel_tests.sanitize(60) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "compute-sanitizer racecheck: FAILED"
     asked = (tmp_path / "asked").read_text().splitlines()
-    assert asked[0].startswith("--tool memcheck --error-exitcode 9") and device_tests.SANITIZED in asked[0]
+    assert asked[0].startswith("--tool memcheck --error-exitcode 9") and kernel_tests.SANITIZED in asked[0]
 
 
 def test_no_sanitizer_is_said(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    assert device_tests.sanitize(60) == 2
+    assert kernel_tests.sanitize(60) == 2
     assert "compute-sanitizer is not on PATH" in capsys.readouterr().out

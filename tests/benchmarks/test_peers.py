@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from cmx_fast.benchmarks.device import suite as device
+from cmx_fast.benchmarks.device import suite
 from cmx_fast.benchmarks.device.floors import FLOORS
 from cmx_fast.benchmarks.harness import report, timing
 from cmx_fast.benchmarks.harness.case import PROVIDERS, Case
@@ -235,7 +235,9 @@ def test_floors_are_asked_of_what_is_measured():
     for case in FLOORS:
         names = set(case.providers)
         assert names <= set(PROVIDERS[case.task]), case.name
-        assert case.goals and all({goal.of, goal.against or OURS} <= names for goal in case.goals), case.name
+        assert case.goals and all({goal.provider, goal.against or OURS} <= names for goal in case.goals), (
+            case.name
+        )
         assert case.title.count("K=") == (case.clusters > 0)
 
 
@@ -295,16 +297,16 @@ def test_no_peer_is_imported_before_it_is_asked_for():
 
 def test_wheels_are_installed_from_a_folder_alone(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"has no \*\.whl"):
-        device.install_wheels(tmp_path)
+        suite.install_wheels(tmp_path)
     (tmp_path / "memeff-0.3.1-py3-none-any.whl").touch()
     ran = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
-    device.install_wheels(tmp_path)
+    suite.install_wheels(tmp_path)
     assert {"--no-index", "--no-deps"} < set(ran[0]) and ran[0][-1].endswith("any.whl")
 
 
 def test_every_wheel_is_pinned():
-    text = (device.ROOT / "benchmarks/peers/wheels.txt").read_text()
+    text = (suite.ROOT / "benchmarks/peers/wheels.txt").read_text()
     pins = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z_-]+==[\d.]+", pin) for pin in pins)
     carried = {pin.split("==")[0] for pin in pins}

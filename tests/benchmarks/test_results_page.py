@@ -17,13 +17,13 @@ GPU = {"bfloat16": 7e14, "float32": 5e13, "copy": 4e12}
 @pytest.fixture(scope="module")
 def records():
     """Two small in-batch losses, one with memory."""
-    found = {}
+    records = {}
     for name, n in (("info_nce/small-128", 32), ("info_nce/small-256", 64)):
         case = next(case for case in CASES if case.name == name)
-        found[name] = measure(
+        records[name] = measure(
             dataclasses.replace(case.resized(n), providers=("OpenCLIP's formula", OURS)), seconds=0
         )
-    return found
+    return records
 
 
 def test_a_cpu_s_figures_are_a_cpu_s(records, tmp_path):

@@ -156,11 +156,11 @@ def test_the_page_says_what_the_model_does():
     for row, name in zip(rows, ON_THE_PAGE):
         *times, bound = (cell.strip() for cell in row.strip("| ").split("|")[1:])
         case = next(case for case in roofline.DEVICE_CASES if case.name == name)
-        found = roofline.cost(case)
-        least = [1e3 * found.seconds(chip, case.dtype) for chip in roofline.CHIPS]
+        cost = roofline.cost(case)
+        least = [1e3 * cost.seconds(chip, case.dtype) for chip in roofline.CHIPS]
         assert [float(time) for time in times] == pytest.approx(least, rel=0.05), row
         h200 = next(chip for chip in roofline.CHIPS if chip.name == "H200")
-        assert bound == found.bound(h200, case.dtype), row
+        assert bound == cost.bound(h200, case.dtype), row
 
 
 def test_the_line_beside_a_measurement():
@@ -180,11 +180,11 @@ def test_this_machine_s_own_rates_are_a_chip(monkeypatch):
     case = next(case for case in roofline.DEVICE_CASES if case.name == "floors/info_nce-32768x512")
     fast = dataclasses.replace(here, bfloat16=1e15, memory=1e13)
     least = 1e3 * roofline.cost(case).seconds(fast)
-    said = f"at the rates of this run: {least:.3g} ms"
+    line = f"at the rates of this run: {least:.3g} ms"
     assert (
-        roofline.beside(case, "another chip", fast, 20.0) == f"{said}, {least / 20:.0%} of the time measured"
+        roofline.beside(case, "another chip", fast, 20.0) == f"{line}, {least / 20:.0%} of the time measured"
     )
-    assert roofline.beside(case, "NVIDIA H200", fast).endswith(f"; {said}")
+    assert roofline.beside(case, "NVIDIA H200", fast).endswith(f"; {line}")
 
 
 def test_inputs_of_the_ceilings_rotate_past_the_cache(monkeypatch):

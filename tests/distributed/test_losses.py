@@ -32,9 +32,9 @@ def spawn(main, world, folder):
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_losses_and_gradients_are_the_whole_batchs(world, tmp_path):
-    for rank, found in enumerate(spawn(main, world, tmp_path)):
-        assert len(found) == 4
-        for (dtype, exchange), differences in found.items():
+    for rank, result in enumerate(spawn(main, world, tmp_path)):
+        assert len(result) == 4
+        for (dtype, exchange), differences in result.items():
             assert len(differences) > 40
             wrong = {name: d for name, d in differences.items() if not d < LIMIT[dtype]}
             assert not wrong, (rank, dtype, exchange)
@@ -43,17 +43,17 @@ def test_losses_and_gradients_are_the_whole_batchs(world, tmp_path):
 @pytest.mark.parametrize("exchange", ["ring", "gather"])
 def test_data_parallel_training_is_one_process_training(exchange, tmp_path):
     whole = train_on_everything()
-    for found in spawn(train_in_parallel[exchange], 3, tmp_path):
-        assert found["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+    for result in spawn(train_in_parallel[exchange], 3, tmp_path):
+        assert result["losses"] == pytest.approx(whole["losses"], rel=1e-5)
         for name, weight in whole["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(result["weights"][name], weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_a_ring_holds_two_others_rows_however_many_there_are(world, tmp_path):
-    for found in spawn(held_rows, world, tmp_path):
-        assert found["ring"] == (min(2, world - 1), True, world)
-        assert found["gather"] == (world - 1, True, world)
+    for result in spawn(held_rows, world, tmp_path):
+        assert result["ring"] == (min(2, world - 1), True, world)
+        assert result["gather"] == (world - 1, True, world)
 
 
 def test_the_ring_sends_what_the_scaling_table_counts(tmp_path):
@@ -75,8 +75,8 @@ def test_one_process_is_the_operator():
     labels = torch.tensor([0, 0, 1, 1, 2, 3])
     assert distributed.info_nce(x, y, 3.0).equal(ops.info_nce(x, y, 3.0))
     assert distributed.supcon(x, labels).equal(ops.supcon(x, labels))
-    for found, truth in zip(distributed.kmeans_step(x, y), ops.kmeans_step(x, y), strict=True):
-        assert found.equal(truth)
+    for result, truth in zip(distributed.kmeans_step(x, y), ops.kmeans_step(x, y), strict=True):
+        assert result.equal(truth)
 
 
 @pytest.mark.parametrize(

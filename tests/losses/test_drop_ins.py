@@ -127,12 +127,12 @@ def test_clip_loss_carries_open_clips_captions():
 def test_clip_loss_gives_open_clips_logits(bias):
     theirs = original(packages.open_clip_loss)
     image, text = rows(9, 8), rows(9, 8, seed=1)
-    for found, truth in zip(
+    for result, truth in zip(
         ClipLoss().get_logits(image, text, 20.0, bias),
         theirs.get_logits(image, text, 20.0, bias),
         strict=True,
     ):
-        torch.testing.assert_close(found, truth)
+        torch.testing.assert_close(result, truth)
     assert ClipLoss().get_ground_truth(image.device, 9).equal(theirs.get_ground_truth(image.device, 9))
 
 

@@ -157,7 +157,7 @@ def test_the_remoulded_loss_starts_where_all_candidates_are_alike():
 @pytest.mark.parametrize("number", [numpy.float32(0.25), numpy.float64(0.25), Fraction(1, 4)])
 def test_temperatures_and_shares_of_any_number_type(number):
     x, y = unit(2, 5, 8)
-    for found, truth in (
+    for result, truth in (
         (NTXentLoss(number)(x, y), NTXentLoss(0.25)(x, y)),
         (InfoNCELoss(number)(x, y), InfoNCELoss(0.25)(x, y)),
         (InfoNCELoss(label_smoothing=number)(x, y), InfoNCELoss(label_smoothing=0.25)(x, y)),
@@ -167,7 +167,7 @@ def test_temperatures_and_shares_of_any_number_type(number):
         ),
         (info_nce(x, y, number), info_nce(x, y, 0.25)),
     ):
-        assert found.equal(truth)
+        assert result.equal(truth)
 
 
 def test_ntxent_bank_takes_its_width_from_the_first_batch():

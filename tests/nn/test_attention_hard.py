@@ -16,29 +16,29 @@ from cmx_fast.nn.attention import (
     RecurrentAttentionCrop,
     RegionProposals,
     TwoLevelAttention,
+    box_iou,
     decode,
     encode,
     glimpses,
     group_filters,
     match_anchors,
     multibox_loss,
-    overlaps,
+    nms,
     part_places,
     proposal_loss,
     proposals,
     ranking_loss,
     recurrent_attention_loss,
-    suppress,
 )
 
 
 def test_glimpses_are_patches_with_zeros_around():
     picture = torch.arange(36.0).view(1, 1, 6, 6)
-    found = glimpses(picture, torch.tensor([[0.0, 0.0]]), 2, scales=2)
-    assert found.shape == (1, 2, 1, 2, 2)
-    assert found[0, 0, 0].tolist() == [[14, 15], [20, 21]]
+    patches = glimpses(picture, torch.tensor([[0.0, 0.0]]), 2, scales=2)
+    assert patches.shape == (1, 2, 1, 2, 2)
+    assert patches[0, 0, 0].tolist() == [[14, 15], [20, 21]]
     around = picture[0, 0, 1:5, 1:5]
-    assert found[0, 1, 0].tolist() == F.avg_pool2d(around[None], 2)[0].tolist()
+    assert patches[0, 1, 0].tolist() == F.avg_pool2d(around[None], 2)[0].tolist()
     corner = glimpses(picture, torch.tensor([[-1.0, -1.0]]), 2)
     assert corner[0, 0, 0].tolist() == [[0, 0], [0, 0]]  # its lower right is the first pixel
     for place in ([-1.0, 1.0], [1.0, 1.0], [1.0, -1.0]):
@@ -54,18 +54,18 @@ def test_glimpses_of_each_picture_are_its_own():
 
 def test_recurrent_attention_looks_and_is_paid():
     model = RecurrentAttention(3, size=4, steps=5).train()
-    looked = model(torch.randn(6, 1, 12, 12))
-    assert looked.log_probabilities.shape == (6, 3) and looked.locations.shape == (6, 6, 2)
-    assert looked.baselines.shape == looked.log_policy.shape == (5, 6)
-    assert looked.locations.abs().max() <= 1 and not looked.locations.requires_grad
+    sequence = model(torch.randn(6, 1, 12, 12))
+    assert sequence.log_probabilities.shape == (6, 3) and sequence.locations.shape == (6, 6, 2)
+    assert sequence.baselines.shape == sequence.log_policy.shape == (5, 6)
+    assert sequence.locations.abs().max() <= 1 and not sequence.locations.requires_grad
     labels = torch.randint(3, (6,))
-    reward = (looked.log_probabilities.argmax(1) == labels).float()
+    reward = (sequence.log_probabilities.argmax(1) == labels).float()
     expected = (
-        F.nll_loss(looked.log_probabilities, labels)
-        + (looked.baselines - reward).square().mean()
-        - 0.01 * ((reward - looked.baselines.detach()) * looked.log_policy).sum(0).mean()
+        F.nll_loss(sequence.log_probabilities, labels)
+        + (sequence.baselines - reward).square().mean()
+        - 0.01 * ((reward - sequence.baselines.detach()) * sequence.log_policy).sum(0).mean()
     )
-    loss = recurrent_attention_loss(looked, labels)
+    loss = recurrent_attention_loss(sequence, labels)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     # The locator learns by reward alone, and the baseline only itself.
@@ -171,32 +171,32 @@ def boxes(count, seed=0, size=10.0):
 
 
 def test_overlaps():
-    found = overlaps(
+    overlap = box_iou(
         torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[1.0, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6]])
     )
-    torch.testing.assert_close(found, torch.tensor([[1 / 7, 1.0, 0.0]]))
+    torch.testing.assert_close(overlap, torch.tensor([[1 / 7, 1.0, 0.0]]))
 
 
 @given(st.integers(0, 60), st.floats(0, 1), st.integers(0, 200))
 def test_suppression_keeps_the_best_and_nothing_near_it(count, threshold, seed):
     some, scores = boxes(count, seed), torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    kept = suppress(some, scores, threshold)
+    kept = nms(some, scores, threshold)
     assert (scores[kept].diff() <= 0).all()
-    shared = overlaps(some, some)
+    shared = box_iou(some, some)
     alive = torch.zeros(count, dtype=torch.bool)
     alive[kept] = True
     for i in range(count):
         better = alive & ((scores > scores[i]) | ((scores == scores[i]) & (torch.arange(count) < i)))
         assert alive[i] == (not (shared[i][better] > threshold).any())
     if count:
-        assert suppress(some, scores, threshold, 1).tolist() == [int(scores.argmax())]
+        assert nms(some, scores, threshold, 1).tolist() == [int(scores.argmax())]
 
 
 def test_suppression_refuses():
     with pytest.raises(ValueError, match=r"boxes must be \(N, 4\) and scores \(N,\)"):
-        suppress(boxes(3), torch.rand(2), 0.5)
+        nms(boxes(3), torch.rand(2), 0.5)
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 2"):
-        suppress(boxes(3), torch.rand(3), 2)
+        nms(boxes(3), torch.rand(3), 2)
 
 
 def test_offsets_and_boxes_are_inverse():
@@ -225,7 +225,7 @@ def test_every_object_has_a_box():
     objects = torch.tensor([[0.02, 0.02, 0.2, 0.2], [0.9, 0.9, 0.95, 0.95]])
     matched = module.match(objects, torch.tensor([1, 2]))
     assert set(matched.labels.tolist()) == {0, 1, 2}
-    share = overlaps(objects, module.boxes)
+    share = box_iou(objects, module.boxes)
     assert matched.labels[share[1].argmax()] == 2 and share[1].max() < 0.5
     above = (share[0] >= 0.5).nonzero()[:, 0]
     assert (matched.labels[above] > 0).all()
@@ -295,7 +295,7 @@ def test_boxes_without_area_are_refused_by_name(box):
 def test_boxes_without_area_are_nan_where_nobody_looks(box, monkeypatch):
     """As on a GPU, where a look would wait for the device."""
     for module in ("boxes", "default_boxes"):
-        monkeypatch.setattr(f"cmx_fast.nn.attention.{module}.looked_at", lambda tensor: False)
+        monkeypatch.setattr(f"cmx_fast.nn.attention.{module}.is_checked", lambda tensor: False)
     wrong = torch.tensor([[0.1, 0.1, 0.4, 0.4], box])
     right = wrong[:1].expand(2, 4)
     for offsets in (encode(wrong, right), encode(right, wrong), decode(torch.zeros(2, 4), wrong)):
@@ -348,7 +348,7 @@ def test_nan_does_not_vanish():
     with pytest.raises(ValueError, match="offsets has 1 NaN"):
         module.detect(offsets.index_put((torch.tensor(2), torch.tensor(1)), nan), scores)
     with pytest.raises(ValueError, match="scores has 3 NaN"):
-        suppress(boxes(3), nan.expand(3), 0.5)
+        nms(boxes(3), nan.expand(3), 0.5)
     proposed = RegionProposals(2, width=4)(torch.randn(1, 2, 3, 3))
     with pytest.raises(ValueError, match="proposed.logits has 81 NaN"):
         proposals(proposed._replace(logits=proposed.logits * nan), (48, 48))
@@ -359,9 +359,9 @@ def test_detections_are_the_objects():
     objects, labels = torch.tensor([[0.02, 0.02, 0.3, 0.3], [0.6, 0.6, 0.95, 0.95]]), torch.tensor([2, 1])
     matched = module.match(objects, labels)
     scores = F.one_hot(matched.labels, 3).float()
-    found, of, sure = module.detect(matched.offsets, scores)
-    assert sorted(of.tolist()) == [1, 2] and sure.eq(1).all()
-    for box, label in zip(found, of):
+    detected, detected_labels, sure = module.detect(matched.offsets, scores)
+    assert sorted(detected_labels.tolist()) == [1, 2] and sure.eq(1).all()
+    for box, label in zip(detected, detected_labels):
         torch.testing.assert_close(box, objects[labels == label][0], rtol=1e-3, atol=1e-4)
 
 
@@ -374,18 +374,22 @@ def test_proposals_score_every_anchor():
     sides = first[:, 2:] - first[:, :2]
     assert sides.prod(1).sqrt().tolist() == pytest.approx([128] * 3 + [256] * 3 + [512] * 3, rel=1e-4)
     assert (sides[:, 1] / sides[:, 0]).tolist() == pytest.approx([0.5, 1, 2] * 3, rel=1e-4)
-    for found, scores in proposals(proposed, (80, 112), before=100, after=10):
-        assert len(found) <= 10 and (scores.diff() <= 0).all()
-        assert found.min() >= 0 and found[:, 2].max() <= 112 and found[:, 3].max() <= 80
+    for proposed_boxes, scores in proposals(proposed, (80, 112), before=100, after=10):
+        assert len(proposed_boxes) <= 10 and (scores.diff() <= 0).all()
+        assert (
+            proposed_boxes.min() >= 0
+            and proposed_boxes[:, 2].max() <= 112
+            and proposed_boxes[:, 3].max() <= 80
+        )
 
 
 def test_anchors_are_matched_as_the_paper_says():
     anchors = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 9, 10], [0, 0, 5, 10], [30, 30, 40, 40], [-5, 0, 5, 10], [0, 0, 10, 4]]
     )
-    labels, of = match_anchors(anchors, torch.tensor([[0.0, 0, 10, 10], [33, 33, 36, 36]]), (50, 50))
+    labels, object_of = match_anchors(anchors, torch.tensor([[0.0, 0, 10, 10], [33, 33, 36, 36]]), (50, 50))
     assert labels.tolist() == [1, 1, -1, 1, -1, -1]
-    assert of[3] == 1  # the best there is, though it overlaps little
+    assert object_of[3] == 1  # the best there is, though it overlaps little
     assert match_anchors(anchors, torch.zeros(0, 4), (50, 50))[0].tolist() == [0, 0, 0, 0, -1, 0]
 
 
@@ -402,8 +406,8 @@ def test_proposals_learn_where_objects_are():
         loss.backward()
         optimizer.step()
     # Anchors that leave the picture are never trained, and any of them may score high.
-    found, _ = proposals(module(features), (64, 64), after=8)[0]
-    assert overlaps(objects[0], found).max(1).values.min() > 0.7
+    proposed_boxes, _ = proposals(module(features), (64, 64), after=8)[0]
+    assert box_iou(objects[0], proposed_boxes).max(1).values.min() > 0.7
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ def test_power_is_scipys(samples, sample_rate, nperseg, noverlap):
     wave = 0.3 * torch.randn(2, samples).double() + 0.5
     expected = scipys(wave, sample_rate, nperseg, noverlap)
     layer = PowerSpectrogram(sample_rate, nperseg, noverlap)
-    found = layer(wave)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9 * expected.max() * 1e-6)
+    spectrogram = layer(wave)
+    assert spectrogram.shape == expected.shape
+    np.testing.assert_allclose(spectrogram.numpy(), expected, rtol=1e-9, atol=1e-9 * expected.max() * 1e-6)
     single = layer(wave.float())
     assert single.dtype == torch.float32
     assert np.abs(single.numpy() - expected).max() <= 1e-5 * expected.max()

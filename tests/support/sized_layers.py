@@ -131,7 +131,7 @@ LAYERS: dict[str, Sized] = {
         2,
     ),
     "RecurrentAttention": Sized(
-        "nn.attention.RecurrentAttention, nn.attention.Looked, nn.attention.glimpses",
+        "nn.attention.RecurrentAttention, nn.attention.GlimpseSequence, nn.attention.glimpses",
         layer(lambda: attention.RecurrentAttention(3, 2, size=4, steps=2, of_patch=8, of_place=8)),
         lambda b, n: (torch.randn(b, 2, 8 + n, 9 + n),),
     ),
@@ -139,7 +139,7 @@ LAYERS: dict[str, Sized] = {
         "nn.attention.recurrent_attention_loss",
         of(
             lambda scores, baselines, policy, labels: attention.recurrent_attention_loss(
-                attention.Looked(scores.log_softmax(1), baselines, baselines, policy), labels
+                attention.GlimpseSequence(scores.log_softmax(1), baselines, baselines, policy), labels
             )
         ),
         lambda b, n: (torch.randn(b, 4), torch.randn(n, b), torch.randn(n, b), torch.randint(4, (b,))),
@@ -166,12 +166,12 @@ LAYERS: dict[str, Sized] = {
         0,
     ),
     "boxes": Sized(
-        "nn.attention.encode, nn.attention.decode, nn.attention.overlaps",
+        "nn.attention.encode, nn.attention.decode, nn.attention.box_iou",
         of(
             lambda boxes, anchors, offsets: (
                 attention.encode(boxes, anchors),
                 attention.decode(offsets, anchors),
-                attention.overlaps(boxes, anchors),
+                attention.box_iou(boxes, anchors),
             )
         ),
         lambda b, n: (_boxes(b), _boxes(b), torch.randn(b, 4)),

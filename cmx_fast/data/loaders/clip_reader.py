@@ -110,15 +110,15 @@ class Source:
         wanted = [(self.paths[index], self._times(index, places)) for index, places in requests]
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             waves = [pool.submit(self._sound, index, min(places), max(places)) for index, places in requests]
-            found: list[Any] = dali.batch(wanted, self.format.short_side, max(1, self.threads))
+            cuts: list[Any] = dali.batch(wanted, self.format.short_side, max(1, self.threads))
         for row, ((index, places), wave) in enumerate(zip(requests, waves, strict=True)):
-            if not isinstance(found[row], BrokenVideoError):
+            if not isinstance(cuts[row], BrokenVideoError):
                 try:
                     sound = self._pieces(wave.result(), index, places, min(places))
-                    found[row] = (found[row].unflatten(0, (len(places), -1)), sound)
+                    cuts[row] = (cuts[row].unflatten(0, (len(places), -1)), sound)
                 except BrokenVideoError as error:
-                    found[row] = error
-        return found
+                    cuts[row] = error
+        return cuts
 
     def _times(self, index: int, places: list[int]) -> list[float]:
         """When the frames of these clips are shown."""
@@ -224,8 +224,8 @@ class WholeRecordings(Dataset[Any]):
         return len(self.source.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Cut | str]:
-        found = self.source.whole(index)
-        return index, found.reason if isinstance(found, BrokenVideoError) else found
+        whole = self.source.whole(index)
+        return index, whole.reason if isinstance(whole, BrokenVideoError) else whole
 
 
 def _new(broken: dict[int, str], before: set[int]) -> dict[int, str]:

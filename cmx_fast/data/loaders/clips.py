@@ -88,13 +88,13 @@ class Clips:
         self.skipped: list[tuple[Path, str]] = list(recordings.skipped)
         paths = [entry.path for entry in recordings.entries]
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            looks = pool.map(lambda path: _look(path, format), paths)
-            for entry, path, found in zip(recordings.entries, paths, looks, strict=True):
-                if isinstance(found, Media):
+            outcomes = pool.map(lambda path: _media_or_problem(path, format), paths)
+            for entry, path, outcome in zip(recordings.entries, paths, outcomes, strict=True):
+                if isinstance(outcome, Media):
                     self.entries.append(entry)
-                    self.media.append(found)
+                    self.media.append(outcome)
                 else:
-                    self.skipped.append((path, found))
+                    self.skipped.append((path, outcome))
         if not self.entries:
             raise ValueError(f"none of {len(paths)} recordings can be used: {self._reasons()}")
         self.labels = torch.tensor([entry.label for entry in self.entries], dtype=torch.int64)
@@ -155,11 +155,11 @@ class Clips:
             generator=torch.Generator(),
         )
         kept = {}
-        for index, found in loader:
-            if isinstance(found, str):
-                self._leave_out({index: found})
+        for index, content in loader:
+            if isinstance(content, str):
+                self._leave_out({index: content})
             else:
-                kept[index] = tuple(part.clone() for part in found)  # frees the worker's file handles
+                kept[index] = tuple(part.clone() for part in content)  # frees the worker's file handles
         if not kept:
             raise ValueError(f"none of {len(self)} recordings can be decoded: {self._reasons()}")
         self._source.kept = kept
@@ -182,7 +182,7 @@ class Clips:
         return "; ".join(named) + ("; ..." if len(self.skipped) > 3 else "")
 
 
-def _look(path: Path, format: ClipFormat) -> Media | str:
+def _media_or_problem(path: Path, format: ClipFormat) -> Media | str:
     """What a file plays, or why no clip can be cut from it."""
     try:
         about = path.stat()

@@ -19,11 +19,11 @@ from cmx_fast.data.sets.scenes import Scenes
 from cmx_fast.data.sets.selection import FPS, Selection, key
 from cmx_fast.nn.power_spectrogram import lasting
 
-Found = Tensor | BrokenFileError
+Value = Tensor | BrokenFileError
 #: Pictures or scenes by number, and what each holds.
 Rows = list[tuple[int, Tensor]]
 #: Several at once: pictures or scenes by number to what each holds.
-Read = Callable[[list[int]], list[Found]]
+Read = Callable[[list[int]], list[Value]]
 
 
 class SceneData:
@@ -132,12 +132,14 @@ class SceneData:
                 yield batch
 
         if self.cache:
-            found = self._remembered(noted(), self._everything("sound", self._sounds_of).__getitem__, 1)
+            rows_of_batches = self._remembered(
+                noted(), self._everything("sound", self._sounds_of).__getitem__, 1
+            )
         else:
-            found = self._read(noted(), self._sounds_of, 1)
+            rows_of_batches = self._read(noted(), self._sounds_of, 1)
         if instead is not None:
-            found = (self._filled(rows, asked.popleft(), instead) for rows in found)
-        return ((index, wave.float() / 32767) for index, wave in _stacked(found))
+            rows_of_batches = (self._filled(rows, asked.popleft(), instead) for rows in rows_of_batches)
+        return ((index, wave.float() / 32767) for index, wave in _stacked(rows_of_batches))
 
     def usable(self) -> Tensor:
         """The scenes that nothing is known to be wrong with, int64."""
@@ -194,34 +196,38 @@ class SceneData:
     def _lasting(self, wave: Tensor) -> Tensor:
         return (lasting(wave, self.seconds, self.sample_rate) * 32767).round().short()
 
-    def _pictures_of(self, pictures: list[int]) -> list[Found]:
-        wanted = [(p // self.moments, slice(p % self.moments, p % self.moments + 1)) for p in pictures]
-        found = self._decoded(wanted)
-        return [value if isinstance(value, BrokenFileError) else value[0] for value in found]
+    def _pictures_of(self, pictures: list[int]) -> list[Value]:
+        moments_of_scenes = [
+            (p // self.moments, slice(p % self.moments, p % self.moments + 1)) for p in pictures
+        ]
+        decoded = self._decoded(moments_of_scenes)
+        return [value if isinstance(value, BrokenFileError) else value[0] for value in decoded]
 
-    def _pictures_of_scenes(self, scenes: list[int]) -> list[Found]:
+    def _pictures_of_scenes(self, scenes: list[int]) -> list[Value]:
         return self._decoded([(scene, slice(None)) for scene in scenes])
 
-    def _decoded(self, wanted: list[tuple[int, slice]]) -> list[Found]:
+    def _decoded(self, moments_of_scenes: list[tuple[int, slice]]) -> list[Value]:
         """Of each scene the pictures at these moments, (moments, 3, size, size)."""
         if self.backend != "dali":
-            return [_otherwise(self.read_pictures, scene, moments) for scene, moments in wanted]
-        found: dict[int, Found] = {}
-        videos = {row: w for row, w in enumerate(wanted) if self.entries[w[0]].media is not None}
+            return [_otherwise(self.read_pictures, scene, moments) for scene, moments in moments_of_scenes]
+        decoded: dict[int, Value] = {}
+        videos = {row: w for row, w in enumerate(moments_of_scenes) if self.entries[w[0]].media is not None}
         requests = [(self.entries[s].picture, self.times(s)[moments]) for s, moments in videos.values()]
         frames = _dali("decode_dali").batch(requests, self.size, self.workers or 1)
         for row, value in zip(videos, frames, strict=True):
             broken = isinstance(value, BrokenFileError)
-            found[row] = value if broken else centred(value, self.size).contiguous()
-        files = {row: self.entries[s].picture for row, (s, _) in enumerate(wanted) if row not in videos}
+            decoded[row] = value if broken else centred(value, self.size).contiguous()
+        files = {
+            row: self.entries[s].picture for row, (s, _) in enumerate(moments_of_scenes) if row not in videos
+        }
         pictures = _dali("decode_dali_files").read_pictures(
             list(files.values()), self.size, shorter=self.size, threads=self.workers or 1
         )
         for row, value in zip(files, pictures, strict=True):
-            found[row] = value if isinstance(value, BrokenFileError) else value[None]
-        return [found[row] for row in range(len(wanted))]
+            decoded[row] = value if isinstance(value, BrokenFileError) else value[None]
+        return [decoded[row] for row in range(len(moments_of_scenes))]
 
-    def _sounds_of(self, scenes: list[int]) -> list[Found]:
+    def _sounds_of(self, scenes: list[int]) -> list[Value]:
         if self.backend != "dali":
             return [_otherwise(self.read_sound, scene) for scene in scenes]
         paths = {
@@ -239,11 +245,11 @@ class SceneData:
         files = dict(zip(paths, waves, strict=True))
         with ThreadPoolExecutor(self.workers or 1) as pool:
             videos = {s: pool.submit(_otherwise, self.read_sound, s) for s in scenes if s not in files}
-            found = files | {scene: wave.result() for scene, wave in videos.items()}
+            decoded = files | {scene: wave.result() for scene, wave in videos.items()}
         return [
-            self._lasting(found[scene])
-            if scene in files and isinstance(found[scene], Tensor)
-            else found[scene]
+            self._lasting(decoded[scene])
+            if scene in files and isinstance(decoded[scene], Tensor)
+            else decoded[scene]
             for scene in scenes
         ]
 
@@ -256,15 +262,15 @@ class SceneData:
                 rows = [*rows, *self._readable([(scene, value)], 1)]
         return rows
 
-    def _everything(self, what: str, read: Read) -> dict[int, Tensor]:
+    def _everything(self, kind: str, read: Read) -> dict[int, Tensor]:
         """What ``read`` gives of every scene, read once."""
-        if what not in self._kept:
-            self._kept[what] = {
+        if kind not in self._kept:
+            self._kept[kind] = {
                 scene: value.cpu()
                 for rows in self._read(torch.arange(len(self)).split(16), read, 1)
                 for scene, value in rows
             }
-        return self._kept[what]
+        return self._kept[kind]
 
     def _remembered(
         self, batches: Iterable[Tensor], look_up: Callable[[int], Tensor], per_scene: int
@@ -273,7 +279,7 @@ class SceneData:
 
     def _read(self, batches: Iterable[Tensor], read: Read, per_scene: int) -> Iterator[Rows]:
         """The readable part of each batch, which may be empty."""
-        loader: Iterable[list[tuple[int, Found]]] = load_batches(
+        loader: Iterable[list[tuple[int, Value]]] = load_batches(
             _Items(read),
             (self._unbroken(batch, per_scene) for batch in batches),
             workers=0 if self.backend == "dali" else self.workers,
@@ -281,7 +287,7 @@ class SceneData:
         )
         return (self._readable(items, per_scene) for items in loader)
 
-    def _readable(self, items: list[tuple[int, Found]], per_scene: int) -> Rows:
+    def _readable(self, items: list[tuple[int, Value]], per_scene: int) -> Rows:
         """Returns the readable ones; the others are used no more."""
         good = []
         for index, value in items:
@@ -301,18 +307,18 @@ class _Items(Dataset[Any]):
     def __init__(self, read: Read):
         self.read = read
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[int, Found]]:
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, Value]]:
         return list(zip(indices, self.read(indices), strict=True))
 
 
-def _stacked(found: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
+def _stacked(batches: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
     """The numbers and the values of each batch of which anything is left."""
-    for rows in found:
+    for rows in batches:
         if rows:
             yield torch.tensor([index for index, _ in rows]), torch.stack([value for _, value in rows])
 
 
-def _otherwise(read: Callable[..., Tensor], *arguments: Any) -> Found:
+def _otherwise(read: Callable[..., Tensor], *arguments: Any) -> Value:
     try:
         return read(*arguments)
     except BrokenFileError as error:

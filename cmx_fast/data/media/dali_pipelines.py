@@ -57,13 +57,13 @@ def decode(
         if len(samples) == 1:
             return [RefusedError(_reason(error))]
         return [  # DALI does not say which one it was
-            decode(graph, [sample], lambda _, *found, place=place: take(place, *found), threads)[0]
+            decode(graph, [sample], lambda _, *output, place=place: take(place, *output), threads)[0]
             for place, sample in enumerate(samples)
         ]
-    found = [take(place, *(output[place] for output in outputs)) for place in range(len(samples))]
+    results = [take(place, *(output[place] for output in outputs)) for place in range(len(samples))]
     if gpu is not None:
         torch.cuda.current_stream(gpu).synchronize()  # the copies are made before DALI writes there again
-    return found
+    return results
 
 
 def _run(
@@ -104,5 +104,5 @@ def _pipeline(graph: Graph, count: int, threads: int, gpu: int | None) -> Any:
 
 def _reason(error: RuntimeError) -> str:
     """What DALI's message says between the operator's traceback in Python and its own in C++."""
-    said = str(error).partition("encountered:")[2] or str(error)
-    return next((line.strip() for line in said.splitlines() if line.strip()), "?")
+    message = str(error).partition("encountered:")[2] or str(error)
+    return next((line.strip() for line in message.splitlines() if line.strip()), "?")

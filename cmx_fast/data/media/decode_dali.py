@@ -21,10 +21,10 @@ from cmx_fast.data.media.moments import BrokenVideoError, resized, shown
 
 def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
     """See :func:`cmx_fast.data.media.decode.read_frames`."""
-    (found,) = batch([(path, moments)], short_side)
-    if isinstance(found, BrokenVideoError):
-        raise found
-    return found.cpu()
+    (decoded,) = batch([(path, moments)], short_side)
+    if isinstance(decoded, BrokenVideoError):
+        raise decoded
+    return decoded.cpu()
 
 
 def batch(
@@ -32,22 +32,22 @@ def batch(
 ) -> list[Tensor | BrokenVideoError]:
     """What :func:`frames` gives for each path and its moments, decoded together by ``threads`` threads and left on
     the GPU; the error where a file breaks."""
-    found: list[Any] = [None] * len(requests)
+    results: list[Any] = [None] * len(requests)
     samples, orders, turns = {}, [], []
     for place, (path, moments) in enumerate(requests):
         try:
             begins, end, size, turn = presented(path)
             height_and_width = resized(path, *size, short_side)[::-1]
-            wanted, order = shown(begins, end, moments, path).unique(return_inverse=True)
+            numbers, order = shown(begins, end, moments, path).unique(return_inverse=True)
             content = np.fromfile(path, np.uint8)
         except OSError as error:
-            found[place] = BrokenVideoError(path, f"can't be read ({error.strerror})")
+            results[place] = BrokenVideoError(path, f"can't be read ({error.strerror})")
         except BrokenVideoError as error:
-            found[place] = error
+            results[place] = error
         else:
             samples[place] = {
                 "encoded": content,
-                "frames": wanted.to(torch.int32).numpy(),
+                "frames": numbers.to(torch.int32).numpy(),
                 "size": np.array(height_and_width, np.float32),
             }
             orders.append(order)
@@ -58,12 +58,12 @@ def batch(
 
     for place, pictures in zip(samples, decode(_GRAPH, list(samples.values()), take, threads), strict=True):
         refused = isinstance(pictures, RefusedError)
-        found[place] = (
+        results[place] = (
             BrokenVideoError(requests[place][0], f"DALI can't decode it ({pictures})")
             if refused
             else pictures
         )
-    return found
+    return results
 
 
 def _frames(sources: dict[str, Any], gpu: bool) -> list[Any]:

@@ -38,9 +38,11 @@ def read_pictures(
     The pixels are within one level of its where nothing is resized; JPEG files that Pillow reads at a half or a
     quarter of their size are read whole here.
     """
-    found = stretched(paths, lambda path, width, height: fitted(path, width, height, size, shorter), threads)
+    pictures = stretched(
+        paths, lambda path, width, height: fitted(path, width, height, size, shorter), threads
+    )
     result: list[Read] = []
-    for path, picture in zip(paths, found, strict=True):
+    for path, picture in zip(paths, pictures, strict=True):
         try:
             whole = read_picture(path, size, shorter=shorter) if picture is None else picture
             result.append(centred(whole, size).contiguous())
@@ -106,18 +108,18 @@ def read_sounds(
 
 
 def _in_place(paths: Sequence[Path], places: Any, decoded: list[Any], otherwise: str) -> list[Any]:
-    found = [None] * len(paths)
-    for place, what in zip(places, decoded, strict=True):
-        if isinstance(what, RefusedError):
-            _say(f"DALI refuses {paths[place].suffix} files; {otherwise} reads them ({what})")
+    results = [None] * len(paths)
+    for place, value in zip(places, decoded, strict=True):
+        if isinstance(value, RefusedError):
+            _say(f"DALI refuses {paths[place].suffix} files; {otherwise} reads them ({value})")
         else:
-            found[place] = what
-    return found
+            results[place] = value
+    return results
 
 
 @functools.lru_cache(64)
-def _say(what: str) -> None:
-    logger.info(what)
+def _say(message: str) -> None:
+    logger.info(message)
 
 
 def _picture(sources: dict[str, Any], gpu: bool) -> list[Any]:

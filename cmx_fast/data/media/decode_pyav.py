@@ -41,8 +41,8 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
         stream = _video(path, container)
         stream.codec_context.thread_count = 1  # the loader's workers are the threads
         for further in FURTHER_BACK:
-            if found := _decode(path, container, stream, moments, further):
-                return _pictures(path, found, short_side)
+            if shown_frames := _decode(path, container, stream, moments, further):
+                return _pictures(path, shown_frames, short_side)
     raise BrokenVideoError(path, f"frames from {min(moments):g} to {max(moments):g} s can't be decoded")
 
 
@@ -191,7 +191,7 @@ def _decode(path: Path, container: Any, stream: Any, moments: list[float], furth
         if not chosen:
             return []
     wanted = set(chosen) if begins is not None else None
-    found: dict[int, Any] = {}
+    frame_at: dict[int, Any] = {}
     context = stream.codec_context
     for packet in [*(p for p in packets if p.size), None]:
         if packet is not None:
@@ -199,12 +199,12 @@ def _decode(path: Path, container: Any, stream: Any, moments: list[float], furth
             context.skip_frame = "DEFAULT" if wanted is None or packet.pts in wanted else "NONREF"
         for frame in context.decode(packet):
             if wanted is None or frame.pts in wanted:
-                found[_stamp(frame)] = frame
-        if wanted is not None and len(found) == len(wanted):
+                frame_at[_stamp(frame)] = frame
+        if wanted is not None and len(frame_at) == len(wanted):
             break
     if begins is None:
-        chosen = _choose(path, sorted(found), end, moments, stream, from_the_beginning)
-    return [found[stamp] for stamp in chosen] if found.keys() >= set(chosen) else []
+        chosen = _choose(path, sorted(frame_at), end, moments, stream, from_the_beginning)
+    return [frame_at[stamp] for stamp in chosen] if frame_at.keys() >= set(chosen) else []
 
 
 def _choose(
@@ -227,13 +227,13 @@ def _seconds(stamps: list[int], stream: Any) -> Tensor:
     return torch.tensor(stamps, dtype=torch.float64) * float(stream.time_base)
 
 
-def _pictures(path: Path, found: list[Any], short_side: int) -> Tensor:
+def _pictures(path: Path, decoded: list[Any], short_side: int) -> Tensor:
     """Decoded frames as uint8 (T, 3, h, w)."""
-    width, height = resized(path, found[0].width, found[0].height, short_side)
+    width, height = resized(path, decoded[0].width, decoded[0].height, short_side)
     converter = av.video.reformatter.VideoReformatter()
-    pictures = np.empty((len(found), 3, height, width), np.uint8)
+    pictures = np.empty((len(decoded), 3, height, width), np.uint8)
     places: dict[int, int] = {}
-    for place, frame in enumerate(found):
+    for place, frame in enumerate(decoded):
         earlier = places.setdefault(id(frame), place)
         if earlier < place:
             pictures[place] = pictures[earlier]
@@ -244,7 +244,7 @@ def _pictures(path: Path, found: list[Any], short_side: int) -> Tensor:
         for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
             pictures[place, channel] = rows[:height, :width]
-    return _turn(found[0])(torch.from_numpy(pictures)).contiguous()
+    return _turn(decoded[0])(torch.from_numpy(pictures)).contiguous()
 
 
 def _turn(frame: Any) -> Turn:

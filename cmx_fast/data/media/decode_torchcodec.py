@@ -57,7 +57,7 @@ def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, 
         begin = decoder.metadata.begin_stream_seconds or 0.0
         # From whole samples, since it cuts anywhere and does not say to which side it rounds.
         low = max(round(start * rate) - reach, round(begin * rate)) / rate
-        found = decoder.get_samples_played_in_range(low, max(stop + reach / rate, low + 1 / rate))
+        played = decoder.get_samples_played_in_range(low, max(stop + reach / rate, low + 1 / rate))
     except (RuntimeError, ValueError, IndexError) as error:
         raise BrokenVideoError(path, f"sound can't be decoded ({str(error).splitlines()[0]})") from error
-    return found.data.to(torch.float32), rate, found.pts_seconds
+    return played.data.to(torch.float32), rate, played.pts_seconds

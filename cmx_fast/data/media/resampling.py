@@ -14,11 +14,11 @@ MOST_PHASES = 2000
 
 def ratio(rate: int, wanted: int) -> tuple[int, int]:
     """rate / wanted in lowest terms; of odd rates the nearest with terms up to two thousand."""
-    found = Fraction(rate, wanted)
-    if max(found.numerator, found.denominator) > MOST_PHASES:
-        small = min(found, 1 / found).limit_denominator(MOST_PHASES)
-        found = small if found < 1 else 1 / small if small else found
-    return found.numerator, found.denominator
+    factor = Fraction(rate, wanted)
+    if max(factor.numerator, factor.denominator) > MOST_PHASES:
+        small = min(factor, 1 / factor).limit_denominator(MOST_PHASES)
+        factor = small if factor < 1 else 1 / small if small else factor
+    return factor.numerator, factor.denominator
 
 
 def resample(wave: Tensor, rate: int, wanted: int) -> Tensor:

@@ -134,10 +134,10 @@ class ATR(Dataset[dict[str, object]]):
         """As :meth:`load_image`, decoded together by DALI and left on the GPU if there is one."""
         dali = importlib.import_module("cmx_fast.data.media.decode_dali_files")
         paths = [self._image_path(self.ids[index]) for index in indices]
-        found = dali.stretched(paths, lambda *_: (self.size, self.size), threads)
+        decoded = dali.stretched(paths, lambda *_: (self.size, self.size), threads)
         return [
             self.load_image(index) if image is None else image
-            for index, image in zip(indices, found, strict=True)
+            for index, image in zip(indices, decoded, strict=True)
         ]
 
     def load_mask(self, index: int) -> Tensor:

@@ -152,9 +152,9 @@ class Image2Reverb(Dataset[dict[str, Any]]):
                 f"root: {self.root} has no usable pairs for split {split!r} ({len(self.skipped)} skipped)"
             )
 
-        found = sorted({pair.space for pair in self.pairs})
-        self.spaces = found if spaces is None else list(spaces)
-        unknown = sorted(set(found) - set(self.spaces))
+        present = sorted({pair.space for pair in self.pairs})
+        self.spaces = present if spaces is None else list(spaces)
+        unknown = sorted(set(present) - set(self.spaces))
         if unknown:
             raise ValueError(
                 f"spaces: {unknown[:5]} of split {split!r} are not among the {len(self.spaces)} given"
@@ -319,9 +319,9 @@ class Image2Reverb(Dataset[dict[str, Any]]):
             (self._dry, [self.speech_files[sentence] for _, sentence in spoken], sounds),
         ):
             missing = [path for path in dict.fromkeys(paths) if cache.get(path) is None]
-            for path, found in zip(missing, read(missing), strict=True):
-                if not isinstance(found, BrokenFileError):
-                    cache.put(path, found)
+            for path, content in zip(missing, read(missing), strict=True):
+                if not isinstance(content, BrokenFileError):
+                    cache.put(path, content)
 
     def _spoken(self, utterance_index: int) -> tuple[int, int]:
         """The pair and the sentence of an utterance."""

@@ -126,14 +126,14 @@ def _lines(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]
     reader = csv.reader(
         (line + "\n" for line in text.split("\n")), delimiter=separator, skipinitialspace=True, strict=True
     )
-    found = []
+    rows = []
     try:
         for values in reader:
             if any("\n" in value for value in values):
                 raise csv.Error("a value in quotes goes on in the next line; is a quote missing?")
             stripped = [value.strip(_BLANKS) for value in values]
             if any(stripped):
-                found.append((reader.line_num, stripped))
+                rows.append((reader.line_num, stripped))
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-    return found
+    return rows

@@ -38,19 +38,19 @@ def read_selection(path: Path | str) -> Selection:
     if not path.is_file():
         raise ValueError(f"there is no selection {path}")
     try:
-        found = json.loads(read_text(path))
+        selection = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(selection, dict):
         raise ValueError(
-            f"{path} must hold an object of lists of frame numbers; got a {type(found).__name__}"
+            f"{path} must hold an object of lists of frame numbers; got a {type(selection).__name__}"
         )
-    for name, frames in found.items():
+    for name, frames in selection.items():
         if not (
             isinstance(frames, list) and frames and all(type(frame) is int and frame >= 0 for frame in frames)
         ):
             raise ValueError(f"{path}: {name!r} must be a list of frame numbers, 0 or more; got {frames!r}")
-    return found
+    return selection
 
 
 def write_selection(path: Path, selection: Selection) -> None:

@@ -128,11 +128,11 @@ def _floor(energy: NDArray[np.float64], sample_rate: int) -> _Floor | None:
         behind = min(round((1 - _TAIL) * energy.size), int(end - _ABOVE_NOISE_DB / slope))
         held = energy[behind:].mean()
         # What the decay itself brings there is no noise; where that is most of it, no floor is seen.
-        found = held - np.mean(10 ** ((slope * np.arange(behind, energy.size) + offset) / 10))
-        found = found if found > 0.5 * held else 0.0
+        level = held - np.mean(10 ** ((slope * np.arange(behind, energy.size) + offset) / 10))
+        level = level if level > 0.5 * held else 0.0
         wider = round(-_WINDOW_DB / slope)
-        settled = abs(found - noise) <= 0.01 * noise and wider == width
-        noise, width = found, wider
+        settled = abs(level - noise) <= 0.01 * noise and wider == width
+        noise, width = level, wider
         if settled:
             break
     end = int(np.clip((10 * np.log10(noise) - offset) / slope if noise else energy.size, 1, energy.size))

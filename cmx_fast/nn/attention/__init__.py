@@ -2,11 +2,11 @@
 
 Soft attention weighs channels or positions and has gradients everywhere; hard attention picks places, and comes with
 what it is trained by. Modules and losses are traced whole by torch.compile and torch.export, at any batch size; where
-the number of boxes hangs on their values (``suppress``, ``proposals``, ``proposal_loss``, ``match_anchors`` and
+the number of boxes hangs on their values (``nms``, ``proposals``, ``proposal_loss``, ``match_anchors`` and
 ``DefaultBoxes``' methods) they are not.
 """
 
-from cmx_fast.nn.attention.boxes import decode, encode, overlaps, suppress
+from cmx_fast.nn.attention.boxes import box_iou, decode, encode, nms
 from cmx_fast.nn.attention.crop import AttentionProposal, RecurrentAttentionCrop, ranking_loss
 from cmx_fast.nn.attention.default_boxes import DefaultBoxes, Matched, multibox_loss
 from cmx_fast.nn.attention.dual import ChannelAttention, DualAttention, PositionAttention
@@ -14,7 +14,12 @@ from cmx_fast.nn.attention.encoding import ContextEncoding, Encoding, presence_l
 from cmx_fast.nn.attention.gates import CBAM, SqueezeExcite
 from cmx_fast.nn.attention.non_local import NonLocal
 from cmx_fast.nn.attention.object_context import ObjectContext
-from cmx_fast.nn.attention.recurrent import Looked, RecurrentAttention, glimpses, recurrent_attention_loss
+from cmx_fast.nn.attention.recurrent import (
+    GlimpseSequence,
+    RecurrentAttention,
+    glimpses,
+    recurrent_attention_loss,
+)
 from cmx_fast.nn.attention.region_proposals import (
     Proposed,
     RegionProposals,
@@ -35,7 +40,7 @@ __all__ = [
     "DefaultBoxes",
     "DualAttention",
     "Encoding",
-    "Looked",
+    "GlimpseSequence",
     "Matched",
     "NonLocal",
     "ObjectContext",
@@ -50,18 +55,18 @@ __all__ = [
     "SqueezeAttention",
     "SqueezeExcite",
     "TwoLevelAttention",
+    "box_iou",
     "decode",
     "encode",
     "glimpses",
     "group_filters",
     "match_anchors",
     "multibox_loss",
-    "overlaps",
+    "nms",
     "part_places",
     "presence_loss",
     "proposal_loss",
     "proposals",
     "ranking_loss",
     "recurrent_attention_loss",
-    "suppress",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def looked_at(tensor: Tensor) -> bool:
+def is_checked(tensor: Tensor) -> bool:
     """Whether values are checked: on a GPU that would wait for the device, and in a compiled graph there are none.
 
     What is wrong gives NaN there.
@@ -16,7 +16,7 @@ def looked_at(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def have_area(sides: Tensor) -> Tensor:
+def has_area(sides: Tensor) -> Tensor:
     """Of widths and heights (N, 2), where both are finite and above 0: (N,) bool."""
     return ((sides > 0) & sides.isfinite()).all(1)
 
@@ -29,9 +29,9 @@ def require_area(name: str, boxes: Tensor) -> None:
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{name} must be boxes (N, 4), got {tuple(boxes.shape)}")
-    if not looked_at(boxes):
+    if not is_checked(boxes):
         return
-    wrong = (~have_area(boxes[:, 2:] - boxes[:, :2])).nonzero()[:, 0]
+    wrong = (~has_area(boxes[:, 2:] - boxes[:, :2])).nonzero()[:, 0]
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
@@ -46,7 +46,7 @@ def require_numbers(name: str, values: Tensor) -> None:
     Raises:
         ValueError: counts them.
     """
-    if looked_at(values) and values.isnan().any():
+    if is_checked(values) and values.isnan().any():
         raise ValueError(
             f"{name} has {int(values.isnan().sum())} NaN: the network has diverged, or its input has NaN"
         )
@@ -57,7 +57,7 @@ def areas(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
 
 
-def overlaps(one: Tensor, other: Tensor) -> Tensor:
+def box_iou(one: Tensor, other: Tensor) -> Tensor:
     """Intersection over union (N, M)."""
     low = torch.maximum(one[:, None, :2], other[None, :, :2])
     high = torch.minimum(one[:, None, 2:], other[None, :, 2:])
@@ -92,7 +92,7 @@ def encode(boxes: Tensor, anchors: Tensor, variances: tuple[float, float] = (1.0
 
 def _or_nan(boxes: Tensor) -> Tensor:
     """Boxes by middle and sides, those without area NaN."""
-    return boxes.where(have_area(boxes[:, 2:])[:, None], torch.nan)
+    return boxes.where(has_area(boxes[:, 2:])[:, None], torch.nan)
 
 
 def decode(
@@ -113,7 +113,7 @@ def decode(
     return corners(torch.cat([place, size], 1))
 
 
-def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int | None = None) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, threshold: float, most: int | None = None) -> Tensor:
     """Non-maximum suppression: indices of the boxes kept, best first, int64.
 
     A box goes when it overlaps a better one that stays by more than ``threshold``. Equal scores: the lower index first.
@@ -134,7 +134,7 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int | None =
     order = scores.sort(descending=True, stable=True).indices
     sorted_boxes = boxes[order]
     # Worse boxes that each one would suppress; resolved best first, on the CPU: each row depends on those before.
-    too_close = (overlaps(sorted_boxes, sorted_boxes) > threshold).triu(1).cpu()
+    too_close = (box_iou(sorted_boxes, sorted_boxes) > threshold).triu(1).cpu()
     alive = torch.ones(len(boxes), dtype=torch.bool)
     kept = []
     for index in range(len(boxes)):

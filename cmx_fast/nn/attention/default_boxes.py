@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.nn.attention.boxes import (
+    box_iou,
     corners,
     decode,
     encode,
-    looked_at,
-    overlaps,
+    is_checked,
+    nms,
     require_area,
     require_numbers,
-    suppress,
 )
 
 #: SSD300's: sides of its six maps, steps in pixels, sizes of the boxes, and aspect ratios beside 1.
@@ -100,22 +100,22 @@ class DefaultBoxes(nn.Module):
         require_area("objects", objects)
         if labels.shape != objects.shape[:1]:
             raise ValueError(f"labels must be ({len(objects)},), one per object; got {tuple(labels.shape)}")
-        if looked_at(labels) and (labels < 1).any():
+        if is_checked(labels) and (labels < 1).any():
             raise ValueError(f"labels must be from 1 on, 0 is the background; got {int(labels.min())}")
         if objects.shape[0] == 0:
             return Matched(
                 torch.zeros(len(self), dtype=torch.int64, device=self.boxes.device),
                 torch.zeros_like(self.boxes),
             )
-        share = overlaps(objects, self.boxes)
-        best, of = share.max(0)
+        share = box_iou(objects, self.boxes)
+        best, object_of = share.max(0)
         own = share.argmax(1)
         # Later objects win a box that two would have, as in the authors' code.
         best = best.index_fill(0, own, 2.0)
-        numbers = torch.arange(len(objects), device=of.device)
-        of = of.scatter_reduce(0, own, numbers, "amax", include_self=False)
-        found = torch.where(best >= self.threshold, labels[of], 0)
-        return Matched(found, encode(objects[of], self.boxes, VARIANCES))
+        numbers = torch.arange(len(objects), device=object_of.device)
+        object_of = object_of.scatter_reduce(0, own, numbers, "amax", include_self=False)
+        classes = torch.where(best >= self.threshold, labels[object_of], 0)
+        return Matched(classes, encode(objects[object_of], self.boxes, VARIANCES))
 
     def detect(
         self, offsets: Tensor, scores: Tensor, *, least: float = 0.01, overlap: float = 0.45, most: int = 200
@@ -127,12 +127,12 @@ class DefaultBoxes(nn.Module):
         require_numbers("offsets", offsets)
         require_numbers("scores", scores)
         boxes = decode(offsets, self.boxes, VARIANCES)
-        found = []
+        detections = []
         for label in range(1, scores.shape[1]):
             above = (scores[:, label] > least).nonzero()[:, 0]
-            kept = above[suppress(boxes[above], scores[above, label], overlap, most)]
-            found.append((boxes[kept], torch.full_like(kept, label), scores[kept, label]))
-        joined = [torch.cat(part) for part in zip(*found, strict=True)]
+            kept = above[nms(boxes[above], scores[above, label], overlap, most)]
+            detections.append((boxes[kept], torch.full_like(kept, label), scores[kept, label]))
+        joined = [torch.cat(part) for part in zip(*detections, strict=True)]
         order = joined[2].sort(descending=True, stable=True).indices[:most]
         return joined[0][order], joined[1][order], joined[2][order]
 
@@ -159,7 +159,7 @@ def multibox_loss(offsets: Tensor, logits: Tensor, matched: Sequence[Matched], n
             f"{tuple(offsets.shape)} and {tuple(logits.shape)}"
         )
     known = ((labels >= 0) & (labels < logits.shape[-1])).all() & wanted.isfinite().all()
-    if looked_at(labels) and not known:
+    if is_checked(labels) and not known:
         lost = int((~wanted.isfinite()).sum())
         raise ValueError(
             f"matched must have labels in [0, {logits.shape[-1]}) and finite offsets; got labels "

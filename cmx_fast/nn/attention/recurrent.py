@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 
-class Looked(NamedTuple):
+class GlimpseSequence(NamedTuple):
     """What a recurrent attention model did: T glimpses of B pictures.
 
     Attributes:
@@ -56,8 +56,8 @@ class _GlimpseNetwork(nn.Module):
         self.fc3, self.fc4 = (nn.Linear(width, of_patch + of_place) for width in (of_patch, of_place))
 
     def forward(self, patch: Tensor, location: Tensor) -> Tensor:
-        what = self.fc3(F.relu(self.fc1(patch)))
-        return F.relu(what + self.fc4(F.relu(self.fc2(location))))
+        seen = self.fc3(F.relu(self.fc1(patch)))
+        return F.relu(seen + self.fc4(F.relu(self.fc2(location))))
 
 
 class _CoreNetwork(nn.Module):
@@ -121,7 +121,7 @@ class RecurrentAttention(nn.Module):
         self.locator = _Locator(self.width)
         self.classifier, self.baseliner = _Layer(self.width, classes), _Layer(self.width, 1)
 
-    def forward(self, picture: Tensor, first: Tensor | None = None) -> Looked:
+    def forward(self, picture: Tensor, first: Tensor | None = None) -> GlimpseSequence:
         """``first``: (B, 2) where to look first; default: anywhere, uniformly (evaluation: the middle)."""
         b = picture.shape[0]
         if first is None:
@@ -138,7 +138,7 @@ class RecurrentAttention(nn.Module):
             policy.append(drawn.log_prob(chosen).sum(1))
             baselines.append(self.baseliner(hidden.detach())[:, 0])
             locations.append(chosen.clamp(-1, 1))
-        return Looked(
+        return GlimpseSequence(
             F.log_softmax(self.classifier(hidden), 1),
             torch.stack(locations),
             torch.stack(baselines),
@@ -146,19 +146,21 @@ class RecurrentAttention(nn.Module):
         )
 
 
-def recurrent_attention_loss(looked: Looked, labels: Tensor, weight: float = 0.01) -> Tensor:
+def recurrent_attention_loss(sequence: GlimpseSequence, labels: Tensor, weight: float = 0.01) -> Tensor:
     """Negative log-likelihood, squared error of the baseline, and ``weight`` times REINFORCE; 0-d.
 
     The reward is 1 for a right answer, at every step; its advantage over the baseline gets no gradient. REINFORCE's
     terms are summed over the glimpses and averaged over the batch [the common code].
     """
     reward = (
-        (looked.log_probabilities.argmax(1) == labels).to(looked.baselines.dtype).expand_as(looked.baselines)
+        (sequence.log_probabilities.argmax(1) == labels)
+        .to(sequence.baselines.dtype)
+        .expand_as(sequence.baselines)
     )
-    advantage = (reward - looked.baselines).detach()
-    reinforce = -(looked.log_policy * advantage).sum(0).mean()
+    advantage = (reward - sequence.baselines).detach()
+    reinforce = -(sequence.log_policy * advantage).sum(0).mean()
     return (
-        F.nll_loss(looked.log_probabilities, labels)
-        + F.mse_loss(looked.baselines, reward)
+        F.nll_loss(sequence.log_probabilities, labels)
+        + F.mse_loss(sequence.baselines, reward)
         + weight * reinforce
     )

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.nn.attention.boxes import (
+    box_iou,
     decode,
     encode,
-    have_area,
-    overlaps,
+    has_area,
+    nms,
     require_area,
     require_numbers,
-    suppress,
 )
 
 #: Of the loss on boxes: where the squared part ends (sigma = 3).
@@ -94,7 +94,7 @@ def proposals(
     """
     height, width = size
     limits = proposed.anchors.new_tensor([width, height, width, height])
-    found = []
+    proposals_of_pictures = []
     for logits, offsets in zip(proposed.logits, proposed.offsets, strict=True):
         require_numbers("proposed.logits", logits)
         require_numbers("proposed.offsets", offsets)
@@ -102,9 +102,9 @@ def proposals(
         boxes = decode(offsets[best], proposed.anchors[best]).clamp_min(0).minimum(limits)
         large = ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)
         boxes, scores = boxes[large], logits[best][large].sigmoid()
-        kept = suppress(boxes, scores, overlap, after)
-        found.append((boxes[kept], scores[kept]))
-    return found
+        kept = nms(boxes, scores, overlap, after)
+        proposals_of_pictures.append((boxes[kept], scores[kept]))
+    return proposals_of_pictures
 
 
 def match_anchors(anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -123,13 +123,13 @@ def match_anchors(anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> tu
     inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
     if not len(objects):
         return labels.masked_fill(inside, 0), torch.zeros_like(labels)
-    share = overlaps(anchors, objects).masked_fill(~inside[:, None], -1)
-    best, of = share.max(1)
+    share = box_iou(anchors, objects).masked_fill(~inside[:, None], -1)
+    best, object_of = share.max(1)
     labels[inside & (best < 0.3)] = 0
     of_object = share.max(0).values
     labels[((share == of_object) & (of_object > 0)).any(1)] = 1
     labels[best >= 0.7] = 1
-    return labels, of
+    return labels, object_of
 
 
 def proposal_loss(
@@ -145,7 +145,7 @@ def proposal_loss(
     """
     losses = []
     for logits, offsets, of_picture in zip(proposed.logits, proposed.offsets, objects, strict=True):
-        labels, of = match_anchors(proposed.anchors, of_picture, size)
+        labels, object_of = match_anchors(proposed.anchors, of_picture, size)
         positive, negative = (_some((labels == kind).nonzero()[:, 0], generator) for kind in (1, 0))
         positive = positive[: sampled // 2]
         negative = negative[: sampled - len(positive)]
@@ -154,10 +154,10 @@ def proposal_loss(
             logits[chosen], labels[chosen].to(logits.dtype), reduction="sum"
         )
         if len(positive):
-            wanted = encode(of_picture[of[positive]].to(offsets.dtype), proposed.anchors[positive])
+            wanted = encode(of_picture[object_of[positive]].to(offsets.dtype), proposed.anchors[positive])
             loss = loss + F.smooth_l1_loss(offsets[positive], wanted, beta=BETA, reduction="sum")
         # Off the CPU an object without area is not refused, and no anchor overlaps it.
-        known = have_area(of_picture[:, 2:] - of_picture[:, :2]).all()
+        known = has_area(of_picture[:, 2:] - of_picture[:, :2]).all()
         losses.append(torch.where(known, loss / max(1, len(chosen)), torch.nan))
     return torch.stack(losses).mean()
 

@@ -69,8 +69,8 @@ def group_filters(weight: Tensor, groups: int = 3) -> Tensor:
     _, vectors = torch.linalg.eigh(degree[:, None] * likeness * degree[None])
     points = F.normalize(vectors[:, -groups:], dim=1)
     generator = torch.Generator().manual_seed(0)
-    found = [_group(points, groups, generator) for _ in range(STARTS)]
-    return min(found, key=lambda one: one[0])[1]
+    groupings = [_group(points, groups, generator) for _ in range(STARTS)]
+    return min(groupings, key=lambda one: one[0])[1]
 
 
 def _group(points: Tensor, groups: int, generator: torch.Generator) -> tuple[float, Tensor]:

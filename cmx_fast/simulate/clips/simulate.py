@@ -156,7 +156,7 @@ def _layout(
 ) -> list[tuple[int, Path, tuple[Any, ...]]]:
     """Of each clip of a split: its number, its file below the root, and its row in the list."""
     suffix, length = CONTAINERS[settings.audio], int(np.ceil(settings.seconds))
-    found = []
+    entries = []
     for index in indices:
         label, (identity, start) = CLASSES[index % len(CLASSES)], _identity(index, settings)
         if layout == "kinetics":
@@ -165,8 +165,8 @@ def _layout(
         else:
             file = Path("video", f"{identity}_{start:06d}{suffix}")
             row = (identity, start, label, split)
-        found.append((index, file, row))
-    return found
+        entries.append((index, file, row))
+    return entries
 
 
 def _write_lists(root: Path, layout: str, rows: dict[str, list[tuple[Any, ...]]]) -> None:

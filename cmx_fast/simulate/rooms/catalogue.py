@@ -39,7 +39,7 @@ class _WallPlan:
         for _ in range(20):
             at = float(self._rng.uniform(0.15, extent - width - 0.15))
             patch = Patch(wall, material, (at, bottom), (at + width, top))
-            if not any(patch.overlaps(other, gap=0.1) for other in self.patches):
+            if not any(patch.is_near(other, gap=0.1) for other in self.patches):
                 self.patches.append(patch)
                 return
 

@@ -44,8 +44,8 @@ class Patch:
     def area(self) -> float:
         return (self.upper[0] - self.lower[0]) * (self.upper[1] - self.lower[1])
 
-    def overlaps(self, other: Patch, gap: float = 0.0) -> bool:
-        """Whether both lie on one surface less than ``gap`` metres apart."""
+    def is_near(self, other: Patch, gap: float = 0.0) -> bool:
+        """True for two patches of one surface less than ``gap`` metres apart."""
         return self.surface == other.surface and all(
             self.lower[i] < other.upper[i] + gap and self.upper[i] > other.lower[i] - gap for i in (0, 1)
         )

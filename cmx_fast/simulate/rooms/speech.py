@@ -107,18 +107,18 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Path]]:
             file=sys.stderr,
         )
     if all((folder / split).is_dir() for split in SPLITS):
-        found = {split: audio_in(folder / split) for split in SPLITS}
+        recordings = {split: audio_in(folder / split) for split in SPLITS}
     else:
         files = audio_in(folder)
         order = np.random.default_rng([seed, 104729]).permutation(len(files))
         share = len(files) // 4
-        found = {
+        recordings = {
             "train": [files[i] for i in sorted(order[share:])],
             "test": [files[i] for i in sorted(order[:share])],
         }
-    for split, files in found.items():
+    for split, files in recordings.items():
         if not files:
             raise ValueError(
                 f"speech: {folder} has no WAV or FLAC files for the {split} split (4 or more are needed)"
             )
-    return found
+    return recordings

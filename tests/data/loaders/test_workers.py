@@ -40,16 +40,16 @@ def endless(count=None):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_order(tmp_path, workers):
-    found = list(load_batches(Items(tmp_path), endless(7), workers=workers))
-    assert [batch.tolist() for batch in found] == list(endless(7))
+    batches = list(load_batches(Items(tmp_path), endless(7), workers=workers))
+    assert [batch.tolist() for batch in batches] == list(endless(7))
 
 
 def test_workers_that_die_are_started_again_and_nothing_is_lost(tmp_path, capfd):
     handler = signal.getsignal(signal.SIGCHLD)
     loader = load_batches(Items(tmp_path, deadly=(4, 20)), endless(), workers=2)
-    found = [next(loader).tolist() for _ in range(12)]
+    batches = [next(loader).tolist() for _ in range(12)]
     loader.close()
-    assert found == list(endless(12))
+    assert batches == list(endless(12))
     assert capfd.readouterr().err.count("a worker died and is started again") == 2
     assert signal.getsignal(signal.SIGCHLD) is handler
 

@@ -57,18 +57,18 @@ def pictures(tmp_path_factory):
 
 @pytest.mark.parametrize("size", [64, 270])
 def test_pictures_are_pillows(pictures, size):
-    for path, found in zip(pictures, read_pictures(pictures, size, threads=2), strict=True):
+    for path, picture in zip(pictures, read_pictures(pictures, size, threads=2), strict=True):
         expected = read_picture(path, size)
-        assert found.shape == expected.shape == (3, size, size) and found.dtype == torch.uint8
-        difference = (found.float() - expected.float()).square().mean().sqrt()
+        assert picture.shape == expected.shape == (3, size, size) and picture.dtype == torch.uint8
+        difference = (picture.float() - expected.float()).square().mean().sqrt()
         assert 20 * torch.log10(255 / difference) > 45, path.name
     assert read_pictures([], size) == []
 
 
 def test_pixels_are_the_same_where_nothing_is_resized(pictures):
     path = next(path for path in pictures if path.name == "colour.jpg")
-    (found,) = read_pictures([path], 300, shorter=300)
-    assert (found.int() - read_picture(path, 300, shorter=300).int()).abs().max() <= 1
+    (picture,) = read_pictures([path], 300, shorter=300)
+    assert (picture.int() - read_picture(path, 300, shorter=300).int()).abs().max() <= 1
 
 
 def test_bad_pictures_are_named_and_the_others_come(pictures, tmp_path):
@@ -83,11 +83,11 @@ def test_bad_pictures_are_named_and_the_others_come(pictures, tmp_path):
     Image.new("RGB", (4096, 16)).save(tmp_path / "strip.png")
     (tmp_path / "good.jpg").write_bytes(content)
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.jpg"]
-    for path, found in zip(paths, read_pictures(paths, 64), strict=True):
+    for path, picture in zip(paths, read_pictures(paths, 64), strict=True):
         if path.name == "good.jpg":
-            torch.testing.assert_close(found, read_pictures([pictures[0]], 64)[0])
+            torch.testing.assert_close(picture, read_pictures([pictures[0]], 64)[0])
         else:
-            assert isinstance(found, BrokenFileError) and found.path == path, path
+            assert isinstance(picture, BrokenFileError) and picture.path == path, path
             with pytest.raises(BrokenFileError, match="4096x16" if path.name == "strip.png" else "decoded"):
                 read_picture(path, 64)
 
@@ -106,8 +106,8 @@ def test_sounds_are_libsndfiles(tmp_path, mix):
         soundfile.write(tmp_path / name, wave, 16000, **options)
     paths = sorted(tmp_path.iterdir())
     for rate in (16000, 22050):
-        for path, found in zip(paths, read_sounds(paths, rate, 20000, mix=mix, threads=2), strict=True):
-            torch.testing.assert_close(found, read_audio(path, rate, 20000, mix=mix), atol=1e-5, rtol=0)
+        for path, sound in zip(paths, read_sounds(paths, rate, 20000, mix=mix, threads=2), strict=True):
+            torch.testing.assert_close(sound, read_audio(path, rate, 20000, mix=mix), atol=1e-5, rtol=0)
 
 
 def test_bad_sounds_are_named(tmp_path):
@@ -118,8 +118,8 @@ def test_bad_sounds_are_named(tmp_path):
     soundfile.write(tmp_path / "good.wav", tone(0.5), 16000)
     paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone.wav"]
     reasons = {
-        path.stem: found.reason if isinstance(found, BrokenFileError) else None
-        for path, found in zip(paths, read_sounds(paths, 16000, 5000), strict=True)
+        path.stem: sound.reason if isinstance(sound, BrokenFileError) else None
+        for path, sound in zip(paths, read_sounds(paths, 16000, 5000), strict=True)
     }
     assert reasons.pop("good") is None and all(reasons.values())
     assert reasons["silent"] == "is silent" and reasons["nan"] == "holds NaN or infinity"
@@ -127,7 +127,7 @@ def test_bad_sounds_are_named(tmp_path):
 
 def through_dali(outputs, wave):
     graph = Graph((("wave", dali.types.FLOAT, 1),), lambda sources, gpu: [outputs(sources["wave"])])
-    return decode(graph, [{"wave": wave.numpy()}], lambda _, found: found.clone())[0]
+    return decode(graph, [{"wave": wave.numpy()}], lambda _, output: output.clone())[0]
 
 
 def test_the_front_ends_agree_with_dalis():
@@ -153,9 +153,9 @@ def test_the_front_ends_agree_with_dalis():
         ),
         wave,
     )
-    found = LogMel(16000, 1024, 256, 64)(wave)
+    spectrogram = LogMel(16000, 1024, 256, 64)(wave)
     loud = expected > expected.max() - 60  # below, float32 rounding of the loud bands
-    torch.testing.assert_close(found[loud], expected[loud], atol=1e-2, rtol=0)
+    torch.testing.assert_close(spectrogram[loud], expected[loud], atol=1e-2, rtol=0)
 
 
 def test_batches_of_pairs_are_the_same(simulated):
@@ -164,8 +164,8 @@ def test_batches_of_pairs_are_the_same(simulated):
         return PairData(dataset, LogMel(n_fft=512, n_mels=16), backend=backend)
 
     rows = [[0, 7, 3, 7], [12]]
-    found = list(data("dali").load(iter(rows), ("image", "logmel")))
-    for ours, theirs in zip(found, data("auto").load(iter(rows), ("image", "logmel")), strict=True):
+    batches = list(data("dali").load(iter(rows), ("image", "logmel")))
+    for ours, theirs in zip(batches, data("auto").load(iter(rows), ("image", "logmel")), strict=True):
         assert torch.equal(ours["space"], theirs["space"])
         torch.testing.assert_close(ours["logmel"], theirs["logmel"], atol=1e-3, rtol=0)
         assert (ours["image"] - theirs["image"]).abs().mean() < 0.02
@@ -186,9 +186,9 @@ def test_a_picture_that_breaks_has_a_stand_in(damageable):
 def test_batches_of_pictures_are_the_same(tmp_path):
     root = write_pictures(tmp_path / "atr", {"train": 4, "val": 1, "test": 2}, size=40)
     rows = torch.tensor([[2, 0], [3, 3]])
-    found = Pictures(ATR(root, "train", size=24), backend="dali").load(rows)
+    batches = Pictures(ATR(root, "train", size=24), backend="dali").load(rows)
     for (index, ours), (_, theirs) in zip(
-        found, Pictures(ATR(root, "train", size=24)).load(rows), strict=True
+        batches, Pictures(ATR(root, "train", size=24)).load(rows), strict=True
     ):
         assert len(index) == 2 and ours.shape == theirs.shape == (2, 3, 24, 24)
         assert (ours - theirs).abs().mean() < 0.01
@@ -211,9 +211,9 @@ def test_batches_of_scenes_are_the_same(tmp_path, cache):
         )
         return [*data.pictures(numbers), *data.sounds(numbers)], data.skipped
 
-    (found, skipped), (expected, _) = read("dali"), read("auto")
+    (batches, skipped), (expected, _) = read("dali"), read("auto")
     assert [path.name for path, _ in skipped] == ["b.jpg"]
-    for (index, ours), (wanted, theirs) in zip(found, expected, strict=True):
+    for (index, ours), (wanted, theirs) in zip(batches, expected, strict=True):
         assert torch.equal(index, wanted) and ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert (ours.float() - theirs.float()).abs().mean() < (3 if ours.dtype == torch.uint8 else 1e-4)
 

@@ -130,8 +130,8 @@ def test_a_turned_video_comes_upright_by_every_backend(tmp_path, backend, quarte
 def test_pixels_that_are_not_square_come_as_stored_by_every_backend(tmp_path, backend):
     wide = write_video(tmp_path / "wide.mkv", 30, aspect=(3, 2))
     plain = write_video(tmp_path / "plain.mkv", 30)
-    found = [read_frames(path, [0.5], short_side=48, backend=backend) for path in (wide, plain)]
-    assert torch.equal(*found)
+    frames = [read_frames(path, [0.5], short_side=48, backend=backend) for path in (wide, plain)]
+    assert torch.equal(*frames)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_can_not_be_used_is_named_by_every_backend(tmp_path, backend):
 
 
 def test_probe_says_what_is_odd(tmp_path):
-    found = unusable(tmp_path)
+    files = unusable(tmp_path)
     for kind, reason in {
         "folder": "is not a file",
         "strip": "has frames of 4096x16 pixels",
@@ -170,7 +170,7 @@ def test_probe_says_what_is_odd(tmp_path):
         "empty": "is empty",
     }.items():
         with pytest.raises(BrokenVideoError, match=reason):
-            probe(found[kind])
+            probe(files[kind])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

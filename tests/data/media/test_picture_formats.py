@@ -54,7 +54,7 @@ def write_formats(folder: Path) -> dict[str, tuple[Path, np.ndarray]]:
     colour, grey = np.asarray(base), np.asarray(base.convert("L"))
     as_rgb = np.repeat(grey[..., None], 3, 2)
     deep = grey.astype(np.uint16) * 256 + 77
-    found: dict[str, tuple[Path, np.ndarray]] = {}
+    files: dict[str, tuple[Path, np.ndarray]] = {}
 
     def add(name: str, content: Image.Image | bytes, expected: np.ndarray | None = None, **options: object):
         path = folder / name
@@ -65,7 +65,7 @@ def write_formats(folder: Path) -> dict[str, tuple[Path, np.ndarray]]:
         if expected is None:
             with Image.open(path) as image:
                 expected = np.asarray(image.convert("RGB"))
-        found[name] = path, expected
+        files[name] = path, expected
 
     several = {"save_all": True, "append_images": [other]}
     add("grey of 16 bits.png", Image.fromarray(deep), as_rgb)
@@ -97,8 +97,8 @@ def write_formats(folder: Path) -> dict[str, tuple[Path, np.ndarray]]:
             base.save(path := folder / f"{number}.{suffix}", exif=told(number), **options)
             with Image.open(path) as image:
                 upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-            found[path.name] = path, upright
-    return found
+            files[path.name] = path, upright
+    return files
 
 
 NAMES = [
@@ -137,9 +137,9 @@ def test_dalis_pixels(formats, name):
 
     path, expected = formats[name]
     short = min(expected.shape[:2])
-    (found,) = decode_dali_files.read_pictures([path], short, shorter=short)
+    (picture,) = decode_dali_files.read_pictures([path], short, shorter=short)
     pillows = read_picture(path, short, shorter=short)
-    assert (found.cpu().int() - pillows.int()).abs().max() <= 1
+    assert (picture.cpu().int() - pillows.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("number", range(1, 9))
@@ -150,8 +150,8 @@ def test_a_resized_picture_is_turned_too(formats, tmp_path, number):
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
     upright.save(tmp_path / "upright.png")
-    expected, found = read_picture(tmp_path / "upright.png", 64), read_picture(path, 64)
-    assert (expected.float() - found.float()).abs().mean() < 2
+    expected, actual = read_picture(tmp_path / "upright.png", 64), read_picture(path, 64)
+    assert (expected.float() - actual.float()).abs().mean() < 2
 
 
 @pytest.mark.parametrize("content", [b"", b"MM\0*\0\0\0\x08\xff\xff", b"II*\0\xff\xff\xff\xff", b"rubbish"])

@@ -29,8 +29,8 @@ def test_odd_rates_are_near_and_cheap(rate, wanted):
 def test_a_tone_keeps_its_pitch():
     rate, wanted = 22051, 8000
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)
-    found = resample(tone, rate, wanted)
-    spectrum = torch.fft.rfft(found[:wanted] * torch.hann_window(wanted)).abs()
+    resampled = resample(tone, rate, wanted)
+    spectrum = torch.fft.rfft(resampled[:wanted] * torch.hann_window(wanted)).abs()
     assert int(spectrum.argmax()) == 440
     assert resample(tone, rate, rate) is tone
 

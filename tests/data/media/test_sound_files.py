@@ -25,10 +25,10 @@ def read(reader: str, path: Path, *, mix: bool = False) -> torch.Tensor:
         return read_audio(path, RATE, 2 * RATE, mix=mix)
     from cmx_fast.data.media.decode_dali_files import read_sounds
 
-    (found,) = read_sounds([path], RATE, 2 * RATE, mix=mix)
-    if isinstance(found, BrokenFileError):
-        raise found
-    return found
+    (sound,) = read_sounds([path], RATE, 2 * RATE, mix=mix)
+    if isinstance(sound, BrokenFileError):
+        raise sound
+    return sound
 
 
 def riff(kind: bytes, *chunks: tuple[bytes, bytes], size: int | None = None) -> bytes:

@@ -68,9 +68,9 @@ def write_videos(root, save):
 @pytest.mark.parametrize("how", TABLES)
 def test_vggsound(tmp_path, how):
     write_videos(tmp_path, TABLES[how])
-    found = vggsound(tmp_path, "train")
-    assert [entry.name for entry in found] == [f"{name}_{i:06d}" for name in NAMES for i in range(2)]
-    assert found.class_names == ["rain"] and not found.skipped
+    recordings = vggsound(tmp_path, "train")
+    assert [entry.name for entry in recordings] == [f"{name}_{i:06d}" for name in NAMES for i in range(2)]
+    assert recordings.class_names == ["rain"] and not recordings.skipped
 
 
 @pytest.mark.parametrize("how", TABLES)
@@ -79,8 +79,8 @@ def test_kinetics(tmp_path, how):
     (tmp_path / "val.csv").write_bytes(TABLES[how]("label,youtube_id,time_start,time_end\n" + rows))
     for name in NAMES:
         touch(tmp_path / "val/air_drumming" / f"{name}_000001_000011.mp4")
-    found = kinetics(tmp_path, "val")
-    assert len(found) == len(NAMES) and not found.skipped
+    recordings = kinetics(tmp_path, "val")
+    assert len(recordings) == len(NAMES) and not recordings.skipped
 
 
 @pytest.mark.parametrize("how", TABLES)
@@ -91,8 +91,8 @@ def test_esc50(tmp_path, how):
     table.write_bytes(TABLES[how]("filename,fold,target,category\n" + rows))
     for name in NAMES:
         touch(tmp_path / "audio" / f"{name}.wav")
-    found = esc50(tmp_path, "test")
-    assert len(found) == len(NAMES) and found.class_names == ["dog"] and not found.skipped
+    recordings = esc50(tmp_path, "test")
+    assert len(recordings) == len(NAMES) and recordings.class_names == ["dog"] and not recordings.skipped
 
 
 @pytest.mark.parametrize("how", SAVED)
@@ -108,12 +108,12 @@ def test_ucf101_and_hmdb51(tmp_path, how):
     for name in NAMES:
         touch(tmp_path / "ucf/UCF-101/Archery" / f"{name}.avi")
         touch(tmp_path / "hmdb/videos/run" / f"{name}.avi")
-    for found in (
+    for recordings in (
         ucf101(tmp_path / "ucf", "train"),
         ucf101(tmp_path / "ucf", "test"),
         hmdb51(tmp_path / "hmdb", "train"),
     ):
-        assert [entry.name for entry in found] == NAMES and not found.skipped
+        assert [entry.name for entry in recordings] == NAMES and not recordings.skipped
 
 
 @pytest.mark.parametrize("how", SAVED)
@@ -173,10 +173,12 @@ def test_names_that_are_no_utf8(tmp_path):
     (tmp_path / "v").mkdir()
     (tmp_path / "v/vggsound.csv").write_bytes(b"caf\xe9,1,r\xe9ain,train\ngone\xe9,2,r\xe9ain,train\n")
     touch(tmp_path / "v/video" / f"{RAW}_000001.mp4")
-    found = vggsound(tmp_path / "v", "train")
-    assert [entry.name for entry in found] == ["caf\\xe9_000001"] and found.class_names == ["r\\xe9ain"]
-    assert os.fsencode(found[0].path.name) == b"caf\xe9_000001.mp4"
-    left_out(found.skipped).encode()
+    recordings = vggsound(tmp_path / "v", "train")
+    assert [entry.name for entry in recordings] == ["caf\\xe9_000001"] and recordings.class_names == [
+        "r\\xe9ain"
+    ]
+    assert os.fsencode(recordings[0].path.name) == b"caf\xe9_000001.mp4"
+    left_out(recordings.skipped).encode()
     write_rooms(tmp_path / "r", str.encode)
     for folder, suffix in (("train_A", "jpg"), ("train_B", "wav")):
         shutil.move(tmp_path / "r" / folder / f"plain.{suffix}", tmp_path / "r" / folder / f"{RAW}.{suffix}")
@@ -248,9 +250,9 @@ def test_other_lists_name_what_is_wrong(tmp_path):
 def test_files_beside_the_layout_are_counted(tmp_path):
     for name in ("a.mp4", "b.MP4", "c.mov", "notes.txt", ".hidden"):
         touch(tmp_path / "val/run" / name)
-    found = kinetics(tmp_path, "val")
-    assert [entry.name for entry in found] == ["a", "b"]
-    assert [path.name for path, _ in found.skipped] == ["c.mov", "notes.txt"]
+    recordings = kinetics(tmp_path, "val")
+    assert [entry.name for entry in recordings] == ["a", "b"]
+    assert [path.name for path, _ in recordings.skipped] == ["c.mov", "notes.txt"]
     Image.new("L", (8, 8)).save(tmp_path / "val/run/d.png")
     assert {path.name for path, _ in open_scenes("pictures", tmp_path, "test").skipped} == {
         "a.mp4", "b.MP4", "c.mov", "notes.txt",

@@ -62,9 +62,9 @@ def test_pairs_of_files(pairs):
 def test_what_is_broken_is_named(pairs):
     (pairs / "images" / "abcdefghij0_000000.jpg").write_bytes(b"nothing")
     (pairs / "audios" / "abcdefghij1_000001.wav").unlink()
-    found = open_scenes("pairs", pairs, "train")
-    assert [s.name[10] for s in found.entries] == ["2", "3"]
-    assert [(path.name, reason) for path, reason in found.skipped] == [
+    scenes = open_scenes("pairs", pairs, "train")
+    assert [s.name[10] for s in scenes.entries] == ["2", "3"]
+    assert [(path.name, reason) for path, reason in scenes.skipped] == [
         ("abcdefghij0_000000.jpg", "not a picture"), ("abcdefghij1_000001.wav", "missing"),
     ]  # fmt: skip
 
@@ -204,11 +204,11 @@ def test_others_take_the_places_of_what_breaks(pairs, cache, workers):
     scenes = open_scenes("pairs", pairs, "train")
     data = SceneData(scenes, size=16, seconds=1.0, workers=workers, cache=cache)
     for _ in range(2):
-        found = list(
+        batches = list(
             data.sounds([torch.tensor([2, 0]), torch.tensor([0, 1]), torch.tensor([3])], lambda _: [1, 3, 2])
         )
-        assert [index.tolist() for index, _ in found] == [[2, 3], [3, 2], [3]]
-        assert all(len(waves) == len(index) for index, waves in found)
+        assert [index.tolist() for index, _ in batches] == [[2, 3], [3, 2], [3]]
+        assert all(len(waves) == len(index) for index, waves in batches)
     (short,) = data.sounds([torch.tensor([2, 0])], lambda _: [])
     assert short[0].tolist() == [2]
     assert not list(data.sounds([torch.tensor([0])], lambda _: [1]))

@@ -19,7 +19,7 @@ def write(path, text):
     path.write_text(text)
 
 
-def found(recordings):
+def names_and_classes(recordings):
     return [(entry.name, recordings.class_names[entry.label]) for entry in recordings]
 
 
@@ -30,7 +30,7 @@ def test_kinetics_by_its_list_and_by_its_folders(tmp_path):
         "val/air_drumming/_dbcJuKJQNs_000040_000050.mp4",
         "val/air_drumming/unlisted_000001_000011.mp4",
     )
-    assert found(kinetics(tmp_path, "val"))[1:] == [
+    assert names_and_classes(kinetics(tmp_path, "val"))[1:] == [
         ("_dbcJuKJQNs_000040_000050", "air_drumming"),
         ("unlisted_000001_000011", "air_drumming"),
     ]
@@ -40,7 +40,7 @@ def test_kinetics_by_its_list_and_by_its_folders(tmp_path):
         '"air drumming",_dbcJuKJQNs,40,50,val,0\nabseiling,gone,1,11,val,0\n',
     )
     recordings = kinetics(tmp_path, "val")
-    assert found(recordings) == [
+    assert names_and_classes(recordings) == [
         ("-3B32lodo2M_000059_000069", "abseiling"),
         ("_dbcJuKJQNs_000040_000050", "air drumming"),
     ]
@@ -80,7 +80,7 @@ def test_vggsound(tmp_path):
         '---g-f_I2yQ,1,"people marching, drums",test\n--0PQM4-hqg,30,waterfall,train\n',
     )
     touch(tmp_path, "video/---g-f_I2yQ_000001.mp4")
-    assert found(vggsound(tmp_path, "test")) == [("---g-f_I2yQ_000001", "people marching, drums")]
+    assert names_and_classes(vggsound(tmp_path, "test")) == [("---g-f_I2yQ_000001", "people marching, drums")]
     with pytest.raises(
         ValueError, match=r"lists no file of the split 'train' that is there; the first missing"
     ):
@@ -103,7 +103,7 @@ def test_ucf101(tmp_path, folder):
     ):
         touch(tmp_path, f"{folder}{name}.avi")
     assert [entry.label for entry in ucf101(tmp_path, "train", 2)] == [0, 1]
-    assert found(ucf101(tmp_path, "test", 2)) == [("v_Archery_g09_c01", "Archery")]
+    assert names_and_classes(ucf101(tmp_path, "test", 2)) == [("v_Archery_g09_c01", "Archery")]
     with pytest.raises(ValueError, match=r"there is no .*trainlist01.txt"):
         ucf101(tmp_path, "train")
     with pytest.raises(ValueError, match="fold must be 1, 2 or 3; got 4"):
@@ -123,8 +123,11 @@ def test_hmdb51(tmp_path):
             for n in ("brush_hair/a_brush_hair_u", "brush_hair/b_brush_hair_u", "wave/d_wave")
         ),
     )
-    assert found(hmdb51(tmp_path, "train")) == [("a_brush_hair_u", "brush_hair"), ("d_wave", "wave")]
-    assert found(hmdb51(tmp_path, "test")) == [("b_brush_hair_u", "brush_hair")]
+    assert names_and_classes(hmdb51(tmp_path, "train")) == [
+        ("a_brush_hair_u", "brush_hair"),
+        ("d_wave", "wave"),
+    ]
+    assert names_and_classes(hmdb51(tmp_path, "test")) == [("b_brush_hair_u", "brush_hair")]
 
 
 def test_esc50(tmp_path):
@@ -133,13 +136,13 @@ def test_esc50(tmp_path):
         tmp_path / "meta/esc50.csv", "filename,fold,target,category,esc10,src_file,take\n" + "\n".join(rows)
     )
     touch(tmp_path, "audio/1-100032-A-0.wav", "audio/2-1-A-14.wav")
-    assert found(esc50(tmp_path, "test", 1)) == [("1-100032-A-0", "dog")]
-    assert found(esc50(tmp_path, "train", 1)) == [("2-1-A-14", "chirping_birds")]
+    assert names_and_classes(esc50(tmp_path, "test", 1)) == [("1-100032-A-0", "dog")]
+    assert names_and_classes(esc50(tmp_path, "train", 1)) == [("2-1-A-14", "chirping_birds")]
 
 
 def test_dcase2013(tmp_path):
     touch(tmp_path, *(f"scenes_stereo/{n}.wav" for n in ("bus01", "bus02", "tubestation10")))
-    assert found(dcase2013(tmp_path, "train")) == [
+    assert names_and_classes(dcase2013(tmp_path, "train")) == [
         ("bus01", "bus"),
         ("bus02", "bus"),
         ("tubestation10", "tubestation"),

@@ -41,8 +41,8 @@ def measured(rt60, floor, rate, *, ahead=0.0, seconds=None, seed=0):
 @pytest.mark.parametrize("ahead", [0.0, 0.03, 0.4])
 def test_noise_does_not_lengthen_the_decay(rt60, rate, ahead):
     for floor in (-40, -45, -50, -60, -70):
-        found = reverberation_time(measured(rt60, floor, rate, ahead=ahead), rate)
-        assert found == pytest.approx(rt60, rel=0.1), floor
+        estimate = reverberation_time(measured(rt60, floor, rate, ahead=ahead), rate)
+        assert estimate == pytest.approx(rt60, rel=0.1), floor
     for floor in (-20, -25, -30, -33):
         assert np.isnan(reverberation_time(measured(rt60, floor, rate, ahead=ahead), rate)), floor
 
@@ -69,8 +69,8 @@ def test_noise_of_any_kind_and_length(rt60, floor):
 
 def test_a_file_that_ends_early():
     for seen, known in ((25, False), (32, False), (38, True), (45, True), (60, True)):
-        found = reverberation_time(measured(1.0, -200, RATE, seconds=seen / 60), RATE)
-        assert found == pytest.approx(1.0, rel=0.05) if known else np.isnan(found), seen
+        estimate = reverberation_time(measured(1.0, -200, RATE, seconds=seen / 60), RATE)
+        assert estimate == pytest.approx(1.0, rel=0.05) if known else np.isnan(estimate), seen
 
 
 @pytest.mark.parametrize("samples", [40, 1000, RATE])
