@@ -86,8 +86,8 @@ def main() -> int:
     from ..harness.measure import measure
     from ..harness.provider import OURS
     from ..harness.registry import DEVICE_CASES, select
-    from . import ceilings, kernel_tests, roofline
-    from .floors import FLOORS
+    from . import kernel_tests, machine_rates, roofline
+    from .limit_cases import LIMIT_CASES
 
     if arguments.sanitize:
         return kernel_tests.sanitize(deadline - time.monotonic())
@@ -96,11 +96,11 @@ def main() -> int:
     print(
         f"CUDA C++ kernels: {', '.join(sorted(COMPILED_FOR_CUDA)) or 'not built, so neither tested nor measured'}"
     )
-    here = ceilings.measured("cuda")
+    here = machine_rates.measured("cuda")
     about["ceilings"] = {"bfloat16": here.bfloat16, "float32": here.float32, "copy": here.memory}
-    print(ceilings.describe(here), flush=True)
+    print(machine_rates.describe(here), flush=True)
     # Goals of the other cases are a CPU's.
-    floors = {case.name for case in FLOORS if "H200" in about["gpu"]}
+    held_to_limits = {case.name for case in LIMIT_CASES if "H200" in about["gpu"]}
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
     # Those that no case measures last.
@@ -126,7 +126,7 @@ def main() -> int:
         try:
             if "time" in case.measures and not (verdict := gate.check(case, "cuda")).passed:
                 raise RuntimeError(verdict.reason)
-            judged = case if case.name in floors else replace(case, goals=())
+            judged = case if case.name in held_to_limits else replace(case, goals=())
             record = measure(judged, seconds=SECONDS_PER_CASE, device="cuda")
         except Exception as error:  # a kernel that doesn't compile, or one that is wrong; the others go on
             print(f"{case.name}: failed, NOT REPORTED: {error}", flush=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..cases import band_spectrogram, pyramid_correlation
-from ..device.floors import CLIP, COMPILED, FLOORS, MOCO, SUPCONTRAST
+from ..device.limit_cases import CLIP, COMPILED, LIMIT_CASES, MOCO, SUPCONTRAST
 from .case import PROVIDERS, Case, Goal
 from .provider import OURS
 
@@ -159,7 +159,7 @@ CASES: tuple[Case, ...] = (
 
 # What a GPU is measured on: the floors first, then batches that fill one, in bfloat16 as they are trained.
 DEVICE_CASES: tuple[Case, ...] = (
-    *FLOORS,
+    *LIMIT_CASES,
     *(
         Case(
             f"info_nce/device-{n}x{d}", "info_nce", "clip", n, d, dtype=torch.bfloat16,

@@ -86,8 +86,8 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
 
     panels = [(figure, *over_rows(document, operator, figure)) for operator, figure in PANELS]
     panels = [panel for panel in panels if panel[2]]
-    ceilings = document["machine"].get("ceilings")
-    columns = len(panels) + (ceilings is not None)
+    rates = document["machine"].get("ceilings")
+    columns = len(panels) + (rates is not None)
     if not columns:
         return False
     drawn = Figure(figsize=(5 * columns, 4), layout="constrained")
@@ -102,8 +102,8 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.legend(fontsize=7, frameon=False)
-    if ceilings is not None:
-        _roof(axes[-1], document, ceilings)
+    if rates is not None:
+        _roof(axes[-1], document, rates)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
@@ -113,15 +113,15 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
     return True
 
 
-def _roof(axis: Any, document: Mapping[str, Any], ceilings: Mapping[str, float]) -> None:
+def _roof(axis: Any, document: Mapping[str, Any], rates: Mapping[str, float]) -> None:
     """Draws the rates of the run's own large copy and product, and what was reached of them."""
-    corner = ceilings["bfloat16"] / ceilings["copy"]
+    corner = rates["bfloat16"] / rates["copy"]
     points = reached(document)
     low = min([corner / 30, *(intensity / 2 for _, intensity, _ in points)])
     high = max([corner * 30, *(intensity * 2 for _, intensity, _ in points)])
     axis.plot(
         [low, corner, high],
-        [low * ceilings["copy"], ceilings["bfloat16"], ceilings["bfloat16"]],
+        [low * rates["copy"], rates["bfloat16"], rates["bfloat16"]],
         color="#475569",
     )
     for title, intensity, rate in points:

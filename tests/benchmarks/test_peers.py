@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cmx_fast.benchmarks.device import suite
-from cmx_fast.benchmarks.device.floors import FLOORS
+from cmx_fast.benchmarks.device.limit_cases import LIMIT_CASES
 from cmx_fast.benchmarks.harness import report, timing
 from cmx_fast.benchmarks.harness.case import PROVIDERS, Case
 from cmx_fast.benchmarks.harness.measure import PEER_TOLERANCE, measure, result_error
@@ -168,7 +168,7 @@ def test_adapters_compute_what_their_truth_says(installed, case):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, PEER_TOLERANCE)])
 def test_the_clustering_pass_computes_the_same_in_every_way(dtype, most):
-    case = next(case for case in FLOORS if case.name == "floors/clustering-pass")
+    case = next(case for case in LIMIT_CASES if case.name == "floors/clustering-pass")
     small = dataclasses.replace(case.resized(2048), dtype=dtype)
     for name, provider in small.contenders().items():
         if provider.package is None or importlib.util.find_spec("faiss"):
@@ -218,21 +218,21 @@ def test_an_error_that_is_not_finite_is_said(monkeypatch):
     right = PROVIDERS["clip"][OURS]
     broken = dataclasses.replace(right, bind=lambda p: lambda: right.bind(p)() * math.nan)
     monkeypatch.setitem(PROVIDERS["clip"], OURS, broken)
-    case = next(case for case in FLOORS if case.temperature == 0.005)
+    case = next(case for case in LIMIT_CASES if case.temperature == 0.005)
     record = measure(dataclasses.replace(case, n=64, providers=(OURS,), goals=()), seconds=0)
     assert record["providers"][OURS] == {"error": None, "finite": False}
     assert "not finite" in report.table(record)
 
 
 def test_our_loss_is_finite_at_a_temperature_of_0_005():
-    case = dataclasses.replace(next(case for case in FLOORS if case.temperature == 0.005), n=256)
+    case = dataclasses.replace(next(case for case in LIMIT_CASES if case.temperature == 0.005), n=256)
     formula, ours = (result_error(case, PROVIDERS["clip"][name]) for name in ("OpenCLIP's formula", OURS))
     assert ours <= 1.5 * formula
     assert "temperature 0.005" in case.title
 
 
 def test_floors_are_asked_of_what_is_measured():
-    for case in FLOORS:
+    for case in LIMIT_CASES:
         names = set(case.providers)
         assert names <= set(PROVIDERS[case.task]), case.name
         assert case.goals and all({goal.provider, goal.against or OURS} <= names for goal in case.goals), (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cmx_fast.benchmarks.device import ceilings, roofline
+from cmx_fast.benchmarks.device import machine_rates, roofline
 
 pytest.importorskip("triton")
 import triton.runtime.interpreter
@@ -171,12 +171,12 @@ def test_the_line_beside_a_measurement():
 
 
 def test_this_machine_s_own_rates_are_a_chip(monkeypatch):
-    monkeypatch.setattr(ceilings, "SIDE", {"cpu": 128})
-    monkeypatch.setattr(ceilings, "COPIED", {"cpu": 2**16})
-    monkeypatch.setattr(ceilings, "CPU_CACHE", 2**18)
-    here = ceilings.measured("cpu")
+    monkeypatch.setattr(machine_rates, "SIDE", {"cpu": 128})
+    monkeypatch.setattr(machine_rates, "COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(machine_rates, "CPU_CACHE", 2**18)
+    here = machine_rates.measured("cpu")
     assert min(here.bfloat16, here.float32, here.memory) > 1e6
-    assert ceilings.describe(here).count("TFLOP/s") == 1
+    assert machine_rates.describe(here).count("TFLOP/s") == 1
     case = next(case for case in roofline.DEVICE_CASES if case.name == "floors/info_nce-32768x512")
     fast = dataclasses.replace(here, bfloat16=1e15, memory=1e13)
     least = 1e3 * roofline.cost(case).seconds(fast)
@@ -188,9 +188,9 @@ def test_this_machine_s_own_rates_are_a_chip(monkeypatch):
 
 
 def test_inputs_of_the_ceilings_rotate_past_the_cache(monkeypatch):
-    monkeypatch.setattr(ceilings, "CPU_CACHE", 1000)
+    monkeypatch.setattr(machine_rates, "CPU_CACHE", 1000)
     made = []
-    rotating = ceilings._rotating(lambda: made.append(torch.zeros(100)) or (made[-1],), "cpu")
+    rotating = machine_rates._rotating(lambda: made.append(torch.zeros(100)) or (made[-1],), "cpu")
     drawn = [next(rotating)[0] for _ in range(2 * len(made))]
-    assert 400 * len(made) >= ceilings.TIMES_CACHE * 1000
+    assert 400 * len(made) >= machine_rates.TIMES_CACHE * 1000
     assert all(one is other for one, other in zip(drawn, made * 2))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cmx_fast.benchmarks.device import ceilings, kernel_tests, roofline, suite
+from cmx_fast.benchmarks.device import kernel_tests, machine_rates, roofline, suite
 from cmx_fast.benchmarks.device.roofline import Chip
 from cmx_fast.benchmarks.harness import gate, measure, report
 from cmx_fast.benchmarks.harness.provider import OURS
@@ -37,7 +37,7 @@ def run_suite(monkeypatch, tmp_path):
         monkeypatch.setattr(
             gate, "check", lambda case, _: gate.Verdict(case.name not in wrong, f"{case.name} is wrong")
         )
-        monkeypatch.setattr(ceilings, "measured", lambda _: HERE)
+        monkeypatch.setattr(machine_rates, "measured", lambda _: HERE)
         monkeypatch.setattr(measure, "measure", pretended)
         monkeypatch.setattr(sys, "argv", ["device", "--out", str(tmp_path), *arguments])
         status = suite.main()

@@ -67,7 +67,7 @@ def _step_of_maps(clusters: int, least: float, reach: float) -> Case:
     )  # fmt: skip
 
 
-FLOORS: tuple[Case, ...] = (
+LIMIT_CASES: tuple[Case, ...] = (
     Case(
         "floors/info_nce-65536x768", "info_nce", "clip", 65536, 768, dtype=torch.bfloat16, measures=("time", "memory"),
         providers=(CLIP, COMPILED, *FUSED, "siglip-kernel (sigmoids)", OURS),
