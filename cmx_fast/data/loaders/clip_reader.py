@@ -1,4 +1,4 @@
-"""Cuts clips out of files in loader workers and replaces what breaks, for ``clips``."""
+"""Cuts clips out of files in loader workers, for ``clips``; recordings that break are replaced."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ClipFormat:
         return max(self.frames / self.fps, self.samples / self.sample_rate)
 
     def starts(self, media: Media) -> int:
-        """On how many places of the grid of 1 / fps a clip of this recording can begin."""
+        """The number of places of the grid of 1 / fps at which a clip of this recording can begin."""
         return 1 + int((media.seconds - self.seconds) * self.fps + 1e-6)
 
 
@@ -72,7 +72,7 @@ class Source:
         return [self._from_file(index, places) for index, places in requests]
 
     def whole(self, index: int) -> Cut | BrokenVideoError:
-        """Everything that clips of a recording can show, to be ``kept``."""
+        """All frames and sound that clips of a recording can show, to be ``kept``."""
         last = self.format.starts(self.media[index]) - 1
         times = [self.start(index, place) for place in range(last + self.format.frames)]
         try:
@@ -121,7 +121,7 @@ class Source:
         return cuts
 
     def _times(self, index: int, places: list[int]) -> list[float]:
-        """When the frames of these clips are shown."""
+        """The seconds at which the frames of these clips are shown."""
         return [self.start(index, place + k) for place in places for k in range(self.format.frames)]
 
     def _first(self, index: int, place: int) -> int:
@@ -144,7 +144,7 @@ class Source:
 
 
 class RandomClips(Dataset[Any]):
-    """Batches of one random clip per index; what breaks is replaced."""
+    """Batches of one random clip per index; another recording replaces one that breaks."""
 
     def __init__(self, source: Source, seed: int, epoch: int):
         self.source, self.seed, self.epoch = source, seed, epoch
@@ -174,7 +174,7 @@ class RandomClips(Dataset[Any]):
         return _stacked([rows[row] for row in range(len(indices))], _new(source.broken, before))
 
     def _candidates(self, index: int, batch: list[int]) -> Iterator[int]:
-        """The index, then all others that the batch does not hold in an order that depends on nothing else."""
+        """The index, then all indices outside the batch, in an order that follows from seed, epoch and index alone."""
         broken = self.source.broken
         if index not in broken:
             yield index
@@ -192,7 +192,7 @@ class RandomClips(Dataset[Any]):
 
 
 class UniformClips(Dataset[Any]):
-    """Batches of evenly spaced clips of each index; what breaks is missing."""
+    """Batches of evenly spaced clips of each index, without the recordings that break."""
 
     def __init__(self, source: Source, clips: int):
         self.source, self.clips = source, clips
@@ -215,7 +215,7 @@ class UniformClips(Dataset[Any]):
 
 
 class WholeRecordings(Dataset[Any]):
-    """Each recording as a whole, or why it can't be had."""
+    """Each recording as a whole, or the reason why it can't be read."""
 
     def __init__(self, source: Source):
         self.source = source

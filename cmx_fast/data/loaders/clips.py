@@ -27,26 +27,25 @@ class Clips:
     """Clips of ``frames`` pictures at ``fps`` and ``seconds`` of sound, both from one moment on.
 
     Opening looks at every file without decoding it (:func:`cmx_fast.data.media.decode.probe`, in parallel, once per
-    process) and leaves out what is broken, has no sound, or is not longer than a clip by a 30th of a second. What
-    breaks later,
-    while it is decoded, is left out from then on. Clips begin on a grid of ``1 / fps`` from the recording's start. The
-    frames are CMAC's 32; rates and 16-bit sound are those of GDT's code.
+    process) and leaves out those that are broken, have no sound, or are not longer than a clip by a 30th of a second. A
+    recording that breaks later, while it is decoded, is left out from then on. Clips begin on a grid of ``1 / fps``
+    from the recording's start. The frames are CMAC's 32; rates and 16-bit sound are those of GDT's code.
 
     Args:
-        recordings: of videos; what they lack already is the beginning of ``skipped``.
+        recordings: of videos; their own ``skipped`` begins the list of this one.
         seconds: of sound; ``audio=False`` gives pictures alone and takes recordings without sound too.
         short_side: pixels of the shorter side after resizing.
         backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes the pictures of a batch together in
             this process (loader workers can't use the GPU) and leaves the sound to PyAV.
         cache: decode everything once, now, and cut clips from memory: ``3 h w`` bytes per frame at ``fps``.
-        workers: processes that decode, by default as many as there are cores but at most 8; 0: this process. It
-            makes no difference to what comes out, nor does ``cache``.
-        device: where batches go.
+        workers: processes that decode, by default as many as there are cores but at most 8; 0: this process. Neither
+            ``workers`` nor ``cache`` changes the batches.
+        device: the batches' device.
 
     Attributes:
         entries: the recordings that can be used; all indices count these.
         labels: (len,) int64.
-        media: what each plays.
+        media: the lengths, rate and size of each.
         skipped: path and reason of all that can't be used; grows while clips are decoded.
 
     Raises:
@@ -109,12 +108,12 @@ class Clips:
         """A random clip of each recording in ``batches`` of indices (B,), the same for the same seed, epoch and index.
 
         Yields "frames" uint8 (B, T, 3, h, w) and "wave" float32 (B, samples) in [-1, 1], without ``audio`` none, on the
-        device. On the host, where what is drawn for a clip follows from them: "index" int64 (B,); "start" float64 (B,),
+        device. On the host, since a clip's random numbers follow from them: "index" int64 (B,); "start" float64 (B,),
         seconds on the recording's clock; "size" int64 (B, 2), the height and width of each clip: smaller ones fill the
         upper left corner of their frames. A recording that breaks is replaced by one that is not in the batch.
 
         Raises:
-            ValueError: nothing is left that could replace what breaks.
+            ValueError: no recording is left to replace one that breaks.
         """
         for batch in self._batches(RandomClips(self._source, seed, epoch), batches):
             yield {
@@ -168,7 +167,7 @@ class Clips:
         return 0 if self._source.kept or self._source.format.backend == "dali" else self.workers
 
     def _leave_out(self, broken: dict[int, str]) -> None:
-        """Name what broke in a worker; in this process the source knows it already."""
+        """List the recordings that broke in a worker; in this process the source knows them already."""
         named = {path for path, _ in self.skipped}
         for index, reason in broken.items():
             self._source.broken[index] = reason
@@ -183,7 +182,7 @@ class Clips:
 
 
 def _media_or_problem(path: Path, format: ClipFormat) -> Media | str:
-    """What a file plays, or why no clip can be cut from it."""
+    """The media that a file plays, or the reason why no clip can be cut from it."""
     try:
         about = path.stat()
         media = _probed(path, about.st_mtime_ns, about.st_size, format.samples > 0)

@@ -20,9 +20,9 @@ from cmx_fast.data.sets.selection import FPS, Selection, key
 from cmx_fast.nn.power_spectrogram import lasting
 
 Value = Tensor | BrokenFileError
-#: Pictures or scenes by number, and what each holds.
+#: Numbers of pictures or scenes, each with its tensor.
 Rows = list[tuple[int, Tensor]]
-#: Several at once: pictures or scenes by number to what each holds.
+#: Reads several at once: from numbers of pictures or scenes to their tensors or errors.
 Read = Callable[[list[int]], list[Value]]
 
 
@@ -31,21 +31,21 @@ class SceneData:
 
     A scene has ``moments`` pictures: picture p is of scene p // moments. Of a video they are evenly spaced frames (one:
     the middle), or the best ones of the selection where that names the video; of a picture file it is the file. The
-    sound is the recording's first ``heard`` seconds, mono, repeated to ``seconds``. What breaks while it is read is
-    left out of its batch, named in ``skipped`` and not read again.
+    sound is the recording's first ``heard`` seconds, mono, repeated to ``seconds``. A scene that breaks while it is
+    read is left out of its batch, named in ``skipped`` and not read again.
 
     Args:
         size: pixels of the square pictures, the largest centred ones.
-        heard: of the sound (the paper's ablation: 1 and 5 s); None: as much as ``seconds``.
+        heard: seconds of the sound that are used (the paper's ablation: 1 and 5 s); None: as many as ``seconds``.
         selection: see :mod:`cmx_fast.data.sets.selection`; ``selected`` counts the scenes that it names.
         backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this
             process, pictures on the GPU if there is one; the sound of videos is PyAV's.
-        cache: keep in memory what has been read: 3 size² bytes per picture, 32 kB per second of sound.
+        cache: keep pictures and sounds in memory once read: 3 size² bytes per picture, 32 kB per second of sound.
         workers: processes that read, by default as many as there are cores but at most 8; 0: this process.
 
     Attributes:
         entries: the scenes; labels: (len,) int64; class_names.
-        skipped: (file, reason) of what can't be used, the adapter's among them.
+        skipped: (file, reason) of scenes that can't be used, the adapter's among them.
 
     Raises:
         ValueError: a number out of range, an unknown backend, or several moments or a selection of a scene whose
@@ -109,7 +109,7 @@ class SceneData:
         return [entry.media.start + offset for offset in offsets]
 
     def pictures(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each of ``batches``, picture numbers (B,) int64: those that can be read, and uint8 (B, 3, S, S)."""
+        """Read batches of picture numbers (B,) int64: yields the readable ones and pictures uint8 (B, 3, S, S)."""
         if not self.cache:
             return _stacked(self._read(batches, self._pictures_of, self.moments))
         kept = self._everything("picture", self._pictures_of_scenes)
@@ -120,7 +120,7 @@ class SceneData:
     def sounds(
         self, batches: Iterable[Tensor], instead: Callable[[Tensor], Iterable[int]] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each of ``batches``, scene numbers (B,) int64: those that can be read, and float32 (B, samples).
+        """Read batches of scene numbers (B,) int64: yields the readable ones and sounds float32 (B, samples).
 
         ``instead`` gives the scenes that take the places of a batch's broken ones, as many as are needed.
         """
@@ -142,11 +142,11 @@ class SceneData:
         return ((index, wave.float() / 32767) for index, wave in _stacked(rows_of_batches))
 
     def usable(self) -> Tensor:
-        """The scenes that nothing is known to be wrong with, int64."""
+        """The numbers of the scenes that have not broken, int64."""
         return torch.tensor([i for i in range(len(self)) if i not in self._broken], dtype=torch.int64)
 
     def leave_out(self, scene: int, error: BrokenFileError) -> None:
-        """Use this scene no more.
+        """Stop using this scene.
 
         Raises:
             ValueError: more than half of the scenes are broken.
@@ -207,7 +207,7 @@ class SceneData:
         return self._decoded([(scene, slice(None)) for scene in scenes])
 
     def _decoded(self, moments_of_scenes: list[tuple[int, slice]]) -> list[Value]:
-        """Of each scene the pictures at these moments, (moments, 3, size, size)."""
+        """The pictures (moments, 3, size, size) of each scene at its moments."""
         if self.backend != "dali":
             return [_otherwise(self.read_pictures, scene, moments) for scene, moments in moments_of_scenes]
         decoded: dict[int, Value] = {}
@@ -254,7 +254,7 @@ class SceneData:
         ]
 
     def _filled(self, rows: Rows, batch: Tensor, instead: Callable[[Tensor], Iterable[int]]) -> Rows:
-        """A batch's sounds, with others in the places of those that broke, as far as there are any."""
+        """A batch's sounds; other scenes take the places of those that broke, as far as there are any."""
         others = iter(instead(batch) if len(rows) < len(batch) else ())
         while len(rows) < len(batch) and (scene := next(others, None)) is not None:
             if scene not in self._broken:
@@ -263,7 +263,7 @@ class SceneData:
         return rows
 
     def _everything(self, kind: str, read: Read) -> dict[int, Tensor]:
-        """What ``read`` gives of every scene, read once."""
+        """The tensor of every scene, by ``read``, which is called once per scene."""
         if kind not in self._kept:
             self._kept[kind] = {
                 scene: value.cpu()
@@ -288,7 +288,7 @@ class SceneData:
         return (self._readable(items, per_scene) for items in loader)
 
     def _readable(self, items: list[tuple[int, Value]], per_scene: int) -> Rows:
-        """Returns the readable ones; the others are used no more."""
+        """The readable items; the others are not used again."""
         good = []
         for index, value in items:
             if isinstance(value, BrokenFileError):
@@ -302,7 +302,7 @@ class SceneData:
 
 
 class _Items(Dataset[Any]):
-    """What ``read`` gives of numbers, or why each can't be read."""
+    """The tensors of numbers, by ``read``, or the errors of those that can't be read."""
 
     def __init__(self, read: Read):
         self.read = read
@@ -312,7 +312,7 @@ class _Items(Dataset[Any]):
 
 
 def _stacked(batches: Iterable[Rows]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The numbers and the values of each batch of which anything is left."""
+    """The numbers and the values of each batch that is not empty."""
     for rows in batches:
         if rows:
             yield torch.tensor([index for index, _ in rows]), torch.stack([value for _, value in rows])

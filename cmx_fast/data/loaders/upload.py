@@ -1,4 +1,4 @@
-"""Batches to the device while it is still busy with the last one."""
+"""Copies batches to the device while it is still busy with the last one."""
 
 from __future__ import annotations
 

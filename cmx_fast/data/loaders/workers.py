@@ -1,4 +1,4 @@
-"""Loading in worker processes that may die: they are started again, and no batch is lost or comes twice."""
+"""Loads in worker processes that may die: they are started again, and no batch is lost or comes twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-#: Loader workers, or a batch decoder's threads, where nobody says how many.
+#: The default number of loader workers, or of a batch decoder's threads.
 CORES = min(8, os.cpu_count() or 1)
-#: Deaths of workers at one batch after which loading stops: what kills them is in the data.
+#: Deaths of workers at one batch after which loading stops: the cause is in the data.
 MOST_DEATHS = 3
 
 
@@ -28,8 +28,8 @@ def load_batches(
 ) -> Iterator[Any]:
     """``dataset``'s items of each batch of indices, in order, collated as by ``torch.utils.data.DataLoader``.
 
-    When a worker dies (killed for memory, crashed in a decoder), what had been given to workers is loaded again batch
-    by batch, and then all go on.
+    When a worker dies (killed for memory, crashed in a decoder), the batches that had been given to workers are loaded
+    again one by one, and then all workers go on.
 
     Args:
         workers: processes; 0 loads in this one.
@@ -55,7 +55,7 @@ def load_batches(
             return
         except _WorkerDiedError as error:
             _say(error)
-        # One by one: a batch that kills its worker would take others' results with it, and be hard to name.
+        # One by one: a batch that kills its worker would take others' results with it, and would be hard to name.
         while pending:
             yield _alone(dataset, pending[0], options)
             pending.popleft()
@@ -66,7 +66,7 @@ class _WorkerDiedError(Exception):
 
 
 def _alone(dataset: Dataset[Any], batch: list[int], options: dict[str, Any]) -> Any:
-    """One batch in a worker of its own, tried a few times."""
+    """Load one batch in a worker of its own, with a few tries."""
     for attempt in range(1, MOST_DEATHS + 1):
         try:
             return next(_loader(dataset, iter([batch]), 1, options))

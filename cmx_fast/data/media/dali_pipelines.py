@@ -1,4 +1,4 @@
-"""Batches through DALI's pipelines, on the GPU if there is one, to tensors."""
+"""Runs batches through DALI's pipelines, on the GPU if there is one, and gives tensors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ fn = require("nvidia.dali.fn", "dali")
 
 @dataclass(frozen=True)
 class Graph:
-    """What DALI computes. One per module that decodes: pipelines are built once for each.
+    """A computation by DALI. One per module that decodes: pipelines are built once for each.
 
     Attributes:
         inputs: names of the arrays that each sample brings, and how many dimensions each has.
-        outputs: from the inputs by name, and whether there is a GPU, to what is wanted.
+        outputs: a function of the inputs by name, and of "there is a GPU", to the outputs.
     """
 
     inputs: tuple[tuple[str, Any, int], ...]
@@ -44,7 +44,7 @@ def decode(
     take: Callable[..., Any],
     threads: int = 1,
 ) -> list[Any]:
-    """``take(place, *outputs)`` of each sample, or a :class:`RefusedError`; they are decoded together.
+    """``take(place, *outputs)`` of each sample, or a :class:`RefusedError`; all samples are decoded together.
 
     ``take`` has to copy what it returns: DALI uses the outputs' memory again.
     """
@@ -103,6 +103,6 @@ def _pipeline(graph: Graph, count: int, threads: int, gpu: int | None) -> Any:
 
 
 def _reason(error: RuntimeError) -> str:
-    """What DALI's message says between the operator's traceback in Python and its own in C++."""
+    """The part of DALI's message between the operator's traceback in Python and its own in C++."""
     message = str(error).partition("encountered:")[2] or str(error)
     return next((line.strip() for line in message.splitlines() if line.strip()), "?")

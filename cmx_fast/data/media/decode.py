@@ -1,4 +1,4 @@
-"""Frames and sound at given seconds of a video file, by TorchCodec, PyAV or DALI behind one interface."""
+"""Reads frames and sound at given seconds of a video file, by TorchCodec, PyAV or DALI behind one interface."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cmx_fast.data.media.resampling import RATES, ratio, resample
 #: and MPEG-TS files with B-frames. There TorchCodec 0.13 takes other frames or none, and a damaged MPEG-TS file can
 #: crash the process; files whose cover picture comes before the video it can't decode.
 BACKENDS = ("torchcodec", "pyav", "dali", "auto")
-#: Of data sets of picture and sound files: Pillow and libsndfile in loader workers, or DALI.
+#: The backends of picture and sound files: Pillow and libsndfile in loader workers, or DALI.
 FILE_BACKENDS = ("auto", "dali")
-#: Samples decoded beyond either end of what is resampled: more than torchaudio's filter reaches.
+#: Samples decoded beyond either end of the part to be resampled: more than torchaudio's filter reaches.
 _REACH = 256
 
 
 def probe(path: Path | str, *, audio: bool = True) -> Media:
-    """Open a file and go to its end without decoding anything, to see what it plays.
+    """Open a file and go to its end without decoding anything, for the lengths and sizes of its tracks.
 
     Reads the header, and the packets from the last key frame on: some milliseconds. ``audio=False`` leaves the audio
     track out of account.
@@ -53,7 +53,7 @@ def read_frames(
     Decodes from the key frame before the first moment to the last moment; DALI on the GPU if there is one.
 
     Raises:
-        BrokenVideoError: what can't be opened or decoded, shows no frame then, or is 16 times as long as high (or
+        BrokenVideoError: the file can't be opened or decoded, shows no frame then, or is 16 times as wide as high (or
             the other way round).
         MissingExtraError: the backend is not installed.
         ValueError: another backend, no moments, or a ``short_side`` below 1.
@@ -78,7 +78,7 @@ def read_wave(
     Where the track does not play there is silence.
 
     Raises:
-        BrokenVideoError: what can't be opened or decoded, or plays nothing at all then.
+        BrokenVideoError: the file can't be opened or decoded, or plays nothing at all then.
         MissingExtraError: the backend is not installed.
         ValueError: another backend, or one without audio ("dali"); a length or rate that leaves no sample.
     """
@@ -95,7 +95,7 @@ def read_wave(
         raise BrokenVideoError(path, problem)
     first = round(start * sample_rate)
     native, rate, begin = decoder.samples(path, first / sample_rate, (first + count) / sample_rate, _REACH)
-    # Whole periods of the resampling filter lie before what is wanted, so that any clip of a file is resampled alike.
+    # Whole periods of the resampling filter lie before the wanted part, so that any clip of a file is resampled alike.
     if rate not in RATES:
         raise BrokenVideoError(path, f"says its sound has {rate} samples per second")
     source, target = ratio(rate, sample_rate)
@@ -116,8 +116,9 @@ def read_wave(
 def check_backend(backend: str, choices: Sequence[str] = BACKENDS) -> None:
     """
     Raises:
-        ValueError: none of ``choices``.
-        MissingExtraError: not installed. PyAV, which "auto" takes, is asked for where a video is: pictures need none.
+        ValueError: the backend is none of ``choices``.
+        MissingExtraError: it is not installed. PyAV, which "auto" takes, is looked for where a video is read: pictures
+            need none.
     """
     if backend not in choices:
         raise ValueError(f"backend={backend!r}; expected one of {', '.join(choices)}")
@@ -126,7 +127,7 @@ def check_backend(backend: str, choices: Sequence[str] = BACKENDS) -> None:
 
 
 def unavailable(backend: str) -> str | None:
-    """Why a backend can't be used here and what to do about it, or None."""
+    """The reason why a backend can't be used here, with the remedy; None where it can."""
     try:
         _backend(backend)
     except MissingExtraError as error:

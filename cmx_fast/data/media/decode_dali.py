@@ -1,7 +1,7 @@
-"""Decoding by DALI, on the GPU if there is one: pictures only, since it takes no sound out of video files.
+"""Decodes by DALI, on the GPU if there is one: pictures only, since it takes no sound out of video files.
 
 Without a GPU it decodes H.264, H.265, VP8, VP9 and Motion JPEG (DALI 2.0; later versions not H.264 and H.265). It
-reads all colours as BT.601. What the file says to turn is turned here.
+reads all colours as BT.601. Frames that the file says to turn are turned here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
 def batch(
     requests: Sequence[tuple[Path, list[float]]], short_side: int, threads: int = 1
 ) -> list[Tensor | BrokenVideoError]:
-    """What :func:`frames` gives for each path and its moments, decoded together by ``threads`` threads and left on
-    the GPU; the error where a file breaks."""
+    """The frames of each path at its moments, as :func:`frames` gives them, or the error where a file breaks.
+
+    They are decoded together by ``threads`` threads and left on the GPU.
+    """
     results: list[Any] = [None] * len(requests)
     samples, orders, turns = {}, [], []
     for place, (path, moments) in enumerate(requests):

@@ -1,7 +1,7 @@
 """Batches of picture and sound files by DALI: JPEG by nvJPEG where there is a GPU, sounds on the CPU.
 
-What DALI refuses (MP3, a damaged file) or reads otherwise (:data:`FORMATS`, :data:`MODES`) goes to Pillow or
-libsndfile, which read it or say what is wrong with it; the ``cmx_fast`` logger says so once per kind of file.
+Files that DALI refuses (MP3, a damaged file) or reads otherwise (:data:`FORMATS`, :data:`MODES`) go to Pillow or
+libsndfile, which read them or name the damage; the ``cmx_fast`` logger says so once per kind of file.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from cmx_fast.data.media.picture_formats import DAMAGE, Turn, orientation
 
 logger = logging.getLogger("cmx_fast")
 
-#: What DALI reads as Pillow does: it takes the second of 16-bit bytes, CMYK and Lab of TIFF for something else, and
-#: neither GIF nor WebP.
+#: Formats and modes that DALI reads as Pillow does. It takes the second of 16-bit bytes, reads CMYK and Lab of TIFF as
+#: something else, and reads neither GIF nor WebP.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "PPM")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
-#: Where decoding fails: the error that names the file.
+#: A decoded file, or the error that names it.
 Read = Tensor | BrokenFileError
 
 
 def read_pictures(
     paths: Sequence[Path], size: int, *, shorter: int | None = None, threads: int = 1
 ) -> list[Read]:
-    """What :func:`cmx_fast.data.media.files.read_picture` gives of each, decoded together and left on the GPU.
+    """Each picture as :func:`cmx_fast.data.media.files.read_picture` gives it, decoded together and left on the GPU.
 
     The pixels are within one level of its where nothing is resized; JPEG files that Pillow reads at a half or a
     quarter of their size are read whole here.
@@ -54,8 +54,7 @@ def read_pictures(
 def stretched(
     paths: Sequence[Path], target: Callable[[Path, int, int], tuple[int, int]], threads: int = 1
 ) -> list[Tensor | None]:
-    """Each file's RGB uint8 (3, h, w), resized to what ``target`` makes of its width and height; None where DALI
-    refuses."""
+    """Each file's RGB uint8 (3, h, w), resized to ``target`` of its path, width and height; None where DALI refuses."""
     samples: dict[int, dict[str, np.ndarray]] = {}
     turns: list[Turn] = []
     for place, path in enumerate(paths):
@@ -82,7 +81,7 @@ def stretched(
 def read_sounds(
     paths: Sequence[Path], sample_rate: int, max_samples: int, *, mix: bool = False, threads: int = 1
 ) -> list[Read]:
-    """What :func:`cmx_fast.data.media.files.read_audio` gives of each: the same samples."""
+    """Each sound as :func:`cmx_fast.data.media.files.read_audio` gives it: the same samples."""
     samples = {}
     for place, path in enumerate(paths):
         try:

@@ -1,4 +1,4 @@
-"""Decoding by PyAV, which brings its own FFmpeg."""
+"""Decodes by PyAV, which brings its own FFmpeg."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST = 86400.0
 FROM_THE_BEGINNING, PREROLL = 30.0, 0.25
 #: Sample positions follow from the samples before them; only timestamps this many seconds off mean a gap.
 GAP = 0.05
-#: How much further back to seek, in seconds, where a key frame comes after the frame that it should come before.
+#: Seconds to seek further back where a key frame comes after the frame that it should come before.
 FURTHER_BACK = (0.0, 2.0, float("inf"))
 
 
@@ -47,8 +47,10 @@ def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
 
 
 def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, int, float]:
-    """Samples ``(channels, n)`` as stored, ``reach`` more on either side of the seconds ``start`` to ``stop`` as far
-    as there are any, with their rate and the second of the first."""
+    """Samples ``(channels, n)`` as stored from ``start`` to ``stop`` seconds, their rate, and the second of the first.
+
+    On either side there are ``reach`` more, as far as the file has them.
+    """
     parts: list[np.ndarray] = []
     begin = 0.0
     with _opened(path, "sound can't be decoded") as container:
@@ -82,7 +84,7 @@ def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, 
 
 
 def presented(path: Path) -> tuple[Tensor, float, tuple[int, int], Turn]:
-    """When each frame of a file begins, sorted, when the last ends, their (width, height) as stored, and their turn.
+    """The second at which each frame begins, sorted; the last one's end; (width, height) as stored; and the turn.
 
     Decodes the first frame alone.
     """
@@ -106,7 +108,7 @@ def presented(path: Path) -> tuple[Tensor, float, tuple[int, int], Turn]:
 
 @contextmanager
 def _opened(path: Path, otherwise: str) -> Iterator[Any]:
-    """The file's container; whatever goes wrong with it is a BrokenVideoError."""
+    """The file's container; every error in opening or reading it becomes a BrokenVideoError."""
     try:
         with av.open(address(path), metadata_errors="ignore") as container:
             yield container
@@ -119,7 +121,7 @@ def _opened(path: Path, otherwise: str) -> Iterator[Any]:
 
 
 def _measure(path: Path, container: Any, audio: bool) -> Media:
-    """What the streams of an open file play, by their last packets."""
+    """The media that the streams of an open file play, by their last packets."""
     video = _video(path, container)
     streams = [video]
     if audio:
@@ -169,8 +171,10 @@ def _video(path: Path, container: Any) -> Any:
 
 
 def _decode(path: Path, container: Any, stream: Any, moments: list[float], further: float) -> list[Any]:
-    """The frames shown at ``moments``, decoded from the key frame before the first moment or ``further`` seconds
-    earlier; empty where they can't be had from there."""
+    """The frames shown at ``moments``; empty where they can't be decoded from there.
+
+    Decoding begins at the key frame before the first moment or ``further`` seconds earlier.
+    """
     tick = float(stream.time_base)
     first, last = min(moments) + EPSILON, max(moments) + EPSILON
     from_the_beginning = first - further <= 0
@@ -180,7 +184,7 @@ def _decode(path: Path, container: Any, stream: Any, moments: list[float], furth
     for packet in container.demux(stream):
         packets.append(packet)
         if packet.dts is not None and packet.dts * tick > last:
-            break  # whatever comes now is shown later still
+            break  # all further frames are shown later still
     else:
         end = max(((_stamp(p) + (p.duration or 0)) * tick for p in packets if p.size), default=0.0)
     # AVI files may have no presentation times before decoding: then every frame is decoded and kept.
@@ -210,7 +214,7 @@ def _decode(path: Path, container: Any, stream: Any, moments: list[float], furth
 def _choose(
     path: Path, begins: list[int], end: float, moments: list[float], stream: Any, from_the_beginning: bool
 ) -> list[int]:
-    """The timestamps among ``begins`` of what is shown at ``moments``; empty where the first frame is missing."""
+    """The timestamps among ``begins`` of the frames shown at ``moments``; empty where the first frame is missing."""
     if not begins:
         return []
     if not from_the_beginning and begins[0] * float(stream.time_base) > min(moments) + EPSILON:
@@ -248,5 +252,5 @@ def _pictures(path: Path, decoded: list[Any], short_side: int) -> Tensor:
 
 
 def _turn(frame: Any) -> Turn:
-    """How the file says that its frames are to be turned, to the nearest quarter (TorchCodec does the same)."""
+    """The turn that the file asks for, to the nearest quarter (TorchCodec does the same)."""
     return Turn(False, round(frame.rotation / 90) % 4)

@@ -1,4 +1,4 @@
-"""Decoding by TorchCodec, which uses the FFmpeg that the system has."""
+"""Decodes by TorchCodec, which uses the FFmpeg that the system has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ transforms = _loaded("torchcodec.transforms")
 def frames(path: Path, moments: list[float], short_side: int) -> Tensor:
     """See :func:`cmx_fast.data.media.decode.read_frames`."""
     try:
-        # Twice, since the size that a decoder resizes to has to be known when it is made; this one reads no packets.
+        # Two decoders, since the size that one resizes to has to be known when it is made; this one reads no packets.
         about = decoders.VideoDecoder(address(path), seek_mode="approximate").metadata
         width, height = resized(path, about.width, about.height, short_side)
         decoder = decoders.VideoDecoder(
@@ -55,7 +55,7 @@ def samples(path: Path, start: float, stop: float, reach: int) -> tuple[Tensor, 
         decoder = decoders.AudioDecoder(address(path))
         rate = decoder.metadata.sample_rate
         begin = decoder.metadata.begin_stream_seconds or 0.0
-        # From whole samples, since it cuts anywhere and does not say to which side it rounds.
+        # The range begins at a whole sample, since TorchCodec cuts anywhere and does not say to which side it rounds.
         low = max(round(start * rate) - reach, round(begin * rate)) / rate
         played = decoder.get_samples_played_in_range(low, max(stop + reach / rate, low + 1 / rate))
     except (RuntimeError, ValueError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""Reading audio and picture files, and finding broken ones cheaply before training starts."""
+"""Reads audio and picture files, and finds broken ones cheaply before training starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from cmx_fast._extras import require
 from cmx_fast.data.media.resampling import RATES, resample
 
-#: How many times the shorter side of a picture the longer may be: resized, it would fill the memory.
+#: The largest ratio of a picture's sides: beyond it the resized picture would fill the memory.
 LONGEST_SIDE = 16
 #: RIFF files that say they are longer were written to a pipe, where nobody knew their length: 0x7FFFF024, 0x80000000
 #: or 0xFFFFFFFF by program. They are read to their end.
@@ -37,7 +37,7 @@ class BrokenFileError(ValueError):
 
 
 def check_enough_left(skipped: Sequence[tuple[Path, str]], broken: int, total: int) -> None:
-    """Bad files are left out and counted, but not most of a data set: then something else is wrong.
+    """Refuse to go on where most of a data set is broken: then something else is wrong.
 
     Raises:
         ValueError: more than half can't be used; some are named.
@@ -50,7 +50,7 @@ def check_enough_left(skipped: Sequence[tuple[Path, str]], broken: int, total: i
 
 
 def audio_problem(path: Path) -> str | None:
-    """What is wrong with an audio file as far as its header and size tell, or None. Decodes nothing."""
+    """The fault of an audio file as far as its header and size tell, or None. Decodes nothing."""
     soundfile = require("soundfile", "media")
     if not path.is_file():
         return "missing"
@@ -70,7 +70,7 @@ def audio_problem(path: Path) -> str | None:
 
 
 def picture_problem(path: Path) -> str | None:
-    """What is wrong with a picture file as far as its header and its end tell, or None. Decodes nothing."""
+    """The fault of a picture file as far as its header and its end tell, or None. Decodes nothing."""
     from PIL import Image, UnidentifiedImageError
 
     from cmx_fast.data.media import picture_formats
@@ -92,8 +92,10 @@ def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = Fa
 
     ``mix``: the mean of the channels instead.
 
-    Another rate is resampled (band-limited, torchaudio). BrokenFileError for what can't be decoded, is silent or
-    has NaN or infinity in it.
+    Another rate is resampled (band-limited, torchaudio).
+
+    Raises:
+        BrokenFileError: the file can't be decoded, is silent, or has NaN or infinity in it.
     """
     soundfile = require("soundfile", "media")
     try:
@@ -137,7 +139,7 @@ def read_picture(path: Path, size: int, *, shorter: int | None = None) -> Tensor
 def stretched(
     path: Path, target: Callable[[Path, int, int], tuple[int, int]], *, draft: bool = False
 ) -> Tensor:
-    """RGB uint8 ``(3, h, w)``, upright, resized to what ``target`` makes of the picture's width and height.
+    """RGB uint8 ``(3, h, w)``, upright, resized to ``target`` of the picture's width and height.
 
     ``draft``: a JPEG file much larger than that may be decoded at a half, a quarter or an eighth of its size.
 

@@ -1,4 +1,4 @@
-"""What all decoders agree on: how long a file plays, which frame is shown when, and how large it becomes."""
+"""The rules that all decoders share: how long a file plays, which frame is shown when, and how large it becomes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmx_fast.data.media.files import LONGEST_SIDE, BrokenFileError
 #: A frame that begins this much after a moment, in seconds, is taken as shown then: Matroska rounds to milliseconds,
 #: and k / 30 in floating point is not pts 512 k.
 EPSILON = 6e-4
-#: How far outside what a track plays a moment may lie and still get the frame at that end, in seconds.
+#: Seconds by which a moment may lie outside a track and still get the frame at that end.
 SLACK = 0.1
 
 
@@ -27,13 +27,13 @@ class BrokenVideoError(BrokenFileError):
 
 @dataclass(frozen=True)
 class Media:
-    """What a file plays. Moments are seconds on the file's own clock, the presentation timestamps of its packets.
+    """The media that a file plays. Moments are seconds on its own clock, the presentation timestamps of its packets.
 
     Attributes:
         video_seconds, audio_seconds: the length of each track (audio: 0 without).
         fps: frames per second on average, 0 if the file does not say.
         width, height: of the stored frame, in pixels.
-        start, seconds: from when and how long both tracks play (the video alone without audio).
+        start, seconds: the first moment at which both tracks play, and for how long (the video alone without audio).
     """
 
     video_seconds: float
@@ -46,15 +46,15 @@ class Media:
 
 
 def address(path: Path) -> str:
-    """The file as FFmpeg takes it: what comes before a colon in a relative path would be a protocol."""
+    """The file as FFmpeg takes it: the part before a colon in a relative path would be a protocol."""
     return os.path.abspath(path)
 
 
 def resized(path: Path, width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) with the shorter side at ``short_side``.
+    """The frame's (width, height) with the shorter side resized to ``short_side``.
 
     Raises:
-        BrokenVideoError: no pixels, or the longer side is more than :data:`LONGEST_SIDE` times the shorter.
+        BrokenVideoError: there are no pixels, or the longer side is more than :data:`LONGEST_SIDE` times the shorter.
     """
     if min(width, height) < 1 or max(width, height) > LONGEST_SIDE * min(width, height):
         raise BrokenVideoError(
@@ -65,7 +65,7 @@ def resized(path: Path, width: int, height: int, short_side: int) -> tuple[int, 
 
 
 def shown(begins: Tensor, end: float, moments: Sequence[float], path: Path) -> Tensor:
-    """For frames that begin at ``begins`` (sorted, seconds) and play until ``end``: which is shown at each moment."""
+    """The number of the frame shown at each moment; frames begin at ``begins`` (sorted) and play until ``end``."""
     wanted = torch.tensor(moments, dtype=torch.float64)
     outside = (wanted < begins[0] - SLACK) | (wanted > end + SLACK)
     if outside.any():

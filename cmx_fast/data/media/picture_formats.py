@@ -1,4 +1,7 @@
-"""How picture files differ: the way up, 16 bits, palettes, bytes behind their end. docs/media.md has the whole list."""
+"""Differences between picture files: the way up, 16 bits, palettes, bytes behind their end.
+
+docs/media.md has the whole list.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-#: What Pillow raises about a damaged picture, as it is opened or decoded.
+#: The errors that Pillow raises about a damaged picture, as it is opened or decoded.
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Turn(NamedTuple):
-    """What brings stored pixels upright: mirrored left to right or not, then turned by quarters counterclockwise."""
+    """The way from stored to upright pixels: mirrored or not, then turned by quarters counterclockwise."""
 
     mirrored: bool = False
     quarters: int = 0
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """The width and height of what is stored as ``width`` x ``height``, or of what becomes that: it is the same."""
+        """The size after the turn of a picture of ``width`` x ``height``, or before the turn to that size."""
         return (height, width) if self.quarters % 2 else (width, height)
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -47,9 +50,9 @@ _TURNS = {
 
 
 def orientation(image: Image.Image) -> Turn:
-    """How an opened file says it is to be turned (EXIF). TIFF files Pillow turns itself.
+    """The turn that an opened file asks for (EXIF). Pillow turns TIFF files itself.
 
-    A damaged EXIF block says nothing: the picture itself is not damaged by it.
+    A damaged EXIF block asks for none: the picture itself is not damaged by it.
     """
     if image.format == "TIFF":
         return UPRIGHT
@@ -63,10 +66,10 @@ def orientation(image: Image.Image) -> Turn:
 def rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB of 8 bits, as stored: transparency and colour profiles are left out of account.
 
-    Of 16 bits the upper 8 count, in grey as Pillow has it in colour.
+    The upper 8 of 16 bits count, in grey pictures as in colour ones, which Pillow reads so.
 
     Raises:
-        ValueError: pixels of 32 bits, whose black and white nobody knows.
+        ValueError: pixels of 32 bits, whose black and white are not known.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
@@ -87,7 +90,7 @@ def labels(image: Image.Image) -> NDArray[Any]:
 
 
 def cut_short(path: Path, kind: str | None) -> bool:
-    """Whether a file of Pillow's format ``kind`` lacks its end, which may have other bytes behind it."""
+    """True for a file of Pillow's format ``kind`` without its end, which may have other bytes behind it."""
     end = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}.get(kind or "")
     if end is None:
         return False
@@ -108,12 +111,12 @@ def _endless_png(stream: Any) -> bool:
     return True
 
 
-#: What begins a segment, and in compressed data ends it: neither a stuffed zero, a restart, nor a fill byte.
+#: The markers that begin a segment and end compressed data: neither a stuffed zero, a restart, nor a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
 
 
 def _endless_jpeg(content: bytes) -> bool:
-    """Goes from segment to segment: a thumbnail within one has an end of its own."""
+    """True for JPEG bytes without an end; goes from segment to segment, since a thumbnail has an end of its own."""
     place = 2
     while (marker := _MARKER.search(content, place)) is not None:
         if marker[0] == b"\xff\xd9":

@@ -1,4 +1,4 @@
-"""Waves at another rate, at a cost that the rates in a file's header can't blow up."""
+"""Resamples waves at a cost that the rates in a file's header can't blow up."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 #: Samples per second that a file may have; beyond them its header is broken.
 RATES = range(1000, 768_001)
-#: Terms of the ratio of two rates: the filter has as many phases. All usual rates have smaller ones.
+#: Largest term of the ratio of two rates: the filter has as many phases. All usual rates have smaller ones.
 MOST_PHASES = 2000
 
 
 def ratio(rate: int, wanted: int) -> tuple[int, int]:
-    """rate / wanted in lowest terms; of odd rates the nearest with terms up to two thousand."""
+    """``rate`` / ``wanted`` in lowest terms; for odd rates the nearest ratio with terms up to two thousand."""
     factor = Fraction(rate, wanted)
     if max(factor.numerator, factor.denominator) > MOST_PHASES:
         small = min(factor, 1 / factor).limit_denominator(MOST_PHASES)

@@ -56,10 +56,10 @@ def load_merge(path: Path | None = None) -> dict[str, list[int]]:
 
 
 class ATR(Dataset[dict[str, object]]):
-    """One split as square pictures and merged masks.
+    """A split of ATR as square pictures and merged masks.
 
-    A picture that says to be turned (EXIF) comes upright, and its mask with it: by the mask's own word, or where it has
-    none and the size of the picture as stored, by the picture's.
+    A picture that asks to be turned (EXIF) comes upright, and its mask with it. The mask's own EXIF decides; where it
+    has none and the mask is as large as the stored picture, the picture's does.
 
     Args:
         root: folder with the layout above.
@@ -67,12 +67,12 @@ class ATR(Dataset[dict[str, object]]):
         size: pictures and masks are resized to ``size`` x ``size`` (the paper: 320), masks by the nearest pixel.
         merge: JSON file for :func:`load_merge`.
         skip_chictopia: leave out the ``dataset10k_*`` pictures, which common archives hold beyond the paper's 7,700.
-        skip_bad: leave out what can't be read, and list it in ``skipped``, instead of raising.
+        skip_bad: leave out pictures that can't be read, and list them in ``skipped``, instead of raising.
 
     Attributes:
         ids: stems of the files, in the list's order.
         class_names: names of the merged classes, by number.
-        skipped: (file, reason) of what was left out.
+        skipped: (file, reason) of pictures that were left out.
 
     Raises:
         ValueError: no such split or folder, an empty list, or without ``skip_bad`` an id without its files, a picture
@@ -123,7 +123,7 @@ class ATR(Dataset[dict[str, object]]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        """image uint8 (3, S, S), mask int64 (S, S) of merged classes, id."""
+        """The item: image uint8 (3, S, S), mask int64 (S, S) of merged classes, id."""
         return {"image": self.load_image(index), "mask": self.load_mask(index), "id": self.ids[index]}
 
     def load_image(self, index: int) -> Tensor:
@@ -131,7 +131,7 @@ class ATR(Dataset[dict[str, object]]):
         return stretched(self._image_path(self.ids[index]), lambda *_: (self.size, self.size))
 
     def load_images(self, indices: Sequence[int], threads: int = 1) -> list[Tensor]:
-        """As :meth:`load_image`, decoded together by DALI and left on the GPU if there is one."""
+        """The pictures as by :meth:`load_image`, decoded together by DALI and left on the GPU if there is one."""
         dali = importlib.import_module("cmx_fast.data.media.decode_dali_files")
         paths = [self._image_path(self.ids[index]) for index in indices]
         decoded = dali.stretched(paths, lambda *_: (self.size, self.size), threads)
@@ -164,7 +164,10 @@ class ATR(Dataset[dict[str, object]]):
         raise ValueError(f"there is no {split}_id.txt in {root} or {self.folder}")
 
     def _check(self, name: str) -> None:
-        """Everything but the pixels of the picture, which decoding finds out later only where a file is cut short."""
+        """Check a picture and its mask: readable, of one size, labels in range.
+
+        Damage within the pixels shows only when the picture is decoded.
+        """
         sizes, turns = [], []
         for path in (self._image_path(name), self._mask_path(name)):
             try:

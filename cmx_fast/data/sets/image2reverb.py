@@ -42,7 +42,7 @@ from cmx_fast.data.transforms.schroeder import reverberation_time
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-#: Seconds of a response that are looked at for its RT60: it may be longer than the speech.
+#: Seconds of a response from which its RT60 is taken: it may be longer than the speech.
 _LONGEST_RESPONSE = 30.0
 _TRUE, _FALSE = ("1", "true", "yes", "indoor"), ("0", "false", "no", "outdoor")
 
@@ -82,7 +82,7 @@ class _Cache:
 
 
 class Image2Reverb(Dataset[dict[str, Any]]):
-    """One item per (pair, sentence): the picture, and the sentence spoken in the pair's space.
+    """A split of Image2Reverb with an item per (pair, sentence): the picture, and the sentence in the pair's space.
 
     ``root``, ``split`` ("train" or "test"): the folder and the half to read. ``speech``: folder of dry sentences
     (default ``<root>/speech/<split>``). ``sentences_per_air``: sentences drawn without replacement for each AIR, by
@@ -94,7 +94,7 @@ class Image2Reverb(Dataset[dict[str, Any]]):
 
     The constructor checks every file's header and end. A broken, missing or unpaired file raises
     ``BrokenFileError`` (a ValueError), or with ``skip_bad`` is left out and listed in ``skipped`` as
-    (path, reason); there, too, is what the folders hold beside the layout. What only decoding shows is raised when
+    (path, reason), as are the files that do not belong to the layout. Damage that only decoding shows is raised when
     the item is read; with ``skip_bad`` another pair of the same space stands in, with a warning.
 
     Items are ``image`` float32 (3, S, S) with ImageNet's mean and deviation removed, ``wave`` float32 (samples,)
@@ -290,7 +290,7 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         return peak_normalise(reverberate(*self.load_sounds(utterance_index), self.samples))
 
     def load_sounds(self, utterance_index: int) -> tuple[Tensor, Tensor]:
-        """What :meth:`load_wave` convolves: the dry speech and the AIR, float32 (at most samples,) each."""
+        """The dry speech and the AIR that :meth:`load_wave` convolves, float32 (at most samples,) each."""
         number, chosen = self._spoken(utterance_index)
         others = [self.speech_files[chosen - i] for i in range(len(self.speech_files))]
         airs = [self.pairs[i].air for i in self._stand_ins(number)]
@@ -302,7 +302,7 @@ class Image2Reverb(Dataset[dict[str, Any]]):
     def decode_ahead(self, pairs: Iterable[int], utterances: Iterable[int], threads: int = 1) -> None:
         """Decode by DALI, together, the pictures of these pairs and the sounds of these utterances.
 
-        They are then in the caches. What DALI can't decode is read, and named, when it is asked for.
+        They are then in the caches. Files that DALI can't decode are read, and named if broken, with their item.
         """
         dali = importlib.import_module("cmx_fast.data.media.decode_dali_files")
         spoken = [self._spoken(utterance) for utterance in utterances]

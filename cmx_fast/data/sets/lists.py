@@ -1,4 +1,4 @@
-"""The lists of data sets, as text or as a table: read whole, or the line named that can't be; never a row less.
+"""Reads the lists of data sets, as text or as a table: whole, or with an error that names the line.
 
 A list may begin with a byte-order mark, end its lines as Windows does, have blank lines, and spaces around what it
 holds. It is UTF-8, or with its mark UTF-16. Bytes that are no UTF-8 stay what they are: file names may be any bytes
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _BLANKS = " \t"
-#: What tables are separated by, the usual first.
+#: The separators of tables, the usual one first.
 _SEPARATORS = ",\t;"
 
 
 class Row(dict[str, str]):
-    """The values of a row by column, and ``where`` it stands: the file and the line."""
+    """The values of a row by column, with ``where``, its file and line."""
 
     def __init__(self, values: dict[str, str], where: str):
         super().__init__(values)
@@ -46,10 +46,10 @@ class Row(dict[str, str]):
 
 
 def read_text(path: Path) -> str:
-    """What a text file holds, lines ended by ``\\n`` alone.
+    """The content of a text file, lines ended by ``\\n`` alone.
 
     Raises:
-        ValueError: there is no such file, or it is no text.
+        ValueError: there is no such file, or it is not text.
     """
     if not path.is_file():
         raise ValueError(f"there is no {path}")
@@ -69,7 +69,7 @@ def read_text(path: Path) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a list file that hold something.
+    """The lines of a list file that are not blank.
 
     Raises:
         ValueError: see :func:`read_text`.
@@ -78,14 +78,15 @@ def read_list(path: Path) -> list[str]:
 
 
 def read_table(path: Path, columns: Sequence[str], *, header: bool = True) -> list[Row]:
-    """The rows of a table whose first line names its columns, ``columns`` among them; separated by comma, tab or
-    semicolon, values in quotes where they hold one.
+    """The rows of a table whose first line names its columns, ``columns`` among them.
+
+    Values are separated by commas, tabs or semicolons, and stand in quotes where they hold one.
 
     Args:
         header: False: the file has just these columns, in this order, and no line that names them.
 
     Raises:
-        ValueError: see :func:`read_text`; a column that is not there; a row that is too short or too long, or whose
+        ValueError: see :func:`read_text`; a missing column; a row that is too short or too long, or whose
             quotes are not closed on its line, by its number.
     """
     text = read_text(path)
@@ -122,7 +123,7 @@ def _has(line: str, separator: str, columns: Sequence[str], header: bool) -> boo
 
 
 def _lines(path: Path, text: str, separator: str) -> list[tuple[int, list[str]]]:
-    """The number and the values of each line that holds something."""
+    """The number and the values of each line that is not blank."""
     reader = csv.reader(
         (line + "\n" for line in text.split("\n")), delimiter=separator, skipinitialspace=True, strict=True
     )

@@ -1,4 +1,4 @@
-"""What an adapter of a data set yields: files with labels, and what the set lists but the disk lacks."""
+"""The result of a data set's adapter: files with labels, and the listed files that the disk lacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cmx_fast.data.sets.lists import printable
 
 @dataclass(frozen=True)
 class Recording:
-    """A video or audio file with the number of its class, and a name that no other one of its set has."""
+    """A video or audio file with the number of its class, and a name of its own in its set."""
 
     path: Path
     label: int
@@ -20,12 +20,12 @@ class Recording:
 
 @dataclass
 class Recordings:
-    """One split of a data set.
+    """A split of a data set.
 
     Attributes:
-        entries: what is there.
+        entries: the files that are there.
         class_names: by number.
-        skipped: (file, reason) of what the set lists but the disk lacks: of the sets on YouTube some always is.
+        skipped: (file, reason) of listed files that the disk lacks; sets on YouTube always miss some.
     """
 
     entries: list[Recording]
@@ -48,7 +48,7 @@ def collect(
     """Recordings of the listed (file, class), in the list's order.
 
     Raises:
-        ValueError: none of the files is there, or a class that is not among the names.
+        ValueError: none of the files is there, or a class is not among the names.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     result = Recordings([], [printable(name) for name in class_names])
@@ -84,7 +84,7 @@ def check_split(split: str, splits: tuple[str, ...]) -> None:
 
 
 def left_out(skipped: list[tuple[Path, str]], most: int = 5) -> str:
-    """How many files can't be used and the first few of them, by name and reason; empty where all can."""
+    """The number of files that can't be used, and the first few by name and reason; empty where all can."""
     if not skipped:
         return ""
     named = "".join(f"\n  {printable(path.name)}: {reason}" for path, reason in skipped[:most])

@@ -1,4 +1,4 @@
-"""Scenes: recordings of which a picture and the sound belong together, in the layouts that Sound2Scene trains on."""
+"""Scenes: a picture and the sound at its moment, in the layouts that Sound2Scene trains on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cmx_fast.data.sets.lists import printable
 from cmx_fast.data.sets.recordings import Recordings, check_split, of_kind
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out, vggsound_list
 
-#: Per class of VEGAS: scenes to train on, and held out (the paper's numbers; which they are is not published).
+#: Scenes per class of VEGAS to train on, and held out (the paper's numbers; its split is not published).
 VEGAS_TRAIN, VEGAS_TEST = 800, 50
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 VEGAS_CLASSES = (
@@ -28,11 +28,11 @@ class Scene:
     """A picture and the sound at that moment.
 
     Attributes:
-        name: unlike any other's; for videos from YouTube ``<id>_<start>``.
+        name: its own in the set; for videos from YouTube ``<id>_<start>``.
         label: the number of its class.
         picture: a picture file, or a video.
         sound: an audio file, or the same video; None: a picture alone.
-        media: what the video plays; None where both are files of their own.
+        media: the tracks of the video; None where both are files of their own.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Scene:
 
 @dataclass
 class Scenes:
-    """One split.
+    """A split of a set of scenes.
 
     Attributes:
-        entries: what can be used.
+        entries: the scenes that can be used.
         class_names: by number.
-        skipped: (file, reason) of what can't: missing, broken, without sound.
+        skipped: (file, reason) of the others: missing, broken, without sound.
     """
 
     entries: list[Scene]
@@ -160,7 +160,7 @@ def pictures(root: Path | str, split: str) -> Scenes:
 
 
 def _of_files(listed: list[Scene], class_names: list[str], nothing: str) -> Scenes:
-    """Those whose files look whole; decodes nothing."""
+    """The scenes whose files are whole as far as headers and ends tell; decodes nothing."""
     scenes = Scenes([], class_names)
     for scene in listed:
         if problem := picture_problem(scene.picture):
@@ -186,10 +186,10 @@ SCENE_SETS: dict[str, Callable[[Path, str], Scenes]] = {
 
 
 def open_scenes(name: str, root: Path, split: str) -> Scenes:
-    """The "train" or "test" split of a set; "test" is whatever the set calls what it holds out.
+    """The "train" or "test" split of a set; "test" is the held-out split, by whatever name the set has for it.
 
     Raises:
-        ValueError: an unknown set, a root without its lists, or nothing in it that can be used.
+        ValueError: an unknown set, a root without its lists, or one without a usable scene.
     """
     if name not in SCENE_SETS:
         raise ValueError(f"dataset must be one of {', '.join(SCENE_SETS)}; got {name!r}")

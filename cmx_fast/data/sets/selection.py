@@ -1,4 +1,4 @@
-"""Which moments of a video go with its sound, as Sound2Scene's authors publish them.
+"""Selections of the moments of videos that go with their sound, as Sound2Scene's authors publish them.
 
 A JSON object: ``{"<YouTube id>_<start, ms>_<end, ms>": [frame, ...]}``, frames counted at 10 per second from the clip's
 start, best first.
@@ -13,14 +13,14 @@ from pathlib import Path
 from cmx_fast.data.sets.lists import read_text
 
 FPS = 10
-#: VGGSound's clips are this long, and their names say the start alone.
+#: Seconds of a VGGSound clip, whose name tells the start alone.
 _SECONDS = 10
 
 Selection = dict[str, list[int]]
 
 
 def key(name: str) -> str:
-    """What the selection calls a recording: ``<id>_<start>`` or ``<id>_<start>_<end>`` in seconds as milliseconds.
+    """A recording's key in a selection: ``<id>_<start>`` or ``<id>_<start>_<end>`` in seconds as milliseconds.
 
     Other names stay as they are.
     """
@@ -33,7 +33,11 @@ def key(name: str) -> str:
 
 
 def read_selection(path: Path | str) -> Selection:
-    """Raises ValueError: no such file, not JSON, or not lists of frame numbers."""
+    """The selection in a JSON file.
+
+    Raises:
+        ValueError: there is no such file, or it is not JSON, or holds anything but lists of frame numbers.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no selection {path}")

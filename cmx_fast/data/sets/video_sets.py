@@ -148,7 +148,7 @@ def _halves(source: Path, line: str, *, of_end: bool = False) -> list[str]:
 
 
 def _in_any_container(path: Path) -> Path:
-    """The file, or where it is missing the same in another container: not every downloader makes MP4."""
+    """The file, or where it is missing the same video in another container: not every downloader makes MP4."""
     if path.is_file():
         return path
     others = (path.with_suffix(suffix) for suffix in VIDEO_SUFFIXES)
@@ -170,5 +170,5 @@ VIDEO_SETS: dict[str, Callable[..., Recordings]] = {
 
 
 def held_out(name: str) -> str:
-    """What a set calls the split that is not trained on."""
+    """The name of a set's split that is not trained on."""
     return "val" if name == "kinetics" else "test"

@@ -1,1 +1,1 @@
-"""Views of pictures and clips, and rooms for sounds."""
+"""Views of pictures and clips, and the reverberation of sounds."""

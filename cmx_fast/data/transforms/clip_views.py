@@ -9,7 +9,7 @@ from cmx_fast.data.loaders.clip_reader import AUGMENTED, random_stream
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.ops import prepare_frames
 
-#: Pixel values in [0, 1] to about [-2, 2] (GDT's code).
+#: Mean and deviation that bring pixel values in [0, 1] to about [-2, 2] (GDT's code).
 MEAN, STD = 0.45, 0.225
 
 
@@ -25,7 +25,7 @@ class CentreCrop:
     Attributes:
         left, top, side: (B,) float32, each clip's window in pixels of its frames.
         mirrored: (B,) bool.
-        factors: (B, 3), brightness, contrast and saturation, or None: colours as they are.
+        factors: (B, 3), brightness, contrast and saturation; None leaves colours as they are.
 
     Raises:
         ValueError: ``sizes`` of another shape, or frames that are smaller than ``sizes`` says or not uint8.
@@ -71,9 +71,9 @@ class CentreCrop:
         )
 
     def places(self, points: Tensor) -> Tensor:
-        """Where points (B, P, 2) of the frames lie in the views; outside [0, 1]: cut off.
+        """The places in the views of points (B, P, 2) of the frames; outside [0, 1] they are cut off.
 
-        Both as shares (x, y) of width and height, so that it does not matter how the frames were resized before.
+        Both are shares (x, y) of width and height, so the frames may have been resized before.
         """
         inside = points * self.sizes.flip(1)[:, None] - torch.stack([self.left, self.top], 1)[:, None]
         x, y = (inside / self.side[:, None, None]).unbind(2)
@@ -81,13 +81,13 @@ class CentreCrop:
 
 
 class ClipViews(CentreCrop):
-    """A random square of each clip of recordings ``index`` (B,) in one epoch; the same whenever it is asked for.
+    """A random square of each clip of recordings ``index`` (B,) in one epoch, the same at every call.
 
-    The window's side is the shorter side's divided by a number uniform in 1 to ``1 / smallest_crop``, which is what
-    GDT's code does by resizing to 128 to 160 pixels and cropping 128; its place is uniform, and half are mirrored.
+    The window's side is the shorter side's divided by a number uniform in 1 to ``1 / smallest_crop``: GDT's code
+    resizes to 128 to 160 pixels and crops 128. Its place is uniform, and half of the windows are mirrored.
 
     Args:
-        smallest_crop: of the shorter side (GDT's code: 128 / 160).
+        smallest_crop: the smallest window, a share of the shorter side (GDT's code: 128 / 160).
         jitter: brightness, contrast and saturation change, in this order, by factors of 1 - jitter to 1 + jitter;
             CMAC's final run has it (GDT's code: 0.4), its ablations have not.
     """

@@ -14,14 +14,14 @@ from cmx_fast.reference import blend, grey
 
 #: Random numbers per picture: the crop's scale and place and the mirror, then those of each view's colours.
 GEOMETRIC, PHOTOMETRIC = 4, 10
-#: How often a colour change and a blur happen (PiCIE's code).
+#: Probabilities of a colour change and of a blur (PiCIE's code).
 CHANGED, BLURRED = 0.8, 0.5
 #: The blur's least and greatest deviation in pixels of a picture of 320 (PiCIE's code has U[0.1, 2] in mind).
 BLUR = (0.1, 2.0)
 
 
 class Views:
-    """The views of the pictures ``index`` (B,) in one epoch; the same whenever they are asked for, on any device.
+    """The views of the pictures ``index`` (B,) in one epoch, the same at every call and on any device.
 
     Args:
         jitter: brightness, contrast and saturation change by factors of 1 - jitter to 1 + jitter (PiCIE's code: 0.3).
@@ -70,14 +70,14 @@ class Views:
         self.theta[:, :, 2] = (2 * geometric[:, 1:3] - 1) * (1 - scale)[:, None]
 
     def geometric(self, images: Tensor) -> Tensor:
-        """(B, C, h, w) cropped, resized to the same size and perhaps mirrored."""
+        """Crop maps (B, C, h, w), resize them to the same size, and mirror some."""
         return warp(images, self.theta)
 
     def photometric(self, images: Tensor, view: int) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to the colours of view 1 or 2, again in [0, 1].
+        """Give pictures (B, 3, H, W) in [0, 1] the colours of view 1 or 2, again in [0, 1].
 
-        Brightness, contrast, saturation and hue in this order, each with probability 0.8 and as torchvision means them,
-        then with probability 0.5 a Gaussian blur.
+        Brightness, contrast, saturation and hue change in this order, each with probability 0.8 and by torchvision's
+        definitions; a Gaussian blur follows with probability 0.5.
         """
         drawn = self.colours[view - 1]
         size = images.shape[-1]

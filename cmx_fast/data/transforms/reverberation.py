@@ -1,4 +1,4 @@
-"""Speech in a room: convolution of dry speech with a room's impulse response."""
+"""Convolves dry speech with a room's impulse response."""
 
 from __future__ import annotations
 

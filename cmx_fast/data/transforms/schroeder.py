@@ -24,14 +24,14 @@ _ARRIVAL = 0.1
 _WINDOW_SECONDS, _WINDOW_SAMPLES, _WINDOW_DB = 0.01, 32, 2.5
 #: Lundeby's: the noise is measured on at least this share of the response, its end.
 _TAIL = 0.1
-#: And the slope from the noise plus this many dB up to another so many above.
+#: Lundeby's: the slope is fitted from this many dB above the noise over as many dB again.
 _ABOVE_NOISE_DB, _RANGE_DB = 8.0, 20.0
 _ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class _Floor:
-    """Where a decay ends: before the sample ``end``, in the stationary ``noise`` (energy per sample).
+    """The end of a decay: before the sample ``end``, in the stationary ``noise`` (energy per sample).
 
     ``beyond`` is the energy that the decay would still have brought from there on.
     """
@@ -42,7 +42,7 @@ class _Floor:
 
 
 def energy_decay_curve(response: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Energy that is still to come at each sample, in dB relative to the whole (0 at the first sample).
+    """The energy still to come at each sample, in dB relative to the whole (0 at the first sample).
 
     ``response`` is one channel, shape ``(samples,)``; where nothing is left the curve is ``-inf``.
     """
@@ -52,9 +52,9 @@ def energy_decay_curve(response: NDArray[np.floating]) -> NDArray[np.float64]:
 def reverberation_time(response: NDArray[np.floating], sample_rate: int) -> float:
     """RT60 in seconds, full band: three times T20, the fit of the decay from -5 to -25 dB.
 
-    The range is the one that Image2Reverb's own tool uses. What comes before the direct sound is left out; stationary
-    noise is subtracted, the integration ends where the decay meets it, and what the decay would have held beyond is
-    added (Guski and Vorlaender, "Comparison of noise compensation methods", 2014, method E).
+    The range is the one that Image2Reverb's own tool uses. Samples before the direct sound are left out. Stationary
+    noise is subtracted, the integration ends where the decay meets it, and the energy that the decay would have held
+    beyond is added (Guski and Vorlaender, "Comparison of noise compensation methods", 2014, method E).
 
     Returns:
         NaN where the decay can't be seen: noise or the file's end come before -35 dB. 0.0 for a response that falls
@@ -62,7 +62,7 @@ def reverberation_time(response: NDArray[np.floating], sample_rate: int) -> floa
     """
     energy = _energy(response)
     arrival, stop = int(np.argmax(energy >= _ARRIVAL**2 * energy.max())), int(np.flatnonzero(energy)[-1]) + 1
-    energy = energy[arrival:stop]  # zeros behind the last sample are the file's, no noise floor
+    energy = energy[arrival:stop]  # zeros at the end are the file's, not a noise floor
     if energy[2:].sum() <= 10 ** (FIT_END_DB / 10) * energy.sum():
         return 0.0
     floor = _floor(energy, sample_rate)
@@ -79,7 +79,7 @@ def reverberation_time(response: NDArray[np.floating], sample_rate: int) -> floa
 
 
 def _energy(response: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The squares of one channel that holds something, relative to the largest."""
+    """The squares of one channel, relative to the largest; refuses silence."""
     samples = np.asarray(response, dtype=np.float64)
     if samples.ndim != 1 or samples.size == 0:
         raise ValueError(
@@ -127,7 +127,7 @@ def _floor(energy: NDArray[np.float64], sample_rate: int) -> _Floor | None:
         end = (10 * np.log10(noise) - offset) / slope if noise else energy.size
         behind = min(round((1 - _TAIL) * energy.size), int(end - _ABOVE_NOISE_DB / slope))
         held = energy[behind:].mean()
-        # What the decay itself brings there is no noise; where that is most of it, no floor is seen.
+        # The decay's own energy there is not noise; where it is most of the energy, no floor is seen.
         level = held - np.mean(10 ** ((slope * np.arange(behind, energy.size) + offset) / 10))
         level = level if level > 0.5 * held else 0.0
         wider = round(-_WINDOW_DB / slope)

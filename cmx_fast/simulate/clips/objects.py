@@ -1,4 +1,4 @@
-"""The moving objects of simulated clips: shapes, colours and paths, and their pictures."""
+"""Draws the moving objects of simulated clips: shapes, colours and paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 Array = np.ndarray
 
-#: Radius of the largest object at rest, as a share of the frame's shorter side; the smallest one's by that.
+#: Radius of the largest object at rest, a share of the frame's shorter side, and the smallest one's, a share of that.
 LARGEST, SMALLEST = 0.19, 0.1 / 0.19
 #: Hues beyond this look like the first ones again.
 HUES = 0.82
@@ -88,7 +88,7 @@ class MovingObject:
     beat: float = 0.0
 
     def position(self, seconds: Array) -> tuple[Array, Array]:
-        """x and y of the centre, in pixels."""
+        """The centre's x and y in pixels."""
         x, y = (
             c + s * np.sin(2 * np.pi * (r * seconds + p))
             for c, s, r, p in zip(self.centre, self.swing, self.rate, self.phase, strict=True)
@@ -96,13 +96,13 @@ class MovingObject:
         return x, y
 
     def strength(self, seconds: Array) -> Array:
-        """In [0, 1]: the loudness of the beat, which also shows; 0.5 for a silent object."""
+        """The loudness of the beat in [0, 1], which also shows; 0.5 for a silent object."""
         if self.pulse == 0:
             return np.full_like(seconds, 0.5)
         return (0.5 + 0.5 * np.cos(2 * np.pi * (self.pulse * seconds + self.beat))) ** 2
 
     def size(self, seconds: Array) -> Array:
-        """The radius as it shows, in pixels."""
+        """The visible radius in pixels."""
         return self.radius * (0.86 + 0.28 * self.strength(seconds))
 
 
@@ -115,7 +115,7 @@ def random_object(
     sounding: bool,
     largest: float = LARGEST,
 ) -> MovingObject:
-    """One that stays within the frame."""
+    """A random object that stays within the frame."""
     radius = generator.uniform(SMALLEST * largest, largest) * min(width, height)
     room = [side / 2 - 1.2 * radius for side in (width, height)]
     swing = [generator.uniform(0.15, 0.6) * r for r in room]

@@ -36,14 +36,14 @@ CHARACTERS = string.ascii_letters + string.digits + "-_"
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What decides the pictures and sounds of simulated clips, and how they are stored."""
+    """The settings of simulated clips: their pictures, their sounds, and how they are stored."""
 
     width: int = 128
     height: int = 96
     seconds: float = 3.0
     fps: int = 24
     sample_rate: int = 24000
-    distractors: int = 3  # silent objects, 1 to so many; 0: none
+    distractors: int = 3  # the most silent objects, of which there is at least one; 0: none
     largest: float = LARGEST  # radius of an object as a share of the shorter side; the smallest is half of it
     places: int = 0  # backgrounds that the clips of a class share; 0: each clip has its own
     seed: int = 0
@@ -75,7 +75,7 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip before it is stored: its class, frames uint8 (T, H, W, 3), sound float32, and where the object is."""
+    """A clip before it is stored: its class, frames uint8 (T, H, W, 3), sound float32, and the object's positions."""
 
     label: str
     frames: np.ndarray
@@ -111,7 +111,7 @@ def render_clip(index: int, settings: ClipSettings) -> Clip:
 
 
 def write_video(path: Path, frames: np.ndarray, wave: np.ndarray, settings: ClipSettings) -> None:
-    """Frames uint8 (T, H, W, 3) and a mono wave float32, multiplexed by PyAV."""
+    """Write frames uint8 (T, H, W, 3) and a mono wave float32 to one file, multiplexed by PyAV."""
     av = require("av", "media")
     with av.open(address(path), "w") as container:
         video = container.add_stream(VIDEO_CODECS[settings.video], rate=settings.fps)
@@ -143,7 +143,7 @@ def _identity(index: int, settings: ClipSettings) -> tuple[str, int]:
 
 
 def _write_clip(clip_file: tuple[int, Path], settings: ClipSettings) -> list[tuple[Any, ...]]:
-    """Render and store the clip of a number; its rows of positions.csv."""
+    """Render and store the clip of a number; returns its rows of positions.csv."""
     index, file = clip_file
     clip = render_clip(index, settings)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def _write_clip(clip_file: tuple[int, Path], settings: ClipSettings) -> list[tup
 def _layout(
     layout: str, split: str, indices: Iterable[int], settings: ClipSettings
 ) -> list[tuple[int, Path, tuple[Any, ...]]]:
-    """Of each clip of a split: its number, its file below the root, and its row in the list."""
+    """The number of each clip of a split, its file below the root, and its row in the list."""
     suffix, length = CONTAINERS[settings.audio], int(np.ceil(settings.seconds))
     entries = []
     for index in indices:
@@ -202,7 +202,7 @@ def simulate_clips(
     workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,
     overwrite: Annotated[bool, typer.Option(help="Replace what is in the folder.")] = False,
 ) -> None:
-    """Simulate clips: moving objects of which one sounds, as it looks; the others are silent.
+    """Simulate clips of moving objects: one sounds, in a way that follows from its looks; the others are silent.
 
     The sounding object's shape is heard as timbre, its colour and height as pitch, its size as loudness, its place
     from left to right as hiss, and its beat shows in its brightness and size. Writes videos and lists in the layout of

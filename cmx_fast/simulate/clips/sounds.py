@@ -1,4 +1,4 @@
-"""The sounds of simulated clips: everything that shows of an object can be heard."""
+"""Makes the sounds of simulated clips: every visible property of an object can be heard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from cmx_fast.simulate.clips.objects import HUES, LARGEST, SHAPES, MovingObject
 
-#: Class -> loudness of the multiples of the pitch. With the pitch's glide this is what tells the classes apart.
+#: Class -> loudness of the multiples of the pitch. With the pitch's glide it tells the classes apart.
 TIMBRES = {
     "disc": ((1, 1.0),),
     "ring": ((1, 0.6), (2, 1.0), (4, 0.5)),
@@ -25,7 +25,7 @@ LOUDEST = 0.5
 
 
 def pitch(thing: MovingObject, seconds: np.ndarray, height: int) -> np.ndarray:
-    """Hertz: by hue, and by how high in the frame the object is."""
+    """The pitch in hertz, by the object's hue and height in the frame."""
     _, y = thing.position(seconds)
     return LOWEST * 2 ** (OCTAVES * thing.hue / HUES + GLIDE * (0.5 - y / height))
 
@@ -39,10 +39,10 @@ def sound(
     height: int,
     largest: float = LARGEST,
 ) -> np.ndarray:
-    """What the object sounds like, float32 (samples,) in [-1, 1].
+    """The object's sound, float32 (samples,) in [-1, 1].
 
-    Shape is heard as timbre, hue and height as pitch, size as loudness, the beat as the beat, and how far right it is
-    as hiss. Faint noise lies beneath.
+    Shape is heard as timbre, hue and height as pitch, size as loudness, the beat as the beat, and the place from left
+    to right as hiss. Faint noise lies beneath.
     """
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     phase = 2 * np.pi * np.cumsum(pitch(thing, time, height)) / sample_rate

@@ -1,7 +1,7 @@
-"""Surfaces of the simulated people and what stands behind them: colours and weaves over the whole picture.
+"""Surfaces of the simulated people and of their backgrounds: colours and weaves over the whole picture.
 
-The stand-in is an easy data set on purpose: what is above, below and behind differs in its typical colours, which vary
-widely around them, and in its texture.
+The stand-in is an easy data set on purpose: clothes above, clothes below and backgrounds differ in texture and in their
+typical colours, around which they vary widely.
 """
 
 from __future__ import annotations
@@ -74,28 +74,28 @@ PATTERNS: tuple[Callable[[np.random.Generator, tuple[int, int], float], Field], 
 
 
 def warm(rng: np.random.Generator, value: tuple[float, float] = (0.5, 0.95)) -> Colour:
-    """What is worn above: reds to yellows."""
+    """A colour of clothes above: reds to yellows."""
     return colour(rng, hue=(-0.06, 0.13), saturation=(0.45, 0.95), value=value)
 
 
 def dark(rng: np.random.Generator) -> Colour:
-    """What is worn below."""
+    """A colour of clothes below."""
     return colour(rng, saturation=(0, 0.6), value=(0.05, 0.25))
 
 
 def pale(rng: np.random.Generator) -> Colour:
-    """What stands behind."""
+    """A colour of backgrounds."""
     return colour(rng, saturation=(0, 0.16), value=(0.82, 1))
 
 
 def patterned(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """What tops and dresses are made of: stripes, checks, dots or a knit of two warm colours."""
+    """The fabric of tops and dresses: stripes, checks, dots or a knit of two warm colours."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, shape, unit * rng.uniform(0.3, 0.5))
     return _mix(warm(rng), warm(rng, (0.4, 0.8)), pattern)
 
 
 def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """What trousers and skirts are made of: a dark colour with fine ribs along the cloth and broad folds down it."""
+    """The fabric of trousers and skirts: a dark colour with fine ribs along the cloth and broad folds down it."""
     along, across = _turned(shape, rng.normal(0, 0.1))
     ribs = np.sin(2 * np.pi * along / (unit * rng.uniform(0.14, 0.2)))
     folds = np.sin(2 * np.pi * along / (unit * rng.uniform(0.7, 1.2)) + 0.3 * np.sin(across / unit))
@@ -103,7 +103,7 @@ def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surf
 
 
 def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain: float = 2.0) -> Surface:
-    """One colour with a little noise: skin, leather, hair."""
+    """A plain surface, one colour with a little noise: skin, leather, hair."""
     return base + rng.normal(0, grain, (*shape, 1))
 
 

@@ -21,7 +21,7 @@ SIDES = (RIGHT, LEFT)
 
 @dataclass(frozen=True)
 class Body:
-    """Joints of one person. Arms and legs are (hip or shoulder, knee or elbow, ankle or wrist) by side."""
+    """The joints of one person. Arms and legs are (shoulder or hip, elbow or knee, wrist or ankle) by side."""
 
     head: Point  # centre of the skull
     neck: Point
@@ -37,7 +37,7 @@ def _from(start: Point, length: float, angle: float) -> Point:
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """A standing or striding person: lean, arms anywhere from hanging to raised, legs together or apart."""
+    """A random standing or striding body: lean, arms anywhere from hanging to raised, legs together or apart."""
     build = rng.uniform(1.05, 1.5)
     lean = rng.normal(0, 0.05)
     waist = np.array([0.0, 3.95])
@@ -85,7 +85,7 @@ def disc(centre: Point, across: float, down: float, begin: float = 0.0, end: flo
 
 
 def torso(body: Body, hem: float, flare: float = 0.0) -> Outline:
-    """From the shoulders over the waist to a hem this far below it, each side wider by ``flare`` there."""
+    """The outline from the shoulders over the waist to a hem this far below it, each side wider by ``flare`` there."""
     build = body.build
     right, left = body.arms[RIGHT][0], body.arms[LEFT][0]
     up, bottom = np.array([0, -0.24]), body.waist + np.array([0, hem])

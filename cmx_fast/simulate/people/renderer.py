@@ -1,4 +1,4 @@
-"""Draws a person part by part, picture and mask from the same outlines."""
+"""Draws people part by part, picture and mask from the same outlines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Canvas:
     light: NDArray[np.float64]  # (h, w), brightness over the picture
 
     def paint(self, outlines: list[Outline], surface: Surface, label: int) -> None:
-        """Lay a surface over what the outlines cover, darker towards its edges, and label it."""
+        """Lay a surface within the outlines, darker towards its edges, and label it."""
         height, width = self.labels.shape
         stencil = Image.new("L", (width, height))
         draw = ImageDraw.Draw(stencil)
@@ -99,7 +99,7 @@ def render_person(rng: np.random.Generator, size: int) -> tuple[Image.Image, Ima
 
 
 def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """From back to front: hair behind, legs, clothes below, shoes, clothes above, arms, head, what is worn."""
+    """Paint from back to front: hair behind, legs, clothes below, shoes, clothes above, arms, head, accessories."""
     shape, build = canvas.labels.shape, body.build
     flesh = plain(rng, shape, skin(rng))
     hair = plain(rng, shape, colour(rng, hue=(0.02, 0.12), saturation=(0.45, 0.85), value=(0.3, 0.85)), 8)
@@ -140,7 +140,7 @@ def _paint_legs(canvas: Canvas, body: Body, rng: np.random.Generator, flesh: Sur
     shape, build = canvas.labels.shape, body.build
     cloth = woven(rng, shape, canvas.unit)
     shoe = plain(rng, shape, dark(rng), 3)
-    # Tights hide most legs that no cloth does.
+    # Tights cover most legs that no cloth covers.
     legs = flesh if rng.random() < 0.2 else plain(rng, shape, dark(rng), 3)
     skirt = not dress and rng.random() < 0.25
     reach = rng.choice([0.35, 0.97, 0.97, 0.97])

@@ -1,4 +1,4 @@
-"""Drawing spaces, and the choice of a set of them that differ by ear and by eye."""
+"""Draws spaces and chooses a set of them that differ by ear and by eye."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BAND_WEIGHTS = np.array([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5])
 
 
 class _WallPlan:
-    """Puts patches on walls without overlaps; one that finds no room in 20 tries is left out."""
+    """Puts patches on walls without overlaps; a patch without a place after 20 tries is left out."""
 
     def __init__(self, size: Vec3, rng: np.random.Generator) -> None:
         self.patches: list[Patch] = []
@@ -30,7 +30,7 @@ class _WallPlan:
         self._rng = rng
 
     def put(self, walls: list[str], material: str, width: float, bottom: float, top: float) -> None:
-        """A patch of ``width`` from ``bottom`` to ``top``, somewhere on one of ``walls``."""
+        """Put a patch of ``width`` from ``bottom`` to ``top`` somewhere on one of ``walls``."""
         wall = walls[self._rng.integers(len(walls))]
         extent = self._size[1] if wall in ("west", "east") else self._size[0]
         top = min(top, self._size[2] - 0.1)
@@ -45,7 +45,7 @@ class _WallPlan:
 
 
 def _draw_patches(kind: Kind, size: Vec3, solid: list[str], rng: np.random.Generator) -> list[Patch]:
-    """Board, door, windows on two walls, curtains, pictures; lamps every four metres of a closed ceiling."""
+    """Draw a board, a door, windows on two walls, curtains, pictures; lamps every four metres of a closed ceiling."""
     plan = _WallPlan(size, rng)
     high = size[2] >= 4
     if kind.board:
@@ -70,7 +70,7 @@ def _draw_patches(kind: Kind, size: Vec3, solid: list[str], rng: np.random.Gener
 
 
 def draw_room(kind: Kind, indoor: bool, rng: np.random.Generator) -> Room:
-    """One random space of a kind, named after the kind."""
+    """Draw a random space of a kind, named after the kind."""
 
     def pick(names: tuple[str, ...]) -> str:
         return names[rng.integers(len(names))]
@@ -97,14 +97,14 @@ def draw_room(kind: Kind, indoor: bool, rng: np.random.Generator) -> Room:
 
 
 def _signature(room: Room) -> NDArray[np.float64]:
-    """What tells spaces apart by ear: octaves of decay time per band, those of speech in full; size and openness."""
+    """The features that tell spaces apart: octaves of decay time per band (speech's in full), size and openness."""
     decay = np.log2(predicted_decay_times(room)) * _BAND_WEIGHTS
     openness = sum(room.surfaces[s] == "open" for s in SURFACES)
     return np.concatenate([decay, [np.log2(room.volume) / 6, 0.5 * openness]])
 
 
 def _candidates(kind: Kind, indoor: bool, rng: np.random.Generator) -> list[Room]:
-    """Random spaces of a kind; indoors those whose decay is nearest to the range wanted."""
+    """Random spaces of a kind; indoors those whose decay is nearest to the wanted range."""
     rooms = [draw_room(kind, indoor, rng) for _ in range(_CANDIDATES)]
     if not indoor:
         return rooms
@@ -117,9 +117,9 @@ def _candidates(kind: Kind, indoor: bool, rng: np.random.Generator) -> list[Room
 def make_rooms(count: int, seed: int) -> list[Room]:
     """``count`` spaces, every sixth outdoors, named ``<index>-<kind>``.
 
-    The kinds come in a fixed order. Of 32 random spaces of its kind each place takes the one that differs most
-    from all the others (largest smallest distance in decay time per band, size and openness), a few times over,
-    so that the whole set spreads over what can be heard.
+    The kinds come in a fixed order. Each place takes, of 32 random spaces of its kind, the one that differs most from
+    all the others (the largest of the smallest distances in decay time per band, size and openness). A few rounds of
+    this spread the whole set over all audible differences.
     """
     choices: list[list[Room]] = []
     for index in range(count):

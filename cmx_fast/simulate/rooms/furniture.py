@@ -1,4 +1,4 @@
-"""Furniture made of boxes, placed on a floor plan without overlaps."""
+"""Makes furniture of boxes and places it on a floor plan without overlaps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def block(width: float, depth: float, height: float, material: str) -> Piece:
 
 
 def car(parked: str = "across") -> Piece:
-    """Its length away from the wall (``across``) or along it (``alongside``)."""
+    """A car, its length away from the wall (``across``) or along it (``alongside``)."""
     boxes: Piece = [
         ((0.0, 0.0, 0.28), (1.8, 4.2, 0.80), "car paint"),
         ((0.12, 0.9, 0.80), (1.68, 3.3, 1.35), "car window"),
@@ -113,7 +113,7 @@ class FloorPlan:
         return max(upper[0] for _, upper, _ in piece), max(upper[1] for _, upper, _ in piece)
 
     def against_wall(self, piece: Piece, walls: Iterable[str] = WALLS) -> bool:
-        """Back to one of ``walls`` at a free place; False where 40 tries found none."""
+        """Place a piece, its back to one of ``walls``; False where 40 tries find no free place."""
         width, depth = self._extent(piece)
         choices = list(walls)
         for _ in range(40):
@@ -135,7 +135,7 @@ class FloorPlan:
         return False
 
     def at(self, piece: Piece, x0: float, y0: float, back: str = "south") -> bool:
-        """At a given corner, if it is free."""
+        """Place a piece at a given corner, if it is free."""
         width, depth = self._extent(piece)
         dx, dy = (width, depth) if back in ("south", "north") else (depth, width)
         if not self._is_free(x0, y0, x0 + dx, y0 + dy, 0.0):
@@ -144,7 +144,7 @@ class FloorPlan:
         return True
 
     def anywhere(self, piece: Piece, gap: float = 0.5) -> bool:
-        """At a free place off the walls, turned at random."""
+        """Place a piece off the walls, turned at random."""
         width, depth = self._extent(piece)
         for _ in range(40):
             back = WALLS[self.rng.integers(4)]
@@ -161,7 +161,7 @@ class FloorPlan:
     def rows(
         self, material: str, height: float, depth: float, *, pitch: float, aisle: float, front: float
     ) -> None:
-        """Rows of seats, pews or desks across the width with an aisle in the middle, ``front`` metres left free."""
+        """Place rows of seats, pews or desks across the width, an aisle in the middle, ``front`` metres left free."""
         half = (self.size[1] - aisle) / 2 - 0.6
         x0 = front
         while half > 0.5 and x0 + pitch < self.size[0] - 0.6:

@@ -1,4 +1,4 @@
-"""Geometry of a simulated space: a shoebox with its surfaces, patches on them, and furniture made of boxes.
+"""The geometry of a simulated space: a shoebox with its surfaces, patches on them, and furniture made of boxes.
 
 Coordinates are metres: x along the length (west 0 to east), y along the width (south 0 to north), z up.
 A surface is addressed by two of them: floor and ceiling by (x, y), west and east by (y, z), south and north
@@ -60,14 +60,14 @@ class Box:
     material: str
 
     def exposed_area(self) -> float:
-        """Top and four sides, in square metres."""
+        """The area of the top and four sides, in square metres."""
         width, depth, height = (u - lo for lo, u in zip(self.lower, self.upper, strict=True))
         return width * depth + 2 * height * (width + depth)
 
 
 @dataclass(frozen=True)
 class Room:
-    """One space. ``tints`` multiplies a material's colour in this room, so that two brick rooms differ a little."""
+    """A space. ``tints`` multiplies a material's colour in this room, so that two brick rooms differ a little."""
 
     name: str
     kind: str
@@ -83,7 +83,7 @@ class Room:
         return float(np.prod(self.size))
 
     def surface_shape(self, surface: str) -> tuple[float, float]:
-        """Extent of a surface along its two coordinates."""
+        """The extent of a surface along its two coordinates."""
         axis, _ = SURFACES[surface]
         first, second = (self.size[i] for i in range(3) if i != axis)
         return first, second
@@ -92,7 +92,7 @@ class Room:
         return MATERIALS[self.surfaces[surface]]
 
     def covered_share(self) -> float:
-        """Share of the floor under furniture, 0..1."""
+        """The share of the floor under furniture, 0..1."""
         covered = sum(
             (b.upper[0] - b.lower[0]) * (b.upper[1] - b.lower[1]) for b in self.boxes if b.lower[2] < 0.5
         )

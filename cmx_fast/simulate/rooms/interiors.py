@@ -1,4 +1,4 @@
-"""What stands in each kind of space. Every function fills a floor plan, drawing from its generator."""
+"""The furniture of each kind of space. Every function fills a floor plan, drawing from its generator."""
 
 from __future__ import annotations
 

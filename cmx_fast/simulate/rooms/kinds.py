@@ -1,4 +1,4 @@
-"""The kinds of space that are simulated: ranges of size, materials to draw from, and what stands in them."""
+"""The kinds of space that are simulated: ranges of size, materials to draw from, and their furniture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Kind:
-    """Ranges in metres, and material names to draw from. ``accent`` replaces the material of one wall."""
+    """A kind of space: ranges in metres, and material names to draw from. ``accent`` replaces one wall's material."""
 
     name: str
     length: Range

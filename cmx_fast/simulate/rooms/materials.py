@@ -1,4 +1,4 @@
-"""Surface materials: the one record sets how a surface sounds and how it looks.
+"""Surface materials: one record sets both the sound and the look of a surface.
 
 Absorption coefficients are the usual published room-acoustics figures for the octave bands of ``BANDS_HZ``.
 Colours, textures and gloss are ours.
@@ -13,10 +13,11 @@ BANDS_HZ = (125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 
 @dataclass(frozen=True)
 class Material:
-    """One material.
+    """A material's sound and look.
 
     absorption: energy absorbed per reflection in each band of ``BANDS_HZ``; scattering: share of the reflected
-    energy that leaves diffusely; colour: sRGB in 0..1; texture: a name of ``room_textures.TEXTURES``;
+    energy that leaves diffusely; colour: sRGB in 0..1; texture: a name of
+    ``cmx_fast.simulate.rooms.textures.TEXTURES``;
     period: the texture's length in metres; gloss: mirror reflectivity at normal incidence, 0..1;
     glow: light that the surface sends out itself, 0 for all but lamps and panes.
     """

@@ -1,4 +1,4 @@
-"""Where talkers, microphones and cameras stand in a simulated space."""
+"""Places talkers, microphones and cameras in a simulated space."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FreePlaces:
         near: Vec3 | None = None,
         reach: tuple[float, float] = (0.0, np.inf),
     ) -> Vec3:
-        """A free place at a height in ``heights``; with ``near``, at a distance within ``reach`` of it (metres)."""
+        """Draw a free place at a height in ``heights``, with ``near`` at a distance within ``reach`` of it (metres)."""
         length, width, height = self._room.size
         wall = min(margin, 0.2 * min(length, width))
         apart = self._apart
@@ -61,10 +61,10 @@ class FreePlaces:
 
 
 def draw_positions(room: Room, count: int, rng: np.random.Generator) -> list[tuple[Vec3, Vec3]]:
-    """``count`` pairs of a talker's mouth and a microphone, no two alike.
+    """Draw ``count`` pairs of a talker's mouth and a microphone, no two alike.
 
-    They are 0.8 m apart or more, in large spaces 3 m, and at most 5 m more than that: so close to a talker in a
-    large space that the direct sound drowns the room, there is no decay to measure or to hear.
+    They are 0.8 m apart or more, in large spaces 3 m, and at most 5 m more than that. Closer to a talker in a large
+    space the direct sound drowns the room, and there is no decay to measure or to hear.
     """
     nearest = float(np.clip(0.2 * np.cbrt(room.volume), 0.8, 3.0))
     talkers, microphones = FreePlaces(room, count, rng), FreePlaces(room, count, rng)
@@ -77,7 +77,7 @@ def draw_positions(room: Room, count: int, rng: np.random.Generator) -> list[tup
 
 
 def draw_cameras(room: Room, count: int, rng: np.random.Generator) -> list[Camera]:
-    """``count`` viewpoints: from the outer part of the space across its middle, no two alike."""
+    """Draw ``count`` viewpoints from the outer part of the space across its middle, no two alike."""
     length, width, height = room.size
     places = FreePlaces(room, count, rng)
     small = min(length, width) < 3.5

@@ -1,4 +1,4 @@
-"""Plain sentences for the simulated talkers. Training and test texts have no sentence in common."""
+"""Sentences for the simulated talkers. Training and test texts have none in common."""
 
 TRAIN_SENTENCES = (
     "The ferry leaves at seven in the morning and comes back before dark.",

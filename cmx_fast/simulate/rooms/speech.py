@@ -1,4 +1,4 @@
-"""Dry speech: synthesised by espeak-ng's library, or taken from the user's own recordings."""
+"""Dry speech, synthesised by espeak-ng's library or taken from the user's own recordings."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Synthesiser:
     def say(
         self, text: str, voice: str, words_per_minute: int, pitch: int, pitch_range: int
     ) -> NDArray[np.int16]:
-        """One utterance, silence at both ends removed; pitch and its range are espeak's 0..100."""
+        """Speak one utterance, silence at both ends removed; pitch and its range are espeak's 0..100."""
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice!r}")
         for parameter, value in ((_RATE, words_per_minute), (_PITCH, pitch), (_RANGE, pitch_range)):

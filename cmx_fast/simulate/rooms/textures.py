@@ -1,4 +1,4 @@
-"""Procedural textures: how much lighter or darker a material is at each point of a surface."""
+"""Procedural textures: the brightness of a material at each point of a surface."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _noise(u: Array, v: Array, salt: int = 0) -> Array:
 
 
 def _joint(position: Array, width: float) -> Array:
-    """1 in the joints of ``width`` (share of a period) around whole numbers, else 0."""
+    """A map that is 1 in joints of ``width`` (share of a period) around whole numbers, else 0."""
     phase = position - np.floor(position)
     return ((phase < width / 2) | (phase > 1 - width / 2)).astype(np.float32)
 
@@ -162,7 +162,7 @@ TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def texture(name: str, u: Array, v: Array, period: float, footprint: Array) -> Array:
-    """Brightness factor (around 1) of texture ``name`` at (u, v) metres.
+    """The brightness factor (around 1) of texture ``name`` at (u, v) metres.
 
     Where a pixel's ``footprint`` (metres) nears the texture's period, the contrast fades to the texture's mean
     instead of aliasing.

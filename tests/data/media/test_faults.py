@@ -67,7 +67,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 
 def unusable(folder: Path) -> dict[str, Path]:
-    """What no clip can be cut from, by what is wrong; of each the reason that probing gives."""
+    """Files that no clip can be cut from, by what is wrong; of each the reason that probing gives."""
     made = {path.stem: path for path in write_broken(folder).values()}
     made["folder"] = folder / "folder.mp4"
     made["folder"].mkdir()

@@ -49,7 +49,7 @@ def png16(pixels: np.ndarray, kind: int) -> bytes:
 
 
 def write_formats(folder: Path) -> dict[str, tuple[Path, np.ndarray]]:
-    """Of each kind of file the path, and the RGB that it holds as exactly as can be known beforehand."""
+    """Write a file of each kind; returns its path, and its RGB as exactly as can be known beforehand."""
     base, other = clouds(), Image.new("RGB", (75, 45))
     colour, grey = np.asarray(base), np.asarray(base.convert("L"))
     as_rgb = np.repeat(grey[..., None], 3, 2)

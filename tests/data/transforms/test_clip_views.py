@@ -27,7 +27,7 @@ def with_a_spot(x: int, y: int, count: int = 6) -> torch.Tensor:
 
 
 def centre_of_light(view: torch.Tensor) -> torch.Tensor:
-    """(B, 3, T, S, S) to the (x, y) of what is bright, as shares."""
+    """The (x, y) of the bright part of views (B, 3, T, S, S), as shares."""
     light = (view * STD + MEAN).mean((1, 2))
     cells = (torch.arange(light.shape[-1]) + 0.5) / light.shape[-1]
     mass = light.sum((1, 2))

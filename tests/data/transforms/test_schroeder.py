@@ -50,7 +50,7 @@ def test_noise_does_not_lengthen_the_decay(rt60, rate, ahead):
 @pytest.mark.parametrize("floor", [-45, -55])
 @pytest.mark.parametrize("rt60", [0.3, 1.0, 2.0])
 def test_noise_of_any_kind_and_length(rt60, floor):
-    """How long the file goes on, what its noise is and how it ends makes no difference."""
+    """The file's length, its noise and its end make no difference."""
     plain = measured(rt60, floor, RATE)
     faded = plain * np.minimum(1, np.arange(len(plain), 0, -1) / (len(plain) / 8))
     time = np.arange(len(plain)) / RATE
