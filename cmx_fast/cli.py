@@ -28,7 +28,10 @@ GROUPS = {
     "bench": "Time the operators (cmx bench [NAMES]), loading your own files (data DIR), or training steps (steps).",
 }
 COMMANDS = {
-    ("info",): ("cmx_fast.info:main", "What is installed, what was built, which implementation runs where."),
+    ("info",): (
+        "cmx_fast.info:main",
+        "Versions, the native build, and the implementations that run on each device.",
+    ),
     ("simulate", "rooms"): (
         "cmx_fast.simulate.rooms.simulate:simulate_rooms",
         "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",
@@ -59,7 +62,7 @@ COMMANDS = {
     ),
     ("train", "localiser"): (
         "cmx_fast.systems.sound2scene.localiser.train:train_localiser",
-        "Where in pictures sounds come from (LVS), to select moments by.",
+        "The places in pictures that sounds come from (LVS), to select moments by.",
     ),
     ("train", "sound2scene"): (
         "cmx_fast.systems.sound2scene.train:train_sound2scene",
@@ -176,7 +179,7 @@ def _root(
 
 
 def main() -> None:
-    """Run ``cmx``. What the user can mend (a file, a value, a missing extra) ends in one line."""
+    """Run ``cmx``. Errors that the user can mend (a file, a value, a missing extra) end in one line."""
     try:
         app()
     except (MissingExtraError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What ``cmx info`` prints: versions, the native build, operators by device, optional packages."""
+"""``cmx info``: versions, the native build, operators by device, optional packages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTIONAL = (
     ("pyroomacoustics", "pyroomacoustics", ("pyroomacoustics",), "media"),
     ("espeak-ng", "espeakng_loader", ("espeakng-loader",), "media"),
 )
-# what a package needs from the system, where its own message is a page long
+# a package's needs from the system, where its own message is a page long
 NEEDS = {"TorchCodec": "FFmpeg's shared libraries (libavcodec and its siblings) were not found"}
 
 
@@ -43,7 +43,7 @@ def _version(*distributions: str) -> str | None:
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Name and version of what everything else stands on."""
+    """The names and versions of the package, Python, PyTorch and their devices."""
     yield "cmx_fast", cmx_fast.__version__
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
@@ -55,7 +55,7 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def native_build() -> Iterator[tuple[str, str]]:
-    """What the C++ library was built with and for, and what this processor offers of it."""
+    """The build of the C++ library: compiler, targets, and those of them that this processor has."""
     if importlib.util.find_spec("cmx_fast._host") is None:
         yield "cmx_fast._C", "not built (pure-Python install): every operator runs its PyTorch reference"
         return
@@ -89,7 +89,7 @@ def optional_packages() -> Iterator[tuple[str, str, str]]:
             continue
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever a third-party package raises on import is what we report
+        except Exception as error:  # a third-party package may raise anything on import; it is reported
             reason = NEEDS.get(name) or f"{type(error).__name__}: {error}".splitlines()[0]
             yield name, f"{installed}, does not load: {reason}", extra
         else:
@@ -110,7 +110,7 @@ def gpu_results() -> dict[str, set[str]]:
 
 
 def operators() -> Iterator[tuple[str, str, str, str]]:
-    """Operator, device, the implementation ``impl="auto"`` takes there, and why."""
+    """Each operator and device, with the implementation that ``impl="auto"`` takes there and the reason."""
     measured = gpu_results()
     for op, devices in ops.implementations().items():
         for device, (chosen, reason) in devices.items():

@@ -1,4 +1,4 @@
-"""Clustering on the k-means operators."""
+"""Clusters vectors and feature maps on the k-means operators."""
 
 from cmx_fast.cluster.kmeans import EmptyClusterWarning, KMeans
 from cmx_fast.cluster.minibatch import MiniBatchKMeans

@@ -23,36 +23,36 @@ try:
 except ImportError:
 
     class NotFittedError(ValueError, AttributeError):  # type: ignore[no-redef]
-        """An estimator is asked before it was fitted."""
+        """An estimator is used before it is fitted."""
 
     class ConvergenceWarning(UserWarning):  # type: ignore[no-redef]
-        """Fewer different samples than clusters."""
+        """There are fewer different samples than clusters."""
 
     class Base:  # type: ignore[no-redef]
-        """Nothing: without scikit-learn there is nobody to talk to."""
+        """An empty base: without scikit-learn there are no conventions to serve."""
 
 
 def check_integer(name: str, value: Any, least: int, other: str = "") -> None:
-    """Refuse by name what is not an integer of at least this."""
+    """Refuse, by name, a value that is not an integer of at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be {other}an integer of at least {least}, got {value!r}")
 
 
 def check_number(name: str, value: Any, most: float = float("inf")) -> None:
-    """Refuse by name what is not a number from 0 to this."""
+    """Refuse, by name, a value that is not a number from 0 to ``most``."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= most:
         bounds = f"from 0 to {most:g}" if most < float("inf") else "of at least 0"
         raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse by name what is neither True nor False."""
+    """Refuse, by name, a value that is neither True nor False."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def column_names(X: Any) -> np.ndarray | None:
-    """The names of a data frame's columns where they are strings.
+    """The names of a data frame's columns if they are strings, else None.
 
     Raises:
         TypeError: only some of them are.

@@ -1,4 +1,4 @@
-"""What both estimators share: parameters, checks, prediction, and the caller's kind of array on the way out."""
+"""The base of both estimators: parameters, checks, prediction, and results in the caller's kind of array."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from cmx_fast.cluster._samples import BLOCK, Samples, to_tensor
 from cmx_fast.cluster._sparse import SparseSamples
 from cmx_fast.ops.kmeans import METRICS
 
-Array = Any  # a NumPy array or a tensor: whatever was given
+Array = Any  # a NumPy array or a tensor, as given
 
 
 RandomState = int | np.random.RandomState | torch.Generator | None
 
 
 def generator_of(random_state: RandomState) -> torch.Generator:
-    """A generator of its own on the CPU: the global seed is neither read nor moved."""
+    """A new generator on the CPU: the global seed is neither read nor moved."""
     if isinstance(random_state, torch.Generator):
         return random_state
     if random_state is None:
@@ -45,7 +45,7 @@ def generator_of(random_state: RandomState) -> torch.Generator:
 
 
 class Estimator(Base):
-    """Parameters and prediction by scikit-learn's conventions, without needing scikit-learn; its tools take them."""
+    """Parameters and prediction by scikit-learn's conventions, for its tools but without needing it."""
 
     n_clusters: int
     init: Any
@@ -59,7 +59,7 @@ class Estimator(Base):
     n_features_in_: int
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor as they are now."""
+        """The constructor's arguments with their present values."""
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {name: getattr(self, name) for name in names}
 
@@ -84,7 +84,7 @@ class Estimator(Base):
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names of :meth:`transform`'s columns: the class's with a number; ``input_features`` has no part in them."""
+        """The names of :meth:`transform`'s columns: the class's with a number, whatever ``input_features`` is."""
         self._check_fitted("get_feature_names_out")
         name = type(self).__name__.lower()
         return np.array([f"{name}{cluster}" for cluster in range(len(self.cluster_centers_))], dtype=object)
@@ -95,11 +95,11 @@ class Estimator(Base):
         return samples.give(samples.shaped(samples.assign(self._centroids(samples))[0]))
 
     def fit_predict(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Array:
-        """``fit`` and the labels of what was fitted."""
+        """Call ``fit``; returns the labels of the fitted samples."""
         return self.fit(X, sample_weight=sample_weight).labels_  # type: ignore[attr-defined]
 
     def transform(self, X: Array) -> Array:
-        """Distances (N, K) to every centroid: Euclidean, or 1 - cosine; the one place where N x K is asked for."""
+        """Distances (N, K) to every centroid: Euclidean, or 1 - cosine. No other method holds N x K numbers."""
         samples = self._samples_like_fitted("transform", X)
         centroids = self._centroids(samples)
         centroids = torch.nn.functional.normalize(centroids, dim=1) if self.metric == "cosine" else centroids
@@ -114,11 +114,11 @@ class Estimator(Base):
         return samples.give(distance if samples.is_tensor else distance.to(samples.dtype))
 
     def fit_transform(self, X: Array, y: None = None, sample_weight: Array | None = None) -> Array:
-        """``fit`` and :meth:`transform` of the same samples."""
+        """Call ``fit``; returns :meth:`transform` of the same samples."""
         return self.fit(X, sample_weight=sample_weight).transform(X)  # type: ignore[attr-defined]
 
     def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:
-        """Minus the inertia of these samples: their weighted distances, squared with "l2", to their centroids."""
+        """Minus the inertia: the sum of the samples' weighted distances, squared with "l2", to their centroids."""
         samples = self._samples_like_fitted("score", X, sample_weight)
         return -samples.inertia(samples.assign(self._centroids(samples))[1])
 
@@ -135,7 +135,7 @@ class Estimator(Base):
             raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {self.metric!r}")
 
     def _starts(self, several: int) -> int:
-        """How many starts are tried: with "auto" several of those that vary much, else as many as asked for."""
+        """The number of starts to try: with "auto" several of those that vary much, else as many as asked for."""
         varies = callable(self.init) or (isinstance(self.init, str) and self.init == "random")
         if isinstance(self.n_init, str):
             return several if varies else 1
@@ -158,7 +158,7 @@ class Estimator(Base):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet; call fit before {method}")
 
     def _keep_names(self, samples: Samples) -> None:
-        """Those of a data frame's columns as ``feature_names_in_``, none of anything else."""
+        """Set ``feature_names_in_`` from a data frame's columns; remove it for anything else."""
         self.__dict__.pop("feature_names_in_", None)
         if samples.names is not None:
             self.feature_names_in_ = samples.names
@@ -181,18 +181,18 @@ class Estimator(Base):
 
 
 def means(sums: Tensor, counts: Tensor, before: Tensor, metric: str) -> Tensor:
-    """Next centroids: the clusters' means, unit vectors with "cosine"; a cluster without weight stays."""
+    """The next centroids: the clusters' means, unit vectors with "cosine"; a cluster without weight stays."""
     new = sums.double() / torch.where(counts > 0, counts, 1)[:, None]
     new = torch.nn.functional.normalize(new, dim=1) if metric == "cosine" else new
     return torch.where((counts > 0)[:, None], new.to(before.dtype), before)
 
 
 def mean_variance(samples: Samples) -> float:
-    """Weighted mean over the features of their variance: what one cluster of them has as inertia."""
+    """The mean variance of the features, weighted: the inertia per weight and feature of a single cluster."""
     centre = samples.take(torch.zeros(1, dtype=torch.int64))
     _, sums, counts, _ = samples.step(centre)
     centre = means(sums, counts, centre, "l2")
     if samples.metric == "cosine":
-        # Of unit rows: E|x|^2 - |E x|^2.
+        # The variance of unit rows: E|x|^2 - |E x|^2.
         return max(0.0, 1 - centre.double().square().sum().item()) / samples.d
     return samples.step(centre)[3].item() / counts.item() / samples.d

@@ -1,4 +1,4 @@
-"""What the estimators are given, as tensors: NumPy or PyTorch, vectors or maps, checked before any work."""
+"""The estimators' input as tensors: from NumPy or PyTorch, vectors or maps, checked before any work."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def to_tensor(name: str, value: Any) -> Tensor:
-    """A tensor of a floating dtype, sharing memory where it can; integers become float64 in NumPy's tradition.
+    """A tensor of a floating dtype, on the same memory where possible; integers become float64, as in NumPy.
 
     Raises:
-        TypeError, ValueError: sparse or complex, or nothing that holds numbers.
+        TypeError, ValueError: the input is sparse or complex, or holds no numbers.
     """
     if hasattr(value, "toarray") or (isinstance(value, Tensor) and value.layout != torch.strided):
         raise TypeError(f"{name} is sparse, which is not supported; use its .toarray() or .to_dense()")
@@ -37,7 +37,7 @@ def to_tensor(name: str, value: Any) -> Tensor:
                 array = array.astype(np.float64)
         except ValueError as error:
             raise ValueError(f"{name} must hold numbers: {error}") from error
-        # Negative strides and foreign byte orders have no tensor.
+        # Tensors have neither negative strides nor foreign byte orders.
         native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         tensor = _shared(native)
     if tensor.is_complex():
@@ -61,8 +61,8 @@ class Samples:
     no sum of theirs leaves float32. Times ``scale`` counts and inertia are in the caller's units again.
 
     Raises:
-        ValueError: another shape, nothing in it, a value that is not finite, values whose sums would not be, a zero
-            vector with "cosine", or weights that don't fit; the message says which and how many.
+        ValueError: another shape, no samples or features, a value that is not finite, values whose sums would not be, a
+            zero vector with "cosine", or weights that don't fit; the message says which and how many.
     """
 
     def __init__(self, x: Any, weight: Any, *, metric: str, normalize: bool):
@@ -92,25 +92,25 @@ class Samples:
 
     @property
     def wide(self) -> torch.dtype:
-        """Of centroids and distances."""
+        """The dtype of centroids and distances."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def give(self, value: Tensor) -> Any:
-        """A tensor for whoever gave one, else a NumPy array."""
+        """The tensor as it is if the samples came as one, else as a NumPy array."""
         return value if self.is_tensor else value.cpu().numpy()
 
     def whole(self) -> Any:
-        """The samples, as a function that starts centroids gets them: of the kind they came in."""
+        """The samples in the kind that they came in, for a function that starts centroids."""
         return self.give(self.x)
 
     def take(self, indices: Tensor) -> Tensor:
-        """Some samples (m, D) as the metric sees them."""
+        """The samples (m, D) at these indices, normalised as the metric asks."""
         rows = self._rows(indices).to(self.wide)
         unit = self.metric == "cosine" or self.normalize
         return torch.nn.functional.normalize(rows, dim=1) if unit else rows
 
     def subset(self, indices: Tensor) -> Samples:
-        """Some samples on their own."""
+        """The samples at these indices alone."""
         part = copy.copy(self)
         part.x, part.n, part.places = self._rows(indices), len(indices), indices.shape
         part.weight = None if self.weight is None else self.weight.flatten()[indices.to(self.device)]
@@ -123,12 +123,12 @@ class Samples:
         return other
 
     def assign(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and distances, flat."""
+        """Flat labels and distances of the nearest centroids."""
         labels, distance = kmeans_assign(self.x, centroids, metric=self.metric, normalize=self.normalize)
         return labels.flatten(), distance.flatten()
 
     def step(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Flat labels, sums, float64 counts or weights, inertia; all that is weighted in units of ``scale``."""
+        """Flat labels, sums, float64 counts or weights, inertia; all weighted values are in units of ``scale``."""
         labels, sums, counts, inertia = kmeans_step(
             self.x, centroids, weight=self.weight, metric=self.metric, normalize=self.normalize
         )
@@ -146,7 +146,7 @@ class Samples:
 
     @property
     def present(self) -> int:
-        """How many samples have any weight."""
+        """The number of samples with a weight above 0."""
         return self.n if self.weight is None else int((self.weight > 0).sum())
 
     def inertia(self, distance: Tensor) -> float:

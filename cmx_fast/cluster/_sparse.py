@@ -1,4 +1,4 @@
-"""Rows of SciPy's sparse matrices, as the estimators take them."""
+"""Rows of SciPy's sparse matrices for the estimators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmx_fast.ops import kmeans_assign, kmeans_step
 
 
 class SparseSamples(Samples):
-    """Rows (N, D) of a sparse matrix, made dense a block at a time: the memory of a block, the work of a dense one."""
+    """Rows (N, D) of a sparse matrix, made dense a block at a time: a block's memory, a dense matrix's work."""
 
     def _read(self, x: Any) -> None:
         if x.ndim != 2:
@@ -43,18 +43,18 @@ class SparseSamples(Samples):
         return np.flatnonzero(np.diff(self.rows.indptr) == 0).tolist()
 
     def whole(self) -> Any:
-        """The rows, as a function that starts centroids gets them."""
+        """The sparse rows, for a function that starts centroids."""
         return self.rows
 
     def subset(self, indices: Tensor) -> Samples:
-        """Some samples on their own, sparse still."""
+        """The samples at these indices alone, still sparse."""
         part = copy.copy(self)
         part.rows, part.n, part.places = self.rows[indices.numpy()], len(indices), indices.shape
         part.weight = None if self.weight is None else self.weight[indices]
         return part
 
     def assign(self, centroids: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and distances."""
+        """Labels and distances of the nearest centroids."""
         parts = [
             kmeans_assign(rows, centroids, metric=self.metric, normalize=self.normalize)
             for rows, _ in self._blocks()
@@ -63,7 +63,7 @@ class SparseSamples(Samples):
         return torch.cat(labels), torch.cat(distances)
 
     def step(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Labels, float64 sums and counts or weights, inertia; all that is weighted in units of ``scale``."""
+        """Labels, float64 sums and counts or weights, inertia; all weighted values are in units of ``scale``."""
         labels = torch.empty(self.n, dtype=torch.int64)
         sums = torch.zeros(centroids.shape, dtype=torch.float64)
         counts = torch.zeros(len(centroids), dtype=torch.float64)

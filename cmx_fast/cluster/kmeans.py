@@ -26,12 +26,12 @@ logger = logging.getLogger("cmx_fast")
 
 
 class EmptyClusterWarning(UserWarning):
-    """Clusters lost all their samples and were moved elsewhere."""
+    """Clusters lost all their samples and were moved to others."""
 
 
 @dataclass
 class Run:
-    """One result of Lloyd's algorithm."""
+    """The result of one run of Lloyd's algorithm."""
 
     centroids: Tensor
     labels: Tensor
@@ -53,15 +53,16 @@ class KMeans(Estimator):
         n_clusters: K.
         init: "k-means++", "random", an array (K, D), or a callable ``init(X, n_clusters, random_state)``, which gets X
             as it was given with NumPy's ``RandomState``, or for a tensor a ``torch.Generator``.
-        n_init: runs from different starts, the best by inertia is kept; "auto": 10 for "random" and callables, else 1.
+        n_init: runs from different starts, of which the best by inertia is kept; "auto": 10 for "random" and callables,
+            else 1.
         max_iter: most iterations of a run.
         tol: stop where the centroids' squared shift falls below this times the mean weighted variance of the features.
         verbose: print the inertia of every iteration.
         random_state: seed, NumPy's ``RandomState`` or a CPU ``torch.Generator``; None: another result every time. The
             global seed is not touched.
-        copy_x: without a part here: X is not written to either way.
-        algorithm: "lloyd", or "elkan", which by its bounds arrives at the same result and for which Lloyd's iterations
-            run, too; the log of "cmx_fast" says so.
+        copy_x: without effect: X is never written to.
+        algorithm: "lloyd", or "elkan". Elkan's bounds lead to the same result, so Lloyd's iterations run for both; the
+            log of "cmx_fast" says so.
         metric: "l2", or "cosine" for spherical k-means: unit rows, centroids that are unit vectors.
         normalize: with "l2", cluster unit rows around plain means.
         backend: "cmx", or "faiss" for its iterations from the same starts: vectors with "l2", on the CPU in float32,
@@ -72,7 +73,7 @@ class KMeans(Estimator):
         labels_: int64 (N,) or (B, H, W). counts_: (K,) numbers of samples, float64 sums of weights with weights.
         inertia_: sum of the samples' weighted distances (squared with "l2").
         n_iter_, n_features_in_: iterations of the best run, and D. feature_names_in_: columns of a data frame.
-        n_relocated_: how often in the best run an empty cluster was moved to the sample farthest from its centroid.
+        n_relocated_: times in the best run that an empty cluster was moved to the sample farthest from its centroid.
 
     Example:
         >>> import torch
@@ -172,7 +173,7 @@ class KMeans(Estimator):
         return torch.nn.functional.normalize(centroids, dim=1) if self.metric == "cosine" else centroids
 
     def _run(self, samples: Samples) -> Callable[[Tensor], Run]:
-        """Lloyd's algorithm on these samples, from any start."""
+        """Run Lloyd's algorithm on these samples from one start."""
         tolerance = self.tol * mean_variance(samples) if self.tol else 0.0
 
         def run(centroids: Tensor) -> Run:
@@ -208,7 +209,7 @@ class KMeans(Estimator):
         return run
 
     def _faiss_run(self, samples: Samples) -> Callable[[Tensor], Run]:
-        """faiss's iterations on these samples, from any start."""
+        """Run faiss's iterations on these samples from one start."""
         faiss = require("faiss", "cpu")
         dense = not isinstance(samples, SparseSamples)
         if self.metric != "l2" or self.normalize or not dense or samples.x.dim() != 2:

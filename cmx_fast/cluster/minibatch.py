@@ -1,4 +1,4 @@
-"""Mini-batch k-means, with scikit-learn's names and meaning, and from a stream."""
+"""Mini-batch k-means with scikit-learn's names and meaning, and from a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cmx_fast.cluster.seeding import Init, choice, draw, sketch, start
 
 @dataclass(frozen=True)
 class _Clusters:
-    """Where the clusters are after some batches: replaced as a whole, so what fails on the way changes nothing."""
+    """The clusters after some batches, replaced as a whole: a batch that fails changes nothing."""
 
     centroids: Tensor
     seen: Tensor
@@ -35,7 +35,7 @@ class MiniBatchKMeans(Estimator):
     .. math:: \mu_k \leftarrow \frac{c_k \mu_k + S_k}{c_k + n_k}, \qquad c_k \leftarrow c_k + n_k
 
     ``fit`` draws its batches by ``sample_weight``, with replacement, and every sample of a batch counts once, as in
-    scikit-learn; in ``partial_fit`` the weights count as they are. A sample of weight 0 is as good as not there.
+    scikit-learn; in ``partial_fit`` the weights count as they are. A sample of weight 0 does not count.
 
     Takes and gives what :class:`KMeans` does. Beyond scikit-learn's class there are ``metric``, ``normalize``, maps as
     input and :meth:`fit_stream`.
@@ -64,7 +64,7 @@ class MiniBatchKMeans(Estimator):
             ``compute_labels`` only an estimate of the inertia by the averaged batches of ``fit``.
         counts_: (K,) float64 samples drawn, and weights of ``partial_fit``, that each cluster has seen.
         n_steps_, n_iter_: batches so far, and passes over the data that they make.
-        n_reassigned_: how often a cluster was moved to a random sample; ``fit`` and ``fit_stream`` warn of it once.
+        n_reassigned_: times that a cluster was moved to a random sample; ``fit`` and ``fit_stream`` warn of it once.
 
     Example:
         >>> import torch
@@ -192,7 +192,7 @@ class MiniBatchKMeans(Estimator):
         return self._samples(X, weight)
 
     def _best_start(self, samples: Samples, generator: torch.Generator) -> Tensor:
-        """Of ``n_init`` starts on random samples the one with the least weighted inertia on other random samples."""
+        """The one of ``n_init`` starts on random samples with the least weighted inertia on other random samples."""
         size = 3 * min(self.batch_size, samples.n) if self.init_size is None else self.init_size
         if self.init_size is not None and size < self.n_clusters:
             warnings.warn(
@@ -228,7 +228,7 @@ class MiniBatchKMeans(Estimator):
         return _Clusters(centroids, seen, generator)
 
     def _next(self, clusters: _Clusters | None, batch: Samples) -> _Clusters:
-        """The clusters after one more batch, or after their first."""
+        """The clusters after one more batch; the first batch starts them."""
         if clusters is None:
             if batch.n < self.n_clusters:
                 raise ValueError(f"n_samples={batch.n} should be >= n_clusters={self.n_clusters}.")
@@ -242,7 +242,7 @@ class MiniBatchKMeans(Estimator):
         return self._step(here, batch)[0]
 
     def _step(self, clusters: _Clusters, batch: Samples) -> tuple[_Clusters, float, float]:
-        """One update; the batch's inertia in units of its scale, and the centroids' squared shift."""
+        """The clusters after an update, the batch's inertia in units of its scale, and the centroids' squared shift."""
         before = clusters.centroids
         _, sums, counts, inertia = batch.step(before)
         had, weight = counts > 0, counts * batch.scale
@@ -264,7 +264,7 @@ class MiniBatchKMeans(Estimator):
         return after, inertia.item(), shift
 
     def _reassigned(self, clusters: _Clusters, batch: Samples) -> _Clusters:
-        """Clusters that have seen too little moved to samples of the batch, drawn by weight, at most half of these."""
+        """Move clusters with too few samples to samples of the batch, drawn by weight, at most half of these."""
         clusters = replace(clusters, since_reassignment=0)
         few = clusters.seen < self.reassignment_ratio * clusters.seen.max()
         most = batch.present // 2
@@ -280,7 +280,7 @@ class MiniBatchKMeans(Estimator):
         return replace(clusters, centroids=centroids, seen=seen, reassigned=clusters.reassigned + len(moved))
 
     def _publish(self, clusters: _Clusters, samples: Samples, label: bool = True) -> None:
-        """Fitted attributes, in the kind of array that the samples came in."""
+        """Set the fitted attributes in the kind of array that the samples came in."""
         fitted: dict[str, object] = {}
         if label and self.compute_labels:
             labels, distance = samples.assign(clusters.centroids)
@@ -320,7 +320,7 @@ class _Progress:
         self.best, self.without = float("inf"), 0
 
     def reason_to_stop(self, inertia: float, shift: float) -> str:
-        """Why this batch is the last one; empty if it isn't."""
+        """The reason why this batch is the last one; empty if it isn't."""
         self.steps += 1
         first = self.steps <= 2
         self.average = inertia if first else self.average * (1 - self.rate) + inertia * self.rate

@@ -11,7 +11,7 @@ from torch import Tensor
 from cmx_fast.cluster._conventions import check_integer
 from cmx_fast.ops import _checks, kmeans_assign, kmeans_step
 
-# What faiss moves the halves of a split cluster apart by.
+# The factor by which faiss moves the halves of a split cluster apart.
 SPLIT = 1 / 1024
 _STATE = (
     "cluster_centers_", "counts_", "loss_", "_start", "_updates", "_in_group", "_sums", "_counts", "_distance"
@@ -19,7 +19,7 @@ _STATE = (
 
 
 class PiCIEClustering:
-    r"""Mini-batch k-means of the unit features of pixels as PiCIE's reference code does it (Cho et al. 2021).
+    r"""Mini-batch k-means of pixels' unit features, as in PiCIE's reference code (Cho et al. 2021).
 
     The first ``init_batches`` are kept and clustered together by Lloyd's algorithm from random pixels; a cluster that
     falls empty there takes half of one of the largest. Every later group of ``update_every`` batches is assigned to the
@@ -33,8 +33,8 @@ class PiCIEClustering:
 
     Args:
         n_clusters: K.
-        init_batches: how many batches the start is made of (reference scripts: 20 to 30; default ours, the lower).
-        init_iterations: Lloyd iterations at the start (reference scripts: 20 to 30; default ours, the lower).
+        init_batches: batches that the start is made of (reference scripts: 20 to 30; the default is the lower).
+        init_iterations: Lloyd iterations at the start (reference scripts: 20 to 30; the default is the lower).
         update_every: batches per update (reference: 1); the last group is left out when it is not full.
         random_state: seed of the pixels that the start begins with.
 
@@ -44,7 +44,7 @@ class PiCIEClustering:
         loss_: mean over the updates of a pixel's mean squared distance to its centroid, 0-d; before the first update
             that of the start.
 
-    Memory: the batches of the start as they are given, until it is made. Cost: one read of the features per update.
+    Memory: the batches of the start, until it is made. Cost: one read of the features per update.
     """
 
     cluster_centers_: Tensor
@@ -109,7 +109,7 @@ class PiCIEClustering:
             self._open_group()
 
     def flush(self) -> None:
-        """The stream is over: make the start from the batches that came, if it has not been made."""
+        """End the stream: make the start from the batches that came, if it has not been made."""
         if hasattr(self, "cluster_centers_") or not self._start:
             return
         centroids = self._random_pixels()
@@ -129,12 +129,12 @@ class PiCIEClustering:
         return kmeans_assign(features, self.cluster_centers_, normalize=True)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` of a clustering with the same options continues from, to the same numbers."""
+        """The state from which :meth:`load_state_dict`, with the same options, continues to the same numbers."""
         state = {name: getattr(self, name) for name in _STATE if hasattr(self, name)}
         return state | {"_start": list(self._start)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a :meth:`state_dict` was taken, on its tensors' device."""
+        """Continue from a :meth:`state_dict`, on its tensors' device."""
         centers = state.get("cluster_centers_")
         if centers is not None and len(centers) != self.n_clusters:
             raise ValueError(f"the state has {len(centers)} clusters, this clustering {self.n_clusters}")
@@ -154,7 +154,7 @@ class PiCIEClustering:
         return sums, counts, inertia
 
     def _random_pixels(self) -> Tensor:
-        """K different pixels of the start as unit vectors."""
+        """Draw K different pixels of the start as unit vectors."""
         sizes = torch.tensor([_count(batch) for batch in self._start])
         total = int(sizes.sum())
         if total < self.n_clusters:
@@ -172,9 +172,9 @@ class PiCIEClustering:
 
 
 def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
-    """Empty clusters and one of the largest each become its two halves, as in faiss; no look at how many there are.
+    """Split one of the largest clusters for each empty one, as in faiss, without waiting for the device to count them.
 
-    More empty clusters than others share these.
+    Where more clusters are empty than not, several share one.
     """
     empty = counts == 0
     rank = (empty.cumsum(0) - 1).clamp_min(0) % (~empty).sum()
@@ -189,7 +189,10 @@ def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
 
 
 def _check(features: Tensor, before: Tensor | None) -> None:
-    """Kind, shape, and the width and device of those before, none of which the start would show before its end."""
+    """Refuse features of another kind or shape, or of another width or device than those before.
+
+    The start would not notice any of these before its end.
+    """
     _checks.check_floating("features", features, 2, "(B, D, H, W) or (N, D)")
     if features.dim() not in (2, 4) or features.numel() == 0:
         raise ValueError(

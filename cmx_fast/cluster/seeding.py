@@ -1,4 +1,4 @@
-"""Where centroids start."""
+"""Starts centroids."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INITS = ("k-means++", "random")
 
 
 def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Generator) -> Tensor:
-    """Starting centroids (K, D): "k-means++", "random", an array, or a callable as scikit-learn's.
+    """Starting centroids (K, D) by "k-means++" or "random", from an array, or from a callable as in scikit-learn.
 
     Raises:
-        ValueError: an unknown name, or an array of another shape or with values that are not finite.
+        ValueError: the name is unknown, or the array has another shape or values that are not finite.
     """
     if isinstance(init, str):
         if init not in INITS:
@@ -34,7 +34,7 @@ def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Genera
         state: Any = generator
         if not samples.is_tensor:
             seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-            state = np.random.RandomState(seed)  # what such callables are written for
+            state = np.random.RandomState(seed)  # such callables are written for it
         init = init(samples.whole(), n_clusters, random_state=state)
         # Rows of sparse samples.
         init = init.toarray() if hasattr(init, "toarray") else init
@@ -50,11 +50,11 @@ def start(samples: Samples, n_clusters: int, init: Init, generator: torch.Genera
 
 
 def plus_plus(samples: Samples, n_clusters: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++ (Arthur and Vassilvitskii 2007; candidates as in scikit-learn).
+    """Start centroids by greedy k-means++ (Arthur and Vassilvitskii 2007; candidates as in scikit-learn).
 
-    Every next centroid is drawn with a probability proportional to the squared distance from those before it; of
-    2 + log(K) candidates the one that lowers the total most is taken. Cost: as many reads of the data as candidates;
-    memory: one distance per sample.
+    A candidate for the next centroid is drawn with a probability proportional to its squared distance from those
+    before; of 2 + log(K) candidates the one that lowers the total most is taken. Cost: as many reads of the data as
+    candidates. Memory: one distance per sample.
     """
     weight = samples.flat_weight()
     chosen = samples.take(choice(weight, 1, generator))
@@ -62,7 +62,7 @@ def plus_plus(samples: Samples, n_clusters: int, generator: torch.Generator) -> 
     trials = 2 + int(math.log(n_clusters))
     for _ in range(1, n_clusters):
         potential = weight * closest
-        # All points on centroids already: any will do, by weight.
+        # All points are centroids already: any will do, by weight.
         probability = potential if potential.sum() > 0 else weight
         drawn = draw(probability.cumsum(0), trials, generator)
         best: tuple[float, Tensor, Tensor] | None = None
@@ -79,14 +79,14 @@ def plus_plus(samples: Samples, n_clusters: int, generator: torch.Generator) -> 
 
 
 def draw(sums: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices with replacement, with probabilities that have these running sums; a sample without any never."""
+    """Draw indices with replacement from the running sums of their weights; a sample of weight 0 never comes."""
     places = torch.rand(count, generator=generator, dtype=torch.float64).to(sums.device) * sums[-1]
     return torch.searchsorted(sums, places, right=True).clamp_max(len(sums) - 1)
 
 
 def choice(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Different indices drawn by weight; where too few have any, one of these again and again."""
-    # The largest of exponential races: a sample without replacement with these probabilities.
+    """Draw different indices by weight; where too few have any, one of these comes again and again."""
+    # The winners of exponential races are a sample without replacement with these probabilities.
     uniform = 1 - torch.rand(len(weight), generator=generator, dtype=torch.float64).to(weight.device)
     keys = torch.where(weight > 0, uniform.log() / (weight / weight.max()), -torch.inf)
     indices = keys.topk(count).indices
@@ -94,11 +94,11 @@ def choice(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def sketch(samples: Samples, size: int, generator: torch.Generator) -> Samples:
-    """At most ``size`` different samples that stand for all: sums over them, by their new weights, are unbiased.
+    """Draw at most ``size`` different samples that stand for all: sums over them, by their new weights, are unbiased.
 
     Priority sampling (Duffield, Lund and Thorup 2007): those with the largest w / u, u uniform in (0, 1], each with the
-    weight max(w, the largest w / u that was left out). Heavy samples stay as they are, light ones stand for others,
-    those of weight 0 never come before the rest. Of samples without weights: ``size`` of them, without weights.
+    weight max(w, the largest w / u that was left out). Heavy samples keep their weights and light ones stand for
+    others; those of weight 0 come last. Samples without weights give ``size`` of them without weights.
     """
     if size >= samples.n:
         return samples

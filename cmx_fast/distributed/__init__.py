@@ -1,9 +1,9 @@
 """The contrastive losses and the k-means step over all rows of a process group.
 
-Same results as :mod:`cmx_fast.ops` on the concatenated batch, each process with its own part of it. ``all_rows`` is for
-what every process must hold, such as a bank's new keys.
+They give the results of :mod:`cmx_fast.ops` on the concatenated batch, of which each process holds its own part.
+``all_rows`` gives every process the rows of all, such as a bank's new keys.
 
-torch.compile leaves them out of its graphs and torch.export refuses them where there are several processes, for rows
+Where there are several processes, torch.compile leaves them out of its graphs and torch.export refuses them, since rows
 travel while they are used. Neither torch.func's transforms nor forward-mode derivatives reach other processes' rows:
 NotImplementedError.
 """

@@ -1,4 +1,4 @@
-"""How the rows of all processes meet: gathered at once, or handed round a ring."""
+"""Brings the rows of all processes together: gathered at once, or handed round a ring."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Exchange:
             )
 
     def counts(self, *tensors: Tensor) -> list[list[int]]:
-        """For every process the lengths of its tensors; one wait for the device where there are several processes."""
+        """The lengths of every process's tensors; one wait for the device where there are several processes."""
         lengths = [len(tensor) for tensor in tensors]
         if self.size == 1:
             return [lengths]
@@ -58,10 +58,10 @@ class Exchange:
     def rounds(
         self, tensors: Mapping[int, Tensor], counts: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, dict[int, Tensor]]]:
-        """(process, its tensors) for every process, the own one first.
+        """Yield (process, its tensors) for every process, the own one first.
 
         Tensors of the processes agree in all but their lengths: tensor i of a process has ``counts[process][i]`` rows.
-        Nothing is sent where there are no tensors. What is yielded may be overwritten two rounds later.
+        Nothing is sent where there are no tensors. The yielded tensors may be overwritten two rounds later.
         """
         own = {index: tensor.detach().contiguous() for index, tensor in tensors.items()}
         if not own:
@@ -126,7 +126,7 @@ class Exchange:
 def all_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The rows (N, ...) of all processes, in their order, without gradient; N may differ between them.
 
-    For what all must hold alike, such as a bank of keys.
+    It is for rows that all must hold alike, such as a bank of keys.
     """
     exchange = Exchange(group, "gather")
     everyone = dict(exchange.rounds({0: rows}, exchange.counts(rows)))
@@ -147,13 +147,13 @@ def own_rows(losses: Tensor, exchange: Exchange, averaged: bool) -> Tensor:
 
 
 def _pulling(value: Tensor, local: Tensor, exchange: Exchange, averaged: bool) -> Tensor:
-    """The value, whose gradient is that of ``local``, times the number of processes where it will be averaged."""
+    """The value with the gradient of ``local``, times the number of processes where it will be averaged."""
     pulled = local * exchange.size if averaged else local
     return pulled + (value - pulled).detach()
 
 
 def chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of rows that are 16 MB in float64: what is worked on in it is then small beside the rows."""
+    """Slices of rows of 16 MB in float64, so that float64 copies stay small beside the rows."""
     rows = max(1, 2**21 // max(1, x.shape[1]))
     for begin in range(0, len(x), rows):
         yield slice(begin, begin + rows)

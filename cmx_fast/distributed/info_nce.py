@@ -46,13 +46,13 @@ def info_nce(
 
     Args:
         query: (N, D), key: (M, D); N and M may differ between processes, and be 0.
-        group: the process group; default the default one. Without any it is the operator itself.
+        group: the process group, by default the default one. Without a group the result is the operator's.
         exchange: "ring": rows go from neighbour to neighbour while they are used, so memory doesn't grow with the
             number of processes. "gather": all rows at once, in fewer messages.
-        averaged: whether gradients are averaged over the processes afterwards, as DistributedDataParallel and FSDP do.
-            They are then multiplied by the number of processes here, so that the average is the gradient of the
-            returned loss. With False each process gets its rows' gradient of that loss, and what parameters collect
-            is to be summed.
+        averaged: True where gradients are averaged over the processes afterwards, as DistributedDataParallel and FSDP
+            do. They are then multiplied by the number of processes here, so that the average is the gradient of the
+            returned loss. With False each process gets its rows' gradient of that loss, and the parameters' gradients
+            are to be summed.
         bank: this process's own; for the whole batch's loss it must be the same in all of them.
         target: (N,) int64, rows of this process's ``key``. The other options are the operator's.
 
@@ -127,7 +127,7 @@ class _InfoNCE(torch.autograd.Function):
         losses = scale.new_zeros(len(query), dtype=torch.float64)
         for statistics in (of_queries, of_keys)[: 1 + s.symmetric]:
             top, log_sum, mean, plain = statistics if statistics is of_queries else statistics[:, target]
-            # 0 times what is not finite is NaN: an infinity stays visible where the exponential swallowed it.
+            # 0 times an infinity is NaN: it stays visible where the exponential swallowed it.
             losses += F.softplus(scale * (top - positive) + log_sum) + 0 * (mean + positive)
             if s.smoothing > 0:
                 losses += s.smoothing * scale * (positive - (plain + positive) / s.candidates)
@@ -147,7 +147,7 @@ class _InfoNCE(torch.autograd.Function):
         dscale, toward = scale.new_zeros((), dtype=torch.float64), torch.zeros_like(pull)
 
         def softmax(statistics: Tensor) -> Tensor:
-            """Its slopes, (rows, 3); rows without a query have none."""
+            """The softmax's slopes, (rows, 3); rows without a query have none."""
             nonlocal dscale, toward
             at = statistics if statistics is of_queries else statistics[:, target]
             top, log_sum, mean, plain = at
@@ -184,7 +184,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 def _similarity(query: Tensor, key: Tensor, target: Tensor, similarity: str) -> Tensor:
-    """Of queries and their keys, (N,) float64: what a loss close to 0 is a difference of."""
+    """The similarities of queries and their keys, (N,) float64: a loss close to 0 is a difference of them."""
     values = query.new_empty(len(query), dtype=torch.float64)
     for rows in chunks(query):
         x, y = query[rows].double(), key[target[rows]].double()
@@ -205,13 +205,13 @@ class _Blocks:
         self.options: dict[str, Any] = {"similarity": s.similarity, "impl": s.impl}
 
     def _owner(self) -> Tensor:
-        """The query whose positive a key is, -1 where there is none: what a key doesn't see among the queries."""
+        """The query of which each key is the positive, else -1: a key leaves it out among the queries."""
         owner = self.target.new_full((len(self.sides[1]),), -1)
         owner[self.target] = torch.arange(len(self.target), device=self.target.device)
         return owner
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Of the queries, and if symmetric of the keys, over all their negatives: (4, N), (4, M) in float64."""
+        """The softmax statistics of queries, and if symmetric of keys, over all negatives: (4, N), (4, M) float64."""
         s, sides = self.s, self.sides
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         asked = range(1 + s.symmetric)
@@ -243,7 +243,7 @@ class _Blocks:
         return empty
 
     def gradients(self, softmaxes: list[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
-        """Of the sides (N, D), (M, D) from the softmaxes (rows, 3) of this process's queries and keys, and of others'.
+        """The sides' gradients (N, D), (M, D), from the softmaxes (rows, 3) of this process's sides and of others'.
 
         Each process finds the whole gradient of its own rows, so no gradient travels.
         """
@@ -260,7 +260,7 @@ class _Blocks:
         for side, softmax in enumerate(softmaxes):
             for rows in s.bank if needed[side] else ():
                 add(side, block_gradients(sides[side], rows, self.scale, softmax.T, **self.options)[0])
-        # Of either side's rows, who pushes: the other side's softmax where there is one, and one's own.
+        # Each side's rows are pushed by the other side's softmax, where there is one, and by their own.
         met = {1 - side for side in (0, 1) if s.in_batch and needed[side]}
         met |= {side for side in range(len(softmaxes)) if s.within and needed[side]}
         travelling = {side: sides[side] for side in met}

@@ -25,9 +25,9 @@ def kmeans_step(
 
     Args:
         x: this process's rows or maps; their number may differ between processes, and be 0.
-        centroids: (K, D), the same in all processes: what they return of the last step is, bit for bit.
-        group: the process group; default the default one. Without any it is the operator itself. The other options are
-            the operator's.
+        centroids: (K, D), the same in all processes; those made of the last step's results are, bit for bit.
+        group: the process group, by default the default one. Without a group the result is the operator's. The other
+            options are the operator's.
 
     Returns:
         The labels of this process's rows; sums, counts and inertia of all, the same in every process. They are

@@ -96,7 +96,7 @@ class _Classes:
         self.values, self.of_row = labels.unique(return_inverse=True)
 
     def find(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the labels that are among them the indices (k,), and which those are (len(labels),) bool."""
+        """The indices (k,) of the labels that are among the classes, and a mask (len(labels),) bool of those labels."""
         if len(self.values) == 0:
             return labels[:0], torch.zeros_like(labels, dtype=torch.bool)
         at = torch.searchsorted(self.values, labels).clamp_max(len(self.values) - 1)
@@ -105,13 +105,13 @@ class _Classes:
 
 
 class _Positives:
-    """How many positives this process's rows have in all processes, and which is the only one."""
+    """The numbers of positives that this process's rows have in all processes, and their only positives."""
 
     def __init__(self, s: _Settings, itself: bool):
         self.classes = _Classes(s.labels)
         count = torch.zeros_like(self.classes.values)
         owner, place = torch.zeros_like(count), torch.zeros_like(count)
-        # Labels are small beside rows: they go round first, and say which column is left out of the softmax.
+        # Labels are small beside rows: they go round first, and tell the columns to leave out of the softmax.
         for rank, theirs in s.exchange.rounds({1: s.of_columns}, s.counts):
             at, there = self.classes.find(theirs[1])
             count.index_add_(0, at, torch.ones_like(at))
@@ -126,7 +126,7 @@ class _Positives:
         self.column = torch.where(self.single, place[of_row] - here * int(itself), -1)
 
     def excluded(self, rank: int) -> Tensor:
-        """(M,) the columns of a process that are a row's only positive, else -1."""
+        """The column of a process that is each row's only positive, else -1: (M,)."""
         return torch.where(self.process == rank, self.column, -1)
 
 
@@ -157,7 +157,7 @@ class _SupCon(torch.autograd.Function):
             toward[rows] = towards.to(toward.dtype)
         difference = scale * (top - of_positives) + log_sum
         losses = torch.where(positives.single, F.softplus(difference), difference)
-        # 0 times what is not finite is NaN: it stays visible where the exponential swallowed it, or without a positive.
+        # 0 times an infinity is NaN: it stays visible where the exponential swallowed it, or without a positive.
         losses = torch.where(positives.count > 0, losses, 0.0) + 0 * (mean + of_positives)
         ctx.settings, ctx.positives = s, positives
         ctx.save_for_backward(features, ref_features, scale, statistics, toward, of_positives)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def masked_losses(similarity: Tensor, temperature: float, weight: Tensor, candidates: Tensor) -> Tensor:
-    """Losses (N,), dense: the weighted mean of every row's positives' negative log-probability among its candidates.
+    """Dense losses (N,): each row's weighted mean of its positives' negative log-probability among its candidates.
 
     similarity (N, M); weight (N, M) of the positives, any numbers; candidates (N, M) bool, the positives among them. A
     row whose weights sum to 0 has the plain sum, as in the authors' code: 0 where it has no positive.

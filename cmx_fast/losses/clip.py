@@ -22,10 +22,10 @@ class ClipLoss(nn.Module):
         gather_with_grad: True: gradients are right once they are averaged over the processes, as
             DistributedDataParallel does. False: each process gets the loss's gradient by its own features,
             as in OpenCLIP; the average of those is 1 / world_size of the gradient. Default False: OpenCLIP's.
-        local_loss: where OpenCLIP computes the loss of the own rows alone. Here it always does, and the
-            others' gradients are found as well; True needs ``gather_with_grad``, without which OpenCLIP's
-            gradient lacks what other processes' rows say about the own.
-        cache_labels: accepted for the interface; there are no label tensors to keep.
+        local_loss: True in OpenCLIP computes the loss of the own rows alone. Here every process always does, and
+            computes the others' gradients as well; True needs ``gather_with_grad``, without which OpenCLIP's gradient
+            lacks the part of other processes' rows.
+        cache_labels: accepted for the interface, without effect: there are no label tensors to keep.
         use_horovod: must be False.
         exchange: "ring" or "gather", how the processes' features meet. Ours; OpenCLIP gathers.
 
@@ -36,8 +36,8 @@ class ClipLoss(nn.Module):
         zero. With ``output_dict`` the result is ``{"contrastive_loss": loss}``.
 
     For losses that build on this class, such as OpenCLIP's ``DistillClipLoss``, ``get_logits`` and
-    ``get_ground_truth`` give what OpenCLIP's give: the whole logits, N x N for the N rows of all processes, with all
-    their memory.
+    ``get_ground_truth`` return the same as OpenCLIP's: the whole logits, N x N for the N rows of all processes, with
+    all their memory.
 
     Differences from OpenCLIP: the scale must be positive; the loss of half precision is float32, and under autocast the
     loss's logits stay in it (OpenCLIP rounds them to the autocast dtype). Errors, memory and cost are those of
@@ -132,7 +132,7 @@ class ClipLoss(nn.Module):
         return torch.arange(first, first + num_logits, device=device)
 
     def _check_group(self) -> None:
-        """Require the process group that the constructor was told of; it may be made after the loss."""
+        """Require the process group that the constructor was given; it may be made after the loss."""
         if self.world_size < 2:
             return
         there = dist.is_available() and dist.is_initialized()

@@ -145,11 +145,11 @@ class InfoNCE(nn.Module):
             options["reduction"] = "none"
             losses = info_nce(query[:, None], keys, scale, target=own, **options)[:, 0]
             return reduce_losses(losses, self.reduction)
-        # Derivatives by the negatives are asked for by autograd, or by a transform that no tensor tells of.
+        # Autograd may ask for the derivatives by the negatives, or a transform that no tensor tells of.
         if not (transformed() or (torch.is_grad_enabled() and negative_keys.requires_grad)):
             bank = F.normalize(negative_keys, dim=1)
             return info_nce(query, positive_key, scale, bank=bank, in_batch=False, **options)
-        # A bank has no gradient: the negatives' share of the softmax is found apart.
+        # A bank has no gradient: the negatives' share of the softmax is computed apart.
         rows, positives, negatives = autocast(
             *(F.normalize(x, dim=1) for x in (query, positive_key, negative_keys))
         )
@@ -168,7 +168,7 @@ class InfoNCE(nn.Module):
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Of every row's logits against columns, (N,), with gradients of both and no logits kept."""
+    """The log-sum-exp (N,) of every row's logits against columns, with gradients of both and no logits kept."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, logit_scale: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from cmx_fast.ops._implementations import transformed
 class MemoryBank(nn.Module):
     """The last ``size`` keys as ``rows`` (size, dim) float32, oldest first (He et al. 2020, section 3.2).
 
-    The bank starts with random unit vectors, as MoCo's and lightly's do. ``ids`` (size,) int64 says whose key a row is;
-    it lies on the CPU, where batches are drawn, so that looking a sample up never waits for a GPU. Random rows, and
-    keys without ids, have -1. Any batch size serves: it need not divide ``size``.
+    The bank starts with random unit vectors, as MoCo's and lightly's do. ``ids`` (size,) int64 has the sample of each
+    row; it lies on the CPU, where batches are drawn, so that looking a sample up never waits for a GPU. Random rows,
+    and keys without ids, have -1. Any batch size serves: it need not divide ``size``.
 
     A ring overwritten in place would change rows that a loss still needs for its backward pass. So the queue
     is a window that moves through twice its memory: keys are written behind the window, never into it, and
@@ -26,7 +26,7 @@ class MemoryBank(nn.Module):
     Args:
         size: number of keys, K.
         dim: features per key, D.
-        persistent: whether ``state_dict`` holds the rows and ids. Default no: lightly's does not.
+        persistent: True: ``state_dict`` holds the rows and ids. Default False: lightly's does not.
 
     In DataParallel ``enqueue`` is refused: each device works on a replica that is thrown away after the pass, and its
     keys with it. Enqueue behind the parallel forward pass, or train with DistributedDataParallel.
@@ -80,14 +80,15 @@ class MemoryBank(nn.Module):
         if (end + keys.numel()) * self.rows.element_size() > self.rows.untyped_storage().nbytes():
             self.rows = self.rows.new_empty(2 * size, dim)[:size].copy_(self.rows)
             start, end = 0, self.rows.numel()
-        # .data has its own version counter: what is written lies outside the rows that autograd watches.
+        # .data has its own version counter: the new keys lie outside the rows that autograd watches.
         self.rows.data.as_strided(keys.shape, (dim, 1), end).copy_(keys)
         self.rows = self.rows.data.as_strided((size, dim), (dim, 1), start + keys.numel())
 
     def without(self, ids: Tensor) -> Tensor:
-        """The rows that are no keys of these samples (N,) int64, so that no sample meets itself as its own negative.
+        """The rows without the keys of these samples (N,) int64, so that no sample is its own negative.
 
-        ``rows`` itself where there is none, which is the rule while the bank is small beside the data set; else a copy.
+        The result is ``rows`` itself where it has none of their keys, the rule while the bank is small beside the data
+        set; else a copy.
         """
         own = torch.isin(self.ids, ids.cpu())
         return self.rows[(~own).nonzero().flatten().to(self.rows.device)] if own.any() else self.rows

@@ -1,4 +1,4 @@
-"""Losses with pytorch-metric-learning's interface, under its names; its own package is not needed."""
+"""Losses with pytorch-metric-learning's interface and names; its package is not needed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class SupConLoss(nn.Module):
             _checked("labels", labels, embeddings),
             _checked("ref_labels", ref_labels, columns),
         )
-        # The very tensor stays it: pairs (i, i) depend on that.
+        # The identity of the tensor is kept: pairs (i, i) depend on it.
         of_columns = labels if one else of_columns
         losses = self._losses(embeddings, columns, labels, of_columns, indices_tuple)
         if self.reducer is not None:
@@ -158,7 +158,7 @@ def _checked(name: str, labels: Tensor | None, rows: Tensor) -> Tensor | None:
 def _mined(
     indices_tuple: Sequence[Tensor], rows: int, columns: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A miner's positive and negative pairs, each (rows, columns) bool, and a 0-d bool: all of them can be."""
+    """A miner's positive and negative pairs, each (rows, columns) bool, and a 0-d bool: all pairs are valid."""
     if len(indices_tuple) not in (3, 4):
         raise ValueError(
             f"indices_tuple must hold 3 tensors (triplets) or 4 (pairs), got {len(indices_tuple)}"

@@ -83,7 +83,7 @@ class NTXentLoss(nn.Module):
             pair = torch.arange(out0.shape[0], device=out0.device).repeat(2)
             views = torch.cat([out0, out1])
             if self.gather_distributed and dist.is_initialized():
-                # A pair of one process is none of another's.
+                # No pair of one process is a pair of another.
                 pair = pair + (dist.get_rank() << 40)
                 return distributed.supcon(views, pair, 1 / self.temperature, normalize=True)
             return supcon(views, pair, 1 / self.temperature, normalize=True)

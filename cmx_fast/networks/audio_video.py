@@ -17,8 +17,8 @@ from cmx_fast.networks.resnet import after_third_stage, gated, initialise_gates
 class Conv3d(nn.Conv3d):
     """A 3-D convolution whose gradient is right on the CPU in bfloat16 too.
 
-    There oneDNN's weight gradient reads memory that nobody wrote where time is padded (torch 2.11), which now and then
-    is a NaN. So time is padded before it.
+    Where time is padded, oneDNN's weight gradient reads memory that nobody wrote (torch 2.11), now and then a NaN. So
+    time is padded before the convolution.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class SafeConv2Plus1D(Conv2Plus1D):
 
 
 class R2Plus1D(nn.Module):
-    """Clips (B, 3, T, H, W) to (B, 8 width, T / 8, H / 16, W / 16), sizes rounded up.
+    """R(2+1)D: clips (B, 3, T, H, W) to (B, 8 width, T / 8, H / 16, W / 16), sizes rounded up.
 
     Tran et al. 2018: every 3-D convolution as a spatial and a temporal one. ``blocks`` 2 and ``width`` 64 are
     R(2+1)D-18 with torchvision's parameter names, so its weights load. With ``last_stride`` 1 the last stage keeps
@@ -80,7 +80,7 @@ class R2Plus1D(nn.Module):
 
 
 class ResNet9(nn.Module):
-    """Spectrograms (B, 1, F, T) to (B, 8 width, F / 32, T / 32), sizes rounded up: a ResNet with one block per stage.
+    """A ResNet with one block per stage: spectrograms (B, 1, F, T) to (B, 8 width, F / 32, T / 32), sizes rounded up.
 
     257 x 99 gives 9 x 4. Cost at ``width`` 64: 4.9 M parameters, 0.5 GMAC per second of sound.
     """
@@ -117,7 +117,7 @@ class ResNet9(nn.Module):
 
 
 class ResNet18(ResNet):
-    """Pictures or spectrograms (B, channels, H, W) to (B, features): torchvision's ResNet-18 of any ``width``.
+    """torchvision's ResNet-18 of any ``width``: pictures or spectrograms (B, channels, H, W) to (B, features).
 
     Its parameter names are torchvision's. ``width``: channels of the first stage, an eighth of the last's. With
     ``last_stride`` 1 the last stage keeps its input's size.
@@ -138,13 +138,13 @@ class ResNet18(ResNet):
         return super()._make_layer(block, planes * self.width // 64, *more, **options)
 
     def maps(self, x: Tensor) -> Tensor:
-        """(B, 8 width, H / 32, W / 32), what the mean is taken over."""
+        """The maps (B, 8 width, H / 32, W / 32) of which the mean is taken."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
 def initialise(module: nn.Module) -> None:
-    """He et al. 2015 over the outputs, as torchvision's and GDT's encoders have it."""
+    """Initialise by He et al. 2015 over the outputs, as torchvision's and GDT's encoders do."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Instance-conditioned BigGAN: pictures from noise and the features of a picture, or of a sound that stands for one.
+"""Instance-conditioned BigGAN: pictures from noise and the features of a picture, or of a sound in its place.
 
 Casanova et al., "Instance-Conditioned GAN", NeurIPS 2021: Sound2Scene's generator. The generator sees the features h of
 an instance instead of a class; the discriminator tells pictures of h's neighbourhood from generated ones.
@@ -26,20 +26,20 @@ from cmx_fast.networks.biggan_layers import (
 GENERATOR_WIDTHS = {64: (16, 16, 8, 4, 2), 128: (16, 16, 8, 4, 2, 1)}
 DISCRIMINATOR_WIDTHS = {64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16)}
 BOTTOM = 4
-#: Where the attention is, by resolution.
+#: Side of the map that has the attention, by resolution.
 ATTENTION_SIZES = {64: 32, 128: 64}
 
 
 class Generator(nn.Module):
-    """Noise (B, dim_z) and instance features (B, 2048) of unit length to pictures (B, 3, S, S) in [-1, 1].
+    """The generator: noise (B, dim_z) and unit instance features (B, 2048) to pictures (B, 3, S, S) in [-1, 1].
 
     The noise is split into equal chunks: one for the first layer, and one for each block's condition, beside the
     projected features. The defaults are IC-GAN's for ImageNet at 128 pixels: 77.16 M parameters. At 64 it has width 64.
 
     Args:
         resolution: S, 64 or 128. width: channels of the last block at 128 (96 [R]).
-        dim_z: of the noise, cut to a multiple of the chunks (120 [R]). features: width of h.
-        condition: width of its projection (512 [R]).
+        dim_z: width of the noise, cut to a multiple of the chunks (120 [R]). features: width of h.
+        condition: width of h's projection (512 [R]).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Generator(nn.Module):
         if self.chunk < 1:
             raise ValueError(f"dim_z must be at least {len(widths)}, a number per block and one, got {dim_z}")
         self.dim_z = self.chunk * len(widths)
-        # Never used: the published networks hold a class embedding too, and the state dicts shall be the same.
+        # Never used: the published networks also hold a class embedding, and the state dicts have to be the same.
         self.shared = nn.Embedding(1000, 128).requires_grad_(False)
         self.shared_feat = SpectralLinear(features, condition)
         self.linear = SpectralLinear(self.chunk, widths[0] * BOTTOM**2)
@@ -86,7 +86,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures (B, 3, S, S) and instance features (B, 2048) to logits (B,), high for real ones.
+    """The discriminator: pictures (B, 3, S, S) and instance features (B, 2048) to logits (B,), high for real ones.
 
     linear(phi) + <projection of h, phi> with phi the sum over the last map. At 128 pixels 89.59 M parameters.
     """
@@ -123,17 +123,17 @@ def _widths(table: dict[int, tuple[int, ...]], resolution: int, width: int) -> t
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The hinge: mean of max(0, 1 - D(real)) and of max(0, 1 + D(fake)), summed."""
+    """The discriminator's hinge loss: mean of max(0, 1 - D(real)) plus mean of max(0, 1 + D(fake)), 0-d."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """The hinge's other side: -D(fake)."""
+    """The generator's hinge loss: the mean of -D(fake), 0-d."""
     return -fake.mean()
 
 
 def fold_spectral_norm(network: nn.Module) -> None:
-    """Divide every weight by its singular value once, in place, for inference; the outputs stay what they were."""
+    """Divide every weight by its singular value once, in place, for inference; the outputs stay the same."""
     for module in network.modules():
         if isinstance(module, SpectralNorm) and not module.folded:
             module.fold()

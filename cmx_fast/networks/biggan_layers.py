@@ -1,7 +1,7 @@
 """The layers of BigGAN: spectral norm, conditional batch norm, self-attention, residual blocks.
 
 Brock et al., "Large Scale GAN Training for High Fidelity Natural Image Synthesis", ICLR 2019. Parameters and buffers
-are called what the authors' PyTorch code calls them, so that its checkpoints load.
+have the names of the authors' PyTorch code, so that its checkpoints load.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SpectralNorm(nn.Module):
         self.folded = False
 
     def normalised(self) -> Tensor:
-        """The weight with a largest singular value of about 1."""
+        """The weight, scaled to a largest singular value of about 1."""
         if self.folded:
             return self.weight
         matrix = self.weight.flatten(1)
@@ -50,19 +50,19 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Divide once and for all: for inference."""
+        """Divide the weight once and for all, for inference."""
         training, self.training = self.training, False
         self.weight.copy_(self.normalised())
         self.training, self.folded = training, True
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Without autocast, whose rounding of the value would shift every weight; "meta" has none to leave."""
+    """A context without autocast, whose rounding of the value would shift every weight; "meta" has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class SpectralConv(nn.Conv2d, SpectralNorm):
-    """A convolution, 3 x 3 unless said otherwise, that keeps the picture's size."""
+    """A convolution with spectral norm, 3 x 3 by default, that keeps the picture's size."""
 
     def __init__(self, inner: int, outer: int, kernel: int = 3, bias: bool = True):
         super().__init__(inner, outer, kernel, padding=kernel // 2, bias=bias)
@@ -118,7 +118,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + gamma * o(attention), as in SAGAN's code: keys and values pooled 2 x 2, no scale; gamma starts at 0."""
+    """Self-attention x + gamma * o(attention), as in SAGAN's code: keys and values pooled 2 x 2, no scale, gamma 0."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query = _rows(self.theta(x))
         key, value = (_rows(F.max_pool2d(layer(x), 2)) for layer in (self.phi, self.g))
-        # The kernels that don't write the scores want equal head sizes: zeros change nothing.
+        # Kernels that don't write the scores need equal head sizes; zeros change nothing.
         missing = (0, value.shape[-1] - query.shape[-1])
         attended = F.scaled_dot_product_attention(
             F.pad(query, missing), F.pad(key, missing), value, scale=1.0
@@ -139,12 +139,15 @@ class SelfAttention(nn.Module):
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, 1, H W, C): one head."""
+    """Maps (B, C, H, W) as rows of one head (B, 1, H W, C)."""
     return maps.flatten(2).transpose(1, 2)[:, None]
 
 
 class GeneratorBlock(nn.Module):
-    """Twice the size: conditional norm, ReLU, upsampling, convolution, norm, ReLU, convolution; 1x1 shortcut."""
+    """A block to twice the size: norm, ReLU, upsampling, convolution, norm, ReLU, convolution; 1x1 shortcut.
+
+    Both norms are conditional.
+    """
 
     def __init__(self, inner: int, outer: int, condition: int):
         super().__init__()
@@ -160,7 +163,7 @@ class GeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Half the size where ``down``: ReLU (not in the ``first``), convolution, ReLU, convolution, mean of 2 x 2."""
+    """A block, to half the size if ``down``: ReLU (unless ``first``), convolution, ReLU, convolution, mean of 2 x 2."""
 
     def __init__(self, inner: int, outer: int, *, down: bool, first: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Generators as IC-GAN publishes them: BigGAN checkpoints, loaded by name."""
+"""Loads generators as IC-GAN publishes them: BigGAN checkpoints, by name."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ STATISTICS = {
     ".bn.stored_var": ".stored_var",
 }
 COUNTERS = (".num_batches_tracked", ".accumulation_counter")
-#: Names in a list of what does not fit.
+#: The most names in a list of those that do not fit.
 SHOWN = 8
 
 
 def load_icgan_generator(path: Path | str) -> Generator:
-    """A generator from a checkpoint of IC-GAN's code: ``G_ema_best0.pth`` or the like, or the folder that holds one.
+    """Load a generator from a checkpoint of IC-GAN's code: ``G_ema_best0.pth`` or the like, or the folder that has one.
 
     Sizes are read off the weights. Class embeddings that such files hold are never used.
 
     Raises:
         FileNotFoundError: no such file, or not one ``G_ema*.pth`` in the folder.
-        ValueError: not a checkpoint of tensors, or not of that generator: the names that are missing, not known, or of
-            another shape.
+        ValueError: the file is not a checkpoint of tensors, or not of that generator; the message lists the names that
+            are missing, not known, or of another shape.
     """
     file = _find(Path(path))
     stored = _read(file)

@@ -1,4 +1,4 @@
-"""Feature pyramid on a ResNet: the encoder of PiCIE and C2L."""
+"""A feature pyramid on a ResNet: the encoder of PiCIE and C2L."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FPN(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to one map (B, width, H / 4, W / 4); H and W are multiples of 32.
+    """A feature pyramid: pictures (B, 3, H, W) in [0, 1] to one map (B, width, H / 4, W / 4).
 
-    Lin et al. 2017 as PiCIE's code has it: 1x1 lateral convolutions with bias to ``width`` channels (128 in the C2L
-    paper, instead of 256), bilinear upsampling, sum, no smoothing convolution, and only the finest map leaves. The
-    pictures are standardised with ImageNet's statistics here.
+    H and W are multiples of 32. Lin et al. 2017 as in PiCIE's code: 1x1 lateral convolutions with bias to ``width``
+    channels (128 in the C2L paper, instead of 256), bilinear upsampling, sum, no smoothing convolution, and only the
+    finest map as output. The pictures are standardised with ImageNet's statistics here.
 
     Cost of resnet18: 11.3 M parameters, 3.8 GMAC per picture of 320 x 320.
     """
@@ -76,7 +76,8 @@ def load_imagenet(encoder: FPN, path: Path | str) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of that form, or of another architecture; says which names or shapes differ.
+        ValueError: the file is not a checkpoint of that form, or is of another architecture; the message says which
+                names or shapes differ.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Self-supervised picture encoders: SwAV's ResNet-50, whose features Sound2Scene lives in, and a small one."""
+"""Self-supervised picture encoders: SwAV's ResNet-50, whose features Sound2Scene uses, and a small one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ENCODERS = ("resnet50", "small")
 
 
 class PictureEncoder(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to features z^V (B, width), by a fixed network: no gradient reaches it.
+    """A fixed encoder: pictures (B, 3, H, W) in [0, 1] to features z^V (B, width), without gradients.
 
-    "resnet50" is without its classifier, of width 2048: pictures are resized to 256 pixels, standardised by ImageNet's
+    "resnet50" has width 2048 and no classifier: pictures are resized to 256 pixels, standardised by ImageNet's
     statistics and resized to 224 bicubically [R]. "small" takes 64 pixels: a 3x3 convolution and four residual blocks
     of strides 2, of width 128.
 
     Attributes:
-        width: of the features. size: pixels of the square that pictures are resized to.
+        width: the features'. size: pixels of the square that pictures are resized to.
     """
 
     mean: Tensor
@@ -57,7 +57,7 @@ class PictureEncoder(nn.Module):
         return self.resnet(self.standardise(picture))
 
     def standardise(self, picture: Tensor) -> Tensor:
-        """Pictures as the network takes them."""
+        """Resize and standardise pictures as the network takes them."""
         sides = (self.size, self.size)
         if picture.shape[2:] != sides:
             picture = F.interpolate(picture, sides, mode="bilinear", antialias=True)
@@ -68,7 +68,7 @@ class PictureEncoder(nn.Module):
 
 
 def small_resnet(width: int = 16) -> nn.Sequential:
-    """(B, 3, 64, 64) to (B, 8 width)."""
+    """The small network: pictures (B, 3, 64, 64) to (B, 8 width)."""
     stem = (nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
     channels = (width, width, 2 * width, 4 * width, 8 * width)
     blocks = [
@@ -88,7 +88,8 @@ def load_swav(encoder: PictureEncoder, path: Path | str) -> None:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of that form, or of another architecture; says which names or shapes differ.
+        ValueError: the file is not a checkpoint of that form, or is of another architecture; the message says which
+            names or shapes differ.
     """
     path = Path(path)
     if not path.is_file():

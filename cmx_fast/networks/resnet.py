@@ -12,7 +12,7 @@ from torchvision.models.video.resnet import BasicBlock as ClipBlock
 from cmx_fast.nn.attention import CBAM, NonLocal, SqueezeExcite
 from cmx_fast.nn.attention.gates import SpatialGate
 
-#: "": none. Of clips "cbam" is not there: its second gate is a picture's.
+#: "": none. Clips have no "cbam": its second gate is a picture's.
 ATTENTIONS = ("", "se", "cbam", "non-local")
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -41,7 +41,7 @@ class _Gated:
 
 
 def _branch(block: Any, x: Tensor) -> Tensor:
-    """What a block adds to its input."""
+    """The branch that a block adds to its input."""
     if isinstance(block, ClipBlock):
         return block.conv2(block.conv1(x))
     y = F.relu(block.bn1(block.conv1(x)))
@@ -66,21 +66,21 @@ def gated(block: type, attention: str) -> Any:
 
 
 def initialise_gates(network: nn.Module) -> None:
-    """CBAM's authors' start: the spatial gates' norms at 0, so that every position begins at a half."""
+    """Set the spatial gates' norms to 0, as CBAM's authors do, so that every position begins at a half."""
     for module in network.modules():
         if isinstance(module, SpatialGate):
             nn.init.zeros_(module.spatial.bn.weight)
 
 
 def after_third_stage(attention: str, channels: int, dimensions: int = 2) -> nn.Module:
-    """The non-local block that stands there, or nothing."""
+    """The non-local block after the third stage, or an identity."""
     return NonLocal(channels, dimensions) if attention == "non-local" else nn.Identity()
 
 
 class AttentiveResNet(ResNet):
     """torchvision's ResNet with attention; its parameter names, and those of senet.pytorch's and CBAM's ResNets.
 
-    Pictures (B, 3, H, W) to logits (B, classes). A non-local block is called ``non_local``, and starts as nothing.
+    Pictures (B, 3, H, W) to logits (B, classes). A non-local block is called ``non_local``, and starts as the identity.
     """
 
     def __init__(self, name: str, attention: str = "", classes: int = 1000):
@@ -101,7 +101,7 @@ class AttentiveResNet(ResNet):
 
 
 def gate_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The entries of a network's state dict that are attention's: what weights of a plain ResNet lack."""
+    """The attention's entries of a network's state dict, which the weights of a plain ResNet lack."""
     parts = {*ATTENTIONS[1:3], "non_local"}
     return {name: value for name, value in network.state_dict().items() if parts & set(name.split("."))}
 

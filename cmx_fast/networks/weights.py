@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, known by their contents, read without running what they hold."""
+"""Checkpoints on disk: written whole or not at all, checked by a digest, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 def save(file: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values, with a digest of them.
+    """Write tensors and plain values, with their digest.
 
     A crash at any byte leaves the old file or the new one, never half of one: the new one is written beside it, reaches
     the disk, and takes its place.
@@ -42,7 +42,7 @@ def load(file: Path) -> dict[str, Any]:
     """Read what :func:`save` wrote; only tensors and plain values are unpickled.
 
     Raises:
-        ValueError: not such a file, one of another format, or one whose contents have changed since.
+        ValueError: the file is not such a checkpoint, has another format, or has changed since.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -60,7 +60,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def digest(state: Any) -> str:
-    """SHA-256 of tensors and plain values, whatever the file around them looks like."""
+    """The SHA-256 of tensors and plain values, independent of the file that holds them."""
     hasher = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -86,7 +86,7 @@ def digest(state: Any) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """A file's new name is on the disk only when its folder is."""
+    """Flush a folder: a file's new name reaches the disk only with it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -96,7 +96,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """As :func:`save`, a text."""
+    """Write a text as :func:`save` writes a checkpoint."""
     partial = file.with_name(file.name + ".partial")
     try:
         with partial.open("w") as stream:
@@ -111,10 +111,10 @@ def write_text(file: Path, text: str) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds, as a run's config is one.
+    """The object that a JSON file holds, such as a run's config.
 
     Raises:
-        ValueError: no JSON, or of something else.
+        ValueError: the file holds no JSON, or no object.
     """
     try:
         content = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Log mel filterbank with the values of python_speech_features, the audio encoder's input in CMAC."""
+"""A log mel filterbank with the values of python_speech_features, the audio encoder's input in CMAC."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from cmx_fast.ops import band_reach, band_spectrogram
 
-FULL_SCALE = 32768.0  # what 1.0 is in 16-bit audio
+FULL_SCALE = 32768.0  # 1.0 in 16-bit audio
 EMPTY = float(np.finfo(float).eps)  # python_speech_features' stand-in for a band without any energy
 
 
 class LogFilterbank(nn.Module):
-    """Natural log of mel filterbank energies: ``log(triangles @ |rfft(frames)|^2 / nfft)``, of audio in 16-bit units.
+    """The natural log of mel filterbank energies, ``log(triangles @ |rfft(frames)|^2 / nfft)``, in 16-bit units.
 
     Input ``(B, samples)``, float in [-1, 1]; output float32 ``(B, filters, frames)`` with frames =
     ``1 + ceil((samples - window) / step)``: one second at the defaults gives (B, 257, 99). Equals
@@ -54,7 +54,7 @@ class LogFilterbank(nn.Module):
         if self.window > nfft:
             raise ValueError(f"nfft must hold the window's {self.window} samples, got {nfft}")
         self.nfft, self.preemph = nfft, preemph
-        # No window but the way from [-1, 1] to 16-bit units.
+        # No window, only the factor from [-1, 1] to 16-bit units.
         self.register_buffer("scale", torch.full((self.window,), FULL_SCALE), persistent=False)
         self.register_buffer(
             "bands", mel_triangles(sample_rate, nfft, filters).T.contiguous() / nfft, persistent=False
@@ -81,7 +81,7 @@ class LogFilterbank(nn.Module):
 
 
 def mel_triangles(sample_rate: int, nfft: int, filters: int) -> Tensor:
-    """Weights (nfft / 2 + 1, filters) float32 of triangles from 0 to half the rate, even in mel, corners on bins."""
+    """Weights (nfft / 2 + 1, filters) float32 of triangles, even in mel from 0 to half the rate, corners on bins."""
     top = 2595 * math.log10(1 + sample_rate / 2 / 700)
     corners = 700 * (10 ** (np.linspace(0, top, filters + 2) / 2595) - 1)
     low, centre, high = (np.floor((nfft + 1) * corners / sample_rate)[i : filters + i] for i in range(3))

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram, the speech encoder's input."""
+"""The log-mel spectrogram, the speech encoder's input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FLOOR = 1e-10
 
 
 class LogMel(nn.Module):
-    """Log-mel power spectrogram in decibels: ``10 log10(max(mel, 1e-10))``, standardised per mel band if fitted.
+    """The log-mel power spectrogram in decibels, ``10 log10(max(mel, 1e-10))``, standardised per mel band if fitted.
 
     Input ``(B, samples)`` or ``(samples,)``, float; output float32 ``(B, n_mels, 1 + samples // hop)``: with the
     defaults 6 s give (B, 128, 301). Frames are centred with reflected ends, Hann window of ``n_fft``, HTK mel

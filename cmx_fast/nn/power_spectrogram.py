@@ -1,4 +1,4 @@
-"""Power spectral density over time with SciPy's values, the audio encoder's input in Sound2Scene."""
+"""The power spectral density over time with SciPy's values, the audio encoder's input in Sound2Scene."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cmx_fast.ops import band_reach, band_spectrogram
 
-LOG_FLOOR = 1e-7  # [R] below it silence looks alike, which is what makes loudness matter
+LOG_FLOOR = 1e-7  # [R] all silence below it looks alike, so loudness matters
 
 
 class PowerSpectrogram(nn.Module):
@@ -82,16 +82,16 @@ def tukey(length: int, share: float = 0.25) -> Tensor:
 
 
 def standardised_log(power: Tensor) -> Tensor:
-    """log(power + 1e-7), each clip (B, F, T) less its mean and over its standard deviation + 1e-9 (the code's)."""
+    """Standardise log(power + 1e-7) of each clip (B, F, T): less its mean, over its deviation + 1e-9 (the code's)."""
     level = torch.log(power + LOG_FLOOR)
-    # In float64: of silence the mean's own rounding would be divided by 1e-9.
+    # In float64: for silence the mean's own rounding would be divided by 1e-9.
     mean = level.mean((1, 2), keepdim=True, dtype=torch.float64)
     deviation = (level - mean).square().mean((1, 2), keepdim=True).sqrt()
     return ((level - mean) / (deviation + 1e-9)).to(power.dtype)
 
 
 def lasting(wave: Tensor, seconds: float = 10.0, sample_rate: int = 16000) -> Tensor:
-    """(..., samples) of any length as so many seconds: repeated as needed, cut, clipped to [-1, 1] (the code's).
+    """Make waves (..., samples) last so many seconds: repeated as needed, cut, clipped to [-1, 1] (the code's).
 
     Raises:
         ValueError: no samples.

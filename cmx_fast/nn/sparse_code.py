@@ -1,4 +1,4 @@
-"""A learned dictionary whose sparse codes rebuild what comes in."""
+"""A learned dictionary whose sparse codes rebuild the input."""
 
 from __future__ import annotations
 

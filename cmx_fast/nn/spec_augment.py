@@ -14,7 +14,7 @@ class SpecAugment(nn.Module):
     Each sample on its own: time is warped first, ``freq_masks`` bands and ``time_masks`` stretches of frames are set
     to 0 afterwards (so put it behind the normalisation, where 0 is the mean). Widths are uniform over 0 to
     ``freq_width`` (``time_width``), places uniform over all that fit. Warping moves a frame, at least ``warp`` from
-    either end, by up to ``warp`` frames and stretches linearly what lies before and behind it (Park et al. 2019,
+    either end, by up to ``warp`` frames and stretches the frames before and behind it linearly (Park et al. 2019,
     section 2); spectrograms of at most ``2 * warp`` frames are left alone.
 
     The mask defaults are those of GDT's code ("medium"); CMAC warps too, without saying by how much: 5 is ours.
@@ -81,7 +81,7 @@ class SpecAugment(nn.Module):
 
 
 def stripes(drawn: Tensor, length: int, width: int) -> Tensor:
-    """What the masks of ``drawn`` (B, masks, 2) in [0, 1) cover of ``length`` cells: bool (B, length)."""
+    """The cells, of ``length``, under the masks of ``drawn`` (B, masks, 2) in [0, 1): bool (B, length)."""
     widths = (drawn[..., :1] * (width + 1)).floor()
     starts = (drawn[..., 1:] * (length - widths + 1)).floor()
     cells = torch.arange(length, device=drawn.device)
@@ -89,9 +89,9 @@ def stripes(drawn: Tensor, length: int, width: int) -> Tensor:
 
 
 def warped(time: Tensor, where: Tensor, how_far: Tensor, reach: int) -> Tensor:
-    """Which frame (B, T) is seen at each ``time`` (T,) where one of each sample moves by up to ``reach`` frames.
+    """The frames (B, T) seen at each ``time`` (T,) where one frame of each sample moves by up to ``reach`` frames.
 
-    What lies before and behind it is stretched linearly; ``where`` and ``how_far`` are (B,) numbers in [0, 1).
+    Those before and behind it are stretched linearly; ``where`` and ``how_far`` are (B,) numbers in [0, 1).
     """
     last = time.shape[0] - 1
     source = (reach + where * (last - 2 * reach))[:, None]

@@ -10,8 +10,8 @@ from torch import Tensor
 def warp(maps: Tensor, theta: Tensor, mode: str = "bilinear") -> Tensor:
     """Sample maps (B, C, h, w) where ``theta`` (B, 2, 3) sends the output's coordinates, [-1, 1] from edge to edge.
 
-    Pictures and maps of any stride warped by the same ``theta`` stay aligned. ``mode`` is :func:`torch.nn.functional.
-    grid_sample`'s; what lies outside is mirrored.
+    Pictures and maps of any stride warped by the same ``theta`` stay aligned. ``mode`` is that of
+    :func:`torch.nn.functional.grid_sample`; the outside is mirrored.
     """
     grid = affine_grid(theta.to(maps.dtype), maps.shape[2], maps.shape[3], align_corners=False)
     return F.grid_sample(maps, grid, mode, padding_mode="reflection", align_corners=False)
@@ -28,7 +28,7 @@ def affine_grid(theta: Tensor, height: int, width: int, align_corners: bool) -> 
 
 
 def _places(theta: Tensor, count: int, align_corners: bool) -> Tensor:
-    """The pixels' middles (count,) where -1 and 1 are the outermost ones' middles or edges."""
+    """The pixels' middles (count,), where -1 and 1 are the outermost pixels' middles or edges."""
     steps = torch.arange(count, device=theta.device).to(theta.dtype)
     if align_corners:
         return 2 * steps / max(count - 1, 1) - min(count - 1, 1)

@@ -1,4 +1,4 @@
-"""What callers of scikit-learn's estimators rely on: its options, errors, warnings, names and routing."""
+"""The conventions that callers of scikit-learn's estimators rely on: options, errors, warnings, names and routing."""
 
 import logging
 import subprocess
@@ -21,7 +21,7 @@ BOTH = pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans])
 
 
 class Frame:
-    """As much of a data frame as the estimators look at."""
+    """The part of a data frame that the estimators read."""
 
     def __init__(self, values, columns):
         self.values, self.columns, self.shape = np.asarray(values), columns, np.shape(values)

@@ -1,4 +1,4 @@
-"""What the loss modules add to the operators: conventions, the bank's order, and refusals."""
+"""The parts that the loss modules add to the operators: conventions, the bank's order, and refusals."""
 
 from __future__ import annotations
 

@@ -293,7 +293,7 @@ def test_boxes_without_area_are_refused_by_name(box):
 
 @pytest.mark.parametrize("box", NO_AREA.values(), ids=NO_AREA)
 def test_boxes_without_area_are_nan_where_nobody_looks(box, monkeypatch):
-    """As on a GPU, where a look would wait for the device."""
+    """Values are not checked, as on a GPU, where a check would wait for the device."""
     for module in ("boxes", "default_boxes"):
         monkeypatch.setattr(f"cmx_fast.nn.attention.{module}.is_checked", lambda tensor: False)
     wrong = torch.tensor([[0.1, 0.1, 0.4, 0.4], box])

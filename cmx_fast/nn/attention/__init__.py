@@ -1,9 +1,9 @@
-"""The attention mechanisms of vision networks, each faithful to its original, to drop into one's own.
+"""The attention mechanisms of vision networks, each faithful to its original, to use in your own networks.
 
 Soft attention weighs channels or positions and has gradients everywhere; hard attention picks places, and comes with
-what it is trained by. Modules and losses are traced whole by torch.compile and torch.export, at any batch size; where
-the number of boxes hangs on their values (``nms``, ``proposals``, ``proposal_loss``, ``match_anchors`` and
-``DefaultBoxes``' methods) they are not.
+the losses that train it. torch.compile and torch.export trace modules and losses whole, at any batch size, except where
+the number of boxes depends on their values (``nms``, ``proposals``, ``proposal_loss``, ``match_anchors`` and
+``DefaultBoxes``' methods).
 """
 
 from cmx_fast.nn.attention.boxes import box_iou, decode, encode, nms

@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def is_checked(tensor: Tensor) -> bool:
-    """Whether values are checked: on a GPU that would wait for the device, and in a compiled graph there are none.
+    """True where values are checked: not on a GPU, which the check would wait for, nor in a compiled graph.
 
-    What is wrong gives NaN there.
+    Wrong values give NaN there.
     """
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def has_area(sides: Tensor) -> Tensor:
-    """Of widths and heights (N, 2), where both are finite and above 0: (N,) bool."""
+    """A mask (N,) bool of widths and heights (N, 2) that are both finite and above 0."""
     return ((sides > 0) & sides.isfinite()).all(1)
 
 
 def require_area(name: str, boxes: Tensor) -> None:
-    """Refuse boxes whose sides have no finite length above 0; on a GPU only another shape.
+    """Refuse boxes whose sides have no finite length above 0; on a GPU only the shape is checked.
 
     Raises:
         ValueError: names the first such box and counts them.
@@ -41,7 +41,7 @@ def require_area(name: str, boxes: Tensor) -> None:
 
 
 def require_numbers(name: str, values: Tensor) -> None:
-    """Refuse NaN, which would vanish among what is below every threshold; on a GPU nothing.
+    """Refuse NaN, which would pass as a value below every threshold; on a GPU nothing is checked.
 
     Raises:
         ValueError: counts them.
@@ -53,12 +53,12 @@ def require_numbers(name: str, values: Tensor) -> None:
 
 
 def areas(boxes: Tensor) -> Tensor:
-    """(N,); 0 of boxes whose sides are in the wrong order."""
+    """The areas (N,) of boxes (N, 4); 0 for boxes whose sides are in the wrong order."""
     return (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).prod(1)
 
 
 def box_iou(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union (N, M)."""
+    """Intersection over union (N, M) of boxes (N, 4) and (M, 4)."""
     low = torch.maximum(one[:, None, :2], other[None, :, :2])
     high = torch.minimum(one[:, None, 2:], other[None, :, 2:])
     shared = (high - low).clamp_min(0).prod(2)
@@ -67,12 +67,12 @@ def box_iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def middles(boxes: Tensor) -> Tensor:
-    """Corners to middle x, middle y, width, height."""
+    """Boxes from corners to middle x, middle y, width and height."""
     return torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """Middle x, middle y, width, height to corners."""
+    """Boxes from middle x, middle y, width and height to corners."""
     return torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
 
 
@@ -91,7 +91,7 @@ def encode(boxes: Tensor, anchors: Tensor, variances: tuple[float, float] = (1.0
 
 
 def _or_nan(boxes: Tensor) -> Tensor:
-    """Boxes by middle and sides, those without area NaN."""
+    """The boxes, by middle and sides, with NaN for those without area."""
     return boxes.where(has_area(boxes[:, 2:])[:, None], torch.nan)
 
 
@@ -101,7 +101,7 @@ def decode(
     variances: tuple[float, float] = (1.0, 1.0),
     largest: float = math.log(1000 / 16),
 ) -> Tensor:
-    """The boxes that :func:`encode` makes these offsets of; growth is held at e ** ``largest``.
+    """Boxes (N, 4) from offsets (N, 4) and anchors, the inverse of :func:`encode`; growth is held at e ** ``largest``.
 
     Raises:
         ValueError: an anchor without area; on a GPU its box is NaN.
@@ -114,14 +114,13 @@ def decode(
 
 
 def nms(boxes: Tensor, scores: Tensor, threshold: float, most: int | None = None) -> Tensor:
-    """Non-maximum suppression: indices of the boxes kept, best first, int64.
+    """Non-maximum suppression: the indices of the kept boxes, best first, int64.
 
-    A box goes when it overlaps a better one that stays by more than ``threshold``. Equal scores: the lower index first.
-    The matrix of all overlaps is made, N x N.
+    A box goes when its overlap with a better one that stays is above ``threshold``. Of equal scores the lower index
+    comes first. Memory: the matrix of all overlaps, N x N.
 
     Raises:
-        ValueError: another number of scores than of boxes, NaN (on a GPU not looked for), or a threshold outside
-            [0, 1].
+        ValueError: another number of scores than of boxes, NaN (not checked on a GPU), or a threshold outside [0, 1].
     """
     if scores.shape != boxes.shape[:1] or boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(

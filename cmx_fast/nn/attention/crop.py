@@ -1,4 +1,4 @@
-"""RA-CNN: a network proposes a window of its input, and the next one sees that, enlarged."""
+"""RA-CNN: a network proposes a window of its input, and the next network sees the window, enlarged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 
 class AttentionProposal(nn.Module):
-    """Features (B, C, h, w) to windows (B, 3) in (0, 1): the middle's x and y and half the side, as shares of the side.
+    """Proposes windows: features (B, C, h, w) to windows (B, 3) in (0, 1).
+
+    A window is its middle's x and y and half its side, as shares of the picture's side.
 
     Two layers, tanh between and a sigmoid after (eq. 3 of the paper; widths the common code's).
     """
@@ -29,12 +31,13 @@ class AttentionProposal(nn.Module):
 class RecurrentAttentionCrop(nn.Module):
     """Fu et al., "Look Closer to See Better", CVPR 2017, eqs. 4 to 6: a window, cut softly and enlarged.
 
-    (B, C, H, W) and windows (B, 3) to (B, C, size, size). The picture is multiplied by the product of differences of
-    logistic functions along both sides, whose steepness lets a gradient reach the window, and read bilinearly there.
+    Pictures (B, C, H, W) and windows (B, 3) to (B, C, size, size). The picture is multiplied by the product of
+    differences of logistic functions along both sides, whose steepness lets a gradient reach the window, and read
+    bilinearly there.
 
     Args:
-        size: of the result. steepness: k, per pixel (10, the paper's).
-        least: half the side at least, a share of the picture's (1/3, the common code's).
+        size: side of the result. steepness: k, per pixel (10, the paper's).
+        least: the smallest half side, a share of the picture's side (1/3, the common code's).
     """
 
     def __init__(self, size: int, steepness: float = 10.0, least: float = 1 / 3):
@@ -50,7 +53,7 @@ class RecurrentAttentionCrop(nn.Module):
         return middle, half
 
     def mask(self, proposal: Tensor, height: int, width: int) -> Tensor:
-        """Eq. 5's window (B, 1, H, W), close to 1 inside and to 0 outside."""
+        """The window of eq. 5, (B, 1, H, W), close to 1 inside and to 0 outside."""
         middle, half = self.window(proposal)
         sides = []
         for axis, length in ((1, height), (0, width)):
@@ -74,7 +77,7 @@ class RecurrentAttentionCrop(nn.Module):
 
 
 def ranking_loss(logits: Sequence[Tensor], labels: Tensor, margin: float = 0.05) -> Tensor:
-    """Eq. 9: each scale's probability of the right class is to exceed that of the scale before by ``margin``; 0-d.
+    """The loss of eq. 9: each scale's probability of the right class is to exceed the scale before by ``margin``; 0-d.
 
     Args:
         logits: (B, classes) of each scale, coarse to fine. The common code ranks logits; the paper probabilities.

@@ -1,4 +1,4 @@
-"""SSD's hard attention: a fixed set of boxes at several scales, matched, mined and predicted for."""
+"""SSD's hard attention: a fixed set of boxes at several scales, matched to objects, with mining of hard negatives."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MAPS = (38, 19, 10, 5, 3, 1)
 STEPS = (8, 16, 32, 64, 100, 300)
 SIZES = (30, 60, 111, 162, 213, 264, 315)
 RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
-#: Offsets are divided by these, of middles and of sizes.
+#: Divisors of the offsets of middles and of sizes.
 VARIANCES = (0.1, 0.2)
 
 
 class Matched(NamedTuple):
-    """Targets of every default box: its class (0: background), and its offsets to the object it is for."""
+    """The targets of every default box: its class (0: background), and its offsets to its object."""
 
     labels: Tensor  # (P,) int64
     offsets: Tensor  # (P, 4)
@@ -45,7 +45,7 @@ class DefaultBoxes(nn.Module):
 
     Args:
         picture: pixels a side; maps, steps, sizes (one more than maps), ratios: as in the module's constants.
-        threshold: overlap from which a box is for an object (0.5).
+        threshold: overlap from which a box is an object's (0.5).
     """
 
     boxes: Tensor
@@ -90,8 +90,8 @@ class DefaultBoxes(nn.Module):
     def match(self, objects: Tensor, labels: Tensor) -> Matched:
         """Targets for the objects (N, 4) of one picture with classes (N,) from 1 on.
 
-        A box is for the object it overlaps most, if by the threshold; and each object has the box that overlaps it
-        most, whatever the overlap.
+        A box belongs to the object that it overlaps most, if the overlap reaches the threshold. Each object also has
+        the box that overlaps it most, whatever the overlap.
 
         Raises:
             ValueError: an object without area, or another number of labels; a label below 1. On a GPU the offsets of
@@ -110,7 +110,7 @@ class DefaultBoxes(nn.Module):
         share = box_iou(objects, self.boxes)
         best, object_of = share.max(0)
         own = share.argmax(1)
-        # Later objects win a box that two would have, as in the authors' code.
+        # The later of two objects wins a box that is best for both, as in the authors' code.
         best = best.index_fill(0, own, 2.0)
         numbers = torch.arange(len(objects), device=object_of.device)
         object_of = object_of.scatter_reduce(0, own, numbers, "amax", include_self=False)
@@ -122,7 +122,8 @@ class DefaultBoxes(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (M, 4), classes (M,) and scores (M,) of one picture's predictions, (P, 4) and (P, classes).
 
-        Of each class but 0 the scores above ``least``, after suppression at ``overlap``; the ``most`` best of all.
+        They are the scores above ``least`` of each class but 0, after suppression at ``overlap``, and of those the
+        ``most`` best.
         """
         require_numbers("offsets", offsets)
         require_numbers("scores", scores)
@@ -138,9 +139,9 @@ class DefaultBoxes(nn.Module):
 
 
 def multibox_loss(offsets: Tensor, logits: Tensor, matched: Sequence[Matched], negatives: int = 3) -> Tensor:
-    """Eq. 1: smooth L1 of offsets and cross-entropy of classes over the matched boxes' number; 0-d.
+    """The loss of eq. 1: smooth L1 of offsets and cross-entropy of classes over the matched boxes' number; 0-d.
 
-    Of the background boxes only the hardest count, ``negatives`` for each matched one of their picture.
+    Only the hardest background boxes count, ``negatives`` for each matched box of their picture.
 
     Args:
         offsets: (B, P, 4), logits: (B, P, classes).

@@ -14,9 +14,9 @@ from cmx_fast.ops._implementations import transformed
 
 
 class PositionAttention(nn.Module):
-    """gamma * attention + x over all positions, (B, C, H, W) to the same: eqs. 1 and 2 of DANet, names of its code.
+    """Attention over positions, gamma * attention + x, (B, C, H, W) to the same: eqs. 1 and 2 of DANet.
 
-    Queries and keys have C / 8 channels, values C, the softmax no scale; gamma starts at 0.
+    Queries and keys have C / 8 channels, values C, the softmax no scale; gamma starts at 0. Names are the code's.
     """
 
     def __init__(self, channels: int):
@@ -36,7 +36,7 @@ class PositionAttention(nn.Module):
 
 
 class _MixChannels(torch.autograd.Function):
-    """softmax(-x x^T) x of (B, C, N): five products of C x C x N, which libraries are at their limit in.
+    """softmax(-x x^T) x of (B, C, N): five products of C x C x N, in which libraries reach the hardware's limit.
 
     Autograd makes six, since it doesn't see that the energies' two gradients are products with the same x.
     """
@@ -64,11 +64,11 @@ def _mix_channels(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ChannelAttention(nn.Module):
-    """gamma * attention + x over channels, (B, C, H, W) to the same: eqs. 3 and 4 of DANet.
+    """Attention over channels, gamma * attention + x, (B, C, H, W) to the same: eqs. 3 and 4 of DANet.
 
     The code's energies are the row's largest product minus each product, so that unlike channels attend to each other;
     the paper prints the plain softmax (their maximum is a constant that drops out). gamma starts at 0. Memory: C x C
-    weights; second derivatives are not there.
+    weights. There are no second derivatives.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class ChannelAttention(nn.Module):
 class DualAttention(nn.Module):
     """DANet's head: Fu et al., "Dual Attention Network for Scene Segmentation", CVPR 2019.
 
-    (B, C, H, W) to logits of the two branches' sum, of the position branch and of the channel branch, each
+    Features (B, C, H, W) to logits of the two branches' sum, of the position branch and of the channel branch, each
     (B, classes, H, W): training supervises all three, testing takes the first.
 
     Args:

@@ -1,4 +1,4 @@
-"""EncNet: a picture's features, softly assigned to codewords, say which channels matter and which classes are there."""
+"""EncNet: features softly assigned to codewords weigh the channels and predict the classes of a picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Encoding(nn.Module):
     .. math:: e_k = \\sum_i a_{ik} (x_i - c_k), \\qquad a_{ik} = softmax_k(s_k \\lVert x_i - c_k \\rVert^2)
 
     Zhang et al., "Deep TEN", CVPR 2017, eqs. 1 and 2, and "Context Encoding", CVPR 2018. The (N, K, D) residuals are
-    never there: distances are |x|^2 - 2 x.c + |c|^2, of which |x|^2 s_k stays (s_k differs by codeword), and the sum is
-    sum a x - c sum a. Distances are in float32 at least. Parameter names are those of PyTorch-Encoding.
+    never in memory: distances are |x|^2 - 2 x.c + |c|^2, where |x|^2 s_k matters since s_k differs by codeword, and the
+    sum is sum a x - c sum a. Distances are in float32 at least. Parameter names are those of PyTorch-Encoding.
     """
 
     def __init__(self, channels: int, codewords: int = 32):
@@ -43,14 +43,14 @@ class _Mean(nn.Module):
 
 
 class ContextEncoding(nn.Module):
-    """EncNet's module: (B, C, H, W) to the same, and logits (B, classes) of which classes the picture holds.
+    """EncNet's module: (B, C, H, W) to the same, and logits (B, classes) of the classes in the picture.
 
     The encoding's mean over codewords, after a norm and a ReLU, gives a factor per channel: relu(x + x * gamma). The
     logits are for the SE-loss, :func:`presence_loss` with weight 0.2 (the paper's).
 
     Args:
         channels: C (512 in the networks, after a 3 x 3 convolution). classes. codewords: K (32).
-        se_loss: with the logits; without, the second result is None.
+        se_loss: True: with the logits; False: the second result is None.
     """
 
     def __init__(self, channels: int, classes: int, codewords: int = 32, se_loss: bool = True):
@@ -74,9 +74,9 @@ class ContextEncoding(nn.Module):
 
 
 def presence_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy of (B, classes) logits against which classes are among labels (B, H, W), 0-d.
+    """Binary cross-entropy of logits (B, classes) against the presence of classes in labels (B, H, W), 0-d.
 
-    Labels outside [0, classes), as those to ignore, count as none.
+    Labels outside [0, classes), such as those to ignore, do not count.
     """
     classes = logits.shape[1]
     known = labels.flatten(1).clamp(-1, classes)

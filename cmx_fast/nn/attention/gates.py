@@ -20,7 +20,7 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: C. reduction: C over the width between the two layers (16, the paper's).
-        bias: whether the layers have one (senet.pytorch: no; the authors' Caffe models: yes).
+        bias: True: the layers have a bias (senet.pytorch: no; the authors' Caffe models: yes).
 
     Raises:
         ValueError: fewer channels than the reduction, or an input of other channels.
@@ -44,7 +44,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """CBAM's factor per channel, eq. 2: the mean's and the maximum's way through one small network, summed."""
+    """CBAM's factor per channel, eq. 2: one small network's outputs for the mean and the maximum, summed."""
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
@@ -97,7 +97,7 @@ class CBAM(nn.Module):
 
     Args:
         channels: C. reduction: of the channel gate (16, the paper's). kernel: of the spatial gate (7, the paper's).
-        spatial: with the second gate; without, it is BAM's channel attention with a maximum.
+        spatial: True: with the second gate; False: BAM's channel attention with a maximum.
 
     Raises:
         ValueError: fewer channels than the reduction, an even kernel, or an input of other channels.

@@ -90,14 +90,14 @@ class NonLocal(nn.Module):
 def above_thresholds(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The mean over j of relu(a_i + b_j) v_j: (B, N), (B, M), (B, M, E) to (B, N, E), in M log M + N log M steps.
 
-    With keys in descending order the ones that count for a query are the first few: two running sums serve them all.
+    With keys in descending order those that count for a query come first, so two running sums serve all queries.
     """
     b, order = key.sort(1, descending=True)
     v = value.gather(1, order[..., None].expand_as(value))
     sums, weighted = (
         torch.cat([x.new_zeros(x.shape[0], 1, x.shape[2]), x.cumsum(1)], 1) for x in (v, b[..., None] * v)
     )
-    # As many keys as have b_j > -a_i.
+    # The number of keys with b_j > -a_i.
     count = torch.searchsorted(-b.detach(), query.detach().contiguous())[..., None].expand(
         -1, -1, value.shape[2]
     )
@@ -109,5 +109,5 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _pool(dimensions: int) -> nn.Module:
-    """Of videos only the pictures: time is short."""
+    """A pooling by 2, of videos in the picture's directions only: time is short."""
     return {1: nn.MaxPool1d(2), 2: nn.MaxPool2d(2), 3: nn.MaxPool3d((1, 2, 2))}[dimensions]

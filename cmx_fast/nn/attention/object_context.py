@@ -15,7 +15,7 @@ DILATIONS = (12, 24, 36)
 
 
 class ActivatedNorm(nn.BatchNorm2d):
-    """Batch norm and a leaky ReLU of slope 0.01: what the authors' in-place layer computes, under its names."""
+    """Batch norm and a leaky ReLU of slope 0.01, as in the authors' in-place layer and under its names."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(super().forward(x), 0.01)
@@ -56,7 +56,7 @@ class ObjectContextBlock(nn.Module):
 
 
 def _cells(maps: Tensor, dim: int, count: int) -> list[Tensor]:
-    """``count`` pieces of equal size along a dimension; the last one has the rest too."""
+    """Cut maps into ``count`` pieces of equal size along a dimension; the last one takes the rest, too."""
     step = maps.shape[dim] // count
     if step == 0:
         raise ValueError(
@@ -67,7 +67,7 @@ def _cells(maps: Tensor, dim: int, count: int) -> list[Tensor]:
 
 
 def _attend(keys: Tensor, values: Tensor) -> Tensor:
-    """Each place's mean of values (B, E, h, w) by its key's (B, D, h, w) softmax of products."""
+    """The mean of values (B, E, h, w) at each place, by the softmax of the products of keys (B, D, h, w)."""
     flat, of_values = (m.flatten(2).transpose(1, 2) for m in (keys, values))
     return attention(flat, flat, of_values).transpose(1, 2).unflatten(2, values.shape[2:])
 
@@ -84,7 +84,7 @@ class ObjectContext(nn.Module):
         out: width of the result (512 in the networks).
         kind: one of the three.
         keys, values: widths of "base" (default: half of C, and C; "pyramid" has these).
-        grids: of "pyramid".
+        grids: cells a side of each grid of "pyramid".
         dropout: default 0.05 [code], of "asp" 0.1.
 
     Raises:
@@ -154,7 +154,7 @@ class ObjectContext(nn.Module):
 
 
 class _PooledContext(nn.Module):
-    """The context of maps pooled by 2, alone, with a convolution after it."""
+    """The context alone of maps pooled by 2, and a convolution after it."""
 
     def __init__(self, channels: int):
         super().__init__()

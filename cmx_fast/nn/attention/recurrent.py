@@ -1,4 +1,4 @@
-"""RAM: a network that sees a picture through a few small glimpses, and learns by reward where to look."""
+"""RAM: a network that sees a picture through a few small glimpses, whose places it learns by reward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 
 class GlimpseSequence(NamedTuple):
-    """What a recurrent attention model did: T glimpses of B pictures.
+    """The record of a recurrent attention model's T glimpses of B pictures.
 
     Attributes:
         log_probabilities: (B, classes) after the last glimpse.
@@ -28,7 +28,8 @@ class GlimpseSequence(NamedTuple):
 def glimpses(picture: Tensor, location: Tensor, size: int, scales: int = 1, factor: int = 2) -> Tensor:
     """Square patches around ``location``, each ``factor`` times as wide as the one before, averaged to ``size``.
 
-    (B, C, H, W) and (B, 2), x and y in [-1, 1], to (B, scales, C, size, size). Outside the picture there are zeros.
+    Pictures (B, C, H, W) and locations (B, 2), x and y in [-1, 1], to (B, scales, C, size, size). Outside the picture
+    there are zeros.
     """
     height, width = picture.shape[2:]
     patches = []
@@ -48,7 +49,7 @@ def glimpses(picture: Tensor, location: Tensor, size: int, scales: int = 1, fact
 
 
 class _GlimpseNetwork(nn.Module):
-    """What is seen and where, as one vector: eq. of section 3.1's f_g."""
+    """The glimpse network f_g of section 3.1: a patch and its location as one vector."""
 
     def __init__(self, pixels: int, of_patch: int, of_place: int):
         super().__init__()
@@ -122,7 +123,10 @@ class RecurrentAttention(nn.Module):
         self.classifier, self.baseliner = _Layer(self.width, classes), _Layer(self.width, 1)
 
     def forward(self, picture: Tensor, first: Tensor | None = None) -> GlimpseSequence:
-        """``first``: (B, 2) where to look first; default: anywhere, uniformly (evaluation: the middle)."""
+        """Take ``steps`` glimpses of pictures (B, C, H, W).
+
+        ``first``: (B, 2), the first location; by default uniformly random, in evaluation the middle.
+        """
         b = picture.shape[0]
         if first is None:
             first = picture.new_empty(b, 2).uniform_(-1, 1) if self.training else picture.new_zeros(b, 2)
@@ -147,7 +151,7 @@ class RecurrentAttention(nn.Module):
 
 
 def recurrent_attention_loss(sequence: GlimpseSequence, labels: Tensor, weight: float = 0.01) -> Tensor:
-    """Negative log-likelihood, squared error of the baseline, and ``weight`` times REINFORCE; 0-d.
+    """The sum of negative log-likelihood, the baseline's squared error, and ``weight`` times REINFORCE; 0-d.
 
     The reward is 1 for a right answer, at every step; its advantage over the baseline gets no gradient. REINFORCE's
     terms are summed over the glimpses and averaged over the batch [the common code].

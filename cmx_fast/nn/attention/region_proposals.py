@@ -19,12 +19,12 @@ from cmx_fast.nn.attention.boxes import (
     require_numbers,
 )
 
-#: Of the loss on boxes: where the squared part ends (sigma = 3).
+#: The end of the squared part of the loss on boxes (sigma = 3).
 BETA = 1 / 9
 
 
 class Proposed(NamedTuple):
-    """Scores (B, A h w) as logits, offsets (B, A h w, 4), and the anchors (A h w, 4) in pixels that both are of."""
+    """Scores (B, A h w) as logits, offsets (B, A h w, 4), and their anchors (A h w, 4) in pixels."""
 
     logits: Tensor
     offsets: Tensor
@@ -39,7 +39,7 @@ class RegionProposals(nn.Module):
 
     Args:
         channels: C. stride: pixels of the picture per place of the map.
-        sizes, ratios: of the anchors: the square root of their area in pixels, and height over width.
+        sizes, ratios: the anchors' square roots of areas in pixels, and heights over widths.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RegionProposals(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def anchors(self, height: int, width: int) -> Tensor:
-        """(A h w, 4): of each place, row by row, every shape around its middle."""
+        """The anchors (A h w, 4): every shape around the middle of each place, row by row."""
         shapes: Tensor = self.shapes  # type: ignore[assignment]
         y, x = ((torch.arange(n, device=shapes.device) + 0.5) * self.stride for n in (height, width))
         middle = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], 2).view(-1, 1, 2)
@@ -87,7 +87,7 @@ def proposals(
     overlap: float = 0.7,
     least: float = 1.0,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Of each picture the boxes (N, 4) within (height, width) ``size`` and their scores (N,), best first.
+    """The boxes (N, 4) of each picture within (height, width) ``size``, and their scores (N,), best first.
 
     All anchors are scored; the ``before`` best are cut to the picture, suppressed at ``overlap``, and the ``after``
     best stay (2000 and 1000 in training; testing takes 300). Boxes with a side below ``least`` pixels go.
@@ -108,10 +108,10 @@ def proposals(
 
 
 def match_anchors(anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Of each anchor 1 (object), 0 (background) or -1 (neither), and its object's number.
+    """The label of each anchor, 1 (object), 0 (background) or -1 (neither), and its object's number.
 
-    1: overlap of 0.7 or the best of some object; 0: below 0.3 with all. Anchors that leave the picture (height, width)
-    count as neither.
+    1: overlap of 0.7 or more, or the best of some object; 0: below 0.3 with all. Anchors that leave the picture
+    (height, width) count as neither.
 
     Raises:
         ValueError: an anchor or an object without area.
@@ -140,8 +140,10 @@ def proposal_loss(
     sampled: int = 256,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Eq. 1: binary cross-entropy over ``sampled`` anchors of each picture, half of them objects' at most, and smooth
-    L1 of the objects' offsets over the same number; the mean over pictures, 0-d.
+    """The loss of eq. 1, its mean over pictures, 0-d.
+
+    Binary cross-entropy over ``sampled`` anchors of each picture, at most half of them objects', and smooth L1 of the
+    objects' offsets over the same number.
     """
     losses = []
     for logits, offsets, of_picture in zip(proposed.logits, proposed.offsets, objects, strict=True):

@@ -1,4 +1,4 @@
-"""Residual attention: a trunk multiplied by one plus a mask that a bottom-up top-down branch makes."""
+"""Residual attention: a trunk multiplied by one plus a mask from a branch that goes down and up again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Attention modules in the three stages.
+#: Numbers of attention modules in the three stages, by depth.
 STAGES = {56: (1, 1, 1), 92: (1, 2, 3)}
 
 
 class PreActivationUnit(nn.Module):
-    """A pre-activated bottleneck (He et al. 2016): norm, ReLU, convolutions of 1, 3 and 1; names of the common code."""
+    """A pre-activated bottleneck (He et al. 2016): norm, ReLU, convolutions of 1, 3 and 1; the common code's names."""
 
     def __init__(self, inner: int, outer: int, stride: int = 1):
         super().__init__()
@@ -39,7 +39,7 @@ def _units(channels: int, count: int) -> nn.Sequential:
 
 
 class ResidualAttention(nn.Module):
-    """(1 + M) * T: Wang et al., "Residual Attention Network", CVPR 2017, eq. 3; (B, C, H, W) to the same.
+    """(1 + M) * T, (B, C, H, W) to the same: Wang et al., "Residual Attention Network", CVPR 2017, eq. 3.
 
     ``before`` units, then a trunk of ``trunk`` units beside a mask branch, then ``before`` units. The mask branch goes
     down ``depth`` times (max pooling of 3, stride 2, then units), comes up again bilinearly with a skip unit at every
@@ -74,7 +74,7 @@ class ResidualAttention(nn.Module):
         )
 
     def mask(self, x: Tensor) -> Tensor:
-        """M in (0, 1) of the features after the first units, (B, C, H, W)."""
+        """The mask M in (0, 1) of the features after the first units, (B, C, H, W)."""
         sizes, kept = [x.shape[2:]], []
         for level, units in enumerate(self.down):
             x = units(F.max_pool2d(x, 3, stride=2, padding=1))

@@ -1,4 +1,4 @@
-"""A spatial transformer: the network chooses an affine window of its input, and sees that."""
+"""A spatial transformer: the network chooses an affine window of its input and reads it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class SpatialTransformer(nn.Module):
     Args:
         localise: any network to (B, width).
         size: (height, width) of the output; default: the input's.
-        align_corners: whether -1 and 1 are the outermost pixels' centres (the paper's and the common code's) or edges.
+        align_corners: True: -1 and 1 are the outermost pixels' centres (the paper's and the common code's); False:
+            edges.
     """
 
     def __init__(

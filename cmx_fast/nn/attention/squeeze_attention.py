@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SqueezeAttention(nn.Module):
-    """X_attn * X_res + X_attn with X_attn = up(conv(mean of 2 x 2)): (B, C, H, W) to (B, out, H, W).
+    """SANet's block, (B, C, H, W) to (B, out, H, W): X_attn * X_res + X_attn with X_attn = up(conv(mean of 2 x 2)).
 
     Zhong et al., "Squeeze-and-Attention Networks for Semantic Segmentation", CVPR 2020, eqs. 1 and 2: unlike a gate per
     channel, the squeezed branch keeps half the resolution and is not squashed to (0, 1). Both branches are two 3 x 3

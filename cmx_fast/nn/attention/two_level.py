@@ -1,4 +1,4 @@
-"""Two-level attention: which patches show the object, and which of its filters' places show its parts."""
+"""Two-level attention: selects the patches that show the object, and the places of its parts."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Steps of the grouping's k-means, from several starts.
+#: Steps and starts of the grouping's k-means.
 GROUPING_STEPS, STARTS = 50, 8
 
 
 class TwoLevelAttention(nn.Module):
     """Xiao et al., "The Application of Two-level Attention Models in Deep Convolutional Neural Network", CVPR 2015.
 
-    Object level: of a picture's patches those whose ``filter_net`` probability of the broad class (a bird, not which)
-    is high enough are classified by ``domain_net``, and their scores averaged. Part level: filters of one of
-    ``domain_net``'s layers are grouped by the likeness of their weights (spectral clustering); a group is a part
+    Object level: ``filter_net`` gives each patch's probability of the broad class (a bird of any kind). ``domain_net``
+    classifies the patches whose probability is high enough, and their scores are averaged. Part level: filters of one
+    of ``domain_net``'s layers are grouped by the likeness of their weights (spectral clustering). A group is a part
     detector, whose best place in the maps is that part.
 
     Args:
         filter_net: patches (B, C, H, W) to logits (B, broad classes).
         domain_net: patches to logits (B, classes).
         relevant: broad classes that count.
-        threshold: probability from which a patch is kept; of a picture without any the best patch is.
+        threshold: probability from which a patch is kept; a picture without such a patch keeps its best one.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class TwoLevelAttention(nn.Module):
         self.relevant, self.threshold = relevant, threshold
 
     def selected(self, patches: Tensor) -> Tensor:
-        """(B, P) bool: which patches (B, P, C, H, W) show the object."""
+        """A mask (B, P) bool of the patches (B, P, C, H, W) that show the object."""
         probability = self.filter_net(patches.flatten(0, 1)).softmax(1)[:, self.relevant].sum(1)
         probability = probability.view(patches.shape[:2])
         numbers = torch.arange(patches.shape[1], device=patches.device)
@@ -43,7 +43,7 @@ class TwoLevelAttention(nn.Module):
         return (probability >= self.threshold) | best
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Mean class probabilities (B, classes) over the selected of patches (B, P, C, H, W)."""
+        """Mean class probabilities (B, classes) over the selected ones of patches (B, P, C, H, W)."""
         if patches.dim() != 5:
             raise ValueError(f"patches must have shape (B, P, C, H, W), got {tuple(patches.shape)}")
         with torch.no_grad():
@@ -53,7 +53,7 @@ class TwoLevelAttention(nn.Module):
 
 
 def group_filters(weight: Tensor, groups: int = 3) -> Tensor:
-    """Which group each filter of a convolution's weight (F, C, kh, kw) is in, (F,) int64, by spectral clustering.
+    """The group of each filter of a convolution's weight (F, C, kh, kw), (F,) int64, by spectral clustering.
 
     The likeness of two filters is their cosine, negative ones 0. Deterministic.
 
@@ -74,7 +74,7 @@ def group_filters(weight: Tensor, groups: int = 3) -> Tensor:
 
 
 def _group(points: Tensor, groups: int, generator: torch.Generator) -> tuple[float, Tensor]:
-    """k-means from spread-out starts: the sum of squared distances and the groups."""
+    """Run k-means from a spread-out start; returns the sum of squared distances and the groups."""
     first = int(torch.randint(len(points), (), generator=generator))
     chosen = [first]
     while len(chosen) < groups:
@@ -89,7 +89,7 @@ def _group(points: Tensor, groups: int, generator: torch.Generator) -> tuple[flo
 
 
 def part_places(maps: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Where each group of filters answers most: maps (B, F, h, w) to (B, count, 2) rows and columns, int64."""
+    """The place of each filter group's largest answer: maps (B, F, h, w) to (B, count, 2) rows and columns, int64."""
     if groups.shape != (maps.shape[1],):
         raise ValueError(f"groups must have shape ({maps.shape[1]},), got {tuple(groups.shape)}")
     members = F.one_hot(groups, count).to(maps.dtype)
