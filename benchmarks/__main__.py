@@ -1,4 +1,4 @@
-"""``cmx bench``: measure, print, and write results."""
+"""``cmx bench`` measures, prints, and writes results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bench(
         bool, typer.Option("--older", help="Measure nothing: list the results older than their kernels.")
     ] = False,
 ) -> None:
-    """Measure the operators beside what their users run today: time, memory, error, forward and backward."""
+    """Measure time, memory and error of the operators, forward and backward, beside what their users run today."""
     if older:
         list_older(out)
         return

@@ -1,7 +1,7 @@
-"""What the attention modules learn that their baselines don't: ``python -m benchmarks.learning [--only ...]``.
+"""Compares what attention modules and their baselines learn: ``python -m benchmarks.learning [--only ...]``.
 
-Each task is made on the spot so that attention decides it; a module and its baseline are the same network but for the
-module, trained the same way. Prints a table; minutes on two cores.
+Each task is made on the spot so that attention decides it. A module and its baseline are the same network but for the
+module, trained the same way. The result is a table, after some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Row:
 def marked_blobs(count: int, reach: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Pictures (count, 3, S, S) of grey blobs, and labels (count, S, S): 0 background, 1 or 2 blob.
 
-    A picture's blob is of a class that nothing near it tells: a marker of 2 x 2 pixels, red or blue, does, 3 to
-    ``reach`` pixels from the edge of the blob. A network that sees less can't do better than guess.
+    Nothing near a picture's blob tells its class. A marker of 2 x 2 pixels, red or blue, does, 3 to ``reach`` pixels
+    from the edge of the blob. A network that sees less can only guess.
     """
     pictures = 0.1 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
     labels = torch.zeros(count, SIZE, SIZE, dtype=torch.int64)
@@ -70,7 +70,7 @@ def marked_blobs(count: int, reach: int, generator: torch.Generator) -> tuple[Te
 
 
 class Segmenter(nn.Module):
-    """Three convolutions, what stands between, and two more: without it, 9 pixels are seen."""
+    """Three convolutions, the module, and two more; without the module the network sees 9 pixels."""
 
     def __init__(self, between: nn.Module):
         super().__init__()
@@ -88,7 +88,7 @@ def _layer(inner: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inner, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU()
 
 
-#: Module, and how far the marker is: a squeezed copy sees twice as far as its baseline, the others everything.
+#: Modules, and the marker's distance: a squeezed copy sees twice as far as its baseline, the others everything.
 SEGMENTING: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "SqueezeExcite": (lambda: SqueezeExcite(WIDTH, 2), SIZE),
     "CBAM": (lambda: CBAM(WIDTH, 2), SIZE),
@@ -140,7 +140,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def distort(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Turned by up to 60 degrees, half to full size, moved, on a canvas of 42 pixels."""
+    """Turn digits by up to 60 degrees, scale them to half or more, and move them, on a canvas of 42 pixels."""
     b = len(pictures)
     angle, size, x, y = torch.rand(4, b, generator=generator)
     angle, size = (2 * angle - 1) * torch.pi / 3, 1 / (0.45 + 0.3 * size)
@@ -184,7 +184,7 @@ def read_distorted(transformer: bool, steps: int) -> float:
 
 
 def read_by_glimpses(steps: int) -> tuple[float, float]:
-    """Held-out accuracy of RAM on digits, and of the same weights when every glimpse is anywhere."""
+    """Held-out accuracy of RAM on digits, and of the same weights when every glimpse is at a random place."""
     torch.manual_seed(0)
     pictures, labels, held, of_held = digits()
     model = RecurrentAttention(10)
@@ -206,7 +206,7 @@ def read_by_glimpses(steps: int) -> tuple[float, float]:
 
 
 def rows(only: list[str], steps: float = 1.0) -> list[Row]:
-    """Every task whose module begins with one of ``only``, or all; ``steps``: a factor on the training's length."""
+    """The rows of every task whose module begins with one of ``only``, or all; ``steps``: a factor on the training."""
 
     def wanted(name: str) -> bool:
         return not only or name.startswith(tuple(only))
@@ -243,7 +243,7 @@ def rows(only: list[str], steps: float = 1.0) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What attention modules learn that their baselines don't.")
+    parser = argparse.ArgumentParser(description="Compare what attention modules and their baselines learn.")
     parser.add_argument("--only", nargs="*", default=[], help="modules, or the beginnings of their names")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Weak scaling of the ring on paper: ``python -m benchmarks.scaling [--rows N] [--width D]``.
+"""Computes the weak scaling of the ring: ``python -m benchmarks.scaling [--rows N] [--width D]``.
 
-What a process of ``distributed.info_nce`` (symmetric, in-batch) computes and sends in a step, forward and backward, and
-the time that takes at the assumed rates. Nothing is measured here; tests/distributed counts the bytes of real messages.
+The table has the operations and bytes of a process of ``distributed.info_nce`` (symmetric, in-batch) in a step, forward
+and backward, and their time at the assumed rates. Nothing is measured; tests/distributed counts real messages' bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """What a process is assumed to reach; the defaults are an H200's with one 400 Gb/s link per GPU.
+    """The assumed rates of a process; the defaults are an H200's with one 400 Gb/s link per GPU.
 
     flops: per second, of the losses' kernels. inside: bytes per second between GPUs of one machine. between: bytes per
     second and GPU between machines. machine: GPUs of one.
@@ -26,7 +26,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Step:
-    """Of one process and step: floating-point operations, bytes sent, messages, and bytes of others' rows held."""
+    """The work of a process in a step: floating-point operations, bytes sent, messages, and bytes of others' rows."""
 
     flops: float
     sent: float
@@ -34,13 +34,13 @@ class Step:
     held: float
 
     def seconds(self, rates: Rates, processes: int) -> tuple[float, float]:
-        """Computing, and sending at the slowest link of the ring; they overlap."""
+        """The seconds of computing, and of sending at the slowest link of the ring; they overlap."""
         link = rates.inside if processes <= rates.machine else rates.between
         return self.flops / rates.flops, self.sent / link
 
 
 def ring_step(processes: int, rows: int, width: int, element: int = 2) -> Step:
-    """Of symmetric in-batch InfoNCE with ``rows`` queries and keys of ``width`` features in each process.
+    """The step of symmetric in-batch InfoNCE with ``rows`` queries and keys of ``width`` features in each process.
 
     Forward a product of the queries with all keys and of the keys with all queries; backward the same products again
     and one more each for the gradients. Queries and keys go round once forward, and once backward with three float32
@@ -59,7 +59,7 @@ def ring_step(processes: int, rows: int, width: int, element: int = 2) -> Step:
 
 
 def gathered_bytes(processes: int, rows: int, width: int, element: int = 2) -> float:
-    """What "gather" holds of others' rows at its peak."""
+    """The bytes of others' rows that "gather" holds at its peak."""
     return (processes - 1) * rows * (2 * width * element + 2 * 3 * 4)
 
 

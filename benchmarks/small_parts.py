@@ -1,4 +1,4 @@
-"""Tasks of ``python -m benchmarks.learning`` whose class a small part decides: RA-CNN and two-level attention."""
+"""Tasks of ``python -m benchmarks.learning`` in which a small part decides the class: RA-CNN, two-level attention."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ LARGE, MARK, PATCH = 64, 9, 24
 
 
 def small_parts(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Discs (count, 3, 64, 64) with a small striped mark each, upright or lying: class (count,) and middle (count, 2).
+    """Draw discs (count, 3, 64, 64) with a small mark each, its stripes upright or lying.
 
-    Another mark, off the disc, has stripes of either way and counts for nothing. At a quarter of the size the stripes
+    Returns the pictures, the classes (count,) and the marks' middles (count, 2).
+
+    Another mark, off the disc, has stripes of either direction and does not count. At a quarter of the size the stripes
     are gone, at half of it nearly: their channel is noisy.
     """
     noise = torch.tensor([0.05, 0.05, 0.4])[:, None, None]
@@ -62,8 +64,10 @@ def _small_network() -> nn.Sequential:
 
 
 def find_the_part(steps: int) -> tuple[float, float, float, float]:
-    """RA-CNN on :func:`small_parts`: accuracy of the window, of the whole picture at a quarter of its size, how often
-    the window holds the mark, and how often one of its size in the middle does.
+    """Train RA-CNN on :func:`small_parts`.
+
+    Returns the accuracy of the window and of the whole picture at a quarter of its size, and the shares of pictures
+    whose mark is in the window and in a window of its size in the middle.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +90,7 @@ def find_the_part(steps: int) -> tuple[float, float, float, float]:
     for step in range(steps):
         index = torch.randint(len(pictures), (64,), generator=generator)
         coarse, fine, _ = both(pictures[index])
-        # In turns: the scales learn to classify, then the proposal to make the finer one surer.
+        # In turns the scales learn to classify, and the proposal to make the finer scale surer.
         if step % 2 == 0:
             loss, optimizer = (
                 F.cross_entropy(coarse, kinds[index]) + F.cross_entropy(fine, kinds[index]),
@@ -110,8 +114,10 @@ def find_the_part(steps: int) -> tuple[float, float, float, float]:
 
 
 def choose_patches(steps: int) -> tuple[float, float, float]:
-    """Two-level attention on :func:`small_parts` cut into 25 patches: accuracy with the selected patches and with all,
-    and how often a selected patch holds the mark. The filter is trained on whether a patch does.
+    """Train two-level attention on :func:`small_parts` cut into 25 patches.
+
+    Returns the accuracy with the selected patches and with all, and the share of selected patches that hold the mark.
+    The filter is trained to tell the patches that hold it.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Whole training steps of the four systems, with the kernels and with the formulas: ``cmx bench steps``.
+"""Times whole training steps of the four systems, with the kernels and with the formulas: ``cmx bench steps``.
 
 A step is that of ``cmx train``: data prepared on the device, clustering where the system has it, forward, losses,
 backward, optimiser. Both contenders start from the same weights, random numbers and data, and take turns; a system
@@ -35,13 +35,13 @@ CONTENDERS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     OURS: contextlib.nullcontext,
 }
 PARTS = ("data", "clusters", "forward", "loss", "backward", "optimiser")
-#: How far the first losses of the two contenders may be apart, relative.
+#: The largest relative difference between the first losses of the two contenders.
 AGREEMENT = {"fp32": 1e-3, "bf16": 3e-2}
 WIDTH = 78
 
 
 class Parts:
-    """Seconds of each part of a step; a part within another counts for itself alone."""
+    """The seconds of each part of a step; a part within another counts for itself alone."""
 
     def __init__(self, device: str):
         self._marks = timing.Marks(device)
@@ -61,7 +61,7 @@ class Parts:
         self._entered.append(self._now[-1] if self._now else "")
 
     def seconds(self) -> dict[str, float]:
-        """By part, in the order of PARTS; those that the step has."""
+        """The seconds by part, in the order of PARTS, of the parts that the step has."""
         sums = dict.fromkeys(PARTS, 0.0)
         for part, seconds in zip(self._entered, self._marks.seconds(), strict=False):
             if part:
@@ -70,7 +70,7 @@ class Parts:
 
 
 class Trainer:
-    """A system's training, a step a call, as :func:`cmx_fast.train.loop.run_stage` does it."""
+    """A system's training, a step per call, as in :func:`cmx_fast.train.loop.run_stage`."""
 
     def __init__(self, fabric: Fabric, system: System, *, compile: bool = False):
         self.fabric, self.system = fabric, system
@@ -78,7 +78,7 @@ class Trainer:
         self.module = fabric.setup_module(module)
         self.optimizer = set_up_optimizer(fabric, system.optimizer, system.groups)
         self.parts: Parts | None = None
-        if not compile:  # what is compiled must not be interrupted by clocks
+        if not compile:  # clocks must not interrupt a compiled graph
             for module, name, part in system.inner:
                 setattr(module, name, self._watched(getattr(module, name), part))
         system.module.train()
@@ -95,7 +95,7 @@ class Trainer:
         return contextlib.nullcontext() if self.parts is None else self.parts.of(part)
 
     def step(self) -> Tensor:
-        """The loss, detached."""
+        """Make a step; returns the loss, detached."""
         torch.manual_seed(0)
         system, fabric = self.system, self.fabric
         with self._of("data"):
@@ -117,7 +117,7 @@ class Trainer:
         return loss.detach()
 
     def timed(self) -> dict[str, float]:
-        """Seconds of each part of a step."""
+        """Make a step; returns the seconds of each part."""
         self.parts = Parts(self.fabric.device.type)
         self.step()
         seconds, self.parts = self.parts.seconds(), None
@@ -141,7 +141,7 @@ def measure(
         try:
             with context():
                 trainer = Trainer(fabric, system, compile=compile)
-                losses[contender] = float(trainer.step())  # and the optimiser's state is there
+                losses[contender] = float(trainer.step())  # and makes the optimiser's state
                 rows[contender] = {"peak_mb": _peak(trainer, device.type)}
             trainers[contender] = trainer
         except torch.OutOfMemoryError:
@@ -169,7 +169,7 @@ def measure(
 
 
 def _peak(trainer: Trainer, device: str) -> float | None:
-    """MB of a step beyond weights, optimiser and data; None where this system doesn't tell."""
+    """The MB of a step beyond weights, optimiser and data; None where this operating system doesn't tell."""
     gc.collect()
     try:
         peak = memory.extra_peak if device == "cpu" else memory.cuda_extra_peak
@@ -179,7 +179,7 @@ def _peak(trainer: Trainer, device: str) -> float | None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """A system: a line for each contender with the parts' shares of its time; at most 78 columns."""
+    """A table of one system: a line for each contender with the parts' shares of its time; at most 78 columns."""
     heads = "".join(f"{part:>{max(6, len(part) + 1)}}" for part in PARTS)
     lines = [record["title"][:WIDTH], f"{'':12}{'ms':>8}{'peak MB':>9}{heads}"]
     if "differ" in record:
@@ -213,7 +213,7 @@ def bench_steps(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     out: Annotated[Path | None, typer.Option(help="Folder for steps/<machine>.json.")] = None,
 ) -> None:
-    """Time whole training steps with the kernels and with the formulas, and what of a step is spent where."""
+    """Time whole training steps, and each part of them, with the kernels and with the formulas."""
     unknown = [name for name in systems or [] if name not in SYSTEMS]
     if unknown:
         raise typer.BadParameter(f"systems are {', '.join(SYSTEMS)}; got {', '.join(unknown)}")

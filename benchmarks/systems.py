@@ -1,6 +1,6 @@
-"""The four systems with random data on the device, ready for training steps as ``cmx train`` makes them.
+"""Builds the four systems with random data on the device, ready for training steps as in ``cmx train``.
 
-Files are not read: ``cmx bench data`` measures that. What is done to a batch on the device is part of a step.
+Files are not read: ``cmx bench data`` measures that. The preparation of a batch on the device is part of a step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 
 Batch = dict[str, Tensor]
 
-#: Rooms behind CSIR's pairs, classes that the batch is balanced over; a room's impulse response in seconds.
+#: Rooms of CSIR's pairs, the classes that the batch is balanced over, and seconds of a room's impulse response.
 SPACES, AIR_SECONDS = 32, 1.0
 #: Width of Sound2Scene's picture features: SwAV's ResNet-50, and the demo's small encoder.
 PICTURE_FEATURES = {"paper": 2048, "demo": 128}
@@ -43,16 +43,16 @@ FRAME_RATIO = 4 / 3
 
 @dataclass
 class System:
-    """A model and what its training does to a batch.
+    """A model and its training on a batch.
 
     Attributes:
         title: the batch in words.
         groups: of the optimiser's parameters, each with its "lr".
         prepare: makes the next batch of data that are on the device.
-        labels: what the losses take of the batch, as :func:`cmx_fast.train.loop.gather` has it.
-        cluster: what the batch costs in the epoch's clustering; gives what the losses need of it.
+        labels: the part of the batch that the losses take, as in :func:`cmx_fast.train.loop.gather`.
+        cluster: the batch's part of the epoch's clustering; returns the labels that the losses need.
         after_step: called after the optimiser's.
-        inner: methods of modules (module, name) that count as another part than the one that calls them, by part.
+        inner: methods of modules (module, name, part) that count as another part than the one that calls them.
     """
 
     title: str
@@ -68,7 +68,7 @@ class System:
 
 @contextmanager
 def formulas_only() -> Iterator[None]:
-    """Within, every operator that may choose takes its formula in plain PyTorch: ``impl="reference"``."""
+    """A context in which every operator that may choose takes its formula in plain PyTorch, ``impl="reference"``."""
     automatic = _implementations.automatic
     _implementations.automatic = lambda *_: ("reference", "the kernels are compared with it")
     try:
@@ -78,7 +78,7 @@ def formulas_only() -> Iterator[None]:
 
 
 def csir(preset: str, batch: int | None, device: torch.device) -> System:
-    """The cross-modal stage: rooms and sentences convolved, log-mels, crops and zooms; both encoders train."""
+    """CSIR's cross-modal stage: rooms and sentences convolved, log-mels, crops and zooms; both encoders train."""
     recipe = Recipe.preset(preset)
     batch = batch or recipe.cross_batch
     samples = int(recipe.seconds * recipe.sample_rate)
@@ -112,7 +112,7 @@ def csir(preset: str, batch: int | None, device: torch.device) -> System:
 
 
 def cmac(preset: str, batch: int | None, device: torch.device) -> System:
-    """Frames cropped and recoloured, filter banks and their masks, key encoders, banks, and the consistency loss."""
+    """CMAC: frames cropped and recoloured, filter banks with masks, key encoders, banks, and the consistency loss."""
     recipe = CMACRecipe.preset(preset)
     batch = batch or recipe.batch
     model = CMAC(recipe).to(device)
@@ -147,7 +147,7 @@ def cmac(preset: str, batch: int | None, device: torch.device) -> System:
 
 
 def c2l(preset: str, batch: int | None, device: torch.device) -> System:
-    """Two views of a picture; clustered once and labelled once an epoch, which takes two more passes of the network."""
+    """C2L: two views of a picture, clustered and labelled once an epoch, which takes two more passes of the network."""
     recipe = C2LRecipe.preset(preset)
     batch = batch or recipe.batch
     model = C2L(recipe).to(device)
@@ -213,7 +213,7 @@ def c2l(preset: str, batch: int | None, device: torch.device) -> System:
 
 
 def sound2scene(preset: str, batch: int | None, device: torch.device) -> System:
-    """Spectrograms of sounds; the pictures' features are there."""
+    """Sound2Scene: spectrograms of sounds, with the pictures' features ready."""
     recipe = Sound2SceneRecipe.preset(preset)
     batch = batch or recipe.batch
     width = PICTURE_FEATURES[preset]

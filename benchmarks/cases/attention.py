@@ -1,4 +1,4 @@
-"""Attention with values wider than keys, and the encoding layer: the formulas as they are written, and ours."""
+"""Attention with values wider than keys, and the encoding layer: the formulas as users write them, and ours."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from ..peers import formulas
 
 @functools.lru_cache(2)
 def problem(task: str, n: int, d: int, e: int, batch: int, seed: int = 0) -> Problem:
-    """Queries and keys (batch, n, d), values (batch, n, e), and what pulls on the output; or features (batch, d, n) and
-    e codewords.
+    """Queries and keys (batch, n, d), values (batch, n, e), and a gradient of the output; or features and codewords.
+
+    Features are (batch, d, n), with e codewords.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -52,7 +53,7 @@ def _pytorchs(query: Tensor, key: Tensor, value: Tensor, pull: Tensor) -> Tensor
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, pull: Tensor) -> Tensor:
-    """One head, zeros where queries and keys are narrower: what makes the library's kernel take them."""
+    """One head with zeros where queries and keys are narrower, so that the library's kernel takes them."""
     missing = (0, value.shape[-1] - query.shape[-1])
     query, key, value = F.pad(query, missing)[:, None], F.pad(key, missing)[:, None], value[:, None]
     return (F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0] * pull).sum()

@@ -1,4 +1,4 @@
-"""The three papers' audio front ends: as libraries compute them, as written in PyTorch, and ours."""
+"""The three papers' audio front ends: by libraries, written in PyTorch, and ours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def problem(task: str, n: int, samples: int, seed: int = 0) -> Problem:
 
 
 LOG_MEL, FILTERBANK, POWER = LogMel(), LogFilterbank(), PowerSpectrogram()
-#: Of each front end n_fft, hop and bands.
+#: n_fft, hop and bands of each front end.
 SHAPES = {
     "log-mel": (LOG_MEL.n_fft, LOG_MEL.hop, len(LOG_MEL.bands)),
     "filterbank": (FILTERBANK.nfft, FILTERBANK.step, len(FILTERBANK.bands)),

@@ -1,4 +1,4 @@
-"""Gates at the end of a ResNet's block, and DANet's attention over channels: as they are written, and ours."""
+"""Gates at the end of a ResNet's block, and DANet's attention over channels: as users write them, and ours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REDUCTION = 16
 
 @functools.lru_cache(2)
 def problem(task: str, n: int, d: int, size: tuple[int, ...], seed: int = 0) -> Problem:
-    """Features (n, d, *size), what pulls on the result, and for gates what is added, and weights."""
+    """Features (n, d, *size), a gradient of the result, and for gates the residual and weights."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:

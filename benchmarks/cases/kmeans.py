@@ -1,4 +1,4 @@
-"""K-means steps and the loss against frozen centroids: what scikit-learn, faiss and PiCIE's code do, and ours."""
+"""K-means steps and the loss against frozen centroids: by scikit-learn, faiss and PiCIE's code, and ours."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def _our_step(p: Problem, impl: str = "auto") -> Loss:
 
 
 def _rows(p: Problem) -> Tensor:
-    """The maps' pixels, next to each other."""
+    """The maps' pixels as contiguous rows."""
     return p["x"].movedim(1, -1).reshape(-1, p["x"].shape[1]).contiguous()
 
 
 def _of_rows(iteration: Callable[[Tensor, Tensor], Loss]) -> Callable[[Problem], Loss]:
-    """An iteration that takes rows: their copy is made once, and not measured."""
+    """An iteration that takes rows, whose copy is made once and not measured."""
     return lambda p: iteration(_rows(p), p["centroids"])
 
 
@@ -60,7 +60,7 @@ def _chunked(rows: Tensor, centroids: Tensor) -> Loss:
 
 
 def _seen(p: Problem) -> Tensor:
-    """Points that each cluster has had so far: half of those to come."""
+    """The points that each cluster has had so far: half of those to come."""
     x, centroids = p["x"], p["centroids"]
     return torch.full((len(centroids),), x.numel() // x.shape[1] // len(centroids) // 2)
 
@@ -95,7 +95,7 @@ PROVIDERS: dict[str, dict[str, Provider]] = {
         ),
         OURS: Provider(_our_step, _step),
     },
-    # A step from maps; what only takes rows gets them for nothing where its name says so.
+    # A step from maps. Contenders that only take rows get them for nothing where their names say so.
     "step of maps": {
         "PyTorch, 4096 rows at a time": Provider(_of_rows(_chunked), _step),
         "flash-kmeans": Provider(

@@ -1,4 +1,4 @@
-"""Frames to a network's input: torchvision's v2 transforms clip by clip, ``grid_sample`` over the batch, and ours."""
+"""Frames to a network's input, by torchvision's v2 transforms per clip, by ``grid_sample`` per batch, and by ours."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def problem(task: str, n: int, size: tuple[int, ...], seed: int = 0) -> Problem:
 
 
 def view_of(size: tuple[int, ...]) -> int:
-    """Side of the views: CMAC's of clips, ImageNet's of pictures."""
+    """The side of the views: CMAC's for clips, ImageNet's for pictures."""
     return 128 if size[0] > 1 else 224
 
 
 def _torchvision(frames: Tensor, windows: Tensor, mirrored: Tensor, factors: Tensor | None = None) -> Tensor:
-    """In uint8 up to the last step, which is its fastest way."""
+    """torchvision's transforms at their fastest: in uint8 up to the last step."""
     side, clips = view_of(frames.shape[1:2]), []
     for row, clip in enumerate(frames):
         left, top, width, height = map(int, windows[row].tolist())

@@ -1,4 +1,4 @@
-"""Pyramid correlation filtering with its consistency loss: the formula as it is written, and ours."""
+"""Pyramid correlation filtering with its consistency loss: the formula as users write it, and ours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..peers import formulas
 
 @functools.lru_cache(2)
 def problem(task: str, n: int, d: int, size: tuple[int, ...], seed: int = 0) -> Problem:
-    """Features (n, d, *size) and filters (n, d); a predicted map where the task has one, else what pulls on the map."""
+    """Features (n, d, *size) and filters (n, d); a predicted map where the task has one, else a gradient of the map."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -54,7 +54,7 @@ def _our_consistency(p: Problem, impl: str = "auto") -> Tensor:
 
 
 def elements(n: int, d: int, size: tuple[int, ...]) -> int:
-    """Of the features."""
+    """The number of the features' elements."""
     return n * d * math.prod(size)
 
 

@@ -1,4 +1,4 @@
-"""The sparse code: the unrolled loop as it is written, and ours."""
+"""The sparse code: the unrolled loop as users write it, and ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _arguments(p: Problem) -> tuple:
 
 
 def _objective(codes: Tensor) -> Tensor:
-    """A loss of the codes whose gradient is not the same everywhere."""
+    """A loss of the codes whose gradient differs from place to place."""
     return codes.square().sum()
 
 

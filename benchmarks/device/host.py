@@ -18,7 +18,7 @@ CAPABILITY, MULTIPROCESSORS = (9, 0), 132  # of an H200, whose tiles the launche
 
 
 class NoDriver:
-    """Of Triton's driver what a launch asks for."""
+    """The part of Triton's driver that a launch uses."""
 
     def get_current_target(self) -> object:
         from triton.backends.compiler import GPUTarget
@@ -47,7 +47,7 @@ class NoKernel:
 
 
 def launch_nothing() -> None:
-    """From now on launchers choose an H200's tiles, and launches end in this process where the driver would begin.
+    """Make launchers choose an H200's tiles, and launches end in this process where the driver would begin.
 
     Raises:
         RuntimeError: Triton interprets kernels in this process, so there is no launch path.
@@ -91,7 +91,7 @@ def steps() -> dict[str, Callable[[], object]]:
 
 
 def launches_of(step: Callable[[], object]) -> int:
-    """Kernels that a call launches."""
+    """The number of kernels that a call launches."""
     before = NoKernel.launches
     step()
     return NoKernel.launches - before

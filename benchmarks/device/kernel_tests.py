@@ -1,4 +1,4 @@
-"""Runs the tests of the GPU kernels, side by side, and says which operators failed them on their own."""
+"""Runs the tests of the GPU kernels side by side and finds the operators that fail them on their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS, FOLDER = "tests/kernels", "tests/device"
-#: Of tests/device: what goes wrong silently first, what takes longest last.
+#: The files of tests/device: silent faults first, long tests last.
 FILES = (
     "test_graphs",
     "test_edges",
@@ -38,7 +38,7 @@ CHECKS = ("memcheck", "racecheck")
 
 
 class Outcomes(NamedTuple):
-    """Tests by their ids, in the order in which they ran, and whether all that were asked for did."""
+    """Tests by their ids, in the order in which they ran; ``finished`` if all of them did."""
 
     passed: list[str]
     failed: list[str]
@@ -51,20 +51,20 @@ class Outcomes(NamedTuple):
 
 
 def kernel_files(root: Path = ROOT) -> list[str]:
-    """The tests of launchers, less those that only compile."""
+    """The tests of launchers, without those that only compile."""
     names = sorted(path.name for path in (root / KERNELS).glob("test_*.py"))
     return [f"{KERNELS}/{name}" for name in names if not name.startswith("test_compile")]
 
 
 def tested() -> list[str]:
-    """Operators that have tests for a device: tests/kernels/test_<operator>.py, beside which test_<operator>_*.py."""
+    """The operators with tests for a device: tests/kernels/test_<operator>.py, and with it test_<operator>_*.py."""
     names = [Path(file).stem.removeprefix("test_") for file in kernel_files()]
     parts = {name for name in names for other in names if name.startswith(f"{other}_")}
     return [name for name in names if name not in parts and name not in OF_ALL]
 
 
 def workers() -> int:
-    """Processes that share the tests: one takes ten minutes to compile a thousand kernels."""
+    """The number of processes that share the tests: one takes ten minutes to compile a thousand kernels."""
     if importlib.util.find_spec("xdist") is None:
         return 1
     return min(MOST_WORKERS, os.cpu_count() or 1)
@@ -73,7 +73,7 @@ def workers() -> int:
 def run_pytest(
     arguments: Iterable[str], seconds: float, root: Path = ROOT, *, processes: int = 1
 ) -> Outcomes:
-    """Tests in processes of their own; what had run when the time was up, or the process died, counts."""
+    """Run tests in processes of their own; those that ran before the time was up or the process died count."""
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *arguments]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if processes > 1:
@@ -116,7 +116,7 @@ def collected(arguments: Iterable[str], root: Path = ROOT) -> list[str]:
 
 
 def operator_of(test: str, operators: Iterable[str]) -> str | None:
-    """The operator that a test's file or else its name says; None for tests of the suite itself."""
+    """The operator in a test's file name or else in its own; None for tests of the suite itself."""
     path, _, name = test.partition("::")
     file = Path(path).stem.removeprefix("test_")
     by_file = [stem for stem in operators if f"{file}_".startswith(f"{stem}_")]
@@ -126,14 +126,14 @@ def operator_of(test: str, operators: Iterable[str]) -> str | None:
 def failed_operators(
     operators: list[str], deadline: float, *, only: bool = False, root: Path = ROOT
 ) -> dict[str | None, list[str]]:
-    """The failed tests of each operator, and under None those of the suite itself; ``only``: no others are run.
+    """The failed tests of each operator, and under None those of the suite itself; ``only``: run no others.
 
     An illegal access spoils the process for the tests that follow. So where several operators fail together, the failed
     tests of each are tried again alone, and count only if they fail there, or if there is no time left to try. Without
     a result in time, a test of a kernel counts as failed, those of tests/device under None.
     """
     failures: dict[str | None, list[str]] = {}
-    # The same on the CPU is no news here.
+    # The CPU's tests ran elsewhere.
     selected = f"not cpu and ({' or '.join(operators)})" if only else "not cpu"
     together = kernel_files(root) + [f"{FOLDER}/{file}.py" for file in FILES]
     large = f"{FOLDER}/{LARGE}.py"
@@ -165,7 +165,7 @@ def failed_operators(
 def _alone(
     failed: list[str], operators: list[str], deadline: float, root: Path
 ) -> dict[str | None, list[str]]:
-    """Of the failed tests, by operator, those that fail without the others' company."""
+    """The failed tests, by operator, that also fail without the other operators' tests."""
     by_operator: dict[str | None, list[str]] = {}
     for test in failed:
         by_operator.setdefault(operator_of(test, operators), []).append(test)
@@ -180,7 +180,11 @@ def _alone(
 
 
 def sanitize(seconds: float) -> int:
-    """Every kernel once under compute-sanitizer's memcheck and racecheck: 0 without a finding, 2 without the tool."""
+    """Run every kernel once under compute-sanitizer's memcheck and racecheck.
+
+    Returns:
+        0 without a finding, 1 with one, 2 without the tool.
+    """
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         print(
@@ -191,7 +195,7 @@ def sanitize(seconds: float) -> int:
     for check in CHECKS:
         command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "pytest", SANITIZED]
         try:
-            # Of one large cached block no access is out of bounds.
+            # Within one large cached block no access would be out of bounds.
             done = subprocess.run(
                 [*command, "-q", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True, check=False,
                 timeout=max(1.0, deadline - time.monotonic()),

@@ -1,4 +1,4 @@
-"""The cases that are held against what an H200 can do at all: ``python -m benchmarks.device --only floors``.
+"""The cases that are held against an H200's limits: ``python -m benchmarks.device --only floors``.
 
 A floor is the time of the fewest operations, or bytes, that the result takes without the matrix of similarities in
 memory, at what a large bfloat16 product (790 TFLOP/s) and a large copy (4.3 TB/s) reach on an H200:
@@ -9,10 +9,10 @@ memory, at what a large bfloat16 product (790 TFLOP/s) and a large copy (4.3 TB/
 - a k-means step from maps: the larger of one product and one read; its goals are those that its kernel was designed to;
 - pyramid correlation: features read twice, their gradient written once.
 
-``reach`` is the floor; ``least`` is what is asked: about a third more where kernels of this kind have been published
-(symmetric InfoNCE), and more room where none were. Nothing here was measured. C2L's clustering pass over 6,000 images
-is 31 batches: its speed is that of one. Small batches of pairs are bound by launches: they are asked to beat
-``torch.compile``, both as CUDA graphs and not.
+A goal's ``reach`` is the floor. Its ``least`` is about a third more where kernels of this kind have been published
+(symmetric InfoNCE), and has more room where none were. Nothing here was measured. C2L's clustering pass over 6,000
+images is 31 batches: its speed is that of one. Small batches of pairs are bound by launches, so their goal is to beat
+``torch.compile``, both as CUDA graphs and without.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLIP, COMPILED, MOCO, SUPCONTRAST = (
     "MoCo's formula",
     "SupContrast's formula",
 )
-#: Kernels of others for the symmetric loss.
+#: Other packages' kernels for the symmetric loss.
 FUSED = ("memeff", "inf_cl", "cut-cross-entropy")
 GRAPH = ", a graph"
 FLASH = "flash-kmeans"

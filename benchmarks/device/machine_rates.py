@@ -1,4 +1,4 @@
-"""What this machine reaches with a large product and a large copy, in the run whose cases are held against it."""
+"""Measures the rates of a large product and a large copy on this machine, against which the run's cases are held."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = {"cuda": 8192, "cpu": 1024}
 COPIED = {"cuda": 2**30, "cpu": 2**26}
 #: Inputs together are this many times the last cache, so that each comes from memory.
 TIMES_CACHE = 4
-#: Of a CPU, whose size PyTorch doesn't tell: bytes of a large one.
+#: Bytes of a large CPU cache, since PyTorch doesn't tell the size of this machine's.
 CPU_CACHE = 2**27
 CALLS = {"cuda": 30, "cpu": 8}
 
@@ -28,7 +28,7 @@ def _cache(device: str) -> int:
 
 
 def _rotating(make: Callable[[], tuple[Tensor, ...]], device: str) -> Iterator[tuple[Tensor, ...]]:
-    """Sets of random tensors in turn, too many for the cache, and at least two."""
+    """Yield sets of random tensors in turn, too many for the cache, and at least two."""
     first = make()
     size = sum(tensor.numel() * tensor.element_size() for tensor in first)
     others = max(1, math.ceil(TIMES_CACHE * _cache(device) / size) - 1)
@@ -36,7 +36,7 @@ def _rotating(make: Callable[[], tuple[Tensor, ...]], device: str) -> Iterator[t
 
 
 def _median(step: Callable[..., object], inputs: Iterator[tuple[Tensor, ...]], device: str) -> float:
-    """Seconds of a call, from marks between calls that follow each other without a gap."""
+    """The median seconds of a call, from marks between calls that follow each other without a gap."""
     for _ in range(3):
         step(*next(inputs))
     marks = timing.Marks(device)
@@ -70,7 +70,7 @@ def copy_rate(device: str) -> float:
 
 
 def measured(device: str) -> Chip:
-    """This machine as the cost model takes a chip, with the rates as they were reached."""
+    """This machine as a chip of the cost model, with the measured rates."""
     return Chip(
         "this machine",
         bfloat16=product_rate(device, torch.bfloat16),
@@ -82,7 +82,7 @@ def measured(device: str) -> Chip:
 
 
 def describe(chip: Chip) -> str:
-    """The rates in a line."""
+    """The rates as one line of text."""
     return (
         f"large products reach {chip.bfloat16 / 1e12:.4g} TFLOP/s in bfloat16 and {chip.float32 / 1e12:.4g} in "
         f"float32, a large copy {chip.memory / 1e12:.3g} TB/s"

@@ -26,9 +26,9 @@ from ..harness.registry import DEVICE_CASES
 #: Shares of the data sheet's rates that a large bfloat16 product and a large copy reached on an H200 (790 of 989
 #: TFLOP/s, 4.3 of 4.8 TB/s); assumed for the others.
 PRODUCT_SHARE, COPY_SHARE = 0.80, 0.90
-#: Seconds that a launch costs a chip that has nothing else to do; ours, an assumption.
+#: Seconds that a launch costs an idle chip; our assumption.
 LAUNCH = 4e-6
-#: Features that a gradient program holds, by the bytes of one, on the newer chips.
+#: Features that a gradient program holds on the newer chips, by the bytes of one.
 WIDEST_FUSED = {2: 256, 4: 128}
 #: Iterations of the sparse codes that are measured.
 STEPS = 10
@@ -36,9 +36,9 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Chip:
-    """Dense products per second in bfloat16 and in float32 outside of the matrix units, and bytes per second.
+    """A chip's rates: operations per second of dense products, in bfloat16 and in plain float32, and bytes per second.
 
-    The shares are what is reached of them.
+    The shares are the parts of them that are reached.
     """
 
     name: str
@@ -66,13 +66,13 @@ class Cost:
     launches: int
 
     def seconds(self, chip: Chip, dtype: torch.dtype = torch.bfloat16) -> float:
-        """The longer of computing and moving, and the launches."""
+        """The longer of computing and moving, plus the launches, in seconds."""
         rate = chip.float32 if dtype == torch.float32 else chip.bfloat16
         busy = max(self.products / (chip.product_share * rate), self.bytes / (chip.copy_share * chip.memory))
         return busy + self.launches * LAUNCH
 
     def bound(self, chip: Chip, dtype: torch.dtype = torch.bfloat16) -> str:
-        """What the time is spent on."""
+        """The part of the machine that the time is spent on."""
         rate = chip.float32 if dtype == torch.float32 else chip.bfloat16
         times = {
             "products": self.products / (chip.product_share * rate),
@@ -171,7 +171,7 @@ def band_spectrogram(batch: int, frames: int, n_fft: int, bands: int, samples: i
 
 
 def cost(case: Case) -> Cost | None:
-    """Of what a case of the GPU suite computes; None where its time is not a kernel's of ours."""
+    """The cost of a case of the GPU suite; None where its time is not that of a kernel of ours."""
     element = case.dtype.itemsize
     n, d = case.n, case.d
     maps = n * d * math.prod(case.size)
@@ -204,11 +204,11 @@ def cost(case: Case) -> Cost | None:
 
 
 def beside(case: Case, device: str, here: Chip | None = None, ms: float | None = None) -> str:
-    """A line for what was measured: the least time on this device, if it is one of CHIPS.
+    """A line to stand beside a measurement: the least time on this device, if it is one of CHIPS.
 
     Args:
-        here: the machine by its own rates; then the line has the least time at those, too.
-        ms: what was measured, to say which part of it that is.
+        here: the machine by its own rates; with it the line has the least time at those, too.
+        ms: the measured time, with which the line has the share of it that the least time is.
     """
     costs = cost(case)
     chip = next((chip for chip in CHIPS if chip.name in device), None)

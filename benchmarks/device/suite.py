@@ -1,12 +1,12 @@
 """The suite for a GPU: ``python -m benchmarks.device --out DIR``.
 
 Builds what is missing, runs the kernels' tests on the device and those of tests/device (graphs, streams, memory), then
-measures, most important case first, and stops in time with what it has. Needs torch, triton, pytest and a C++ compiler;
-where pytest-xdist is, the tests run side by side, without it they take some ten minutes more. Results go to
-``<out>/<gpu>.json`` after every case. An operator whose tests fail gets no figure. ``--only floors`` measures what is
-held against an H200's limits; ``--sanitize`` instead runs every kernel once under compute-sanitizer.
+measures, most important case first, and stops in time with the results so far. Needs torch, triton, pytest and a C++
+compiler; with pytest-xdist the tests run side by side, without it they take some ten minutes more. Results go to
+``<out>/<gpu>.json`` after every case. An operator whose tests fail gets no figure. ``--only floors`` measures the cases
+that are held against an H200's limits; ``--sanitize`` instead runs every kernel once under compute-sanitizer.
 
-Packages compared with are named where they are not installed. A machine without a registry gets them from a folder:
+Packages to compare with are named where they are not installed. A machine without a registry gets them from a folder:
 ``pip download --no-deps -d DIR -r benchmarks/peers/wheels.txt`` elsewhere, then ``--wheels DIR``.
 """
 
@@ -25,11 +25,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_PER_CASE = 4.0
 TESTS_SHARE = 0.6  # of the whole time, at most
-SLOWEST_CASE = 30.0  # what starting another case may cost: compilation and the eager formula at its largest
+SLOWEST_CASE = 30.0  # seconds that another case may take: compilation and the eager formula at its largest
 
 
 def install_if_missing() -> None:
-    """An editable install, so that ``cmx_fast.kernels`` and the operators' schemas are there."""
+    """Install the package in place where ``cmx_fast.kernels`` or the operators' schemas are missing."""
     if importlib.util.find_spec("cmx_fast.kernels") and importlib.util.find_spec("cmx_fast._C"):
         return
     print("benchmarks.device: building cmx_fast", flush=True)
@@ -48,10 +48,10 @@ def install_if_missing() -> None:
 
 
 def install_wheels(folder: Path) -> None:
-    """The wheels of this folder as they are: nothing is downloaded, and what else they ask for is left out.
+    """Install the wheels of this folder as they are: nothing is downloaded, and their dependencies are left out.
 
     Raises:
-        ValueError: no wheel there.
+        ValueError: the folder has no wheel.
     """
     wheels = sorted(map(str, folder.glob("*.whl")))
     if not wheels:
@@ -99,11 +99,11 @@ def main() -> int:
     here = machine_rates.measured("cuda")
     about["ceilings"] = {"bfloat16": here.bfloat16, "float32": here.float32, "copy": here.memory}
     print(machine_rates.describe(here), flush=True)
-    # Goals of the other cases are a CPU's.
+    # The other cases' goals are for a CPU.
     held_to_limits = {case.name for case in LIMIT_CASES if "H200" in about["gpu"]}
     cases = select(arguments.only, DEVICE_CASES)
     measured = list(dict.fromkeys(case.operator for case in cases))
-    # Those that no case measures last.
+    # Operators that no case measures come last.
     tested = kernel_tests.tested()
     others = [name for name in tested if name not in measured and name in (arguments.only or [name])]
     until = time.monotonic() + TESTS_SHARE * (deadline - time.monotonic())

@@ -1,4 +1,4 @@
-"""A case: one computation at one size, its inputs, its yardstick, and what is asked of it."""
+"""A case: one computation at one size, with its inputs, its yardstick and its goals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from . import problems, timing
 from .problems import Problem
 from .provider import OURS, Provider
 
-# By what is computed, a case's task.
+# By a case's task, the computation.
 PROVIDERS: dict[str, dict[str, Provider]] = (
     contrastive.PROVIDERS
     | kmeans.PROVIDERS
@@ -82,7 +82,7 @@ class Case:
     value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
     batch: int = 1  # of those
     dtype: torch.dtype = torch.float32
-    loss_value: float | None = None  # the pairs are as alike as this loss takes
+    loss_value: float | None = None  # the pairs are as alike as this loss needs
     temperature: float = problems.TEMPERATURE
     measures: tuple[Measure, ...] = ("time", "memory", "error")
     providers: tuple[str, ...] = ()
@@ -110,13 +110,13 @@ class Case:
 
     @property
     def unit_name(self) -> str:
-        """What 1 U is."""
+        """The computation that 1 U is the time of."""
         if self.operator == "prepare_frames":
             return "a copy of the result"
         return "a copy of the features" if self.size else "a product"
 
     def unit(self, device: str = "cpu") -> timing.Step:
-        """1 U: one copy of the maps, of frames' views, or one (n, d) x (d, m) product, in float32 on a CPU."""
+        """The computation of 1 U, float32 on a CPU: a copy of maps or views, or an (n, d) x (d, m) product."""
         dtype = self.dtype if device == "cuda" else torch.float32
         if self.value:
             width = self.d if self.task == "encoding" else self.d + self.value
@@ -135,11 +135,11 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Vectors of d features."""
+        """The number of vectors of d features."""
         return self.n * math.prod(self.size)
 
     def resized(self, n: int) -> Case:
-        """At most n rows: a smaller sibling, without goals: they hold for the sizes that they name."""
+        """The case with at most n rows, without its goals, which hold for its own size."""
         if self.size:
             return replace(self, n=min(self.n, max(1, n // math.prod(self.size))), goals=())
         n = min(n, self.n)

@@ -1,4 +1,4 @@
-"""No figure for an operator that computes the wrong thing."""
+"""Checks operators before they are measured: one that computes the wrong thing gets no figure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .provider import OURS
 from .registry import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the error of a case may be in the short check: rounding, with room for every machine.
+# The largest error of a case in the short check: rounding, with room for every machine.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 SMALL = 96  # rows or samples of it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an operator may be reported, and what was looked at."""
+    """The outcome of an operator's check, and the reason: only an operator that passed is reported."""
 
     passed: bool
     reason: str
@@ -62,7 +62,7 @@ def short_check(operator: str) -> Verdict:
 
 
 def check(case: Case, device: str = "cpu") -> Verdict:
-    """The gradients or results of a case at a small size against float64, for each of our implementations in it."""
+    """Compare a case's gradients or results with float64 at a small size, for each of our implementations in it."""
     small = case.resized(SMALL)
     for name, provider in small.contenders().items():
         if not name.startswith(OURS):
@@ -72,7 +72,7 @@ def check(case: Case, device: str = "cpu") -> Verdict:
         except Exception:
             if name == OURS:
                 raise
-            continue  # one that is not built: the measurement names it
+            continue  # it is not built, and the measurement names it
         if not error <= TOLERANCE[small.dtype]:
             return Verdict(False, f"{case.name}: {name} has an error of {error:.1e}")
     return Verdict(True, "as float64")

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""Describes the machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGES = (
     "flash-kmeans",
     "cuml-cu13",
 )
-# The instruction sets that decide how fast a matrix product or an exp can be.
+# The instruction sets that bound the speed of a matrix product or an exp.
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "sve2", "bf16")
 
 
@@ -51,7 +51,7 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
-    """Version of NVIDIA's driver, None where its kernel module does not say."""
+    """The version of NVIDIA's driver, None where its kernel module does not tell it."""
     try:
         match = re.search(r"Module.*?(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""Measure one case: a record of plain JSON values."""
+"""Measures one case; the record has plain JSON values."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .registry import ERROR_ROWS
 from .sources import source_hashes
 
 UNIT = "U"
-#: Rows at which a peer has to agree with its own formula, and how far: what tells a wrong result from rounding.
+#: Rows at which a peer has to agree with its own formula, and the largest error that still counts as rounding.
 PEER_ROWS, PEER_TOLERANCE = 512, 0.05
 
 
 def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
-    """Relative L2 distance of the gradient, or the result, from that of the same formula and inputs in float64."""
+    """The relative L2 distance of the gradient, or the result, from that of the same formula and inputs in float64."""
     problem = case.problem(provider, device)
     exact = problem.to(torch.float64)
     truth = exact.result(Provider(lambda p: lambda: provider.truth(p), provider.truth).step(exact)())
@@ -34,12 +34,12 @@ def result_error(case: Case, provider: Provider, device: str = "cpu") -> float:
     return ((result - truth).norm() / truth.norm()).item()
 
 
-#: What is made of PyTorch's own operators.
+#: The implementation of layers that are made of PyTorch's own operators.
 LAYER = {"cpu": ("pytorch", ""), "cuda": ("pytorch", "")}
 
 
 def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any]:
-    """Time, memory and error of every provider of a case, as far as the case asks for them."""
+    """Measure the time, memory and error of every provider of a case, as far as the case asks for them."""
     rows: dict[str, dict[str, Any]] = {name: {} for name in case.providers}
     record: dict[str, Any] = {
         "operator": case.operator,
@@ -76,9 +76,9 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
 
 
 def _admitted(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
-    """Version of another's package; "skipped", with the reason, where it is missing, fails or computes another result.
+    """The version of a peer's package; "skipped", with the reason, where it is missing, fails or gives another result.
 
-    Where errors are all that is asked, a large one is an answer.
+    In cases that only ask for errors, a large one is an answer.
     """
     if name.startswith(OURS) and not (provider.captured and device == "cpu"):
         return {}
@@ -94,19 +94,19 @@ def _admitted(case: Case, name: str, provider: Provider, device: str) -> dict[st
                 raise RuntimeError(f"its result is {error:.1g} from float64's, relative")
     except importlib.metadata.PackageNotFoundError:
         row["skipped"] = f"{provider.package} is not installed"
-    except Exception as error:  # whatever others' code raises
+    except Exception as error:  # others' code may raise anything
         row["skipped"] = reason(error)
     return row
 
 
 def reason(error: Exception) -> str:
-    """The first line of what went wrong."""
+    """The first line of an error's message, after its type."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
 
 
 def _error(case: Case, name: str, provider: Provider, device: str) -> dict[str, Any]:
-    """The error at ERROR_ROWS, or that it is not finite, or why another's code has none."""
+    """The error at ERROR_ROWS, a mark that it is not finite, or the reason why a peer has none."""
     try:
         error = result_error(case.resized(ERROR_ROWS), provider, device)
     except Exception as failure:
@@ -118,7 +118,7 @@ def _error(case: Case, name: str, provider: Provider, device: str) -> dict[str, 
 
 @dataclass(frozen=True)
 class Bound:
-    """A contender with the case's inputs: bound once, since compiling it again takes longer than measuring it."""
+    """A contender bound to the case's inputs, once, since compiling it again takes longer than measuring it."""
 
     forward: Loss
     backward: Callable[[Tensor], None]
@@ -127,7 +127,7 @@ class Bound:
 
 
 def _bound(case: Case, rows: dict[str, dict[str, Any]], device: str) -> dict[str, Bound]:
-    """Those that are there; on a GPU each has run once, which shows where memory ends or a peer's kernel fails."""
+    """The contenders that are there; on a GPU each runs once, which shows if memory ends or a peer's kernel fails."""
     bound: dict[str, Bound] = {}
     for name, provider in case.contenders().items():
         if "skipped" in rows[name]:
@@ -151,7 +151,7 @@ def _bound(case: Case, rows: dict[str, dict[str, Any]], device: str) -> dict[str
 def _time(
     case: Case, bound: dict[str, Bound], rows: dict[str, dict[str, Any]], seconds: float, device: str
 ) -> dict[str, timing.Timing]:
-    """Whole steps in turn, then each contender's forward and backward apart."""
+    """Time whole steps in turn, then each contender's forward and backward apart."""
     clock = timing.cuda_clock if device == "cuda" else timing.wall_clock
     steps = {UNIT: case.unit(device), **{name: contender.step for name, contender in bound.items()}}
     timings = timing.interleaved(steps, seconds=seconds, clock=clock)
@@ -180,7 +180,7 @@ def _peak(case: Case, name: str, bound: dict[str, Bound], device: str) -> int:
 def _judge(
     goal: Goal, rows: dict[str, dict[str, Any]], timings: dict[str, timing.Timing], gradients_mb: float
 ) -> dict[str, Any]:
-    """A goal beside what was measured; None where a provider was missing."""
+    """A goal with its measured figure, which is None where a provider was missing."""
     measured: float | None = None
     if goal.kind == "speedup":
         if goal.provider in timings and goal.against in timings:

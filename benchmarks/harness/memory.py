@@ -1,7 +1,7 @@
-"""Peak extra memory of one step: what the process holds at its highest, less what it held before.
+"""Measures the peak extra memory of one step: the process's memory at its highest, less the memory before.
 
-On a CPU the kernel's own count of resident pages, so memory that C++ takes for itself is in it; in a fresh process, so
-that nothing freed earlier is silently used again. On a GPU the caching allocator's peak.
+On a CPU it is the kernel's count of resident pages, which includes memory that C++ takes for itself, in a fresh
+process, so that nothing freed earlier is silently used again. On a GPU it is the caching allocator's peak.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _status(field: str) -> int:
 
 
 def extra_peak(step: Callable[[], object]) -> int:
-    """Bytes by which ``step`` raises the resident memory of this process at its peak (Linux).
+    """The bytes by which ``step`` raises the resident memory of this process at its peak (Linux).
 
-    What the step returns is alive at the peak and counted; gradients too.
+    The step's results and gradients are alive at the peak and count.
     """
     try:
-        # Free heap pages go back first: reused ones would not count.
+        # Free heap pages are given back first: reused ones would not count.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from now
     except (OSError, AttributeError) as error:
@@ -54,7 +54,7 @@ def extra_peak(step: Callable[[], object]) -> int:
 
 
 def cuda_extra_peak(step: Callable[[], object]) -> int:
-    """Bytes by which ``step`` raises what torch has allocated on the current GPU."""
+    """The bytes by which ``step`` raises torch's allocated memory on the current GPU, at its peak."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -65,7 +65,7 @@ def cuda_extra_peak(step: Callable[[], object]) -> int:
 
 
 def release(device: str) -> None:
-    """Give back what nothing holds any more, so that the next contender finds the memory."""
+    """Free the memory that nothing refers to any more, so that the next contender has it."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks: random unit vectors, in pairs that belong together to a chosen degree or in clusters."""
+"""Makes the benchmarks' inputs: random unit vectors, in pairs of a chosen likeness or in clusters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..peers import formulas
 
 TEMPERATURE = 0.07
-# Cosine of a pair in the timed cases: its loss is that of a run in its middle, neither chance nor finished.
+# Cosine of a pair in the timed cases: its loss is that of a half-finished run.
 PAIR_COSINE = 0.5
 
 
@@ -38,7 +38,7 @@ class Problem:
         return Problem(converted, self.leaves, self.temperature)
 
     def result(self, output: Tensor) -> Tensor:
-        """What errors are measured of, one float64 vector: the gradients of the features, or the output without any."""
+        """The float64 vector that errors are measured of: the gradients of the features, or without any the output."""
         if not self.leaves:
             return output.flatten().double().cpu()
         grads = (self[name].grad for name in self.leaves if self[name].dim())

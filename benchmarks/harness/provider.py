@@ -1,4 +1,4 @@
-"""A contender: something that computes what a case asks for."""
+"""A contender: one way to compute a case's result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Loss = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute something.
+    """A way to compute a case's result.
 
-    bind: makes the loss, or the result, of a problem a function without arguments; what a user does once belongs here.
+    bind: makes the loss, or the result, of a problem a function without arguments; work that a user does once is here.
     truth: the formula that this provider computes; the formula in float64 is the truth for its errors.
-    dtype: what it takes instead of the case's dtype.
+    dtype: the dtype that it takes instead of the case's.
     package: the distribution that it comes from.
-    captured: the step is captured as a CUDA graph once, and what is measured is its replay.
+    captured: the step is captured as a CUDA graph once, and its replay is measured.
     """
 
     bind: Callable[[Problem], Loss]
@@ -34,7 +34,7 @@ class Provider:
     captured: bool = False
 
     def halves(self, problem: Problem) -> tuple[Loss, Callable[[Tensor], None]]:
-        """Forward, and backward of what it gives with fresh gradients (nothing where the problem has no leaves)."""
+        """Forward, and backward of its result with fresh gradients (nothing where the problem has no leaves)."""
         leaves = [problem[name] for name in problem.leaves]
 
         def backward(loss: Tensor) -> None:
@@ -50,7 +50,7 @@ class Provider:
         return self.joined(*self.halves(problem))
 
     def joined(self, forward: Loss, backward: Callable[[Tensor], None]) -> Loss:
-        """The step of both halves; as a graph, if this is one."""
+        """The step of both halves, as a CUDA graph if ``captured``."""
 
         def step() -> Tensor:
             loss = forward()
@@ -66,12 +66,12 @@ def formula(function: Callable[[Problem], Tensor]) -> Provider:
 
 
 def captured(provider: Provider) -> Provider:
-    """The same as a CUDA graph: what a step costs without the host's launches."""
+    """The provider as a CUDA graph, whose step has no cost of the host's launches."""
     return replace(provider, captured=True)
 
 
 def compiled(function: Callable[..., Tensor], arguments: Callable[[Problem], tuple]) -> Provider:
-    """``torch.compile`` of a function of the problem's arguments, the best that it offers."""
+    """``torch.compile`` of a function of the problem's arguments, at its best."""
 
     def bind(problem: Problem) -> Loss:
         torch.compiler.reset()  # one size at a time, so that no earlier one makes shapes dynamic

@@ -1,4 +1,4 @@
-"""The cases, and which of them names select."""
+"""The cases, and their selection by name."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ CASES: tuple[Case, ...] = (
     ),
 )  # fmt: skip
 
-# What a GPU is measured on: the floors first, then batches that fill one, in bfloat16 as they are trained.
+# The cases of a GPU: the floors first, then batches that fill one, in bfloat16 as they are trained.
 DEVICE_CASES: tuple[Case, ...] = (
     *LIMIT_CASES,
     *(
@@ -231,10 +231,10 @@ OPERATORS: tuple[str, ...] = tuple(dict.fromkeys(case.operator for case in CASES
 
 
 def select(prefixes: Sequence[str] = (), cases: Sequence[Case] = CASES) -> list[Case]:
-    """The cases of these operators, or whose names begin with one of these; all without any.
+    """The cases of these operators, or whose names begin with one of these prefixes; all cases without any.
 
     Raises:
-        ValueError: a prefix that no case has.
+        ValueError: no case has the prefix.
     """
 
     def named(case: Case, prefix: str) -> bool:

@@ -1,4 +1,4 @@
-"""Records as a table for a terminal, as JSON, and as a plot."""
+"""Shows records as a table for a terminal, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COLUMNS = (
 
 
 def table(record: Record) -> str:
-    """One case: a line per provider and a line per goal, at most 100 columns wide."""
+    """A table of one case: a line per provider and a line per goal, at most 100 columns wide."""
     rows = {name: dict(row) for name, row in record["providers"].items()}
     base = next((row["ms"] for row in rows.values() if "ms" in row), None)
     for row in rows.values():
@@ -61,7 +61,7 @@ def table(record: Record) -> str:
 
 
 def summary(cases: Mapping[str, Record]) -> str:
-    """Every goal in one line each: what was asked, what was measured."""
+    """Every goal in a line of its own, with its measured figure."""
     lines = [f"{'case':34}{'goal':48}{'measured':>10}  "]
     for name, record in cases.items():
         for goal in record["goals"]:
@@ -85,7 +85,7 @@ def load(path: Path) -> dict[str, Any]:
     """A results file.
 
     Raises:
-        ValueError: not one of this schema.
+        ValueError: the file is not a results file of this schema.
     """
     document = json.loads(path.read_text())
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
@@ -108,7 +108,7 @@ def save(folder: Path, machine: Mapping[str, Any], cases: Mapping[str, Record]) 
 
 
 def _asked(record: Record) -> list[float]:
-    """The goals on the time as U."""
+    """The goals on the time, in U."""
     asked = [goal["least"] for goal in record["goals"] if goal["kind"] == "units"]
     for goal in record["goals"]:
         against = record["providers"].get(goal["against"], {})

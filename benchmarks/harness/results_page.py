@@ -1,6 +1,6 @@
-"""The page of results, made of the committed ones: ``python -m benchmarks.harness.results_page``.
+"""Writes the page of results from the committed files: ``python -m benchmarks.harness.results_page``.
 
-Writes docs/results.md, its pictures in docs/results, and the README's table. It measures nothing.
+It writes docs/results.md, its pictures in docs/results, and the README's table, and measures nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .registry import CASES, DEVICE_CASES
 ROOT = Path(__file__).resolve().parents[2]
 Record = Mapping[str, Any]
 Points = dict[str, list[tuple[int, float]]]
-#: Panels over N: what a record is of, and the figure that is drawn.
+#: Panels over N: an operator, and the figure that is drawn.
 PANELS = (("info_nce", "ms"), ("supcon", "ms"), ("info_nce", "peak_mb"))
 #: Parts of a training step, in their order, and their colours.
 PARTS = {
@@ -29,7 +29,7 @@ PARTS = {
 UNITS = {"ms": "milliseconds", "peak_mb": "peak MB beyond the inputs"}
 COMPILED = "torch.compile of it"
 TODAY_COLOUR, COMPILED_COLOUR, OURS_COLOUR = "#475569", "#94a3b8", "#c2410c"
-#: The README's rows: case -> its name there. The first provider of a case is what people use today.
+#: The README's rows: case -> its name there. People use the first provider of a case today.
 HEADLINE = {
     "info_nce/symmetric": "CLIP's loss, 8,192 pairs x 256",
     "info_nce/bank": "MoCo's loss, 1,024 x 65,536 negatives x 128",
@@ -43,7 +43,7 @@ GREYS = ("#475569", "#94a3b8", "#0f766e", "#7c3aed", "#0369a1", "#a16207", "#be1
 
 
 def over_rows(document: Mapping[str, Any], operator: str, figure: str) -> tuple[str, Points]:
-    """A figure over N for every provider, at the width and dtype that has most points, in words and as points.
+    """A figure over N for every provider, at the width and dtype with the most points: a title, and the points.
 
     Only in-batch losses: a bank has another size that counts.
     """
@@ -62,9 +62,9 @@ def over_rows(document: Mapping[str, Any], operator: str, figure: str) -> tuple[
 
 
 def reached(document: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """Of ours on a GPU whose ceilings were measured: title, operations per byte and operations per second.
+    """Our cases on a GPU whose ceilings were measured: title, operations per byte and operations per second.
 
-    By the cost model's operations and bytes, so for float32 the bytes, not the rate, are comparable.
+    They are the cost model's operations and bytes; in float32 only the bytes are comparable, not the rate.
     """
     cases = {case.name: case for case in DEVICE_CASES}
     points = []
@@ -81,7 +81,7 @@ def _colour(name: str, place: int) -> str:
 
 
 def draw(document: Mapping[str, Any], path: Path) -> bool:
-    """The panels of one machine; whether there was anything to draw."""
+    """Draw the panels of one machine; False where there is nothing to draw."""
     from matplotlib.figure import Figure
 
     panels = [(figure, *over_rows(document, operator, figure)) for operator, figure in PANELS]
@@ -114,7 +114,7 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
 
 
 def _roof(axis: Any, document: Mapping[str, Any], rates: Mapping[str, float]) -> None:
-    """Draws the rates of the run's own large copy and product, and what was reached of them."""
+    """Draw the rates of the run's own large copy and product, and those that the cases reached."""
     corner = rates["bfloat16"] / rates["copy"]
     points = reached(document)
     low = min([corner / 30, *(intensity / 2 for _, intensity, _ in points)])
@@ -134,7 +134,7 @@ def _roof(axis: Any, document: Mapping[str, Any], rates: Mapping[str, float]) ->
 
 
 def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
-    """Bars of a training step's parts, a panel for each system; whether there was anything to draw."""
+    """Draw bars of a training step's parts, a panel for each system; False where there is nothing to draw."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -169,7 +169,7 @@ def draw_steps(document: Mapping[str, Any], path: Path) -> bool:
 
 
 def _steps(document: Mapping[str, Any], page_path: Path) -> list[str]:
-    """Whole training steps of one machine: a picture of their parts, and a table."""
+    """The lines about one machine's training steps: a picture of their parts, and a table."""
     compiled = ", `torch.compile`" if document["compile"] else ""
     lines = [f"### Training steps, {document['preset']} sizes, {document['precision']}{compiled}", ""]
     lines += [f"Measured {document['date']} by `cmx bench steps`.", ""]
@@ -229,7 +229,7 @@ def _headline_document(documents: Sequence[Mapping[str, Any]]) -> Mapping[str, A
 
 
 def draw_headline(documents: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Bars of time and of memory for every row of :data:`HEADLINE`, as shares of today's; False: nothing to draw."""
+    """Draw time and memory of each row of :data:`HEADLINE` as shares of today's; False if there is nothing to draw."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -280,7 +280,7 @@ def draw_headline(documents: Sequence[Mapping[str, Any]], path: Path) -> bool:
 
 
 def write(results: Path, page_path: Path) -> str:
-    """The page and its pictures, from every results file; the page's text."""
+    """Write the page and its pictures from every results file; returns the page's text."""
     documents = {path.stem: report.load(path) for path in sorted(results.glob("*.json"))}
     lines = [
         "# Results",
@@ -318,7 +318,7 @@ def write(results: Path, page_path: Path) -> str:
 
 
 def write_readme(results: Path, readme: Path) -> str:
-    """Put :func:`headline_table` between the README's two marks; the README's text.
+    """Put :func:`headline_table` between the README's two marks; returns the README's text.
 
     Raises:
         ValueError: the marks are not there.
@@ -336,7 +336,7 @@ def write_readme(results: Path, readme: Path) -> str:
 def _in_order(document: Mapping[str, Any]) -> list[Record]:
     """The records in the order of the registry, each with a title that no other has."""
     order: dict[str, int] = {}
-    for case in (*CASES, *DEVICE_CASES):  # some have a name in both
+    for case in (*CASES, *DEVICE_CASES):  # some cases are in both
         order.setdefault(case.name, len(order))
     records: dict[str, Record] = {}
     for name in sorted(document["cases"], key=lambda name: order.get(name, len(order))):
@@ -349,14 +349,14 @@ def _in_order(document: Mapping[str, Any]) -> list[Record]:
 
 
 def _figures(value: float | None) -> str:
-    """Three figures, without an exponent."""
+    """A number with three figures, without an exponent."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _times(records: Iterable[Record]) -> list[str]:
-    """Every timed case: ours, the formula or package of today, the fastest other, and the peaks of memory."""
+    """The table of every timed case: ours, the formula or package of today, the fastest other, and peaks of memory."""
     rows = []
     for record in records:
         timed = {name: row for name, row in record["providers"].items() if "ms" in row}
@@ -386,7 +386,7 @@ def _times(records: Iterable[Record]) -> list[str]:
 
 
 def _memory(records: Iterable[Record]) -> list[str]:
-    """The cases that measure memory alone."""
+    """The table of the cases that measure memory alone."""
     rows = [
         f"| {record['title']} | {name} | {_figures(row['peak_mb'])} |"
         for record in records
@@ -398,7 +398,7 @@ def _memory(records: Iterable[Record]) -> list[str]:
 
 
 def _errors(records: Iterable[Record]) -> list[str]:
-    """The cases that measure the gradient's error alone, beside the first other's."""
+    """The table of the cases that measure the gradient's error alone, beside the first other provider's."""
     rows = []
     for record in records:
         providers = record["providers"]
@@ -422,7 +422,7 @@ def _errors(records: Iterable[Record]) -> list[str]:
 
 
 def _goals(records: Iterable[Record]) -> list[str]:
-    """How many goals of the cases are reached, and those that are not."""
+    """The lines with the number of reached goals, and the goals that are not reached."""
     goals = [(record["title"], goal) for record in records for goal in record["goals"]]
     missed = [
         f"- {title}: {goal['what']}; measured {_figures(goal['measured'])}"
@@ -440,7 +440,7 @@ def _goals(records: Iterable[Record]) -> list[str]:
 
 
 def _versions(machine: Mapping[str, Any]) -> list[str]:
-    """The packages of the run."""
+    """The line with the packages of the run."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     isa = ", ".join(machine["isa"])
     return [f"Python {machine['python']}; {packages}. The processor has {isa}.", ""]

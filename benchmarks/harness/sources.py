@@ -1,7 +1,7 @@
-"""Which files a figure speaks of, and whether they are still what was measured.
+"""Finds the source files behind a figure, and those that have changed since it was measured.
 
-The files are an operator's own and what these include or import, found in the sources themselves: a list kept by hand
-would be forgotten. A change of a comment counts as one; whoever made it knows, and the listing only says so.
+The files are an operator's own and those that they include or import, read from the sources themselves: a list kept by
+hand would be forgotten. A change of a comment counts; the listing only names it, and its author knows.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Operators of cases that are several, or a layer of PyTorch's own.
+#: Operators of cases that are several operators, or a layer of PyTorch's own.
 STEMS = {"gates": ("channel_gate", "position_gate")}
 LAYERS = {"encoding": ("cmx_fast/nn/attention/encoding.py",)}
 KERNELS = {
     "cpu": ("csrc/{}.cpp", "csrc/cpu/ops/{}_kernel.cpp"),
     "cuda": ("csrc/{}.cpp", "kernels/{}.py", "kernels/{}/launchers.py", "csrc/cuda/{}_kernel.cu"),
 }
-#: How packages and folders of the repository are called.
+#: The repository's packages and their folders.
 PACKAGES = {"cmx_fast.kernels": "kernels", "cmx_fast.ops": "cmx_fast/ops"}
 INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
-#: A header of this declares tables of loops, which a *_kernels.h defines.
+#: A header in this folder declares tables of loops, which a *_kernels.h defines.
 TABLE = re.compile(r"\w+_kernels\(\);")
-#: What all operators share and none spends its time in: checks of arguments, the choice of an implementation, and the
-#: files that put all operators' loops together.
+#: Files that all operators share and none spends its time in: checks of arguments, the choice of an implementation, and
+#: those that put all operators' loops together.
 SHARED = {"cmx_fast/ops/_checks.py", "cmx_fast/ops/_implementations.py", "csrc/cpu/simd/kernels.cpp"}
 
 
 class Older(NamedTuple):
-    """A row of a results file whose kernel has changed, or may have."""
+    """A row of a results file whose kernel has changed, or may have changed."""
 
     file: str
     case: str
     date: str
-    changed: tuple[str, ...] | None  # None: the row does not say what it was measured on
+    changed: tuple[str, ...] | None  # None: the row has no hashes
 
     def __str__(self) -> str:
         if self.changed is None:
@@ -48,7 +48,7 @@ class Older(NamedTuple):
 
 
 def source_files(operator: str, device: str) -> list[str]:
-    """Files that an operator consists of on a device ("cpu" or "cuda"), by their paths in the repository."""
+    """The files of an operator on a device ("cpu" or "cuda"), by their paths in the repository."""
     if operator in LAYERS:
         return sorted(LAYERS[operator])
     patterns = ("cmx_fast/ops/{}.py", *KERNELS[device])
@@ -64,12 +64,12 @@ def source_files(operator: str, device: str) -> list[str]:
 
 
 def source_hashes(operator: str, device: str) -> dict[str, str]:
-    """Fingerprints of ``source_files``."""
+    """The hashes of :func:`source_files`."""
     return {path: _hash(path) for path in source_files(operator, device)}
 
 
 def changed_since(record: Mapping[str, Any], device: str) -> tuple[str, ...] | None:
-    """The files that a record of ``measure`` is older than; None where it has no hashes, or the sources aren't here."""
+    """The files newer than a record of ``measure``; None where it has no hashes, or the sources aren't here."""
     before, now = record.get("sources"), source_hashes(record["operator"], device)
     if not before or not now:
         return None
@@ -77,7 +77,7 @@ def changed_since(record: Mapping[str, Any], device: str) -> tuple[str, ...] | N
 
 
 def older_rows(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[Older]:
-    """The rows of results, by the names of their files, that are older than their kernel or don't say."""
+    """The rows of results, by the names of their files, that are older than their kernel or have no hashes."""
     for file, document in documents.items():
         for name, record in document["cases"].items():
             changed = changed_since(record, document["machine"]["device"])
@@ -91,7 +91,7 @@ def _hash(path: str) -> str:
 
 @functools.cache
 def _needs(path: str) -> tuple[str, ...]:
-    """Files of the repository that this one includes or imports, or whose definitions lie in another file."""
+    """The files of the repository that a file includes or imports, or that define what it declares."""
     if path.endswith(".py"):
         return tuple(_imported(path))
     return tuple(_included(path))

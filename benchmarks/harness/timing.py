@@ -1,4 +1,4 @@
-"""Fair times: every contender in one process, in turn, so that what disturbs one disturbs all."""
+"""Takes fair times: every contender in one process, in turn, so that a disturbance meets all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 Step = Callable[[], object]
 Clock = Callable[[Step, int], float]
 
-# A sample shorter than this repeats the step: neither the clock, nor what the contender before it left in the caches,
-# nor threads that fell asleep meanwhile must show.
+# A sample shorter than this repeats the step, so that neither the clock, nor the caches that the contender before it
+# left, nor threads that fell asleep meanwhile show.
 MIN_SAMPLE = 20e-3
 
 
@@ -33,7 +33,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles over the median."""
+        """The distance of the quartiles over the median."""
         if len(self.samples) < 2:
             return 0.0
         low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
@@ -41,7 +41,7 @@ class Timing:
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """How many times faster: the median over rounds of the two samples taken next to each other."""
+    """The factor by which ``slow`` is slower: the median over rounds of the ratio of two adjacent samples."""
     return statistics.median(s / f for s, f in zip(slow.samples, fast.samples, strict=True))
 
 
@@ -74,7 +74,7 @@ def captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         raise RuntimeError("a CUDA graph needs a CUDA device")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is done once, compilation and workspaces, must not be captured
+    with torch.cuda.stream(side):  # compilation and workspaces, which are made once, must not be captured
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
@@ -90,14 +90,14 @@ def captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 class Marks:
-    """Points in time on a device, as cheap there as an event; seconds between them once all have passed."""
+    """Points in time on a device, as cheap there as an event, with the seconds between them once all have passed."""
 
     def __init__(self, device: str):
         self.device = device
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Now, or when the device gets here."""
+        """Mark the present moment, or the one at which the device gets here."""
         if self.device == "cpu":
             self._marks.append(time.perf_counter())
             return
@@ -106,7 +106,7 @@ class Marks:
         self._marks.append(event)
 
     def seconds(self) -> list[float]:
-        """Between each mark and the next."""
+        """The seconds between each mark and the next."""
         if self.device == "cpu":
             return [after - before for before, after in itertools.pairwise(self._marks)]
         self._marks[-1].synchronize()
@@ -121,7 +121,7 @@ def halves(
     seconds: float = 1.0,
     rounds: tuple[int, int] = (3, 40),
 ) -> tuple[float, float]:
-    """Median seconds of forward and of backward, measured in steps of both."""
+    """The median seconds of forward and of backward, measured in steps of both."""
     backward(forward())
     samples: list[list[float]] = []
     start = time.perf_counter()
@@ -177,7 +177,7 @@ def product_unit(n: int, m: int, d: int, device: str = "cpu", dtype: torch.dtype
 
 
 def copy_unit(elements: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Step:
-    """The yardstick U of what only moves memory: one copy into memory that is already there."""
+    """The yardstick U of operators that only move memory: one copy into memory that is already there."""
     x, out = (
         torch.randn(elements, device=device, dtype=dtype),
         torch.empty(elements, device=device, dtype=dtype),

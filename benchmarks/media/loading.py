@@ -39,13 +39,13 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 SOUNDS, PICTURES = (".flac", ".wav"), (".jpeg", ".jpg", ".png")
 BACKENDS = {"pyav": "PyAV", "torchcodec": "TorchCodec", "dali": "DALI"}
 WIDTH, BATCH, ROUNDS = 78, 16, 3
-#: One pass over all clips: yields the number of clips and the seconds waited for each batch.
+#: One pass over all clips, which yields the number of clips and the seconds waited for each batch.
 Pass = Callable[[], Iterator[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one contender: clips per second, CPU milliseconds per clip, and which share of the time it waited."""
+    """The speed of one contender: clips per second, CPU milliseconds per clip, and the share of time that it waited."""
 
     rate: float
     cpu: float
@@ -53,13 +53,16 @@ class Speed:
 
 
 def cpu_seconds() -> float:
-    """User and system, of this process and the workers that have ended."""
+    """User and system seconds of this process and of the workers that have ended."""
     used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def compare(contenders: dict[str, Pass], rounds: int = ROUNDS) -> dict[str, Speed]:
-    """All in turn, medians over the rounds; DALI after the others, since its pools make workers slower to start."""
+    """Measure all contenders in turn, medians over the rounds.
+
+    DALI comes after the others, since its pools make workers slower to start.
+    """
     measured: dict[str, list[Speed]] = {name: [] for name in contenders}
     last = [name for name in contenders if "DALI" in name]
     for names in ([name for name in contenders if name not in last], last):
@@ -81,7 +84,7 @@ def compare(contenders: dict[str, Pass], rounds: int = ROUNDS) -> dict[str, Spee
 
 
 def timed(batches: Iterable[Any]) -> Iterator[tuple[Any, float]]:
-    """Each with the seconds until it was there."""
+    """Yield each batch with the seconds waited for it."""
     began = time.perf_counter()
     for batch in batches:
         yield batch, time.perf_counter() - began
@@ -89,7 +92,7 @@ def timed(batches: Iterable[Any]) -> Iterator[tuple[Any, float]]:
 
 
 def plain(read: Callable[[Any], Any], things: list[Any]) -> Pass:
-    """One thing after the other in this process, stacked to batches."""
+    """Read one clip after the other in this process, stacked to batches."""
 
     def run() -> Iterator[tuple[int, float]]:
         for place in range(0, len(things), BATCH):
@@ -102,7 +105,7 @@ def plain(read: Callable[[Any], Any], things: list[Any]) -> Pass:
 
 
 def through_workers(read: Callable[[Path], Tensor], paths: list[Path], workers: int) -> Pass:
-    """Our way with plain files."""
+    """Load plain files by our workers."""
 
     def run() -> Iterator[tuple[int, float]]:
         rows = [part.tolist() for part in torch.arange(len(paths)).split(BATCH)]
@@ -113,7 +116,7 @@ def through_workers(read: Callable[[Path], Tensor], paths: list[Path], workers: 
 
 
 def together(read: Callable[[list[Path]], Tensor], paths: list[Path]) -> Pass:
-    """Our way with DALI: a batch at a time, in this process."""
+    """Load files by DALI, a batch at a time, in this process."""
 
     def run() -> Iterator[tuple[int, float]]:
         for place in range(0, len(paths), BATCH):
@@ -159,7 +162,7 @@ class Videos:
         return ClipViews(batch["index"], batch["size"], seed=self.seed, epoch=0, crop=loops.CROP)
 
     def _draw(self, clips: Clips) -> list[loops.Window]:
-        """Which clips and windows the loader takes; what breaks shows here, and is out for all."""
+        """Draw the loader's clips and windows; files that break are left out for all contenders."""
         windows = []
         for batch, _ in self._batches(clips):
             views = self._views(batch)
@@ -221,7 +224,7 @@ def _cpu_of(do: Callable[[Any], Any], things: list[Any]) -> float:
 
 
 def speed_table(title: str, measured: dict[str, Speed], kind: str) -> Table:
-    """A line per contender, and how much faster than it the first is."""
+    """A table with a line per contender, and the factor by which the first is faster."""
     result = Table("", f"{kind}/s", f"CPU ms/{kind[:-1]}", "first is faster", title=title, width=WIDTH)
     for column in result.columns[1:]:
         column.justify = "right"
@@ -232,7 +235,7 @@ def speed_table(title: str, measured: dict[str, Speed], kind: str) -> Table:
 
 
 def parts_table(videos: Videos, measured: dict[str, Speed]) -> Table:
-    """Where our time goes."""
+    """A table of the parts of our time."""
     result = Table("CPU ms per clip", "picture", "sound", "preparation", "rest", "waiting", width=WIDTH)
     for column in result.columns[1:]:
         column.justify = "right"
@@ -247,7 +250,7 @@ def parts_table(videos: Videos, measured: dict[str, Speed]) -> Table:
 def readable(
     paths: list[Path], problem: Callable[[Path], str | None], read: Callable[[Path], Tensor]
 ) -> list[Path]:
-    """Without those that break."""
+    """The paths without those that break."""
     good = []
     for path in paths:
         if problem(path) is None:
@@ -267,9 +270,9 @@ def bench_data(
     workers: Annotated[int, typer.Option(help="Our loader's processes.", min=1)] = min(
         8, os.cpu_count() or 1
     ),
-    seed: Annotated[int, typer.Option(help="Which files and moments.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the files and moments.")] = 0,
 ) -> None:
-    """Load your own files by our loaders, TorchCodec, PyAV, torchaudio and Pillow, and show where our time goes."""
+    """Load your own files by our loaders, TorchCodec, PyAV, torchaudio and Pillow, and show the parts of our time."""
     console = Console(width=WIDTH, highlight=False, markup=False)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     random.Random(seed).shuffle(files)

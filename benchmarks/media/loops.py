@@ -1,4 +1,4 @@
-"""The same clips as ours by the loops that people write: TorchCodec or PyAV, then torchvision's transforms."""
+"""Loads our clips by the loops that people write: TorchCodec or PyAV, then torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAMES, FPS, SECONDS, SAMPLE_RATE, CROP = 32, 30, 1.0, 24000, 128
 
 @dataclass(frozen=True)
 class Window:
-    """A clip and its view: from when, and which square of the frame as shares of the frame's height and width."""
+    """A clip and its view: the first second, and a square of the frame in shares of its height and width."""
 
     path: Path
     start: float
@@ -59,8 +59,10 @@ class Window:
 
 
 def by_torchcodec(window: Window) -> tuple[Tensor, Tensor]:
-    """Picture (3, T, CROP, CROP) and sound (samples,) as in TorchCodec's tutorials: a decoder per file, the frames of
-    these moments, the samples of this range."""
+    """Picture (3, T, CROP, CROP) and sound (samples,) as in TorchCodec's tutorials.
+
+    A decoder per file gives the frames of these moments and the samples of this range.
+    """
     decoders = require("torchcodec.decoders", "media")
     video = decoders.VideoDecoder(str(window.path))
     last = video.metadata.end_stream_seconds - 1e-6
@@ -71,7 +73,7 @@ def by_torchcodec(window: Window) -> tuple[Tensor, Tensor]:
 
 
 def by_pyav(window: Window) -> tuple[Tensor, Tensor]:
-    """As in PyAV's cookbook: seek to the key frame before, decode from there with all threads, take arrays."""
+    """Picture and sound as in PyAV's cookbook: seek to the key frame before, decode from there with all threads."""
     av = require("av", "media")
     with av.open(str(window.path)) as container:
         stream = container.streams.video[0]
@@ -105,7 +107,7 @@ def by_pyav(window: Window) -> tuple[Tensor, Tensor]:
 
 
 def _filled(wave: Tensor) -> Tensor:
-    """Exactly as many samples as a clip has."""
+    """The samples cut or filled with zeros to the length of a clip."""
     count = round(SECONDS * SAMPLE_RATE)
     return torch.nn.functional.pad(wave[:count], (0, max(0, count - len(wave))))
 
@@ -116,14 +118,14 @@ IMAGENET = list(IMAGENET_MEAN), list(IMAGENET_STD)
 
 
 def by_torchaudio(path: Path) -> Tensor:
-    """``torchaudio.load``, which decodes with TorchCodec, and ``resample``."""
+    """Sound by ``torchaudio.load``, which decodes with TorchCodec, and ``resample``."""
     torchaudio = require("torchaudio", "media")
     wave, rate = torchaudio.load(str(path))
     return _whole(torchaudio.functional.resample(wave[0], rate, SAMPLE_RATE))
 
 
 def by_soundfile(path: Path) -> Tensor:
-    """``soundfile.read`` and torchaudio's ``resample``: the loop where TorchCodec finds no FFmpeg."""
+    """Sound by ``soundfile.read`` and torchaudio's ``resample``: the loop where TorchCodec finds no FFmpeg."""
     torchaudio = require("torchaudio", "media")
     samples, rate = require("soundfile", "media").read(str(path), dtype="float32", always_2d=True)
     return _whole(torchaudio.functional.resample(torch.from_numpy(samples[:, 0].copy()), rate, SAMPLE_RATE))
@@ -134,7 +136,7 @@ def our_sound(path: Path) -> Tensor:
 
 
 def by_torchvision(path: Path) -> Tensor:
-    """Pillow, then resize, centre crop, to float, normalise."""
+    """A picture by Pillow and torchvision: resize, centre crop, to float, normalise."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     image = transforms.center_crop(transforms.resize(image, [SHORTER]), [SIDE, SIDE])
@@ -148,7 +150,7 @@ def our_pictures(path: Path) -> Tensor:
 
 
 def our_sounds_by_dali(paths: list[Path]) -> Tensor:
-    """(B, samples), decoded together by a thread per core."""
+    """Sounds (B, samples), decoded together by a thread per core."""
     waves = _dali().read_sounds(paths, SAMPLE_RATE, SAMPLES, threads=CORES)
     return torch.stack([_whole(wave) for wave in waves])
 

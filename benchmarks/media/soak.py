@@ -1,8 +1,8 @@
-"""Memory while clips are loaded: ``python -m benchmarks.media.soak [--clips 10000]``.
+"""Measures memory while clips are loaded: ``python -m benchmarks.media.soak [--clips 10000]``.
 
 Simulates a few small videos, damages some of them, and loads clips of all by worker processes that live from the first
 to the last; some files are cut or deleted on the way. Prints the resident memory of this process and of its workers
-(summed, pages that they share counted in each) and what the loader says of the bad files.
+(summed, pages that they share counted in each) and the loader's reasons for the bad files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH, FILES = 8, 16
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident megabytes after so many clips."""
+    """The resident megabytes after so many clips."""
 
     clips: int
     process: float
@@ -37,7 +37,7 @@ class Memory:
 
 
 def resident(process: int) -> float:
-    """Megabytes, by /proc."""
+    """The resident megabytes of a process, by /proc."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1000
@@ -45,7 +45,7 @@ def resident(process: int) -> float:
 
 
 def bad_folder(folder: Path, seed: int) -> list[Path]:
-    """Videos of which every other has a damaged sibling: text, cut, emptied, or with bytes overwritten."""
+    """Write videos of which every other has a damaged sibling: text, cut, emptied, or with bytes overwritten."""
     simulate_clips(out=folder, clips=FILES, seconds=2.0, workers=1, seed=seed)
     good = sorted(folder.rglob("*.mp4"))
     draw = random.Random(seed)
@@ -70,7 +70,7 @@ def bad_folder(folder: Path, seed: int) -> list[Path]:
 
 
 def soak(folder: Path, clips: int, *, workers: int, every: int, seed: int = 0) -> tuple[list[Memory], Clips]:
-    """Load so many clips in one go; memory after ``every`` of them."""
+    """Load so many clips in one go; returns the memory after each ``every`` of them, and the loader."""
     files = bad_folder(folder, seed)
     repeated = [files[place % len(files)] for place in range(clips)]
     loader = Clips(

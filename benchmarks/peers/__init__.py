@@ -1,1 +1,1 @@
-"""What users run today: the formulas as they write them, and the packages that ship one."""
+"""The contenders that users run today: the formulas as they write them, and the packages that ship one."""

@@ -1,7 +1,7 @@
 """The eager formulas, the way training code writes them: plain PyTorch, every N x N matrix in memory.
 
-They are the baselines of the benchmarks, so they keep what the originals do (both products of CLIP, the copy
-of the bank) and use nothing that this package offers.
+They are the baselines of the benchmarks, so they keep the originals' work (both products of CLIP, the copy of the bank)
+and use nothing of this package.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def supcon(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
 
 
 def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """MoCo's loss: cross-entropy over the own key and a copy of the queue (D, K)."""
+    """MoCo's loss: cross-entropy over a row's own key and a copy of the queue (D, K)."""
     positive = torch.einsum("nd,nd->n", query, key).unsqueeze(-1)
     negative = torch.einsum("nd,dk->nk", query, queue.clone().detach())
     logits = torch.cat([positive, negative], dim=1) / temperature

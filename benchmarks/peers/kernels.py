@@ -1,6 +1,6 @@
 """Packages with GPU kernels of their own, each at its best settings and imported where it is used.
 
-What each of them leaves out or does differently is said here; none is changed. They run on CUDA tensors only.
+The docstrings name what each leaves out or does differently; none is changed. They run on CUDA tensors only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def cce_clip(image: Tensor, text: Tensor, scale: Tensor) -> Callable[[], Tensor]
 
 
 def siglip(image: Tensor, text: Tensor, scale: Tensor) -> Callable[[], Tensor]:
-    """siglip-kernel's loss: a sigmoid per pair, so another loss, but the fastest over all pairs that is published."""
+    """siglip-kernel's loss: a sigmoid per pair, so another loss, but the fastest published one over all pairs."""
     fused = load("siglip_kernel").fused_siglip_loss
     log_scale = scale.detach().log().requires_grad_()
     bias = torch.full_like(log_scale, SIGLIP_BIAS).detach().requires_grad_()
@@ -84,7 +84,7 @@ def flash_kmeans_from_maps(maps: Tensor, centroids: Tensor) -> Callable[[], Tens
 
 
 def flash_kmeans_of_rows(rows: Tensor, centroids: Tensor) -> Callable[[], Tensor]:
-    """The kernels of an iteration of flash-kmeans alone: rows (N, D) and their squares are there."""
+    """The kernels alone of an iteration of flash-kmeans, with rows (N, D) and their squares ready."""
     assign = load("flash_kmeans.assign_euclid_triton").euclid_assign_triton
     update = load("flash_kmeans").triton_centroid_update_sorted_euclid
     x, start = rows[None].contiguous(), centroids[None]

@@ -22,7 +22,7 @@ class MissingPeerError(ImportError):
 
 
 def load(module: str) -> ModuleType:
-    """Import a peer, or say how to install it."""
+    """Import a peer, or raise an error that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""Breaks training runs and files, and looks at what survives."""
+"""Breaks training runs and files, and checks what survives."""

@@ -1,10 +1,10 @@
-"""Breaks training runs at random and looks at what survives: ``python -m benchmarks.robustness.faults [--faults 500]``.
+"""Breaks training runs at random and checks what survives: ``python -m benchmarks.robustness.faults [--faults 500]``.
 
 Runs of two short stages, through the same loop and run folder as every ``cmx train``, are killed at a random moment,
 told to stop, killed at a random byte of what they write, left without disk space; their checkpoints, finished weights
-and metrics are cut, flipped and deleted. After every fault the run is resumed. Counted are checkpoints lost (a resumed
-run that starts before the newest undamaged one) and differences between what it ends with and an undisturbed run:
-weights to the bit, every logged number.
+and metrics are cut, flipped and deleted. After every fault the run is resumed. It counts the checkpoints lost (a
+resumed run that starts before the newest undamaged one) and the differences between the run's end and an undisturbed
+one's: weights to the bit, every logged number.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from cmx_fast.train.run_folder import RunFolder
 
 STAGES, STEPS, CHECKPOINT_EVERY = ("first", "second"), 120, 20
 CONFIG = {"command": "faults", "steps": STEPS}
-#: Seconds after which a run that was told to stop must have.
+#: Seconds within which a run that was told to stop must end.
 PATIENCE = 30.0
 
 
 class Model(nn.Module):
-    """Small, with everything that has state: batch norm, dropout."""
+    """A small model with all kinds of state: batch norm, dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def train(folder: Path, started: Callable[[str, int], None]) -> None:
 
 
 class Child:
-    """A forked process that trains; what it said about its starts, and how it ended."""
+    """A forked process that trains, with the report of its starts and its exit."""
 
     def __init__(self, folder: Path, log: Path, limit: int | None = None, die_at_limit: bool = False):
         self.reader, writer = os.pipe()
@@ -105,7 +105,7 @@ class Child:
                 code = 0
             except Interrupted:
                 code = 130
-            except BaseException as error:  # whatever it is, the parent reads it in the log
+            except BaseException as error:  # the parent reads any error in the log
                 os.write(2, f"{type(error).__name__}: {error}\n".encode())
             finally:
                 os._exit(code)
@@ -120,7 +120,7 @@ class Child:
 
 
 def newest(folder: Path) -> dict[str, int]:
-    """Of every stage under way the step of its newest readable checkpoint, and STEPS where it is finished."""
+    """The step of every stage's newest readable checkpoint, and STEPS where the stage is finished."""
     steps = {}
     for name in STAGES:
         files = [folder / f"{name}.pt", *sorted((folder / "checkpoints" / name).glob("*.pt"), reverse=True)]
@@ -182,7 +182,7 @@ FILE_FAULTS = [
 
 
 class Campaign:
-    """Faults of random kinds, and what came of them."""
+    """Faults of random kinds, and their consequences."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng = folder, random.Random(seed)
@@ -199,7 +199,7 @@ class Campaign:
         self.largest = max(file.stat().st_size for file in (folder / "undisturbed").glob("*.pt"))
 
     def one_run(self, index: int, faults: int) -> None:
-        """A run with so many faults, then left to finish."""
+        """Make a run with so many faults, then let it finish."""
         run = self.folder / f"run{index}"
         for _ in range(faults):
             self.fault(run)
@@ -256,7 +256,7 @@ class Campaign:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Break training runs at random; count what is lost.")
+    parser = argparse.ArgumentParser(description="Break training runs at random; count the losses.")
     parser.add_argument("--faults", type=int, default=500)
     parser.add_argument("--faults-per-run", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)

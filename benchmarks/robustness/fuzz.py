@@ -1,9 +1,9 @@
-"""Readers and operators under random input: ``python -m benchmarks.robustness.fuzz [--tries 1000] [--only NAME ...]``.
+"""Tries readers and operators on random input: ``python -m benchmarks.robustness.fuzz [--tries N] [--only NAME ...]``.
 
 Real files (simulated data sets, checkpoints, configs) are damaged at random, and every reader opens them; operators get
 random arguments, good and bad, and are held against their references; those whose answers are indices also get data of
-all magnitudes. An error that names what is wrong, or a right answer, is well; an error of another kind, a crash of the
-process, a hang or a wrong answer is a finding, printed with the seed that makes it again.
+all magnitudes. A right answer passes, and so does an error that names the fault. Another error, a crash of the process,
+a hang or a wrong answer is a finding, printed with the seed that makes it again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .fuzz_operators import Wrong
 from .fuzz_readers import READERS, Reader, write_seeds
 
 OPERATORS = COMPARED | INDICES | EXTREMES
-#: What a reader or an operator may raise: they name the file or the argument. MissingExtraError is an ImportError.
+#: The errors that a reader or an operator may raise, naming file or argument. MissingExtraError is an ImportError.
 REFUSALS = (
     ValueError,
     TypeError,
@@ -40,7 +40,7 @@ REFUSALS = (
     IsADirectoryError,
     NotImplementedError,
 )
-#: Seconds after which a try hangs.
+#: Seconds after which a try counts as hanging.
 PATIENCE = 20.0
 TOKENS = (
     b"",
@@ -77,21 +77,21 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
         elif kind == 5:
             data[at:at] = data[at : at + rng.randint(1, 200)]
         else:
-            # Headers lie in front, and at the end of an MP4.
+            # Headers lie at the front, and in an MP4 at the end.
             near = rng.randrange(min(len(data), 64) + 1)
             data[near : near + 4] = rng.randbytes(len(data[near : near + 4]))
     return bytes(data)
 
 
 class Damaged:
-    """A try of a reader: one of its files is damaged, the others are whole."""
+    """Tries a reader with one of its files damaged and the others whole."""
 
     def __init__(self, reader: Reader, folder: Path):
         self.reader, self.folder = reader, folder
         self.whole = {file: file.read_bytes() for file in reader.files(folder)}
 
     def __call__(self, seed: int) -> None:
-        # Before, not after: the try before may have ended with its process.
+        # Restored before a try, not after: the try before may have ended with its process.
         for file, content in self.whole.items():
             file.write_bytes(content)
         rng = random.Random(seed)
@@ -101,7 +101,7 @@ class Damaged:
 
 
 class Worker:
-    """A forked process that makes tries one after the other, and says how each went."""
+    """A forked process that makes tries one after the other and reports each outcome."""
 
     def __init__(self, one: Callable[[int], None], first: int, last: int):
         self.reader, writer = os.pipe()
@@ -148,7 +148,7 @@ class Worker:
 
 
 def campaign(one: Callable[[int], None], tries: int) -> tuple[Counter[str], list[str]]:
-    """How so many tries went, and the findings."""
+    """The outcomes of so many tries, and the findings."""
     counts: Counter[str] = Counter()
     findings: list[str] = []
     seed = 0
@@ -181,8 +181,8 @@ def campaign(one: Callable[[int], None], tries: int) -> tuple[Counter[str], list
 
 def main() -> None:
     names = [*READERS, *OPERATORS]
-    parser = argparse.ArgumentParser(description="Readers and operators under random input.")
-    parser.add_argument("--tries", type=int, default=1000, help="of every reader and operator")
+    parser = argparse.ArgumentParser(description="Try readers and operators on random input.")
+    parser.add_argument("--tries", type=int, default=1000, help="tries of every reader and operator")
     parser.add_argument("--only", nargs="*", default=names, choices=names, metavar="NAME")
     arguments = parser.parse_args()
     began, total, all_findings = time.monotonic(), Counter[str](), []

@@ -1,4 +1,4 @@
-"""Operators whose answers are used as indices, on data of all magnitudes, with duplicates, NaN and infinities."""
+"""Tries operators whose answers are indices, on data of all magnitudes, with duplicates, NaN and infinities."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cmx_fast.ops import cluster_cross_entropy, kmeans_assign, kmeans_step, line
 from .fuzz_operators import DTYPES, Wrong
 
 SIZES = (1, 2, 3, 5, 8, 17, 31, 33, 70, 130)
-#: Powers of ten from the least to the largest number; of float64 those whose squares it holds, for the truth's sake.
+#: Powers of ten of the least and the largest number; in float64 those whose squares it holds, for the truth's sake.
 REACH = {torch.float32: 38, torch.bfloat16: 38, torch.float16: 4, torch.float64: 140}
 
 
 def _rows(rng: random.Random, count: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Rows of a few magnitudes, some of them equal, some 0."""
+    """Rows of a few magnitudes, some equal to others, some 0."""
     reach = REACH[dtype]
     magnitudes = [rng.randint(-reach, reach) for _ in range(rng.randint(1, 3))]
     tens = torch.tensor(rng.choices(magnitudes, k=count), dtype=torch.float64)[:, None]
@@ -50,7 +50,7 @@ def _distances(x: Tensor, centroids: Tensor, metric: str, normalize: bool) -> Te
 
 
 def clusters(seed: int) -> None:
-    """Labels, sums and the loss of rows and centroids, and an estimator on the rows."""
+    """Check labels, sums and the loss of rows and centroids, and an estimator on the rows."""
     rng = random.Random(seed)
     dtype = rng.choice(DTYPES)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -117,7 +117,7 @@ def clusters(seed: int) -> None:
 
 
 def assignments(seed: int) -> None:
-    """Of rows to columns, one to one, with no larger a total than the reference's."""
+    """Check an assignment of rows to columns: one to one, with a total that is not above the reference's."""
     rng = random.Random(seed)
     cost = _rows(rng, rng.choice(SIZES[:7]), rng.choice(SIZES[:7]), rng.choice(DTYPES[:2])).double()
     for _ in range(rng.choice((0, 0, 1, 4))):
@@ -133,5 +133,5 @@ def assignments(seed: int) -> None:
     _require(total <= least + 1e-9 * most * len(rows), f"total {total} where {least} is the least")
 
 
-#: By name, a try from a seed: raises what is refused, or Wrong.
+#: Tries by name, as functions of a seed; they raise the refusal, or Wrong.
 INDICES: dict[str, Callable[[int], None]] = {"clusters": clusters, "assignments": assignments}

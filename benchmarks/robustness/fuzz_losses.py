@@ -1,9 +1,9 @@
-"""The softmax family at every magnitude: forward and backward of exact problems beside float64.
+"""Tries the softmax family at every magnitude: forward and backward of exact problems beside float64.
 
 Rows are small whole numbers times powers of two, and scales are powers of two, so that products and logits are exact in
-every dtype however large they are, and ties are ties. What float64 gives is then right to the last digits, unless a
+every dtype however large they are, and ties are ties. float64's result is then right to the last digits, unless a
 number is out of the dtype's range: there an infinity or a NaN is right too, and a wrong number is not. Attention alone
-is not judged there: a key whose score is out of range below has no weight, as in the plain formula.
+is not judged there: a key whose score is below the range has no weight, as in the plain formula.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .fuzz_operators import Wrong
 
 ROWS = (1, 2, 3, 5, 8, 33, 70, 300)
 WIDTHS = (1, 2, 3, 16, 40)
-#: Powers of two of the rows: of float16 the range is small, and float64 has the magnitudes of float32.
+#: Powers of two of the rows: float16's range is small, and float64 has the magnitudes of float32.
 EXPONENTS = {torch.float32: 124, torch.float64: 124, torch.bfloat16: 124, torch.float16: 11}
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 #: Roundings of float32 or float64 that a result may lose to parts of its natural size that cancel.
@@ -36,13 +36,13 @@ class Problem:
 
     tensors: list[Tensor]
     call: Callable[..., Tensor]
-    largest: float  # of any number on the way
+    largest: float  # the largest number on the way
     natural: list[
         float
-    ]  # of the losses and of every gradient: what rounding is relative to where parts cancel
+    ]  # the natural size of the losses and of every gradient, to which rounding is relative where parts cancel
     words: str
-    losses: int | None = None  # as many of what it gives are losses
-    judged_beyond: bool = True  # whether numbers are to be right where some are out of range
+    losses: int | None = None  # the number of results that are losses
+    judged_beyond: bool = True  # True: numbers have to be right where others are out of range
 
 
 def _rows(rng: random.Random, n: int, d: int, dtype: torch.dtype, one: int | None = None) -> Tensor:
@@ -81,7 +81,7 @@ def _info_nce(rng: random.Random, dtype: torch.dtype) -> Problem:
     }  # fmt: skip
     one = None
     if options["similarity"] == "sql2":
-        # Exact of rows of one magnitude alone; and the reference's square of a root rounds.
+        # Exact only for rows of one magnitude; and the reference's square of a root rounds.
         one, scale = rng.randint(-6, 6), 2.0 ** rng.randint(-12, 6)
     query, key = _rows(rng, n, d, dtype, one), _rows(rng, n, d, dtype, one)
     bank = [_rows(rng, rng.choice(ROWS), d, dtype, one) for _ in range(rng.choice([0, 0, 1, 2]))]
@@ -166,7 +166,7 @@ def _cluster(rng: random.Random, dtype: torch.dtype) -> Problem:
 
 
 def _block(rng: random.Random, dtype: torch.dtype) -> Problem:
-    """Two blocks that are joined: the loss of what a process does with its own rows and another's."""
+    """The loss of two joined blocks: a process's work with its own rows and another's."""
     n, m, d, scale = rng.choice(ROWS), rng.choice(ROWS), rng.choice(WIDTHS), _scale(rng)
     similarity, one = rng.choice(["dot", "sql2"]), None
     if similarity == "sql2":
@@ -247,7 +247,7 @@ def _of(make: Callable[[random.Random, torch.dtype], Problem]) -> Callable[[int]
     return one
 
 
-#: By name, a try from a seed: raises Wrong.
+#: Tries by name, as functions of a seed; they raise Wrong.
 EXTREMES: dict[str, Callable[[int], None]] = {
     "extreme info_nce": _of(_info_nce),
     "extreme supcon": _of(_supcon),

@@ -1,4 +1,4 @@
-"""Operators with random arguments, good and bad, beside their references."""
+"""Tries operators with random arguments, good and bad, beside their references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cmx_fast import ops
 
 
 class Wrong(Exception):
-    """An answer that is not the right one."""
+    """The answer is not the right one."""
 
 
 SIZES = (0, 1, 2, 3, 5, 8, 17, 33)
@@ -24,13 +24,13 @@ NAMES = ("dot", "l2", "sql2", "cosine", "softmax", "none", "mean", "sum", "mean_
 
 
 def _size(rng: random.Random, sizes: dict[str, int], letter: str) -> int:
-    """Mostly the size that a letter has in this try, so that shapes fit; sometimes another."""
+    """The size of a letter in this try, so that shapes fit; sometimes another one."""
     size = sizes.setdefault(letter, rng.choice(SIZES))
     return size if rng.random() < 0.95 else rng.choice(SIZES)
 
 
 def _tensor(rng: random.Random, sizes: dict[str, int], shape: str, dtype: torch.dtype) -> Any:
-    """Of a shape in letters ("N D"), mostly ordinary; sometimes strided, with a NaN, of another dtype, or no tensor."""
+    """A tensor of a shape in letters ("N D"); sometimes strided, with a NaN, of another dtype, or no tensor."""
     kind = rng.random()
     if kind < 0.02:
         return rng.choice([None, 3.0, "x", [1, 2]])
@@ -58,7 +58,7 @@ def _labels(rng: random.Random, sizes: dict[str, int], shape: str, most: int) ->
 
 
 def _options(rng: random.Random, **values: tuple) -> dict[str, Any]:
-    """Some of the options, mostly with values that exist."""
+    """Some of the options, mostly with valid values."""
     chosen = {}
     for name, choices in values.items():
         if rng.random() < 0.5:
@@ -231,7 +231,7 @@ def _differ(answer: Tensor, truth: Tensor, dtype: torch.dtype) -> bool:
     finite = truth.isfinite()
     if not answer[finite].isfinite().all() and truth[finite].abs().max() < 1e6:
         return True
-    # Where the truth is NaN, a number would be believed; infinities may be NaN.
+    # A number where the truth is NaN would be believed; infinities may be NaN.
     if (truth.isnan() & answer.isfinite()).any():
         return True
     if (answer.isnan() & truth.isfinite() & (truth.abs() < 1e6)).any():
@@ -270,5 +270,5 @@ def _of(name: str) -> Callable[[int], None]:
     return lambda seed: _try(name, seed)
 
 
-#: By name, a try from a seed: raises what the operator raises, or Wrong.
+#: Tries by name, as functions of a seed; they raise the operator's error, or Wrong.
 OPERATORS: dict[str, Callable[[int], None]] = {name: _of(name) for name in MAKERS}

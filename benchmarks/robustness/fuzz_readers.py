@@ -1,4 +1,4 @@
-"""Every kind of file that this package opens, for ``python -m benchmarks.robustness.fuzz`` to damage and read."""
+"""Reads every kind of file that this package opens, for ``python -m benchmarks.robustness.fuzz`` to damage."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ CONFIG = {"command": "fuzz", "recipe": {"alpha": 0.5}, "seeds": [0]}
 
 @dataclass(frozen=True)
 class Reader:
-    """files: what may be damaged, in the folder of seeds. read: opens it all. simulated: the data set that it needs."""
+    """A reader of files.
+
+    files: those that may be damaged, in the folder of seeds. read: opens them. simulated: the data set that it needs.
+    """
 
     files: Callable[[Path], list[Path]]
     read: Callable[[Path], object]
     simulated: str = ""
 
 
-#: Commands that write data sets, by the folder.
+#: Commands that write data sets, by their folders.
 SIMULATED: dict[str, tuple[object, ...]] = {
     "vggsound": ("clips", "--clips", 16, "--layout", "vggsound", "--seconds", 1.5),
     "kinetics": ("clips", "--clips", 16, "--seconds", 1.5),
@@ -45,7 +48,7 @@ SIMULATED: dict[str, tuple[object, ...]] = {
 
 
 def write_seeds(folder: Path, readers: Iterable[Reader]) -> None:
-    """Real files for these readers; simulators run in processes of their own, so that this one has no threads."""
+    """Write real files for these readers; simulators run in processes of their own, so that this one has no threads."""
     for name in {reader.simulated for reader in readers} - {""}:
         command = [sys.executable, "-m", "cmx_fast", "simulate", *map(str, SIMULATED[name])]
         subprocess.run([*command, "--out", str(folder / name)], check=True, capture_output=True)

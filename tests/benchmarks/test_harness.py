@@ -123,7 +123,7 @@ def test_device_suite_says_that_there_is_no_gpu():
 
 
 def test_the_hosts_share_is_that_of_every_launch():
-    """In a process without the interpreter, in which nothing is compiled or launched."""
+    """Runs in a process without the interpreter, in which nothing is compiled or launched."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "cmx_fast.benchmarks.device.host"],

@@ -71,7 +71,7 @@ def test_names_with_spaces_are_read(failed):
 
 @ONE_OR_MORE
 def test_a_process_that_dies_is_no_success(failed):
-    """Of the tests that it leaves, those of kernels are blamed on their operators."""
+    """The tests of kernels that it leaves are blamed on their operators."""
     died = "import os\n\ndef test_a():\n    pass\n\ndef test_b():\n    os._exit(3)\n"
     failures = failed(kernels__test_kmeans=died)
     assert "tests/kernels/test_kmeans.py::test_b" in failures["kmeans"][0]
