@@ -17,6 +17,10 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+highlight_language = "none"  # of blocks without a language: commands and diagrams
 html_title = "cmx_fast"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
@@ -61,7 +65,7 @@ def escape(app, what, name, obj, options, lines):
         if text.startswith(".. math::") or text.endswith("::"):
             literal = indent
         if literal is None and not text.startswith((".. ", ">>> ", "... ")):
-            lines[number] = MARKUP.sub(lambda found: found[1] or "\\" + found[0], line)
+            lines[number] = MARKUP.sub(lambda match: match[1] or "\\" + match[0], line)
 
 
 def setup(app):
