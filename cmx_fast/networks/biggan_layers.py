@@ -28,6 +28,7 @@ class SpectralNorm(nn.Module):
     sv0: Tensor
 
     def track(self) -> None:
+        """Register the buffers; a subclass calls it once its weight is there."""
         self.register_buffer("u0", torch.randn(1, self.weight.shape[0]))
         self.register_buffer("sv0", torch.ones(1))
         self.folded = False
@@ -74,6 +75,8 @@ class SpectralConv(nn.Conv2d, SpectralNorm):
 
 
 class SpectralLinear(nn.Linear, SpectralNorm):
+    """A linear layer with spectral norm, from orthogonal weights: (*, inner) to (*, outer)."""
+
     def __init__(self, inner: int, outer: int, bias: bool = True):
         super().__init__(inner, outer, bias)
         nn.init.orthogonal_(self.weight)

@@ -48,6 +48,7 @@ class PictureEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> PictureEncoder:
+        """Stay in evaluation whatever ``mode`` is: the network is fixed."""
         return super().train(False)
 
     @torch.no_grad()

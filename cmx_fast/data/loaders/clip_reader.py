@@ -41,6 +41,7 @@ class ClipFormat:
 
     @property
     def seconds(self) -> float:
+        """The length of a clip: its pictures' or its sound's, whichever is longer."""
         return max(self.frames / self.fps, self.samples / self.sample_rate)
 
     def starts(self, media: Media) -> int:

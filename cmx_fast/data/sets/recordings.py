@@ -79,6 +79,7 @@ def of_kind(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[t
 
 
 def check_split(split: str, splits: tuple[str, ...]) -> None:
+    """Raise a ValueError for a split that a set does not have."""
     if split not in splits:
         raise ValueError(f"split must be one of {', '.join(map(repr, splits))}; got {split!r}")
 

@@ -58,5 +58,6 @@ def read_selection(path: Path | str) -> Selection:
 
 
 def write_selection(path: Path, selection: Selection) -> None:
+    """Write a selection as the JSON that :func:`read_selection` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(selection) + "\n")
