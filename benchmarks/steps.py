@@ -49,7 +49,7 @@ class Parts:
         self._entered: list[str] = []
 
     @contextlib.contextmanager
-    def of(self, part: str) -> Iterator[None]:
+    def within(self, part: str) -> Iterator[None]:
         self._now.append(part)
         self._switch()
         yield
@@ -86,31 +86,31 @@ class Trainer:
     def _watched(self, method: Callable[..., Any], part: str) -> Callable[..., Any]:
         @functools.wraps(method)
         def watched(*args: Any, **options: Any) -> Any:
-            with self._of(part):
+            with self._part(part):
                 return method(*args, **options)
 
         return watched
 
-    def _of(self, part: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.parts is None else self.parts.of(part)
+    def _part(self, part: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.parts is None else self.parts.within(part)
 
     def step(self) -> Tensor:
         """Make a step; returns the loss, detached."""
         torch.manual_seed(0)
         system, fabric = self.system, self.fabric
-        with self._of("data"):
+        with self._part("data"):
             batch = system.prepare()
         if system.cluster is not None:
-            with self._of("clusters"), fabric.autocast():
+            with self._part("clusters"), fabric.autocast():
                 batch |= system.cluster()
-        with self._of("forward"):
+        with self._part("forward"):
             outputs = gather(fabric, self.module(batch), batch, system.labels)
-        with self._of("loss"):
+        with self._part("loss"):
             loss = system.module.losses(*outputs)["loss"]
-        with self._of("backward"):
+        with self._part("backward"):
             self.optimizer.zero_grad()
             fabric.backward(loss)
-        with self._of("optimiser"):
+        with self._part("optimiser"):
             self.optimizer.step()
             if system.after_step is not None:
                 system.after_step()

@@ -58,7 +58,7 @@ def strips(report: str) -> Image.Image:
     return sheet(rows[:4], heads)
 
 
-SYSTEMS = {"csir": csir, "c2l": strips, "cmac": strips}
+SYSTEMS = {"csir": csir, "c2l": strips}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -238,20 +238,20 @@ def _judge(problem: Problem, dtype: torch.dtype) -> None:
             raise Wrong(f"off by {error} of {size}: {name}")
 
 
-def _of(make: Callable[[random.Random, torch.dtype], Problem]) -> Callable[[int], None]:
-    def one(seed: int) -> None:
+def _attempt(make: Callable[[random.Random, torch.dtype], Problem]) -> Callable[[int], None]:
+    def attempt(seed: int) -> None:
         rng = random.Random(seed)
         dtype = rng.choice(list(EXPONENTS))
         _judge(make(rng, dtype), dtype)
 
-    return one
+    return attempt
 
 
 #: Tries by name, as functions of a seed; they raise Wrong.
 EXTREMES: dict[str, Callable[[int], None]] = {
-    "extreme info_nce": _of(_info_nce),
-    "extreme supcon": _of(_supcon),
-    "extreme attention": _of(_attention),
-    "extreme cluster loss": _of(_cluster),
-    "extreme softmax block": _of(_block),
+    "extreme info_nce": _attempt(_info_nce),
+    "extreme supcon": _attempt(_supcon),
+    "extreme attention": _attempt(_attention),
+    "extreme cluster loss": _attempt(_cluster),
+    "extreme softmax block": _attempt(_block),
 }

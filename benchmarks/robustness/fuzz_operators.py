@@ -266,9 +266,9 @@ def _try(name: str, seed: int) -> None:
             raise Wrong(f"{name} {shapes} {dtype} {options}: {one} against {other}")
 
 
-def _of(name: str) -> Callable[[int], None]:
+def _attempt(name: str) -> Callable[[int], None]:
     return lambda seed: _try(name, seed)
 
 
 #: Tries by name, as functions of a seed; they raise the operator's error, or Wrong.
-OPERATORS: dict[str, Callable[[int], None]] = {name: _of(name) for name in MAKERS}
+OPERATORS: dict[str, Callable[[int], None]] = {name: _attempt(name) for name in MAKERS}

@@ -18,9 +18,9 @@ def test_a_marker_far_away_tells_the_class(name):
 
 def test_markers_are_as_far_as_they_say():
     pictures, labels = learning.marked_blobs(20, 4, torch.Generator().manual_seed(0))
-    for picture, of in zip(pictures, labels, strict=True):
-        blob = (of > 0).nonzero()
-        kind = int(of.max()) - 1
+    for picture, label_map in zip(pictures, labels, strict=True):
+        blob = (label_map > 0).nonzero()
+        kind = int(label_map.max()) - 1
         marker = (picture[2 * kind] > 1.4).nonzero()
         gap = (blob[:, None] - marker[None]).abs().amax(2).min() - 1
         assert len(marker) >= 3 and 3 <= gap <= 4

@@ -106,9 +106,9 @@ def test_formulas_are_for_the_block_alone():
 
 def test_a_part_within_another_counts_for_itself():
     parts = steps.Parts("cpu")
-    with parts.of("forward"):
+    with parts.within("forward"):
         time.sleep(0.02)
-        with parts.of("data"):
+        with parts.within("data"):
             time.sleep(0.05)
         time.sleep(0.02)
     seconds = parts.seconds()

@@ -193,7 +193,9 @@ def simulate_clips(
     height: Annotated[int, typer.Option(help="Pixels, even.")] = 96,
     seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 3.0,
     fps: Annotated[int, typer.Option(help="Frames per second.")] = 24,
-    distractors: Annotated[int, typer.Option(help="Silent objects: 1 to so many; 0: none.")] = 3,
+    distractors: Annotated[
+        int, typer.Option(help="The most silent objects of a clip, which has at least one; 0: none.")
+    ] = 3,
     largest: Annotated[float, typer.Option(help="Largest radius as a share of the shorter side.")] = LARGEST,
     places: Annotated[int, typer.Option(help="Backgrounds that a class's clips share; 0: one per clip.")] = 0,
     video: Annotated[str, typer.Option(help="h264 or mpeg4.")] = "h264",
@@ -246,7 +248,9 @@ def simulate_clips(
             written = pool.map(functools.partial(_write_clip, settings=settings), todo, chunksize=4)
             for rows in track(written, "clips", total=clips):
                 writer.writerows(rows)
-        _write_lists(root, layout, {split: [row for _, _, row in of] for split, of in files.items()})
+        _write_lists(
+            root, layout, {split: [row for _, _, row in entries] for split, entries in files.items()}
+        )
         if out.exists():
             shutil.rmtree(out)
         os.replace(root, out)

@@ -231,7 +231,7 @@ def test_a_mask_is_turned_with_its_picture(tmp_path, number, own):
         root = write_pictures(tmp_path / folder, {"train": 2, "val": 1, "test": 1}, size=40)
         spoilt(root, turn, picture=True, mask=own)
         sets.append(ATR(root, "train", size=24))
-    plain, turned = (of[0] for of in sets)
+    plain, turned = (pictures[0] for pictures in sets)
     assert torch.equal(plain["mask"], turned["mask"])
     assert (plain["image"].float() - turned["image"].float()).abs().mean() < 6
     (_, images), *_ = Pictures(sets[1]).in_order()
