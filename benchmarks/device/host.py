@@ -53,9 +53,10 @@ def launch_nothing() -> None:
         RuntimeError: Triton interprets kernels in this process, so there is no launch path.
     """
     import triton
-    from cmx_fast.kernels.common import tiles
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
+
+    from cmx_fast.kernels.common import tiles
 
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: unset it to time the launches")

@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from rich.console import Console
 from rich.table import Table
 
+from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from cmx_fast.ops.info_nce import WIDEST_MEANS
 
 from ..cases.band_spectrogram import SHAPES

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+
 from cmx_fast.benchmarks.harness import gate, machine, memory, report, timing
 from cmx_fast.benchmarks.harness.case import PROVIDERS, Goal
 from cmx_fast.benchmarks.harness.measure import measure, result_error

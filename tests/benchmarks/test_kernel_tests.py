@@ -4,6 +4,7 @@ import os
 import time
 
 import pytest
+
 from cmx_fast.benchmarks.device import kernel_tests, suite
 
 OPERATORS = ["info_nce", "supcon", "kmeans", "attention", "pyramid_correlation"]

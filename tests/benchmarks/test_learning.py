@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from cmx_fast.benchmarks import learning
 from cmx_fast.benchmarks.small_parts import small_parts
-from torch import nn
 
 
 @pytest.mark.parametrize("name", ["NonLocal", "ObjectContext", "ContextEncoding"])

@@ -9,11 +9,11 @@ pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("soundfile", reason="needs the media extra")
 
 import soundfile
-from cmx_fast.benchmarks.media import loading, loops
 from typer.testing import CliRunner
 from video_files import tone, write_broken, write_video
 
 from cmx_fast import cli
+from cmx_fast.benchmarks.media import loading, loops
 from cmx_fast.data.media.decode import unavailable
 
 

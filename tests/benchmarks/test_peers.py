@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+
 from cmx_fast.benchmarks.device import suite
 from cmx_fast.benchmarks.device.limit_cases import LIMIT_CASES
 from cmx_fast.benchmarks.harness import report, timing

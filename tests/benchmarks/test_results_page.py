@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+
 from cmx_fast.benchmarks.harness import machine, report, results_page
 from cmx_fast.benchmarks.harness.measure import measure
 from cmx_fast.benchmarks.harness.provider import OURS

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cmx_fast.benchmarks.device import machine_rates, roofline
 
 pytest.importorskip("triton")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from cmx_fast.benchmarks import __main__ as command
 from cmx_fast.benchmarks.harness import report, sources
 from cmx_fast.benchmarks.harness.registry import CASES

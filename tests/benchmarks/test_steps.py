@@ -8,12 +8,12 @@ import time
 
 import pytest
 import torch
-from cmx_fast.benchmarks import steps
-from cmx_fast.benchmarks.harness.provider import OURS
-from cmx_fast.benchmarks.systems import SYSTEMS, formulas_only
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
+from cmx_fast.benchmarks import steps
+from cmx_fast.benchmarks.harness.provider import OURS
+from cmx_fast.benchmarks.systems import SYSTEMS, formulas_only
 from cmx_fast.cli import app
 from cmx_fast.ops import _implementations
 from cmx_fast.systems.c2l import model as c2l

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+
 from cmx_fast.benchmarks.device import kernel_tests, machine_rates, roofline, suite
 from cmx_fast.benchmarks.device.roofline import Chip
 from cmx_fast.benchmarks.harness import gate, measure, report

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from cmx_fast.benchmarks.scaling import Rates, ring_step, table
 from distributed_cases import (
     count_traffic,
     held_rows,
@@ -16,6 +15,7 @@ from distributed_cases import (
 )
 
 from cmx_fast import distributed, ops
+from cmx_fast.benchmarks.scaling import Rates, ring_step, table
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch.distributed without gloo"

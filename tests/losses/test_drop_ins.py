@@ -10,9 +10,9 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from cmx_fast.benchmarks.peers import formulas, packages
 from torch import Tensor
 
+from cmx_fast.benchmarks.peers import formulas, packages
 from cmx_fast.losses import ClipLoss, InfoNCE, InfoNCELoss, NTXentLoss, SupConLoss
 
 

@@ -9,8 +9,8 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from cmx_fast.benchmarks.peers import formulas
 
+from cmx_fast.benchmarks.peers import formulas
 from cmx_fast.losses import ClipLoss, InfoNCELoss, MemoryBank, NTXentLoss, SupConLoss
 from cmx_fast.ops import info_nce
 

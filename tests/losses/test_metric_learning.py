@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cmx_fast.benchmarks.peers import packages
 from torch import Tensor
 
 from cmx_fast import losses
+from cmx_fast.benchmarks.peers import packages
 from cmx_fast.losses.metric_learning import SupConLoss
 
 try:
