@@ -1,10 +1,13 @@
-"""What the training commands' options stand for."""
+"""The options that several commands have, each worded once, and the fabric and the choice that they stand for."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from lightning_fabric import Fabric
 
@@ -12,6 +15,25 @@ from cmx_fast.train import sharding
 from cmx_fast.train.settings import Checked
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+Out = Annotated[Path, typer.Option(help="Run folder to write.")]
+Preset = Annotated[str, typer.Option(help="Recipe: paper, or demo for two CPU cores.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, noise and batches.")]
+Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, or bf16 (mixed).")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks with torch.compile.")]
+SyncBN = Annotated[
+    bool, typer.Option("--sync-bn", help="Under torchrun: batch norms see the batch of all processes (GPUs).")
+]
+FSDP = Annotated[
+    bool,
+    typer.Option("--fsdp", help="Under torchrun: split weights, gradients and optimiser over the processes."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
+Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
+#: Of commands that evaluate a run.
+RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 
 def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
@@ -31,23 +53,34 @@ def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
     return recipe.read(texts)
 
 
-SyncBN = Annotated[
-    bool, typer.Option("--sync-bn", help="Under torchrun: batch norms see the batch of all processes (GPUs).")
-]
+def choose_models(names: list[str], choices: Iterable[str]) -> list[str]:
+    """The choices that ``names`` holds, in their own order; "all", where it is a choice, stands for all others.
+
+    Raises:
+        ValueError: no name, or one that is no choice.
+    """
+    choices = list(choices)
+    unknown = [name for name in names if name not in choices]
+    if unknown or not names:
+        raise ValueError(
+            f"model must be one or more of {', '.join(choices)}; got {', '.join(unknown) or 'none'}"
+        )
+    return [choice for choice in choices if choice != "all" and (choice in names or "all" in names)]
 
 
-FSDP = Annotated[
-    bool,
-    typer.Option("--fsdp", help="Under torchrun: split weights, gradients and optimiser over the processes."),
-]
+def default_device() -> str:
+    """The device of commands that don't train."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def new_fabric(precision: str, sync_bn: bool = False, fsdp: bool = False) -> Fabric:
     """One device, or under torchrun one per process, whose replicas are kept alike by DDP or are in pieces by FSDP.
 
     Raises:
-        ValueError: ``fsdp`` or ``sync_bn`` in one process; ``sync_bn`` without a GPU.
+        ValueError: an unknown precision; ``fsdp`` or ``sync_bn`` in one process; ``sync_bn`` without a GPU.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
     if fsdp and world == 1:
         raise ValueError("--fsdp is for several processes (torchrun); this is one")

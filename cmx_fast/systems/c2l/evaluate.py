@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from torch import Tensor
@@ -18,6 +17,7 @@ from cmx_fast.systems.c2l.evaluation import EXAMPLES, Evaluation, new_model, ope
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.c2l.report import write_report
 from cmx_fast.train.finished import finished_run
+from cmx_fast.train.options import RunData, SkipBad, default_device
 
 
 def evaluate_run(run: Path, pictures: Pictures) -> Evaluation:
@@ -45,13 +45,11 @@ def evaluate_run(run: Path, pictures: Pictures) -> Evaluation:
 
 def evaluate_c2l(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l.")],
-    data: Annotated[Path | None, typer.Option(help="Data in ATR's layout; default: the run's.")] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out unreadable pictures and count them.")
-    ] = False,
+    data: RunData = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on the test split: table, results.json and report.html."""
     config = finished_run(run, "train c2l")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     recipe = C2LRecipe.stored(config["recipe"], run / "config.json")
     evaluate_run(run, open_split(data or Path(config["data"]), "test", recipe, device, skip_bad=skip_bad))

@@ -21,41 +21,45 @@ from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
-from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import (
+    FSDP,
+    Compile,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    Seeds,
+    Set,
+    SkipBad,
+    SyncBN,
+    changes,
+    choose_models,
+    new_fabric,
+)
 from cmx_fast.train.run_folder import RunFolder
 
 
 def train_c2l(
     data: Annotated[Path, typer.Option(help="Data in ATR's layout, e.g. from cmx simulate people.")],
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/c2l"),
-    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
-    seeds: Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")] = 1,
+    out: Out = Path("runs/c2l"),
+    preset: Preset = "paper",
+    seeds: Seeds = 1,
     model: Annotated[
-        list[str], typer.Option(help="picie, part, part+pixel, c2l, dff, or all; repeatable.")
+        list[str], typer.Option(help="Model: picie, part, part+pixel, c2l, dff, or all; repeatable.")
     ] = ["all"],  # noqa: B006
     imagenet: Annotated[
         Path | None, typer.Option(help="resnet18-f37072fd.pth; without it the encoder starts at random.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    precision: Precision = "fp32",
+    compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out unreadable pictures and count them.")
-    ] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    resume: Resume = False,
+    skip_bad: SkipBad = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Train C2L, its ablation and its baselines without masks, evaluate on the test split, write report.html."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    unknown = [name for name in model if name not in NAMES and name != "all"]
-    if unknown or not model:
-        raise ValueError(
-            f"model must be one or more of {', '.join(NAMES)}, all; got {', '.join(unknown) or 'none'}"
-        )
+    models = choose_models(model, [*NAMES, "all"])
     recipe = C2LRecipe.preset(preset, **changes(set, C2LRecipe))
     if imagenet is not None:
         load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
@@ -84,7 +88,7 @@ def train_c2l(
             "preset": preset,
             "recipe": recipe.as_dict(),
             "seeds": list(range(seeds)),
-            "models": [name for name in NAMES if name in model or "all" in model],
+            "models": models,
             "classes": test.dataset.class_names,
             "imagenet": None if imagenet is None else str(imagenet),
             "precision": precision,

@@ -27,8 +27,10 @@ from cmx_fast.networks.weights import load
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
 from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.finished import finished_run
+from cmx_fast.train.options import default_device
 
 #: Answers among which a hit counts (Table 5).
 RANKS = (1, 5, 10)
@@ -36,13 +38,10 @@ RANKS = (1, 5, 10)
 SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0)}
 FOLDED = {"ucf101": (1, 2, 3), "hmdb51": (1, 2, 3), "esc50": (1, 2, 3, 4, 5)}
 
-Run = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
-Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
 Fold = Annotated[
     int, typer.Option(help="Fold of ucf101, hmdb51 (1 to 3) or esc50 (1 to 5); 0: the mean of all.")
 ]
 Model = Annotated[str, typer.Option(help="Model of the run.")]
-Seed = Annotated[int, typer.Option(help="Seed of the run.")]
 
 
 def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool]:
@@ -78,15 +77,15 @@ def adapters(
 
 
 def evaluate_retrieval(
-    run: Run,
-    data: Data,
-    dataset: Annotated[str, typer.Option(help="kinetics, vggsound, ucf101 or hmdb51.")] = "ucf101",
+    run: CMACRun,
+    data: DataFolder,
+    dataset: Annotated[str, typer.Option(help="Data set: kinetics, vggsound, ucf101 or hmdb51.")] = "ucf101",
     fold: Fold = 1,
     model: Model = "cmac",
-    seed: Seed = 0,
+    seed: RunSeed = 0,
 ) -> None:
     """Nearest neighbours without fine-tuning: held-out videos look for training videos of their class (Table 5)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     network, mixed = open_model(run, model, seed, device)
     found: list[dict[str, float]] = []
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
@@ -108,15 +107,15 @@ def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Te
 
 
 def evaluate_linear(
-    run: Run,
-    data: Data,
-    dataset: Annotated[str, typer.Option(help="esc50 or dcase2013.")] = "esc50",
+    run: CMACRun,
+    data: DataFolder,
+    dataset: Annotated[str, typer.Option(help="Data set: esc50 or dcase2013.")] = "esc50",
     fold: Fold = 0,
     model: Model = "cmac",
-    seed: Seed = 0,
+    seed: RunSeed = 0,
 ) -> None:
     """A linear classifier on the frozen audio encoder (Table 6): trained on clips, tested on their mean decision."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     network, mixed = open_model(run, model, seed, device)
     count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
     found, known = [], dict[Path, Tensor]()

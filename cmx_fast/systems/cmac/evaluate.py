@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.console import Console
 
 from cmx_fast.data.loaders.clips import Clips
@@ -17,9 +15,11 @@ from cmx_fast.systems.cmac.evaluation import EXAMPLES, NAMES, Evaluation, look, 
 from cmx_fast.systems.cmac.features import extract, open_clips
 from cmx_fast.systems.cmac.localisation import POSITIONS, Positions
 from cmx_fast.systems.cmac.model import OBJECTIVES
+from cmx_fast.systems.cmac.options import CMACRun
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.report import write_report
 from cmx_fast.train.finished import finished_run
+from cmx_fast.train.options import RunData, default_device
 
 
 def evaluate_run(run: Path, train: Clips, test: Clips, data: Path) -> Evaluation:
@@ -50,14 +50,14 @@ def evaluate_run(run: Path, train: Clips, test: Clips, data: Path) -> Evaluation
 
 
 def evaluate_cmac(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")],
-    data: Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")] = None,
+    run: CMACRun,
+    data: RunData = None,
 ) -> None:
     """Evaluate a finished run on the held-out split: table, results.json and report.html."""
     config = finished_run(run, "train cmac")
     root = data or Path(config["data"])
     recipe = CMACRecipe.stored(config["recipe"], run / "config.json")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     adapter = VIDEO_SETS[config["dataset"]]
     train, test = (
         open_clips(adapter(root, split), recipe, device) for split in ("train", held_out(config["dataset"]))

@@ -23,10 +23,11 @@ from cmx_fast.systems.cmac.data import Batch, ClipBatches
 from cmx_fast.systems.cmac.downstream import adapters, open_model
 from cmx_fast.systems.cmac.features import evenly, open_clips
 from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.options import Precision, Resume, Set, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
 
@@ -84,22 +85,22 @@ def new_classifier(pretrained: CMAC, classes: int, dropout: float) -> Classifier
 
 
 def evaluate_finetune(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")],
-    data: Annotated[Path, typer.Option(help="Folder of the data set.")],
-    dataset: Annotated[str, typer.Option(help="ucf101, hmdb51, kinetics or vggsound.")] = "ucf101",
+    run: CMACRun,
+    data: DataFolder,
+    dataset: Annotated[str, typer.Option(help="Data set: ucf101, hmdb51, kinetics or vggsound.")] = "ucf101",
     fold: Annotated[int, typer.Option(help="Fold of ucf101 or hmdb51, 1 to 3; 0: the mean of all.")] = 1,
     model: Annotated[
         str, typer.Option(help="Model of the run; scratch starts from random weights.")
     ] = "cmac",
-    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder; default RUN/finetune-DATASET-MODEL.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    seed: RunSeed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to write; default RUN/finetune-DATASET-MODEL.")
+    ] = None,
+    precision: Precision = "fp32",
+    resume: Resume = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4)."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     recipe = FinetuneRecipe(**changes(set, FinetuneRecipe))
     fabric = new_fabric(precision)
     if fabric.world_size > 1:

@@ -24,7 +24,20 @@ from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import (
+    FSDP,
+    Compile,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    Seeds,
+    Set,
+    SyncBN,
+    changes,
+    choose_models,
+    new_fabric,
+)
 from cmx_fast.train.run_folder import RunFolder
 
 #: Looks at the held-out recordings during training, for the curves; no weights are selected by them.
@@ -32,22 +45,20 @@ LOOKS = 5
 
 
 def train_cmac(
-    data: Annotated[Path, typer.Option(help="Videos, e.g. from cmx simulate clips.")],
-    dataset: Annotated[str, typer.Option(help="Their layout: kinetics or vggsound.")] = "kinetics",
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/cmac"),
-    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
-    seeds: Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")] = 1,
+    data: Annotated[Path, typer.Option(help="Videos with sound, e.g. from cmx simulate clips.")],
+    dataset: Annotated[str, typer.Option(help="Layout of the data: kinetics or vggsound.")] = "kinetics",
+    out: Out = Path("runs/cmac"),
+    preset: Preset = "paper",
+    seeds: Seeds = 1,
     model: Annotated[
-        list[str], typer.Option(help="scratch, single, attention, contrast, cmac, or all; repeatable.")
+        list[str], typer.Option(help="Model: scratch, single, attention, contrast, cmac, or all; repeatable.")
     ] = ["cmac"],  # noqa: B006
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    precision: Precision = "fp32",
+    compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
-    ] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    resume: Resume = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Train CMAC on videos with sound, evaluate on the held-out split, write report.html.
 
@@ -55,13 +66,7 @@ def train_cmac(
     the contrastive loss, and CMAC. Tables 2 and 3 are --set levels, norm, within_negatives, within_positives. Videos
     that are broken, too short or without sound are left out and named.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    unknown = [name for name in model if name not in NAMES and name != "all"]
-    if unknown or not model:
-        raise ValueError(
-            f"model must be one or more of {', '.join(NAMES)}, all; got {', '.join(unknown) or 'none'}"
-        )
+    models = choose_models(model, [*NAMES, "all"])
     if dataset not in ("kinetics", "vggsound"):
         raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
     recipe = CMACRecipe.preset(preset, **changes(set, CMACRecipe))
@@ -88,7 +93,7 @@ def train_cmac(
             "preset": preset,
             "recipe": recipe.as_dict(),
             "seeds": list(range(seeds)),
-            "models": [name for name in NAMES if name in model or "all" in model],
+            "models": models,
             "precision": precision,
             "compile": compile,
             "sync_bn": sync_bn,

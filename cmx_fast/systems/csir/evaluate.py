@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -26,6 +25,9 @@ from cmx_fast.systems.csir.model import CSIR
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.report import write_report
 from cmx_fast.train.finished import finished_run
+from cmx_fast.train.options import RunData, SkipBad, default_device
+
+Speech = Annotated[Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")]
 
 
 def evaluate_run(run: Path, data: PairData) -> Evaluation:
@@ -61,19 +63,13 @@ def evaluate_run(run: Path, data: PairData) -> Evaluation:
 
 def evaluate_csir(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train csir.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Data in the Image2Reverb layout; default: the run's.")
-    ] = None,
-    speech: Annotated[
-        Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out unreadable pairs and count them.")
-    ] = False,
+    data: RunData = None,
+    speech: Speech = None,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on the test split: table, results.json and report.html."""
     config = finished_run(run, "train csir")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     test = open_split(
         data or Path(config["data"]),
         "test",

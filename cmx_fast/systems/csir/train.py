@@ -20,7 +20,7 @@ from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import Batch, PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
-from cmx_fast.systems.csir.evaluate import evaluate_run
+from cmx_fast.systems.csir.evaluate import Speech, evaluate_run
 from cmx_fast.systems.csir.evaluation import MODELS, embed, even_crops, open_split
 from cmx_fast.systems.csir.model import (
     CSIR,
@@ -32,7 +32,21 @@ from cmx_fast.systems.csir.model import (
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import (
+    FSDP,
+    Compile,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    Seeds,
+    Set,
+    SkipBad,
+    SyncBN,
+    changes,
+    choose_models,
+    new_fabric,
+)
 from cmx_fast.train.run_folder import RunFolder
 
 
@@ -40,39 +54,27 @@ def train_csir(
     data: Annotated[
         Path, typer.Option(help="Data in the Image2Reverb layout, e.g. from cmx simulate rooms.")
     ],
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/csir"),
-    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
-    seeds: Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")] = 1,
-    model: Annotated[list[str], typer.Option(help="csir, dscmr; repeat for both.")] = [*MODELS],  # noqa: B006
+    out: Out = Path("runs/csir"),
+    preset: Preset = "paper",
+    seeds: Seeds = 1,
+    model: Annotated[list[str], typer.Option(help="Model: csir or dscmr; repeatable.")] = [*MODELS],  # noqa: B006
     places365: Annotated[
         Path | None,
         typer.Option(
             help="resnet50_places365.pth.tar; without it the image encoder is first trained on the spaces."
         ),
     ] = None,
-    speech: Annotated[
-        Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    speech: Speech = None,
+    precision: Precision = "fp32",
+    compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out unreadable pairs and count them.")
-    ] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    resume: Resume = False,
+    skip_bad: SkipBad = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Train CSIR (and DSCMR) on image-speech pairs, evaluate on the test split, write report.html."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    unknown = [name for name in model if name not in MODELS]
-    if unknown or not model:
-        raise ValueError(
-            f"model must be one or more of {', '.join(MODELS)}; got {', '.join(unknown) or 'none'}"
-        )
+    models = choose_models(model, MODELS)
     recipe = Recipe.preset(preset, **changes(set, Recipe))
     if places365 is not None:
         load_places365(
@@ -105,7 +107,7 @@ def train_csir(
             "preset": preset,
             "recipe": recipe.as_dict(),
             "seeds": list(range(seeds)),
-            "models": sorted({*model}, key=list(MODELS).index),
+            "models": models,
             "spaces": spaces,
             "places365": None if places365 is None else str(places365),
             "precision": precision,

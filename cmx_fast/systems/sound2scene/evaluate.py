@@ -38,6 +38,7 @@ from cmx_fast.systems.sound2scene.evaluation import (
     table,
 )
 from cmx_fast.systems.sound2scene.model import Sound2Scene
+from cmx_fast.systems.sound2scene.options import GeneratorPath, PictureEncoderPath, SystemRun
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.report import write_report
@@ -47,6 +48,7 @@ from cmx_fast.systems.sound2scene.sound_features import (
     selected,
     sound_features,
 )
+from cmx_fast.train.options import RunData, default_device
 
 
 @torch.no_grad()
@@ -67,7 +69,7 @@ def evaluate_run(
         clip: OpenCLIP's model and its weights, for the retrieval of class names.
     """
     config = read_json(run / "config.json")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     system = (system or open_sound2scene(run)).to(device)
     train_features, test_features = (
         picture_features(system.picture_encoder, data, device, run / f"features_{name}.pt")
@@ -136,17 +138,15 @@ def _says(evaluation: Evaluation) -> str:
 
 
 def evaluate_sound2scene(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train sound2scene.")],
-    data: Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")] = None,
-    icgan: Annotated[Path | None, typer.Option(help="The generator, if not where the run had it.")] = None,
-    picture_encoder: Annotated[
-        Path | None, typer.Option(help="SwAV's weights, if not where the run had them.")
-    ] = None,
+    run: SystemRun,
+    data: RunData = None,
+    icgan: GeneratorPath = None,
+    picture_encoder: PictureEncoderPath = None,
     inception: Annotated[
-        Path | None, typer.Option(help="torch-fidelity's Inception weights, for FID and IS as published.")
+        Path | None, typer.Option(help="Weights of torch-fidelity's Inception, for FID and IS as published.")
     ] = None,
-    clip_weights: Annotated[Path | None, typer.Option(help="OpenCLIP weights, for CLIP's R@K.")] = None,
-    clip_model: Annotated[str, typer.Option(help="OpenCLIP's name of their model.")] = "ViT-B-32",
+    clip_weights: Annotated[Path | None, typer.Option(help="Weights of OpenCLIP, for CLIP's R@K.")] = None,
+    clip_model: Annotated[str, typer.Option(help="Name that OpenCLIP gives their model.")] = "ViT-B-32",
 ) -> None:
     """Evaluate a finished run on the held-out split: Table 1, controls, results.json and report.html."""
     config = run_config(run, "train sound2scene")

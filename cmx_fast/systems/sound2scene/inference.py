@@ -27,33 +27,34 @@ from cmx_fast.systems.sound2scene.controls import (
     mix,
 )
 from cmx_fast.systems.sound2scene.model import Sound2Scene
+from cmx_fast.systems.sound2scene.options import GeneratorPath, PictureEncoderPath, SystemRun
 
 SAMPLE_RATE = 16000
-#: Of a picture that is mixed in, where nobody says.
+#: Default weight of a picture that is mixed in.
 WEIGHT = 0.5
 
-Run = Annotated[Path, typer.Option(help="Run folder of cmx train sound2scene.")]
-Icgan = Annotated[Path | None, typer.Option(help="The generator, if not where the run had it.")]
-Encoder = Annotated[Path | None, typer.Option(help="SwAV's weights, if not where the run had them.")]
-Out = Annotated[Path, typer.Option(help="Picture to write, PNG or JPEG.")]
-Noise = Annotated[int, typer.Option(help="Of the noise: the same seed, the same picture.")]
+PictureOut = Annotated[Path, typer.Option(help="Picture to write, PNG or JPEG.")]
+NoiseSeed = Annotated[int, typer.Option(help="Seed of the noise: the same seed, the same picture.")]
+InversionSteps = Annotated[int, typer.Option(min=0, help="Steps of Adam that the inversion takes.")]
 
 
 def generate(
     audio: Annotated[Path, typer.Option(help="Sound or video file.")],
-    out: Out,
-    run: Run = Path("runs/sound2scene"),
-    volume: Annotated[float, typer.Option(help="Of the sound, in dB.")] = 0.0,
-    mix_with: Annotated[
-        Path | None, typer.Option("--mix", help="A second sound, added to the first.")
-    ] = None,
-    mix_volume: Annotated[float, typer.Option(help="Of the second sound, in dB.")] = 0.0,
-    image: Annotated[Path | None, typer.Option(help="A picture to mix in.")] = None,
-    weight: Annotated[float, typer.Option(help="Of the picture: 0 the sound alone, 1 the picture.")] = WEIGHT,
-    samples: Annotated[int, typer.Option(min=1, help="Pictures, side by side, each of other noise.")] = 1,
-    seed: Noise = 0,
-    icgan: Icgan = None,
-    picture_encoder: Encoder = None,
+    out: PictureOut,
+    run: SystemRun = Path("runs/sound2scene"),
+    volume: Annotated[float, typer.Option(help="Volume of the sound, in dB.")] = 0.0,
+    mix_with: Annotated[Path | None, typer.Option("--mix", help="Second sound, added to the first.")] = None,
+    mix_volume: Annotated[float, typer.Option(help="Volume of the second sound, in dB.")] = 0.0,
+    image: Annotated[Path | None, typer.Option(help="Picture to mix in.")] = None,
+    weight: Annotated[
+        float, typer.Option(help="Weight of the picture: 0 the sound alone, 1 the picture.")
+    ] = WEIGHT,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Pictures to make, side by side, each of other noise.")
+    ] = 1,
+    seed: NoiseSeed = 0,
+    icgan: GeneratorPath = None,
+    picture_encoder: PictureEncoderPath = None,
 ) -> None:
     """Paint what makes a sound, or two mixed, or a sound in a given scene."""
     for option, changed, needed in (
@@ -76,20 +77,23 @@ def generate(
 
 
 def edit_picture(
-    image: Annotated[Path, typer.Option(help="The picture to edit.")],
-    audio: Annotated[Path, typer.Option(help="The sound that goes with it.")],
-    out: Out,
-    run: Run = Path("runs/sound2scene"),
-    to: Annotated[Path | None, typer.Option(help="The sound it is to have; default: the same.")] = None,
-    volume: Annotated[float, typer.Option(help="Of that sound, in dB.")] = 0.0,
-    strength: Annotated[float, typer.Option(help="How far to go; 0: the picture as it is.")] = 1.0,
-    inverted: Annotated[
-        Path | None, typer.Option(help="What cmx invert --save found of it; default: find it now.")
+    image: Annotated[Path, typer.Option(help="Picture to edit.")],
+    audio: Annotated[Path, typer.Option(help="Sound that goes with the picture.")],
+    out: PictureOut,
+    run: SystemRun = Path("runs/sound2scene"),
+    to: Annotated[
+        Path | None, typer.Option(help="Sound that the picture is to have; default: the same.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Of the inversion.")] = INVERSION_STEPS,
-    seed: Noise = 0,
-    icgan: Icgan = None,
-    picture_encoder: Encoder = None,
+    volume: Annotated[float, typer.Option(help="Volume of the sound it is to have, in dB.")] = 0.0,
+    strength: Annotated[float, typer.Option(help="Strength of the change; 0: the picture as it is.")] = 1.0,
+    inverted: Annotated[
+        Path | None,
+        typer.Option(help="File that cmx invert --save wrote of the picture; default: invert it now."),
+    ] = None,
+    steps: InversionSteps = INVERSION_STEPS,
+    seed: NoiseSeed = 0,
+    icgan: GeneratorPath = None,
+    picture_encoder: PictureEncoderPath = None,
 ) -> None:
     """Edit a picture by the difference of two sounds: find what the generator makes it of, and move that.
 
@@ -113,16 +117,16 @@ def edit_picture(
 
 
 def invert_picture(
-    image: Annotated[Path, typer.Option(help="The picture.")],
-    out: Out,
-    run: Run = Path("runs/sound2scene"),
+    image: Annotated[Path, typer.Option(help="Picture to invert.")],
+    out: PictureOut,
+    run: SystemRun = Path("runs/sound2scene"),
     save_to: Annotated[
-        Path | None, typer.Option("--save", help="Write features and noise to this file.")
+        Path | None, typer.Option("--save", help="File to write features and noise to.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Of Adam.")] = INVERSION_STEPS,
-    seed: Noise = 0,
-    icgan: Icgan = None,
-    picture_encoder: Encoder = None,
+    steps: InversionSteps = INVERSION_STEPS,
+    seed: NoiseSeed = 0,
+    icgan: GeneratorPath = None,
+    picture_encoder: PictureEncoderPath = None,
 ) -> None:
     """Find the features and the noise that the generator makes a picture of (GAN inversion); write its picture."""
     _writable(out)

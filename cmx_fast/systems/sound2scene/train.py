@@ -29,7 +29,19 @@ from cmx_fast.systems.sound2scene.sound_features import (
 )
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
-from cmx_fast.train.options import FSDP, PRECISIONS, SyncBN, changes, new_fabric
+from cmx_fast.train.options import (
+    FSDP,
+    Compile,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    Seed,
+    Set,
+    SyncBN,
+    changes,
+    new_fabric,
+)
 from cmx_fast.train.run_folder import RunFolder
 
 #: Looks at the held-out scenes during training, for the curves; no weights are selected by them.
@@ -40,33 +52,32 @@ def train_sound2scene(
     data: Annotated[Path, typer.Option(help="Pictures with sound, e.g. from cmx simulate clips.")],
     icgan: Annotated[Path, typer.Option(help="A cmx train icgan folder, or IC-GAN's G_ema*.pth.")],
     dataset: Annotated[
-        str, typer.Option(help=f"The layout: {', '.join(name for name in SCENE_SETS if name != 'pictures')}.")
+        str,
+        typer.Option(
+            help=f"Layout of the data: {', '.join(name for name in SCENE_SETS if name != 'pictures')}."
+        ),
     ] = "vggsound",
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/sound2scene"),
-    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    out: Out = Path("runs/sound2scene"),
+    preset: Preset = "paper",
     picture_encoder: Annotated[
         Path | None, typer.Option(help="SwAV's ResNet-50, if not where the generator's run had it.")
     ] = None,
     selection: Annotated[
         Path | None, typer.Option(help="JSON of each video's best frames: cmx select, or the authors'.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder.")] = False,
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
-    ] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    resume: Resume = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Train Sound2Scene's sound encoder against a fixed picture encoder, generate from held-out sounds, report.
 
     The generator and the picture encoder are those of cmx train icgan. Scenes that are broken or silent are left out
     and named.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if dataset == "pictures":
         raise ValueError("dataset = pictures has no sound")
     recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe))

@@ -22,33 +22,29 @@ from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
-from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.options import Compile, Out, Precision, Preset, Resume, Seed, Set, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 
 def train_icgan(
     data: Annotated[Path, typer.Option(help="Pictures or videos.")],
-    dataset: Annotated[str, typer.Option(help=f"Their layout: {', '.join(SCENE_SETS)}.")] = "pictures",
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/icgan"),
-    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(SCENE_SETS)}.")] = "pictures",
+    out: Out = Path("runs/icgan"),
+    preset: Preset = "paper",
     picture_encoder: Annotated[
         Path | None, typer.Option(help="SwAV's ResNet-50 (swav_800ep_pretrain.pth.tar).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, noise and batches.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
-    ] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    compile: Compile = False,
+    resume: Resume = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
 
     The picture encoder is SwAV's ResNet-50 from a file, or with --set encoder=small, as in the demo preset, a small one
     that is trained first. Pictures that are broken are left out and named.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe))
     if (recipe.encoder == "resnet50") != (picture_encoder is not None):
         raise ValueError(

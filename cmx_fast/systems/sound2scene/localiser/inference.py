@@ -21,6 +21,7 @@ from cmx_fast.data.sets.selection import FPS, Selection, key, write_selection
 from cmx_fast.systems.sound2scene.checkpoints import finished, run_config
 from cmx_fast.systems.sound2scene.localiser.model import Localiser
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
+from cmx_fast.train.options import RunData, default_device
 
 #: Sets whose scenes are videos.
 DATASETS = ("vggsound", "kinetics")
@@ -31,8 +32,8 @@ BATCH = 64
 def select(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train localiser.")],
     out: Annotated[Path, typer.Option(help="JSON to write.")],
-    data: Annotated[Path | None, typer.Option(help="Videos; default: the run's.")] = None,
-    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    data: RunData = None,
+    split: Annotated[str, typer.Option(help="Split: train or test.")] = "train",
     top: Annotated[int, typer.Option(min=1, help="Moments of each video, best first.")] = 10,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
 ) -> None:
@@ -43,7 +44,7 @@ def select(
     config = run_config(run, "train localiser")
     module = Localiser(LocaliserRecipe.stored(config["recipe"], run / "config.json"))
     module.load_state_dict(finished(run, "localiser"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     scenes = open_scenes(config["dataset"], data or Path(config["data"]), split)
     recipe = module.recipe
     videos = SceneData(scenes, size=recipe.size, seconds=recipe.seconds, workers=workers)

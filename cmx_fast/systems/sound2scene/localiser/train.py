@@ -20,7 +20,7 @@ from cmx_fast.systems.sound2scene.localiser.model import Localiser, load_imagene
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
-from cmx_fast.train.options import PRECISIONS, changes, new_fabric
+from cmx_fast.train.options import Out, Precision, Preset, Resume, Seed, Set, changes, new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 Batch = dict[str, Tensor]
@@ -31,22 +31,18 @@ LOOKS = 5
 
 def train_localiser(
     data: Annotated[Path, typer.Option(help="Videos with sound.")],
-    dataset: Annotated[str, typer.Option(help=f"Their layout: {', '.join(DATASETS)}.")] = "vggsound",
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/localiser"),
-    preset: Annotated[str, typer.Option(help="paper, or demo for two CPU cores.")] = "paper",
+    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(DATASETS)}.")] = "vggsound",
+    out: Out = Path("runs/localiser"),
+    preset: Preset = "paper",
     picture_weights: Annotated[
         Path | None, typer.Option(help="torchvision's ImageNet ResNet-18 (resnet18-f37072fd.pth).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")
-    ] = False,
-    set: Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")] = [],  # noqa: B006
+    seed: Seed = 0,
+    precision: Precision = "fp32",
+    resume: Resume = False,
+    set: Set = [],  # noqa: B006
 ) -> None:
     """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, which have videos; got {dataset!r}")
     recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe))
