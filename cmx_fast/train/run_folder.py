@@ -15,14 +15,82 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cmx_fast
 from cmx_fast.networks.weights import load, read_json, save, write_text
+from cmx_fast.train.settings import Checked
 
 #: Checkpoints of a stage that are kept: should the newest turn out damaged, there is one before it.
 KEPT = 2
+
+Rows = list[dict[str, Any]]
+Recipe = TypeVar("Recipe", bound=Checked)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run whose models are all trained, to be read; :meth:`RunFolder.open_finished` opens one.
+
+    Attributes:
+        path: the run folder.
+        config: what config.json holds.
+    """
+
+    path: Path
+    config: dict[str, Any]
+
+    def recipe(self, kind: type[Recipe]) -> Recipe:
+        """The run's recipe.
+
+        Raises:
+            ValueError: it doesn't fit ``kind``; names the file.
+        """
+        return kind.stored(self.config["recipe"], self.path / "config.json")
+
+    def rows(self) -> Rows:
+        """The run's metrics, a row per interval and stage."""
+        return _read_rows(self.path)
+
+    def models(self) -> Iterator[tuple[str, int]]:
+        """Each model's name with each seed, all seeds of a model together."""
+        return ((name, seed) for name in self.config["models"] for seed in self.config["seeds"])
+
+    def weights(self, stage: str) -> dict[str, Any]:
+        """The state dict of a finished stage, e.g. of "seed0/csir".
+
+        Raises:
+            ValueError: the stage is not finished, or its file is damaged.
+        """
+        file = self.path / f"{stage}.pt"
+        if not file.is_file():
+            raise self._unfinished([f"{stage}.pt"])
+        return load(file)["module"]
+
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: the weights of a model and seed are missing; names them.
+        """
+        stages = [
+            f"seed{s}/{m}.pt" for s in self.config.get("seeds", ()) for m in self.config.get("models", ())
+        ]
+        missing = [name for name in stages if not (self.path / name).is_file()]
+        if missing:
+            raise self._unfinished(missing)
+
+    def write_results(self, results: object, file: str = "results.json") -> None:
+        """Write what was measured into the folder."""
+        (self.path / file).write_text(json.dumps(results, indent=2) + "\n")
+
+    def _unfinished(self, missing: list[str]) -> ValueError:
+        return ValueError(
+            f"{self.path} is not finished: no {', '.join(missing)}; "
+            f"continue it with cmx {self.config['command']} --resume"
+        )
 
 
 class RunFolder:
@@ -45,11 +113,11 @@ class RunFolder:
         self._lock: Any = None
         existing = self.path / "config.json"
         if not writer:
-            self._rows: list[dict[str, Any]] = []
+            self._rows: Rows = []
             return  # the writing process checks, and may be writing this very file
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        self._rows = self._read_rows()
+        self._rows = _read_rows(self.path)
         if not existing.exists():
             write_text(existing, json.dumps(config, indent=2) + "\n")
             return
@@ -73,13 +141,36 @@ class RunFolder:
                 + "; ".join(f"{k} was {before.get(k)!r}, now {config.get(k)!r}" for k in changed)
             )
 
+    @staticmethod
+    def open_finished(path: Path | str, command: str) -> FinishedRun:
+        """The finished run of ``cmx <command>`` in this folder, for reading: nobody is kept out.
+
+        Raises:
+            ValueError: the folder holds no run, one of another command, a config that can't be read, or a run whose
+                models are not all trained.
+        """
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            raise ValueError(
+                f"{path} is not a run folder: it has no config.json; cmx {command} --out makes one"
+            )
+        run = FinishedRun(path, read_json(path / "config.json"))
+        if run.config.get("command") != command:
+            raise ValueError(f"{path} is a run of cmx {run.config.get('command')}, not of cmx {command}")
+        run.check()
+        return run
+
+    def finished(self) -> FinishedRun:
+        """This run, once all its models are trained, as :meth:`open_finished` gives it."""
+        return self.open_finished(self.path, self.config["command"])
+
     def close(self) -> None:
         """Let others in."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Rows:
         """The metrics so far."""
         return list(self._rows)
 
@@ -155,20 +246,7 @@ class RunFolder:
     def _checkpoints(self, stage: str) -> list[Path]:
         return sorted(self._folder(stage).glob("*.pt"))
 
-    def _read_rows(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl; a line that a crash cut short is left out, checkpoints have its row."""
-        file = self.path / "metrics.jsonl"
-        rows = []
-        for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict) and {"stage", "step"} <= row.keys():
-                rows.append(row)
-        return rows
-
-    def _restore_rows(self, stored: list[dict[str, Any]]) -> None:
+    def _restore_rows(self, stored: Rows) -> None:
         """What was stored with weights is right, whatever has become of the file of metrics.
 
         Stages come in order: rows of later ones are stored with their own weights, or belong to steps that are made
@@ -207,10 +285,22 @@ class RunFolder:
             print(text, file=sys.stderr, flush=True)
 
 
+def _read_rows(folder: Path) -> Rows:
+    """Rows of metrics.jsonl; a line that a crash cut short is left out, checkpoints have its row."""
+    file = folder / "metrics.jsonl"
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+            rows.append(row)
+    return rows
+
+
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     """The config with each of the recipe's fields by its own name, so that a difference names the field."""
     recipe = config.get("recipe")
-    of_recipe = (
-        {f"recipe.{name}": value for name, value in recipe.items()} if isinstance(recipe, dict) else {}
-    )
-    return {**config, **of_recipe, "recipe": None} if of_recipe else config
+    fields = {f"recipe.{name}": value for name, value in recipe.items()} if isinstance(recipe, dict) else {}
+    return {**config, **fields, "recipe": None} if fields else config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ from cmx_fast.evaluate import figures, segmentation
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.evaluation import MEASURES, NAMES, Evaluation
+from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
 SIZE = 132
 
 
-def write_report(run: Path, config: dict[str, Any], evaluation: Evaluation, pictures: Pictures) -> Path:
-    """Write ``run/report.html``."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -> Path:
+    """Write report.html into the run folder."""
+    config = run.config
     html = render(
         "systems/c2l/report.html.j2",
         config=config,
@@ -33,9 +33,9 @@ def write_report(run: Path, config: dict[str, Any], evaluation: Evaluation, pict
         skipped=pictures.dataset.skipped,
         palette=[f"rgb{c}" for c in segmentation.palette(len(config["classes"]))],
         examples=[example(pictures, evaluation, i) for i in range(len(evaluation.examples))],
-        curves=curves(rows, config["models"], evaluation.largest_class),
+        curves=curves(run.rows(), config["models"], evaluation.largest_class),
     )
-    file = run / "report.html"
+    file = run.path / "report.html"
     file.write_text(html)
     return file
 

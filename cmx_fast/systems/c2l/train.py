@@ -111,7 +111,7 @@ def train_c2l(
         raise typer.Exit(130) from None
     if fabric.is_global_zero:
         run.write_csv()
-        evaluate_run(run.path, test)
+        evaluate_run(run.finished(), test)
 
 
 class Training:

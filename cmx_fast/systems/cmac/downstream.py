@@ -23,14 +23,13 @@ from cmx_fast.data.sets.recordings import Recordings, left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
 from cmx_fast.evaluate.linear import classify
 from cmx_fast.evaluate.retrieval import hits, rank
-from cmx_fast.networks.weights import load
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.train.finished import finished_run
 from cmx_fast.train.options import default_device
+from cmx_fast.train.run_folder import RunFolder
 
 #: Answers among which a hit counts (Table 5).
 RANKS = (1, 5, 10)
@@ -50,12 +49,13 @@ def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
     """
-    config = finished_run(run, "train cmac")
-    for what, value, known in (("model", name, config["models"]), ("seed", seed, config["seeds"])):
+    finished = RunFolder.open_finished(run, "train cmac")
+    config = finished.config
+    for option, value, known in (("model", name, config["models"]), ("seed", seed, config["seeds"])):
         if value not in known:
-            raise ValueError(f"{what} must be one of the run's {', '.join(map(str, known))}; got {value!r}")
-    model = new_model(name, CMACRecipe.stored(config["recipe"], run / "config.json"))
-    model.load_state_dict(load(run / f"seed{seed}" / f"{name}.pt")["module"])
+            raise ValueError(f"{option} must be one of the run's {', '.join(map(str, known))}; got {value!r}")
+    model = new_model(name, finished.recipe(CMACRecipe))
+    model.load_state_dict(finished.weights(f"seed{seed}/{name}"))
     return model.to(device).eval(), config["precision"] == "bf16"
 
 

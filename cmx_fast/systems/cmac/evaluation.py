@@ -128,7 +128,7 @@ def score(
 
 
 @torch.no_grad()
-def look(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]:
+def attention_examples(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]:
     """The middle clip of each recording with its maps, for the report."""
     model.eval()
     examples = []

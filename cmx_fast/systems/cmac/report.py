@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.cmac.evaluation import Evaluation, Example
+from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
 SIZE = 148
 
 
-def write_report(
-    run: Path, config: dict[str, Any], evaluation: Evaluation, names: dict[str, tuple[str, str]]
-) -> Path:
-    """Write ``run/report.html``."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tuple[str, str]]) -> Path:
+    """Write report.html into the run folder."""
+    config = run.config
     html = render(
         "systems/cmac/report.html.j2",
         config=config,
@@ -33,9 +31,11 @@ def write_report(
         names={name: names[name] for name in config["models"]},
         seeds=len(config["seeds"]),
         examples={name: [pictures(example) for example in of] for name, of in evaluation.examples.items()},
-        curves=curves(rows, [name for name in config["models"] if name != "scratch"], evaluation, names),
+        curves=curves(
+            run.rows(), [name for name in config["models"] if name != "scratch"], evaluation, names
+        ),
     )
-    file = run / "report.html"
+    file = run.path / "report.html"
     file.write_text(html)
     return file
 

@@ -114,7 +114,7 @@ def train_cmac(
         raise typer.Exit(130) from None
     if fabric.is_global_zero:
         run.write_csv()
-        evaluate_run(run.path, train, test, data)
+        evaluate_run(run.finished(), train, test, data)
 
 
 class Training:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,6 @@ from rich.console import Console
 
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
-from cmx_fast.networks.weights import load, read_json
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
 from cmx_fast.systems.csir.evaluation import (
@@ -24,40 +22,38 @@ from cmx_fast.systems.csir.evaluation import (
 from cmx_fast.systems.csir.model import CSIR
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.report import write_report
-from cmx_fast.train.finished import finished_run
 from cmx_fast.train.options import RunData, SkipBad, default_device
+from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 Speech = Annotated[Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")]
 
 
-def evaluate_run(run: Path, data: PairData) -> Evaluation:
+def evaluate_run(run: FinishedRun, data: PairData) -> Evaluation:
     """Embed the pairs with every model of the run, print the table, write results.json and report.html."""
-    config = read_json(run / "config.json")
-    recipe, spaces = Recipe.stored(config["recipe"], run / "config.json"), config["spaces"]
+    recipe, spaces, models = run.recipe(Recipe), run.config["spaces"], run.config["models"]
     distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs])
-    recalls: dict[str, list[Recalls]] = {name: [] for name in config["models"]}
-    alternative: dict[str, list[Recalls]] = {name: [] for name in config["models"]}
+    recalls: dict[str, list[Recalls]] = {name: [] for name in models}
+    alternative: dict[str, list[Recalls]] = {name: [] for name in models}
     shown: Embeddings | None = None
-    looked_at: CSIR | DSCMR | None = None
-    for name in config["models"]:
-        for seed in config["seeds"]:
-            model = new_model(name, recipe, len(spaces)).to(data.device)
-            model.load_state_dict(load(run / f"seed{seed}" / f"{name}.pt")["module"])
-            embeddings = embed(model, data, recipe)
-            recalls[name].append(retrieval.recalls(embeddings))
-            alternative[name].append(retrieval.recalls(embeddings, distinct))
-            if shown is None:
-                shown, looked_at = embeddings, model
+    shown_model: CSIR | DSCMR | None = None
+    for name, seed in run.models():
+        model = new_model(name, recipe, len(spaces)).to(data.device)
+        model.load_state_dict(run.weights(f"seed{seed}/{name}"))
+        embeddings = embed(model, data, recipe)
+        recalls[name].append(retrieval.recalls(embeddings))
+        alternative[name].append(retrieval.recalls(embeddings, distinct))
+        if shown is None:
+            shown, shown_model = embeddings, model
     assert shown is not None
-    assert looked_at is not None
+    assert shown_model is not None
     evaluation = Evaluation(
         recalls, alternative, (len(shown.image), len(distinct)), retrieval.chance(shown), shown
     )
-    (run / "results.json").write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n")
+    run.write_results(evaluation.as_dict())
     console = Console()
     console.print(retrieval.table(recalls, evaluation.caption()))
-    before = pretrained_image_encoder(run, config, recipe)
-    console.print(f"report: {write_report(run, config, evaluation, data, looked_at, before)}")
+    before = pretrained_image_encoder(run, recipe)
+    console.print(f"report: {write_report(run, evaluation, data, shown_model, before)}")
     return evaluation
 
 
@@ -68,15 +64,14 @@ def evaluate_csir(
     skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on the test split: table, results.json and report.html."""
-    config = finished_run(run, "train csir")
-    device = default_device()
+    finished = RunFolder.open_finished(run, "train csir")
     test = open_split(
-        data or Path(config["data"]),
+        data or Path(finished.config["data"]),
         "test",
-        Recipe.stored(config["recipe"], run / "config.json"),
-        device,
-        spaces=config["spaces"],
+        finished.recipe(Recipe),
+        default_device(),
+        spaces=finished.config["spaces"],
         speech=speech,
         skip_bad=skip_bad,
     )
-    evaluate_run(run, test)
+    evaluate_run(finished, test)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,12 @@ from torch import Tensor, nn
 from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
-from cmx_fast.networks.weights import load
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
 from cmx_fast.systems.csir.model import CSIR, SpeechEncoder, image_encoder, load_places365
 from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.train.run_folder import FinishedRun
 
 MODELS: dict[str, type[CSIR] | type[DSCMR]] = {"csir": CSIR, "dscmr": DSCMR}
 
@@ -96,13 +95,13 @@ class Evaluation:
         }
 
 
-def pretrained_image_encoder(run: Path, config: dict[str, Any], recipe: Recipe) -> nn.Module:
+def pretrained_image_encoder(run: FinishedRun, recipe: Recipe) -> nn.Module:
     """The first seed's image encoder as the cross-modal stage found it."""
     encoder = image_encoder(recipe.image_encoder, recipe.attention)
-    if config["places365"]:
-        load_places365(encoder, config["places365"])
+    if run.config["places365"]:
+        load_places365(encoder, run.config["places365"])
     else:
-        weights = load(run / f"seed{config['seeds'][0]}" / "image.pt")["module"]
+        weights = run.weights(f"seed{run.config['seeds'][0]}/image")
         encoder.load_state_dict(
             {
                 name.removeprefix("encoder."): value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from cmx_fast.evaluate.gradcam import gradcam
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluation import Evaluation
+from cmx_fast.train.run_folder import FinishedRun
 
 #: Queries per direction in the retrieval gallery, and answers to each.
 QUERIES, ANSWERS = 4, 5
@@ -43,20 +43,19 @@ class Query:
 
 
 def write_report(
-    run: Path,
-    config: dict[str, Any],
+    run: FinishedRun,
     evaluation: Evaluation,
     data: PairData,
     model: nn.Module,
     before: nn.Module,
 ) -> Path:
-    """Write ``run/report.html``.
+    """Write report.html into the run folder.
 
     Args:
         model: the model of ``evaluation.shown``, for Grad-CAM.
         before: its image encoder before fine-tuning.
     """
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config, rows = run.config, run.rows()
     spaces, shown = config["spaces"], evaluation.shown
     nearest = {
         "sir": retrieval.rank(shown.speech, shown.image, ANSWERS),
@@ -92,7 +91,7 @@ def write_report(
         },
         cams=cams(data, shown, model, before, config["recipe"]["gradcam_layer"]),
     )
-    file = run / "report.html"
+    file = run.path / "report.html"
     file.write_text(html)
     return file
 

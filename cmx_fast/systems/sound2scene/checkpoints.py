@@ -8,11 +8,11 @@ from typing import Any
 from cmx_fast.networks.biggan import Generator
 from cmx_fast.networks.biggan_weights import load_icgan_generator
 from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
-from cmx_fast.networks.weights import load, read_json
 from cmx_fast.systems.sound2scene.icgan.model import new_generator
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.model import Sound2Scene, SoundEncoder
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
+from cmx_fast.train.run_folder import RunFolder
 
 
 def open_icgan(
@@ -28,7 +28,7 @@ def open_icgan(
     """
     path = Path(path)
     if (path / "config.json").is_file():
-        return _of_run(path, picture_encoder)
+        return _open_icgan_run(path, picture_encoder)
     generator = load_icgan_generator(path)
     if picture_encoder is None:
         raise ValueError(f"{path} goes with SwAV's ResNet-50: --picture-encoder swav_800ep_pretrain.pth.tar")
@@ -41,17 +41,16 @@ def open_icgan(
     return encoder, generator
 
 
-def _of_run(path: Path, picture_encoder: Path | str | None) -> tuple[PictureEncoder, Generator]:
-    config = run_config(path, "train icgan")
-    recipe = ICGANRecipe.stored(config["recipe"], path / "config.json")
+def _open_icgan_run(path: Path, picture_encoder: Path | str | None) -> tuple[PictureEncoder, Generator]:
+    run = RunFolder.open_finished(path, "train icgan")
+    recipe = run.recipe(ICGANRecipe)
     encoder = PictureEncoder(recipe.encoder)
     if recipe.encoder == "small":
-        stored = finished(path, "pictures")
-        encoder.resnet.load_state_dict(_below("network.", stored))
+        encoder.resnet.load_state_dict(_below("network.", run.weights("pictures")))
     else:
-        load_swav(encoder, picture_encoder or config["picture_encoder"])
+        load_swav(encoder, picture_encoder or run.config["picture_encoder"])
     generator = new_generator(recipe, encoder.width)
-    generator.load_state_dict(_below("average.", finished(path, "generator")))
+    generator.load_state_dict(_below("average.", run.weights("generator")))
     return encoder, generator.requires_grad_(False).eval()
 
 
@@ -66,51 +65,21 @@ def open_sound2scene(
     Raises:
         FileNotFoundError, ValueError: what is missing, unfinished, broken or does not fit.
     """
-    run = Path(run)
-    config = run_config(run, "train sound2scene")
+    finished = RunFolder.open_finished(run, "train sound2scene")
+    config = finished.config
     encoder, generator = open_icgan(icgan or config["icgan"], picture_encoder or config["picture_encoder"])
-    recipe = Sound2SceneRecipe.stored(config["recipe"], run / "config.json")
-    sounds = new_sound_encoder(recipe, encoder.width)
-    stored = _below("sound_encoder.", finished(run, "sounds"))
+    sounds = new_sound_encoder(finished.recipe(Sound2SceneRecipe), encoder.width)
+    stored = _below("sound_encoder.", finished.weights("sounds"))
     try:
         sounds.load_state_dict(stored)
     except RuntimeError as error:
-        raise ValueError(f"{run / 'sounds.pt'} does not fit the run's recipe: {error}") from error
+        raise ValueError(f"{finished.path / 'sounds.pt'} does not fit the run's recipe: {error}") from error
     return Sound2Scene(encoder, sounds, generator)
 
 
 def new_sound_encoder(recipe: Sound2SceneRecipe, features: int) -> SoundEncoder:
     """A sound encoder of the recipe's size with fresh weights."""
     return SoundEncoder(features, recipe.width, recipe.seconds, recipe.positive)
-
-
-def run_config(path: Path, command: str) -> dict[str, Any]:
-    """The config of a run folder.
-
-    Raises:
-        FileNotFoundError: not a run folder.
-        ValueError: of another command, or no JSON.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is no run folder; cmx {command} --out makes one")
-    config = read_json(file)
-    if config.get("command") != command:
-        raise ValueError(f"{path} holds a run of cmx {config.get('command')}; expected cmx {command}")
-    return config
-
-
-def finished(path: Path, stage: str) -> dict[str, Any]:
-    """The weights of a finished stage.
-
-    Raises:
-        FileNotFoundError: it is not finished.
-        ValueError: the file is broken.
-    """
-    file = path / f"{stage}.pt"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} has no {file.name}: that run has not finished; go on with --resume")
-    return load(file)["module"]
 
 
 def _below(prefix: str, state: dict[str, Any]) -> dict[str, Any]:

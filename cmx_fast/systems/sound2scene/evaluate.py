@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -23,8 +22,7 @@ from cmx_fast.evaluate.generation import (
     inception_networks,
 )
 from cmx_fast.evaluate.retrieval import rank
-from cmx_fast.networks.weights import read_json
-from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene, run_config
+from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.control_study import couples, study, volumes
 from cmx_fast.systems.sound2scene.evaluation import (
     CLASSIFIED,
@@ -49,11 +47,12 @@ from cmx_fast.systems.sound2scene.sound_features import (
     sound_features,
 )
 from cmx_fast.train.options import RunData, default_device
+from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 
 @torch.no_grad()
 def evaluate_run(
-    run: Path,
+    run: FinishedRun,
     train: SceneData,
     test: SceneData,
     *,
@@ -68,11 +67,10 @@ def evaluate_run(
         inception: weights for FID and Inception Score; without, they are of a classifier of the training frames.
         clip: OpenCLIP's model and its weights, for the retrieval of class names.
     """
-    config = read_json(run / "config.json")
     device = default_device()
-    system = (system or open_sound2scene(run)).to(device)
+    system = (system or open_sound2scene(run.path)).to(device)
     train_features, test_features = (
-        picture_features(system.picture_encoder, data, device, run / f"features_{name}.pt")
+        picture_features(system.picture_encoder, data, device, run.path / f"features_{name}.pt")
         for name, data in (("train", train), ("test", test))
     )
     scenes, sounds = sound_features(system.sound_encoder, test)
@@ -115,11 +113,11 @@ def evaluate_run(
     evaluation.controls = study(system, lambda p: probabilities(classifier, p.cpu()).to(device), chosen)
     examples = _examples(test, scenes, labels, frames, made)
     quiet_to_loud = volumes(system, waves[[int((labels == c).nonzero()[0, 0]) for c in labels.unique()[:4]]])
-    (run / "results.json").write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n")
+    run.write_results(evaluation.as_dict())
     console = Console()
     console.print(table(evaluation))
     console.print(_says(evaluation))
-    file = write_report(run, config, evaluation, ROWS, train.class_names, examples, quiet_to_loud)
+    file = write_report(run, evaluation, ROWS, train.class_names, examples, quiet_to_loud)
     console.print(f"report: {file}")
     return evaluation
 
@@ -149,9 +147,9 @@ def evaluate_sound2scene(
     clip_model: Annotated[str, typer.Option(help="Name that OpenCLIP gives their model.")] = "ViT-B-32",
 ) -> None:
     """Evaluate a finished run on the held-out split: Table 1, controls, results.json and report.html."""
-    config = run_config(run, "train sound2scene")
+    finished = RunFolder.open_finished(run, "train sound2scene")
     system = open_sound2scene(run, icgan, picture_encoder)
-    recipe = Sound2SceneRecipe.stored(config["recipe"], run / "config.json")
+    config, recipe = finished.config, finished.recipe(Sound2SceneRecipe)
     selection = None if config["selection"] is None else read_selection(config["selection"])
     train, test = (
         open_data(
@@ -167,4 +165,4 @@ def evaluate_sound2scene(
     for split, of in (("train", train), ("held out", test)):
         print(f"{split}: {len(of)} scenes{selected(of)}{left_out(of.skipped)}", file=sys.stderr)
     clip = None if clip_weights is None else (clip_model, clip_weights)
-    evaluate_run(run, train, test, system=system, inception=inception, clip=clip)
+    evaluate_run(finished, train, test, system=system, inception=inception, clip=clip)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.sound2scene.control_study import VOLUMES, Turned
 from cmx_fast.systems.sound2scene.evaluation import Evaluation, Example
+from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
 SIZE = 96
@@ -22,19 +22,17 @@ SINCE, TO = "#8a949e", "#0b6e99"
 
 
 def write_report(
-    run: Path,
-    config: dict[str, Any],
+    run: FinishedRun,
     evaluation: Evaluation,
     rows: dict[str, str],
     class_names: list[str],
     examples: list[Example],
     quiet_to_loud: Tensor,
 ) -> Path:
-    """Write ``run/report.html``; ``quiet_to_loud`` (sounds, volumes, 3, S, S)."""
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """Write report.html into the run folder; ``quiet_to_loud`` (sounds, volumes, 3, S, S)."""
     html = render(
         "systems/sound2scene/report.html.j2",
-        config={**config, "seeds": [config["seed"]]},
+        config={**run.config, "seeds": [run.config["seed"]]},
         evaluation=evaluation,
         rows=rows,
         examples=[
@@ -51,9 +49,9 @@ def write_report(
         controls={name: _control(turned, class_names) for name, turned in evaluation.controls.items()},
         volumes=list(VOLUMES),
         quiet_to_loud=[[_picture(p) for p in strip] for strip in quiet_to_loud],
-        curves=_curves(metrics, evaluation),
+        curves=_curves(run.rows(), evaluation),
     )
-    file = run / "report.html"
+    file = run.path / "report.html"
     file.write_text(html)
     return file
 

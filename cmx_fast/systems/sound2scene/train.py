@@ -163,7 +163,7 @@ def train_sound2scene(
         raise typer.Exit(130) from None
     if fabric.is_global_zero:
         run.write_csv()
-        evaluate_run(run.path, train, test)
+        evaluate_run(run.finished(), train, test)
 
 
 def held_out_loss(module: Alignment, test: SceneData, features: Tensor) -> dict[str, float]:

@@ -232,9 +232,9 @@ def test_what_can_not_be_generated(finished, media, options, message):
 
 
 def test_runs_that_can_not_be_opened(finished, generator, tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         open_sound2scene(tmp_path)
-    with pytest.raises(ValueError, match="holds a run of cmx train icgan; expected cmx train sound2scene"):
+    with pytest.raises(ValueError, match="is a run of cmx train icgan, not of cmx train sound2scene"):
         open_sound2scene(generator)
     broken = tmp_path / "broken"
     shutil.copytree(finished, broken)
@@ -242,7 +242,7 @@ def test_runs_that_can_not_be_opened(finished, generator, tmp_path):
     with pytest.raises(ValueError, match=r"sounds.pt is not a readable checkpoint"):
         open_sound2scene(broken)
     (broken / "sounds.pt").unlink()
-    with pytest.raises(FileNotFoundError, match="that run has not finished; go on with --resume"):
+    with pytest.raises(ValueError, match=r"no sounds.pt; continue it with cmx train sound2scene --resume"):
         open_sound2scene(broken)
     moved = shutil.move(shutil.copytree(generator, tmp_path / "a"), tmp_path / "b")
     assert open_sound2scene(finished, icgan=moved).generator.dim_z == 10

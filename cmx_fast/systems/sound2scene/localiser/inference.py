@@ -18,10 +18,10 @@ from cmx_fast.data.media.files import BrokenFileError
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.data.sets.selection import FPS, Selection, key, write_selection
-from cmx_fast.systems.sound2scene.checkpoints import finished, run_config
 from cmx_fast.systems.sound2scene.localiser.model import Localiser
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.options import RunData, default_device
+from cmx_fast.train.run_folder import RunFolder
 
 #: Sets whose scenes are videos.
 DATASETS = ("vggsound", "kinetics")
@@ -41,14 +41,13 @@ def select(
 
     cmx train sound2scene --selection takes the file, as it takes the authors' own.
     """
-    config = run_config(run, "train localiser")
-    module = Localiser(LocaliserRecipe.stored(config["recipe"], run / "config.json"))
-    module.load_state_dict(finished(run, "localiser"))
-    device = default_device()
-    scenes = open_scenes(config["dataset"], data or Path(config["data"]), split)
-    recipe = module.recipe
+    finished = RunFolder.open_finished(run, "train localiser")
+    recipe = finished.recipe(LocaliserRecipe)
+    module = Localiser(recipe)
+    module.load_state_dict(finished.weights("localiser"))
+    scenes = open_scenes(finished.config["dataset"], data or Path(finished.config["data"]), split)
     videos = SceneData(scenes, size=recipe.size, seconds=recipe.seconds, workers=workers)
-    found = moments(module.to(device).eval(), videos, top)
+    found = moments(module.to(default_device()).eval(), videos, top)
     write_selection(out, found)
     print(f"{out}: {len(found)} videos{left_out(videos.skipped)}", file=sys.stderr)
 

@@ -118,5 +118,5 @@ def test_what_can_not_be_trained(data, tmp_path, options, message):
 
 
 def test_a_run_of_something_else_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run folder; cmx train localiser --out makes one"):
+    with pytest.raises(ValueError, match=r"has no config.json; cmx train localiser --out makes one"):
         select(tmp_path, tmp_path / "s.json")
