@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from lightning_fabric import Fabric
 
 from cmx_fast.evaluate.segmentation import scores
 from cmx_fast.networks.fpn import FPN, load_imagenet
@@ -20,7 +18,7 @@ from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
+from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
 from cmx_fast.train.options import (
     FSDP,
     Compile,
@@ -34,9 +32,8 @@ from cmx_fast.train.options import (
     SyncBN,
     changes,
     choose_models,
-    new_fabric,
 )
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.session import Session
 
 
 def train_c2l(
@@ -63,54 +60,41 @@ def train_c2l(
     recipe = C2LRecipe.preset(preset, **changes(set, C2LRecipe))
     if imagenet is not None:
         load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
-    fabric = new_fabric(precision, sync_bn, fsdp)
-    say = (
-        (lambda text: print(text, file=sys.stderr, flush=True))
-        if fabric.is_global_zero
-        else (lambda text: None)
+    session = Session(
+        "train c2l",
+        recipe,
+        preset=preset,
+        precision=precision,
+        compile=compile,
+        sync_bn=sync_bn,
+        fsdp=fsdp,
     )
-    train = open_split(data, "train", recipe, fabric.device, skip_bad=skip_bad)
-    test = open_split(data, "test", recipe, fabric.device, skip_bad=skip_bad)
+    train = open_split(data, "train", recipe, session.fabric.device, skip_bad=skip_bad)
+    test = open_split(data, "test", recipe, session.fabric.device, skip_bad=skip_bad)
     for split, pictures in (("train", train), ("test", test)):
         skipped = len(pictures.dataset.skipped)
-        say(f"{split}: {len(pictures)} pictures" + (f"; {skipped} unreadable left out" if skipped else ""))
-    if len(train) < recipe.batch * fabric.world_size:
-        say(
-            f"batches of {len(train)} instead of {recipe.batch * fabric.world_size}: there are no more pictures"
+        session.say(
+            f"{split}: {len(pictures)} pictures" + (f"; {skipped} unreadable left out" if skipped else "")
         )
+    batch = recipe.batch * session.fabric.world_size
+    if len(train) < batch:
+        session.say(f"batches of {len(train)} instead of {batch}: there are no more pictures")
     if imagenet is None:
-        say("encoder: no --imagenet weights, so it starts at random")
-    run = RunFolder(
-        out,
-        {
-            "command": "train c2l",
-            "data": str(data),
-            "preset": preset,
-            "recipe": recipe.as_dict(),
-            "seeds": list(range(seeds)),
-            "models": models,
-            "classes": test.dataset.class_names,
-            "imagenet": None if imagenet is None else str(imagenet),
-            "precision": precision,
-            "compile": compile,
-            "sync_bn": sync_bn,
-            "fsdp": fsdp,
-            "skip_bad": skip_bad,
-            "processes": fabric.world_size,
-        },
-        resume=resume,
-        writer=fabric.is_global_zero,
-    )
-    training = Training(fabric, run, recipe, train, test, imagenet, compile)
-    try:
+        session.say("encoder: no --imagenet weights, so it starts at random")
+    config = {
+        "data": str(data),
+        "seeds": list(range(seeds)),
+        "models": models,
+        "classes": test.dataset.class_names,
+        "imagenet": None if imagenet is None else str(imagenet),
+        "skip_bad": skip_bad,
+    }
+    with session.recording(out, config, resume=resume) as run:
+        training = Training(session, recipe, train, test, imagenet)
         for seed in range(seeds):
-            for name in run.config["models"]:
+            for name in models:
                 training.train(name, seed)
-    except Interrupted as stopped:
-        say(f"{stopped}; continue with the same command and --resume")
-        raise typer.Exit(130) from None
-    if fabric.is_global_zero:
-        run.write_csv()
+    if session.fabric.is_global_zero:
         evaluate_run(run.finished(), test)
 
 
@@ -119,16 +103,14 @@ class Training:
 
     def __init__(
         self,
-        fabric: Fabric,
-        run: RunFolder,
+        session: Session,
         recipe: C2LRecipe,
         train: Pictures,
         test: Pictures,
         imagenet: Path | None,
-        compile: bool,
     ):
-        self.fabric, self.run, self.recipe = fabric, run, recipe
-        self.pictures, self.test, self.imagenet, self.compile = train, test, imagenet, compile
+        self.session, self.recipe = session, recipe
+        self.pictures, self.test, self.imagenet = train, test, imagenet
 
     def train(self, name: str, seed: int) -> None:
         """One model from one seed; loaded where the run has finished it, and never more than its encoder for DFF."""
@@ -137,19 +119,17 @@ class Training:
         if self.imagenet is not None:
             load_imagenet(model.encoder, self.imagenet)
         if isinstance(model, DFF):
-            if self.run.weights(stage) is None:
-                self.run.finish(stage, model.state_dict())
+            if self.session.run.weights(stage) is None:
+                self.session.run.finish(stage, model.state_dict())
             return
-        model.to(self.fabric.device)
+        model.to(self.session.fabric.device)
 
         def log(step: int, figures: dict[str, float]) -> None:
-            self.run.log({"stage": stage, "step": step, **figures})
+            self.session.run.log({"stage": stage, "step": step, **figures})
 
-        labelled = PseudoLabels(self.fabric, model, self.pictures, seed, log)
+        labelled = PseudoLabels(self.session.fabric, model, self.pictures, seed, log)
         steps = self.recipe.epochs * labelled.steps_per_epoch
-        run_stage(
-            self.fabric,
-            self.run,
+        self.session.train(
             Stage(
                 stage,
                 model,
@@ -163,13 +143,12 @@ class Training:
                 state=labelled,
                 look=lambda: self.look(model, seed),
                 look_every=max(1, steps // self.recipe.evaluations),
-            ),
-            compile=self.compile,
+            )
         )
 
     def look(self, model: PiCIE, seed: int) -> dict[str, float]:
         """Cluster the training pictures for the classifier, then try it on held-out ones, for the curves."""
-        model.centroids.copy_(final_centroids(self.fabric, model, self.pictures, seed))
-        if not self.fabric.is_global_zero:
+        model.centroids.copy_(final_centroids(self.session.fabric, model, self.pictures, seed))
+        if not self.session.fabric.is_global_zero:
             return {}
         return scores(segment(model, self.test, seed)[0])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,9 +24,9 @@ from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import Precision, Resume, Set, changes, new_fabric
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.loop import Stage
+from cmx_fast.train.options import Precision, Resume, Set, changes
+from cmx_fast.train.session import Session
 from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
 
 
@@ -102,58 +100,48 @@ def evaluate_finetune(
 ) -> None:
     """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4)."""
     recipe = FinetuneRecipe(**changes(set, FinetuneRecipe))
-    fabric = new_fabric(precision)
-    if fabric.world_size > 1:
-        raise ValueError(f"cmx evaluate finetune runs in one process; got a world of {fabric.world_size}")
-    found = []
-    folder = out or run / f"finetune-{dataset}-{model}"
+    session = Session("evaluate finetune", recipe, precision=precision)
+    folds = adapters(VIDEO_SETS, dataset, data, fold)
+    pretrained, _ = open_model(run, model, seed, "cpu")
     config = {
-        "command": "evaluate finetune",
         "run": str(run),
         "data": str(data),
         "dataset": dataset,
         "fold": fold,
         "model": model,
         "seed": seed,
-        "precision": precision,
-        "recipe": recipe.as_dict(),
     }
-    splits = adapters(VIDEO_SETS, dataset, data, fold)
-    pretrained, _ = open_model(run, model, seed, "cpu")
-    runs = RunFolder(folder, config, resume=resume, writer=fabric.is_global_zero)
-    for number, (train_set, test_set) in enumerate(splits, 1):
-        of_clips = pretrained.recipe
-        train, test = (
-            open_clips(part, of_clips, fabric.device, audio=False) for part in (train_set, test_set)
-        )
-        print(f"train: {len(train)} videos{left_out(train.skipped)}", file=sys.stderr)
-        new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)
-        classifier = initialised(seed, new)
-        augmented = CMACRecipe(**{**of_clips.as_dict(), "jitter": recipe.jitter})
-        batches = ClipBatches(train, augmented, recipe.batch, seed)
-        stage = Stage(
-            f"fold{number}",
-            classifier,
-            [{"params": list(classifier.parameters()), "lr": recipe.lr}],
-            recipe.epochs * recipe.clips * batches.steps_per_epoch,
-            batches,
-            seed,
-            weight_decay=recipe.weight_decay,
-            optimizer=functools.partial(torch.optim.SGD, momentum=recipe.momentum),
-            labels=None,
-            schedule=recipe.rate,
-        )
-        try:
-            run_stage(fabric, runs, stage)
-        except Interrupted as stopped:
-            print(f"{stopped}; continue with the same command and --resume", file=sys.stderr)
-            raise typer.Exit(130) from None
-        found.append(accuracy(classifier, test, of_clips, mixed=precision == "bf16"))
-    mean = sum(found) / len(found)
-    (folder / "results.json").write_text(json.dumps({"accuracy": mean, "folds": found}, indent=2) + "\n")
-    runs.write_csv()
-    each = f" ({', '.join(f'{100 * value:.1f}' for value in found)})" if len(found) > 1 else ""
-    Console().print(f"{dataset}, {model}: top-1 {100 * mean:.1f} %{each}; {folder / 'results.json'}")
+    accuracies = []
+    with session.recording(out or run / f"finetune-{dataset}-{model}", config, resume=resume) as folder:
+        for number, (train_set, test_set) in enumerate(folds, 1):
+            train, test = (
+                open_clips(part, pretrained.recipe, session.fabric.device, audio=False)
+                for part in (train_set, test_set)
+            )
+            session.say(f"train: {len(train)} videos{left_out(train.skipped)}")
+            new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)
+            classifier = initialised(seed, new)
+            augmented = CMACRecipe(**{**pretrained.recipe.as_dict(), "jitter": recipe.jitter})
+            batches = ClipBatches(train, augmented, recipe.batch, seed)
+            session.train(
+                Stage(
+                    f"fold{number}",
+                    classifier,
+                    [{"params": list(classifier.parameters()), "lr": recipe.lr}],
+                    recipe.epochs * recipe.clips * batches.steps_per_epoch,
+                    batches,
+                    seed,
+                    weight_decay=recipe.weight_decay,
+                    optimizer=functools.partial(torch.optim.SGD, momentum=recipe.momentum),
+                    labels=None,
+                    schedule=recipe.rate,
+                )
+            )
+            accuracies.append(accuracy(classifier, test, pretrained.recipe, mixed=precision == "bf16"))
+    mean = sum(accuracies) / len(accuracies)
+    folder.finished().write_results({"accuracy": mean, "folds": accuracies})
+    each = f" ({', '.join(f'{100 * value:.1f}' for value in accuracies)})" if len(accuracies) > 1 else ""
+    Console().print(f"{dataset}, {model}: top-1 {100 * mean:.1f} %{each}; {folder.path / 'results.json'}")
 
 
 @torch.no_grad()

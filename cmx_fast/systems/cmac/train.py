@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from lightning_fabric import Fabric
 
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
@@ -23,7 +21,7 @@ from cmx_fast.systems.cmac.features import extract, open_clips
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.loop import Stage
 from cmx_fast.train.options import (
     FSDP,
     Compile,
@@ -36,9 +34,8 @@ from cmx_fast.train.options import (
     SyncBN,
     changes,
     choose_models,
-    new_fabric,
 )
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.session import Session
 
 #: Looks at the held-out recordings during training, for the curves; no weights are selected by them.
 LOOKS = 5
@@ -70,69 +67,53 @@ def train_cmac(
     if dataset not in ("kinetics", "vggsound"):
         raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
     recipe = CMACRecipe.preset(preset, **changes(set, CMACRecipe))
-    fabric = new_fabric(precision, sync_bn, fsdp)
-    say = (
-        (lambda text: print(text, file=sys.stderr, flush=True))
-        if fabric.is_global_zero
-        else (lambda text: None)
+    session = Session(
+        "train cmac",
+        recipe,
+        preset=preset,
+        precision=precision,
+        compile=compile,
+        sync_bn=sync_bn,
+        fsdp=fsdp,
     )
     splits = ("train", held_out(dataset))
-    train, test = (open_clips(VIDEO_SETS[dataset](data, split), recipe, fabric.device) for split in splits)
+    train, test = (
+        open_clips(VIDEO_SETS[dataset](data, split), recipe, session.fabric.device) for split in splits
+    )
     for split, clips in zip(splits, (train, test), strict=True):
-        say(f"{split}: {len(clips)} recordings{left_out(clips.skipped)}")
+        session.say(f"{split}: {len(clips)} recordings{left_out(clips.skipped)}")
     if len(train) < recipe.batch:
         raise ValueError(
             f"{len(train)} recordings to train on are fewer than a batch of {recipe.batch}; --set batch=..."
         )
-    run = RunFolder(
-        out,
-        {
-            "command": "train cmac",
-            "data": str(data),
-            "dataset": dataset,
-            "preset": preset,
-            "recipe": recipe.as_dict(),
-            "seeds": list(range(seeds)),
-            "models": models,
-            "precision": precision,
-            "compile": compile,
-            "sync_bn": sync_bn,
-            "fsdp": fsdp,
-            "processes": fabric.world_size,
-            "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
-        },
-        resume=resume,
-        writer=fabric.is_global_zero,
-    )
-    training = Training(fabric, run, recipe, train, test, compile)
-    try:
+    config = {
+        "data": str(data),
+        "dataset": dataset,
+        "seeds": list(range(seeds)),
+        "models": models,
+    }
+    with session.recording(out, config, resume=resume, splits=(train, test)) as run:
+        training = Training(session, recipe, train, test)
         for seed in range(seeds):
-            for name in run.config["models"]:
+            for name in models:
                 training.train(name, seed)
-    except Interrupted as stopped:
-        say(f"{stopped}; continue with the same command and --resume")
-        raise typer.Exit(130) from None
-    if fabric.is_global_zero:
-        run.write_csv()
+    if session.fabric.is_global_zero:
         evaluate_run(run.finished(), train, test, data)
 
 
 class Training:
     """The models of one run, each from the same initial encoders."""
 
-    def __init__(
-        self, fabric: Fabric, run: RunFolder, recipe: CMACRecipe, train: Clips, test: Clips, compile: bool
-    ):
-        self.fabric, self.run, self.recipe, self.compile = fabric, run, recipe, compile
-        self.clips, self.test = train, test
+    def __init__(self, session: Session, recipe: CMACRecipe, train: Clips, test: Clips):
+        self.session, self.recipe, self.clips, self.test = session, recipe, train, test
 
     def train(self, name: str, seed: int) -> None:
         """One model from one seed; loaded where the run has finished it, and left as it is for "scratch"."""
-        stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.fabric
+        stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.session.fabric
         model = initialised(seed, lambda: new_model(name, recipe))
         if name == "scratch":
-            if self.run.weights(stage) is None:
-                self.run.finish(stage, model.state_dict())
+            if self.session.run.weights(stage) is None:
+                self.session.run.finish(stage, model.state_dict())
             return
         batches = ClipBatches(
             self.clips,
@@ -144,9 +125,7 @@ class Training:
             world=fabric.world_size,
         )
         steps = recipe.epochs * batches.steps_per_epoch
-        run_stage(
-            fabric,
-            self.run,
+        self.session.train(
             Stage(
                 stage,
                 model,
@@ -163,15 +142,14 @@ class Training:
                 after_step=model.update_keys,
                 look=lambda: self.look(model),
                 look_every=max(1, steps // LOOKS),
-            ),
-            compile=self.compile,
+            )
         )
 
     def look(self, model: CMAC) -> dict[str, float]:
         """Retrieval among the held-out recordings, for the curves."""
-        if not self.fabric.is_global_zero:
+        if not self.session.fabric.is_global_zero:
             return {}
-        found = extract(model, self.test, mixed=self.run.config["precision"] == "bf16")
+        found = extract(model, self.test, mixed=self.session.run.config["precision"] == "bf16")
         return {"audio_to_video": recall_at_one(found.audio_embedding, found.video_embedding)}
 
 

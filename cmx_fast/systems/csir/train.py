@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from cmx_fast.data.sets.recordings import left_out
@@ -31,7 +29,7 @@ from cmx_fast.systems.csir.model import (
 )
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.loop import Stage
 from cmx_fast.train.options import (
     FSDP,
     Compile,
@@ -45,9 +43,8 @@ from cmx_fast.train.options import (
     SyncBN,
     changes,
     choose_models,
-    new_fabric,
 )
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.session import Session
 
 
 def train_csir(
@@ -80,55 +77,45 @@ def train_csir(
         load_places365(
             image_encoder(recipe.image_encoder, recipe.attention), places365
         )  # fails before the data are read
-    fabric = new_fabric(precision, sync_bn, fsdp)
-    say = (
-        (lambda text: print(text, file=sys.stderr, flush=True))
-        if fabric.is_global_zero
-        else (lambda text: None)
+    session = Session(
+        "train csir",
+        recipe,
+        preset=preset,
+        precision=precision,
+        compile=compile,
+        sync_bn=sync_bn,
+        fsdp=fsdp,
     )
-    train = open_split(data, "train", recipe, fabric.device, speech=speech, skip_bad=skip_bad)
+    train = open_split(data, "train", recipe, session.fabric.device, speech=speech, skip_bad=skip_bad)
     spaces = train.dataset.spaces
-    test = open_split(data, "test", recipe, fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad)
+    test = open_split(
+        data, "test", recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
+    )
     for split, pairs in (("train", train), ("test", test)):
         hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
-        say(
+        session.say(
             f"{split}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
             + hidden
             + left_out(pairs.dataset.skipped)
         )
     if places365 is None:
-        say("image encoder: no --places365 weights, so it first learns to name the spaces from pictures")
-    run = RunFolder(
-        out,
-        {
-            "command": "train csir",
-            "data": str(data),
-            "speech": None if speech is None else str(speech),
-            "preset": preset,
-            "recipe": recipe.as_dict(),
-            "seeds": list(range(seeds)),
-            "models": models,
-            "spaces": spaces,
-            "places365": None if places365 is None else str(places365),
-            "precision": precision,
-            "compile": compile,
-            "sync_bn": sync_bn,
-            "fsdp": fsdp,
-            "skip_bad": skip_bad,
-            "processes": fabric.world_size,
-        },
-        resume=resume,
-        writer=fabric.is_global_zero,
-    )
-    training = Training(fabric, run, recipe, train, test, places365, compile)
-    try:
+        session.say(
+            "image encoder: no --places365 weights, so it first learns to name the spaces from pictures"
+        )
+    config = {
+        "data": str(data),
+        "speech": None if speech is None else str(speech),
+        "seeds": list(range(seeds)),
+        "models": models,
+        "spaces": spaces,
+        "places365": None if places365 is None else str(places365),
+        "skip_bad": skip_bad,
+    }
+    with session.recording(out, config, resume=resume) as run:
+        training = Training(session, recipe, train, test, places365)
         for seed in range(seeds):
-            training.seed(seed, run.config["models"])
-    except Interrupted as stopped:
-        say(f"{stopped}; continue with the same command and --resume")
-        raise typer.Exit(130) from None
-    if fabric.is_global_zero:
-        run.write_csv()
+            training.train_seed(seed, models)
+    if session.fabric.is_global_zero:
         evaluate_run(run.finished(), test)
 
 
@@ -137,26 +124,24 @@ class Training:
 
     def __init__(
         self,
-        fabric: Fabric,
-        run: RunFolder,
+        session: Session,
         recipe: Recipe,
         train: PairData,
         test: PairData,
         places365: Path | None,
-        compile: bool,
     ):
-        self.fabric, self.run, self.recipe = fabric, run, recipe
-        self.train, self.test, self.places365, self.compile = train, test, places365, compile
+        self.session, self.recipe = session, recipe
+        self.train, self.test, self.places365 = train, test, places365
         self.spaces = len(train.dataset.spaces)
         self.mel_mean, self.mel_std = train.mel_statistics()
 
-    def seed(self, seed: int, models: list[str]) -> None:
+    def train_seed(self, seed: int, models: list[str]) -> None:
         """Every stage of one seed; those that the run has finished are loaded."""
         recipe = self.recipe
         speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
         speech.encoder.standardise(self.mel_mean, self.mel_std)
         speech.standardise_rt60(self.train.rt60)
-        speech = self.stage(
+        speech = self.train_on_files(
             "speech",
             seed,
             speech,
@@ -172,7 +157,7 @@ class Training:
             load_places365(image, self.places365)
         else:
             pretraining = initialised(seed, lambda: ImagePretraining(recipe, self.spaces))
-            pretraining = self.stage(
+            pretraining = self.train_on_files(
                 "image",
                 seed,
                 pretraining,
@@ -187,8 +172,8 @@ class Training:
             new: Callable[[], CSIR | DSCMR] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
             model = initialised(seed, new)
             if recipe.head_steps:
-                model = self.heads(f"{name}-heads", seed, model)
-            self.stage(
+                model = self.train_heads(f"{name}-heads", seed, model)
+            self.train_on_files(
                 name,
                 seed,
                 model,
@@ -199,7 +184,7 @@ class Training:
                 look=lambda model=model: self.look(model),
             )
 
-    def stage(
+    def train_on_files(
         self,
         name: str,
         seed: int,
@@ -210,18 +195,19 @@ class Training:
         wanted: tuple[str, ...],
         **more: Any,
     ) -> Any:
+        """A stage on augmented batches of ``batch`` utterances, of their modalities in ``wanted``."""
         batches = training_batches(
             self.train,
             self.recipe,
             batch,
             wanted,
             seed,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
+            rank=self.session.fabric.global_rank,
+            world=self.session.fabric.world_size,
         )
-        return self.run_stage(name, seed, module, groups, steps, batches, **more)
+        return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
-    def heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
+    def train_heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
         """The cross-modal stage before the encoders move: their features are computed once, so a step costs little."""
         for parameter in model.encoders():
             parameter.requires_grad_(False)
@@ -234,7 +220,11 @@ class Training:
             if not computed:
                 computed.append(features(model, self.train, self.recipe))
             image, speech = computed[0]
-            batch, rank, world = self.recipe.head_batch, self.fabric.global_rank, self.fabric.world_size
+            batch, rank, world = (
+                self.recipe.head_batch,
+                self.session.fabric.global_rank,
+                self.session.fabric.world_size,
+            )
             stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
             for rows in islice(stream, start, None):
                 mine = torch.tensor(rows[rank * batch : (rank + 1) * batch])
@@ -244,12 +234,12 @@ class Training:
                     "space": self.train.space[mine].to(image.device),
                 }
 
-        model = self.run_stage(name, seed, model, groups, self.recipe.head_steps, batches)
+        model = self.train_stage(name, seed, model, groups, self.recipe.head_steps, batches)
         for parameter in model.encoders():
             parameter.requires_grad_(True)
         return model
 
-    def run_stage(
+    def train_stage(
         self,
         name: str,
         seed: int,
@@ -270,11 +260,11 @@ class Training:
             look_every=max(1, steps // max(1, self.recipe.evaluations)),
             **more,
         )
-        return run_stage(self.fabric, self.run, stage, compile=self.compile)
+        return self.session.train(stage)
 
     def look(self, model: CSIR | DSCMR) -> dict[str, float]:
         """R@1 on the held-out pairs, for the curves; on the first process only."""
-        if not self.fabric.is_global_zero:
+        if not self.session.fabric.is_global_zero:
             return {}
         found = recalls(embed(model, self.test, self.recipe))
         return {f"{direction} R@1": groups["total"]["R@1"] or 0.0 for direction, groups in found.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import SCENE_SETS, open_scenes
 from cmx_fast.data.sets.selection import read_selection
+from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.systems.sound2scene.checkpoints import new_sound_encoder, open_icgan
 from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.evaluate import evaluate_run
@@ -28,7 +28,7 @@ from cmx_fast.systems.sound2scene.sound_features import (
     sound_features,
 )
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage, warmup_and_cosine
+from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
 from cmx_fast.train.options import (
     FSDP,
     Compile,
@@ -40,9 +40,8 @@ from cmx_fast.train.options import (
     Set,
     SyncBN,
     changes,
-    new_fabric,
 )
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.session import Session
 
 #: Looks at the held-out scenes during training, for the curves; no weights are selected by them.
 LOOKS = 8
@@ -81,49 +80,61 @@ def train_sound2scene(
     if dataset == "pictures":
         raise ValueError("dataset = pictures has no sound")
     recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe))
-    fabric = new_fabric(precision, sync_bn, fsdp)
+    session = Session(
+        "train sound2scene",
+        recipe,
+        preset=preset,
+        precision=precision,
+        compile=compile,
+        sync_bn=sync_bn,
+        fsdp=fsdp,
+    )
     encoder, _ = open_icgan(icgan, picture_encoder)
     moments = None if selection is None else read_selection(selection)
     train, test = (
         open_data(open_scenes(dataset, data, split), recipe, encoder.size, moments)
         for split in ("train", "test")
     )
-    for split, of in (("train", train), ("held out", test)):
-        if fabric.is_global_zero:
-            print(f"{split}: {len(of)} scenes{selected(of)}{left_out(of.skipped)}", file=sys.stderr)
+    for split, scenes in (("train", train), ("held out", test)):
+        session.say(f"{split}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}")
     if moments is not None:
         check_selection(selection, moments, train, test)
     if len(train) < recipe.batch:
         raise ValueError(
             f"{len(train)} scenes to train on are fewer than a batch of {recipe.batch}; --set batch=..."
         )
-    run = RunFolder(
-        out,
-        {
-            "command": "train sound2scene",
-            "data": str(data),
-            "dataset": dataset,
-            "icgan": str(icgan),
-            "picture_encoder": None if picture_encoder is None else str(picture_encoder),
-            "selection": None if selection is None else str(selection),
-            "preset": preset,
-            "recipe": recipe.as_dict(),
-            "seed": seed,
-            "precision": precision,
-            "compile": compile,
-            "sync_bn": sync_bn,
-            "fsdp": fsdp,
-            "processes": fabric.world_size,
-            "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
-        },
-        resume=resume,
-        writer=fabric.is_global_zero,
-    )
+    config = {
+        "data": str(data),
+        "dataset": dataset,
+        "icgan": str(icgan),
+        "picture_encoder": None if picture_encoder is None else str(picture_encoder),
+        "selection": None if selection is None else str(selection),
+        "seed": seed,
+    }
+    with session.recording(out, config, resume=resume, splits=(train, test)) as run:
+        train_sounds(session, encoder, recipe, seed, train, test)
+    if session.fabric.is_global_zero:
+        evaluate_run(run.finished(), train, test)
+
+
+def train_sounds(
+    session: Session,
+    encoder: PictureEncoder,
+    recipe: Sound2SceneRecipe,
+    seed: int,
+    train: SceneData,
+    test: SceneData,
+) -> None:
+    """The run's one stage: the sound encoder, on the pictures' features, which are computed first."""
+    fabric = session.fabric
     features, held_out = (
         picture_features(
-            encoder, of, fabric.device, run.path / f"features_{split}.pt" if fabric.is_global_zero else None
+            encoder,
+            scenes,
+            fabric.device,
+            session.run.path / f"features_{split}.pt" if fabric.is_global_zero else None,
         )
-        for split, of in (("train", train), ("test", test))
+        for split, scenes in (("train", train), ("test", test))
     )
     module = initialised(seed, lambda: Alignment(new_sound_encoder(recipe, encoder.width), recipe.loss))
     batches = SoundBatches(
@@ -142,28 +153,22 @@ def train_sound2scene(
             return {}
         return held_out_loss(module, test, held_out)
 
-    stage = Stage(
-        "sounds",
-        module,
-        [{"params": list(module.parameters()), "lr": recipe.lr}],
-        steps,
-        batches,
-        seed,
-        weight_decay=recipe.weight_decay,
-        optimizer=torch.optim.Adam,
-        labels=("picture",),
-        schedule=warmup_and_cosine if recipe.cosine else constant,
-        look=look,
-        look_every=max(1, steps // LOOKS),
+    session.train(
+        Stage(
+            "sounds",
+            module,
+            [{"params": list(module.parameters()), "lr": recipe.lr}],
+            steps,
+            batches,
+            seed,
+            weight_decay=recipe.weight_decay,
+            optimizer=torch.optim.Adam,
+            labels=("picture",),
+            schedule=warmup_and_cosine if recipe.cosine else constant,
+            look=look,
+            look_every=max(1, steps // LOOKS),
+        )
     )
-    try:
-        run_stage(fabric, run, stage, compile=compile)
-    except Interrupted as stopped:
-        print(f"{stopped}; continue with the same command and --resume", file=sys.stderr)
-        raise typer.Exit(130) from None
-    if fabric.is_global_zero:
-        run.write_csv()
-        evaluate_run(run.finished(), train, test)
 
 
 def held_out_loss(module: Alignment, test: SceneData, features: Tensor) -> dict[str, float]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from lightning_fabric import Fabric
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
@@ -21,9 +19,9 @@ from cmx_fast.systems.sound2scene.icgan.pretraining import PictureContrast
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
-from cmx_fast.train.options import Compile, Out, Precision, Preset, Resume, Seed, Set, changes, new_fabric
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.loop import Stage, constant
+from cmx_fast.train.options import Compile, Out, Precision, Preset, Resume, Seed, Set, changes
+from cmx_fast.train.session import Session
 
 
 def train_icgan(
@@ -51,51 +49,35 @@ def train_icgan(
             "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar; "
             "encoder = small is trained here and takes none"
         )
-    fabric = new_fabric(precision)
-    if fabric.world_size > 1:
-        raise ValueError("cmx train icgan runs in one process; got a world of " + str(fabric.world_size))
+    session = Session("train icgan", recipe, preset=preset, precision=precision, compile=compile)
     scenes = open_scenes(dataset, data, "train")
-    print(f"train: {len(scenes)} scenes{left_out(scenes.skipped)}", file=sys.stderr)
-    run = RunFolder(
-        out,
-        {
-            "command": "train icgan",
-            "data": str(data),
-            "dataset": dataset,
-            "preset": preset,
-            "recipe": recipe.as_dict(),
-            "picture_encoder": None if picture_encoder is None else str(picture_encoder),
-            "seed": seed,
-            "precision": precision,
-            "compile": compile,
-            "skipped": [(str(path), reason) for path, reason in scenes.skipped],
-        },
-        resume=resume,
-    )
-    training = Training(fabric, run, recipe, scenes, compile)
-    try:
-        encoder = training.encoder(picture_encoder)
-        training.generator(encoder)
-    except Interrupted as stopped:
-        print(f"{stopped}; continue with the same command and --resume", file=sys.stderr)
-        raise typer.Exit(130) from None
-    run.write_csv()
+    session.say(f"train: {len(scenes)} scenes{left_out(scenes.skipped)}")
+    config = {
+        "data": str(data),
+        "dataset": dataset,
+        "picture_encoder": None if picture_encoder is None else str(picture_encoder),
+        "seed": seed,
+    }
+    with session.recording(out, config, resume=resume, splits=(scenes,)):
+        training = Training(session, recipe, scenes, seed)
+        encoder = training.train_encoder(picture_encoder)
+        training.train_generator(encoder)
 
 
 class Training:
     """The two stages of a run."""
 
-    def __init__(self, fabric: Fabric, run: RunFolder, recipe: ICGANRecipe, scenes: Scenes, compile: bool):
-        self.fabric, self.run, self.recipe, self.compile = fabric, run, recipe, compile
+    def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int):
+        self.session, self.recipe, self.seed = session, recipe, seed
         self.open = functools.cache(
             lambda size: SceneData(
                 scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
             )
         )
 
-    def encoder(self, weights: Path | None) -> PictureEncoder:
+    def train_encoder(self, weights: Path | None) -> PictureEncoder:
         """The picture encoder with SwAV's weights, or trained."""
-        recipe, device, seed = self.recipe, self.fabric.device, self.run.config["seed"]
+        recipe, device, seed = self.recipe, self.session.fabric.device, self.seed
         if weights is not None:
             encoder = PictureEncoder(recipe.encoder)
             load_swav(encoder, weights)
@@ -108,7 +90,7 @@ class Training:
         encoder, contrast = initialised(seed, new)
         contrast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         batches = ViewBatches(self.open(encoder.size), recipe.encoder_batch, seed, device, hue=recipe.hue)
-        self._run(
+        self.session.train(
             Stage(
                 "pictures",
                 contrast,
@@ -122,19 +104,23 @@ class Training:
         encoder.requires_grad_(False)
         return encoder.eval()
 
-    def generator(self, encoder: PictureEncoder) -> ICGAN:
+    def train_generator(self, encoder: PictureEncoder) -> ICGAN:
         """The generator, its discriminator and its average."""
-        recipe, device, seed = self.recipe, self.fabric.device, self.run.config["seed"]
+        recipe, device, seed = self.recipe, self.session.fabric.device, self.seed
         seen = self.open(encoder.size)
         features, mirrored = (
             picture_features(
-                encoder, seen, device, self.run.path / f"features{'_mirrored' * flip}.pt", flipped=flip
+                encoder,
+                seen,
+                device,
+                self.session.run.path / f"features{'_mirrored' * flip}.pt",
+                flipped=flip,
             )
             for flip in (False, True)
         )
         module = initialised(seed + 1, lambda: ICGAN(recipe, encoder.width))
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._run(
+        self.session.train(
             Stage(
                 "generator",
                 module,
@@ -161,6 +147,3 @@ class Training:
             )
         )
         return module
-
-    def _run(self, stage: Stage) -> None:
-        run_stage(self.fabric, self.run, stage, compile=self.compile)

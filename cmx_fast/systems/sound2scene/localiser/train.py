@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +18,9 @@ from cmx_fast.systems.sound2scene.localiser.inference import DATASETS, own_is_be
 from cmx_fast.systems.sound2scene.localiser.model import Localiser, load_imagenet_resnet18
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Interrupted, Stage, constant, run_stage
-from cmx_fast.train.options import Out, Precision, Preset, Resume, Seed, Set, changes, new_fabric
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.loop import Stage, constant
+from cmx_fast.train.options import Out, Precision, Preset, Resume, Seed, Set, changes
+from cmx_fast.train.session import Session
 
 Batch = dict[str, Tensor]
 
@@ -46,9 +45,7 @@ def train_localiser(
     if dataset not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, which have videos; got {dataset!r}")
     recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe))
-    fabric = new_fabric(precision)
-    if fabric.world_size > 1:
-        raise ValueError(f"cmx train localiser runs in one process; got a world of {fabric.world_size}")
+    session = Session("train localiser", recipe, preset=preset, precision=precision)
     train, test = (
         SceneData(
             open_scenes(dataset, data, split),
@@ -60,31 +57,22 @@ def train_localiser(
         )
         for split in ("train", "test")
     )
-    for split, of in (("train", train), ("held out", test)):
-        print(f"{split}: {len(of)} videos{left_out(of.skipped)}", file=sys.stderr)
+    for split, videos in (("train", train), ("held out", test)):
+        session.say(f"{split}: {len(videos)} videos{left_out(videos.skipped)}")
     if len(train) < recipe.batch:
         raise ValueError(
             f"{len(train)} videos to train on are fewer than a batch of {recipe.batch}; --set batch=..."
         )
-    run = RunFolder(
-        out,
-        {
-            "command": "train localiser",
-            "data": str(data),
-            "dataset": dataset,
-            "preset": preset,
-            "recipe": recipe.as_dict(),
-            "picture_weights": None if picture_weights is None else str(picture_weights),
-            "seed": seed,
-            "precision": precision,
-            "skipped": [(str(path), reason) for path, reason in (*train.skipped, *test.skipped)],
-        },
-        resume=resume,
-    )
+    config = {
+        "data": str(data),
+        "dataset": dataset,
+        "picture_weights": None if picture_weights is None else str(picture_weights),
+        "seed": seed,
+    }
     module = initialised(seed, lambda: Localiser(recipe))
     if picture_weights is not None:
         load_imagenet_resnet18(module, picture_weights)
-    batches = VideoBatches(train, recipe.batch, seed, fabric.device)
+    batches = VideoBatches(train, recipe.batch, seed, session.fabric.device)
     steps = recipe.epochs * batches.steps_per_epoch
     stage = Stage(
         "localiser",
@@ -100,13 +88,9 @@ def train_localiser(
         look=lambda: {"own_is_best": own_is_best(module, test)},
         look_every=max(1, steps // LOOKS),
     )
-    try:
-        run_stage(fabric, run, stage)
-    except Interrupted as stopped:
-        print(f"{stopped}; continue with the same command and --resume", file=sys.stderr)
-        raise typer.Exit(130) from None
-    run.write_csv()
-    print(f"next: cmx select --run {out} --out selection.json", file=sys.stderr)
+    with session.recording(out, config, resume=resume, splits=(train, test)):
+        session.train(stage)
+    session.say(f"next: cmx select --run {out} --out selection.json")
 
 
 class VideoBatches:

@@ -1,0 +1,112 @@
+"""The frame of a training command: devices, run folder, messages, and an end that can be resumed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import typer
+
+from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.options import new_fabric
+from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.settings import Checked
+
+
+class Split(Protocol):
+    """Data of which some files can't be used."""
+
+    @property
+    def skipped(self) -> list[tuple[Path, str]]:
+        """File and reason of each."""
+
+
+class Session:
+    """One call of a training command.
+
+    The order of a command: make a session, open the data, train stages while a run folder is open, evaluate::
+
+        session = Session("train cmac", recipe, preset=preset, precision=precision, ...)
+        train, test = ...
+        with session.recording(out, {"data": str(data)}, resume=resume) as run:
+            session.train(Stage(...))
+        if session.fabric.is_global_zero:
+            evaluate_run(run.finished(), test)
+
+    Args:
+        command: the words after ``cmx``, as the run folder and messages name it.
+        preset, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command without
+            ``sync_bn`` runs in one process.
+
+    Attributes:
+        fabric: the devices.
+        run: the run folder, while it is open.
+
+    Raises:
+        ValueError: several processes of a command that runs in one; as :func:`cmx_fast.train.options.new_fabric`.
+    """
+
+    run: RunFolder
+
+    def __init__(
+        self,
+        command: str,
+        recipe: Checked,
+        *,
+        precision: str,
+        preset: str | None = None,
+        compile: bool | None = None,
+        sync_bn: bool | None = None,
+        fsdp: bool | None = None,
+    ):
+        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp))
+        world = self.fabric.world_size
+        if sync_bn is None and world > 1:
+            raise ValueError(f"cmx {command} runs in one process; got a world of {world}")
+        self._config = {
+            "command": command,
+            "preset": preset,
+            "recipe": recipe.as_dict(),
+            "precision": precision,
+            "compile": compile,
+            "sync_bn": sync_bn,
+            "fsdp": fsdp,
+            "processes": None if sync_bn is None else world,
+        }
+        self._compile = bool(compile)
+
+    def say(self, text: str) -> None:
+        """Print on the standard error stream, once for all processes."""
+        if self.fabric.is_global_zero:
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def recording(
+        self, out: Path, config: dict[str, Any], *, resume: bool, splits: tuple[Split, ...] = ()
+    ) -> Iterator[RunFolder]:
+        """Within the block, a run folder is open for stages; after it, metrics.csv is written.
+
+        Ctrl-C and SIGTERM end the command with status 130, once the checkpoint is written.
+
+        Args:
+            config: what decides the numbers beside the session's own options.
+            splits: the data, whose skipped files the config names.
+        """
+        own = {name: value for name, value in self._config.items() if value is not None}
+        if splits:
+            own["skipped"] = [(str(path), reason) for split in splits for path, reason in split.skipped]
+        self.run = RunFolder(out, {**own, **config}, resume=resume, writer=self.fabric.is_global_zero)
+        try:
+            yield self.run
+        except Interrupted as stopped:
+            self.say(f"{stopped}; continue with the same command and --resume")
+            raise typer.Exit(130) from None
+        if self.fabric.is_global_zero:
+            self.run.write_csv()
+
+    def train(self, stage: Stage) -> Any:
+        """Train a stage in the open run folder; see :func:`cmx_fast.train.loop.run_stage`."""
+        return run_stage(self.fabric, self.run, stage, compile=self._compile)
