@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmx_fast.train import sharding
 from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.trainable import Batch, Trainable
 
-Batch = dict[str, Tensor]
+Module = TypeVar("Module", bound=Trainable)
 
 
 def warmup_and_cosine(step: int, steps: int) -> float:
@@ -37,15 +38,14 @@ def constant(step: int, steps: int) -> float:
 
 
 @dataclass
-class Stage:
-    """What to train and for how long.
+class Stage(Generic[Module]):
+    """A module to train, the batches to train it on, and for how long.
 
     Attributes:
         name: unique within the run; names the weights' file ("seed0/csir").
-        module: an ``nn.Module`` whose forward maps a batch to outputs; its ``losses(outputs, batch)`` gives 0-d
-            tensors, of which "loss" is minimised and the others are logged.
+        module: an ``nn.Module`` with losses.
         groups: parameter groups, each with its peak "lr"; their parameters are the module's.
-        batches: the batches from this step on, on the device; the same ones whenever it is asked.
+        batches: gives the batches from a step on, on the device; the same ones at every call.
         seed: seeds dropout and augmentation, whatever ran before.
         optimizer: makes the optimiser of the groups, with ``weight_decay``.
         turns: players that step one after the other on each batch, as the last argument of the module's forward and
@@ -53,12 +53,13 @@ class Stage:
         labels: names in the batch that the losses need from every process; None if they take only their own rows.
         schedule: the factor on the learning rates, from the step (counted from 0) and the number of steps.
         after_step: called after every step of the optimiser.
-        state: what else a checkpoint holds, by its ``state_dict`` and ``load_state_dict``.
-        look: called after every ``look_every`` steps and the last; its numbers become a row of their own.
+        state: kept in checkpoints beside the module, by its ``state_dict`` and ``load_state_dict``.
+        evaluation: measures held-out data after every ``evaluate_every`` steps and the last; its numbers become a row
+            of their own.
     """
 
     name: str
-    module: Any
+    module: Module
     groups: list[dict[str, Any]]
     steps: int
     batches: Callable[[int], Iterator[Batch]]
@@ -70,8 +71,8 @@ class Stage:
     schedule: Callable[[int, int], float] = warmup_and_cosine
     after_step: Callable[[], None] | None = None
     state: Any = None
-    look: Callable[[], dict[str, float]] | None = None
-    look_every: int = 0
+    evaluation: Callable[[], dict[str, float]] | None = None
+    evaluate_every: int = 0
 
 
 class Interrupted(Exception):
@@ -79,8 +80,13 @@ class Interrupted(Exception):
 
 
 def run_stage(
-    fabric: Fabric, run: RunFolder, stage: Stage, *, compile: bool = False, checkpoint_every: int = 500
-) -> Any:
+    fabric: Fabric,
+    run: RunFolder,
+    stage: Stage[Module],
+    *,
+    compile: bool = False,
+    checkpoint_every: int = 500,
+) -> Module:
     """Train ``stage.module``, or load its weights where the run has finished this stage before.
 
     A stage that was interrupted continues from its checkpoint: weights, optimiser, random number generators
@@ -96,28 +102,29 @@ def run_stage(
             so that no step waits for it.
         OSError: the disk is full; the checkpoint before stays.
     """
+    network = cast(nn.Module, stage.module)  # a protocol can't say so
     finished = run.weights(stage.name)
-    stage.module.to(fabric.device)
+    network.to(fabric.device)
     if finished is not None:
-        stage.module.load_state_dict(finished)
+        network.load_state_dict(finished)
         return stage.module
     torch.manual_seed(stage.seed * 1_000_003 + fabric.global_rank)
     if run.config.get("sync_bn"):
         # In place, but for a stage that is a batch norm itself; parameters and their names stay.
-        torch.nn.SyncBatchNorm.convert_sync_batchnorm(stage.module)
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     state = run.checkpoint(stage.name)
     if state is not None:
-        stage.module.load_state_dict(state["module"])
-    names = sharding.names_of(stage.module, stage.groups)
+        network.load_state_dict(state["module"])
+    names = sharding.parameter_names(network, stage.groups)
     sharded = sharding.is_wanted(fabric)
-    trained = copy.deepcopy(stage.module).cpu() if sharded else stage.module
-    module = fabric.setup_module(torch.compile(stage.module) if compile else stage.module)
-    groups = sharding.parameter_groups(stage.module, stage.groups, names)
+    trained = copy.deepcopy(network).cpu() if sharded else network
+    module = fabric.setup_module(cast(nn.Module, torch.compile(network)) if compile else network)
+    groups = sharding.parameter_groups(network, stage.groups, names)
     optimizer = set_up_optimizer(fabric, stage.optimizer, groups, weight_decay=stage.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    start, sums, counted, spent = 0, dict[str, float](), 0, 0.0
+    start, sums, counted, spent = 0, dict[str, float | Tensor](), 0, 0.0
     if state is not None:
-        sharding.load_optimizer(stage.module, optimizer, state["optimizer"])
+        sharding.load_optimizer(network, optimizer, state["optimizer"])
         if stage.state is not None:
             stage.state.load_state_dict(state["state"])
         restore_rng(state["rng"], fabric, stage.seed * 1_000_003 + state["step"])
@@ -126,7 +133,7 @@ def run_stage(
     turns: list[tuple[str, ...]] = [(name,) for name in stage.turns] or [()]
     interval = max(1, stage.steps // 20)
     began = time.monotonic() - spent
-    stage.module.train()
+    network.train()
     watched = LossWatch(run, stage.name)
     batches = stage.batches(start)
     pace = Pace(fabric.world_size)
@@ -134,7 +141,7 @@ def run_stage(
         for step in range(start + 1, stage.steps + 1):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * stage.schedule(step - 1, stage.steps)
-            sharding.unshard(stage.module)  # as forward would: some batches are labelled with the module
+            sharding.unshard(network)  # as forward would: some batches are labelled with the module
             batch = pace.next(batches)
             for turn in turns:
                 outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
@@ -163,10 +170,10 @@ def run_stage(
                 )
                 shown(step, means, pace)
                 pace.restart()
-            if stage.look is not None and (step % stage.look_every == 0 or step == stage.steps):
-                with sharding.whole(stage.module):
-                    run.log({"stage": stage.name, "step": step, **stage.look()})
-                stage.module.train()
+            if stage.evaluation is not None and (step % stage.evaluate_every == 0 or step == stage.steps):
+                with sharding.whole(network):
+                    run.log({"stage": stage.name, "step": step, **stage.evaluation()})
+                network.train()
             stopping = any_rank(fabric, stop())
             if stopping or step == stage.steps:
                 watched.settle()
@@ -175,8 +182,8 @@ def run_stage(
                     {
                         "stage": stage.name,
                         "step": step,
-                        "module": sharding.module_state(stage.module),
-                        "optimizer": sharding.optimizer_state(stage.module, optimizer),
+                        "module": sharding.module_state(network),
+                        "optimizer": sharding.optimizer_state(network, optimizer),
                         "state": None if stage.state is None else stage.state.state_dict(),
                         "rng": rng(fabric),
                         "counted": counted,
@@ -187,11 +194,11 @@ def run_stage(
             if stopping:
                 raise Interrupted(f"stopped in {stage.name} after step {step} of {stage.steps}")
     if sharded:
-        trained.load_state_dict(sharding.module_state(stage.module, everywhere=True))
+        trained.load_state_dict(sharding.module_state(network, everywhere=True))
         trained.to(fabric.device)
     run.finish(stage.name, trained.state_dict())
     fabric.barrier()
-    return trained
+    return cast(Module, trained)
 
 
 class Pace:
@@ -242,7 +249,7 @@ class LossWatch:
             self.settle()
 
     def settle(self) -> None:
-        """Look at the last loss now.
+        """Check the last loss now.
 
         Raises:
             ValueError: it is not finite.
@@ -349,7 +356,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def progress(
-    stage: Stage, start: int, enabled: bool
+    stage: Stage[Any], start: int, enabled: bool
 ) -> Iterator[Callable[[int, dict[str, float] | None, Pace], None]]:
     """Shows a step, the pace and the interval's means where there are any: a bar on a terminal, elsewhere a line."""
     console = Console(file=sys.stderr)
@@ -381,7 +388,10 @@ def progress(
 
         def line(step: int, means: dict[str, float] | None, pace: Pace) -> None:
             if means is not None:
-                said = f"{stage.name}  step {step}/{stage.steps}  {text(means)}  {pace}"
-                print(said, file=sys.stderr, flush=True)
+                print(
+                    f"{stage.name}  step {step}/{stage.steps}  {text(means)}  {pace}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         yield line

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import typer
 
-from cmx_fast.train.loop import Interrupted, Stage, run_stage
+from cmx_fast.train.loop import Interrupted, Module, Stage, run_stage
 from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.settings import Checked
@@ -107,6 +107,6 @@ class Session:
         if self.fabric.is_global_zero:
             self.run.write_csv()
 
-    def train(self, stage: Stage) -> Any:
+    def train(self, stage: Stage[Module]) -> Module:
         """Train a stage in the open run folder; see :func:`cmx_fast.train.loop.run_stage`."""
         return run_stage(self.fabric, self.run, stage, compile=self._compile)

@@ -81,10 +81,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The groups with the parameters of these names: sharding has put others in the place of those they had."""
     parameters = dict(module.named_parameters())
-    return [{**group, "params": [parameters[n] for n in of]} for group, of in zip(groups, names, strict=True)]
+    return [
+        {**group, "params": [parameters[n] for n in own]} for group, own in zip(groups, names, strict=True)
+    ]
 
 
-def names_of(module: nn.Module, groups: list[dict[str, Any]]) -> list[list[str]]:
+def parameter_names(module: nn.Module, groups: list[dict[str, Any]]) -> list[list[str]]:
     """The names of every group's parameters."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in groups]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cmx_fast.networks.fpn import FPN
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
-#: Iterations between two looks at the error.
-LOOK_EVERY = 10
+#: Iterations between two checks of the error.
+CHECK_EVERY = 10
 
 
 class DFF(nn.Module):
@@ -66,7 +66,7 @@ def factorise(
     for iteration in range(1, iterations + 1):
         left = left * (rows @ right.T) / (left @ (right @ right.T) + tiny)
         right = right * (left.T @ rows) / (left.T @ left @ right + tiny)
-        if iteration % LOOK_EVERY == 0:
+        if iteration % CHECK_EVERY == 0:
             error = float((rows - left @ right).norm())
             if previous - error < tolerance * first:
                 break

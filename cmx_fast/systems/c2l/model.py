@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from cmx_fast.nn import SparseCode, warp
 from cmx_fast.ops import info_nce, linear_assignment
-from cmx_fast.systems.c2l.picie import Batch, PiCIE, cluster_loss
+from cmx_fast.systems.c2l.picie import PiCIE, cluster_loss
 from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.train.trainable import Batch
 
 #: The steps of Table 1 from PiCIE to C2L: the feed-forward of the pixel consistent module, None without that module.
 #: All have the part contrastive module.

@@ -15,8 +15,7 @@ from cmx_fast.networks.fpn import FPN
 from cmx_fast.nn import warp
 from cmx_fast.ops import cluster_cross_entropy
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 
 class PiCIE(nn.Module):

@@ -12,8 +12,9 @@ from torch import Tensor
 from cmx_fast.cluster import PiCIEClustering
 from cmx_fast.data.transforms.picture_views import Views
 from cmx_fast.systems.c2l.data import Pictures
-from cmx_fast.systems.c2l.picie import Batch, PiCIE
+from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.train.trainable import Batch
 
 VIEWS = (1, 2)
 

@@ -109,7 +109,7 @@ class Training:
         test: Pictures,
         imagenet: Path | None,
     ):
-        self.session, self.recipe = session, recipe
+        self.session, self.fabric, self.recipe = session, session.fabric, recipe
         self.pictures, self.test, self.imagenet = train, test, imagenet
 
     def train(self, name: str, seed: int) -> None:
@@ -122,12 +122,12 @@ class Training:
             if self.session.run.weights(stage) is None:
                 self.session.run.finish(stage, model.state_dict())
             return
-        model.to(self.session.fabric.device)
+        model.to(self.fabric.device)
 
         def log(step: int, figures: dict[str, float]) -> None:
             self.session.run.log({"stage": stage, "step": step, **figures})
 
-        labelled = PseudoLabels(self.session.fabric, model, self.pictures, seed, log)
+        labelled = PseudoLabels(self.fabric, model, self.pictures, seed, log)
         steps = self.recipe.epochs * labelled.steps_per_epoch
         self.session.train(
             Stage(
@@ -141,14 +141,14 @@ class Training:
                 schedule=warmup_and_cosine if self.recipe.cosine else constant,
                 after_step=model.project_ if isinstance(model, C2L) else None,
                 state=labelled,
-                look=lambda: self.look(model, seed),
-                look_every=max(1, steps // self.recipe.evaluations),
+                evaluation=lambda: self.evaluate(model, seed),
+                evaluate_every=max(1, steps // self.recipe.evaluations),
             )
         )
 
-    def look(self, model: PiCIE, seed: int) -> dict[str, float]:
+    def evaluate(self, model: PiCIE, seed: int) -> dict[str, float]:
         """Cluster the training pictures for the classifier, then try it on held-out ones, for the curves."""
-        model.centroids.copy_(final_centroids(self.session.fabric, model, self.pictures, seed))
-        if not self.session.fabric.is_global_zero:
+        model.centroids.copy_(final_centroids(self.fabric, model, self.pictures, seed))
+        if not self.fabric.is_global_zero:
             return {}
         return scores(segment(model, self.test, seed)[0])

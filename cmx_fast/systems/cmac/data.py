@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.transforms.clip_views import ClipViews
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 
 class ClipBatches:

@@ -17,7 +17,7 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.networks.audio_video import R2Plus1D
-from cmx_fast.systems.cmac.data import Batch, ClipBatches
+from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.downstream import adapters, open_model
 from cmx_fast.systems.cmac.features import evenly, open_clips
 from cmx_fast.systems.cmac.model import CMAC
@@ -28,6 +28,7 @@ from cmx_fast.train.loop import Stage
 from cmx_fast.train.options import Precision, Resume, Set, changes
 from cmx_fast.train.session import Session
 from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
+from cmx_fast.train.trainable import Batch
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from cmx_fast.networks.audio_video import Conv3d, R2Plus1D, ResNet9
 from cmx_fast.nn import LogFilterbank, SpecAugment
 from cmx_fast.ops import attention_consistency, pyramid_correlation
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 #: Rows of the ablations: what is trained on. "across": eq. 7 or eq. 2 between the modalities; "within": two clips of a
 #: recording, each modality for itself (the paper's "single modality" is not defined further); "attention": eq. 6.

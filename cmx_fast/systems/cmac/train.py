@@ -37,8 +37,8 @@ from cmx_fast.train.options import (
 )
 from cmx_fast.train.session import Session
 
-#: Looks at the held-out recordings during training, for the curves; no weights are selected by them.
-LOOKS = 5
+#: Evaluations on the held-out recordings during training, for the curves; no weights are selected by them.
+EVALUATIONS = 5
 
 
 def train_cmac(
@@ -105,11 +105,12 @@ class Training:
     """The models of one run, each from the same initial encoders."""
 
     def __init__(self, session: Session, recipe: CMACRecipe, train: Clips, test: Clips):
-        self.session, self.recipe, self.clips, self.test = session, recipe, train, test
+        self.session, self.fabric, self.recipe = session, session.fabric, recipe
+        self.clips, self.test = train, test
 
     def train(self, name: str, seed: int) -> None:
         """One model from one seed; loaded where the run has finished it, and left as it is for "scratch"."""
-        stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.session.fabric
+        stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.fabric
         model = initialised(seed, lambda: new_model(name, recipe))
         if name == "scratch":
             if self.session.run.weights(stage) is None:
@@ -140,17 +141,17 @@ class Training:
                     warmup, first=recipe.warmup_epochs * batches.steps_per_epoch, cosine=recipe.cosine
                 ),
                 after_step=model.update_keys,
-                look=lambda: self.look(model),
-                look_every=max(1, steps // LOOKS),
+                evaluation=lambda: self.evaluate(model),
+                evaluate_every=max(1, steps // EVALUATIONS),
             )
         )
 
-    def look(self, model: CMAC) -> dict[str, float]:
+    def evaluate(self, model: CMAC) -> dict[str, float]:
         """Retrieval among the held-out recordings, for the curves."""
-        if not self.session.fabric.is_global_zero:
+        if not self.fabric.is_global_zero:
             return {}
-        found = extract(model, self.test, mixed=self.session.run.config["precision"] == "bf16")
-        return {"audio_to_video": recall_at_one(found.audio_embedding, found.video_embedding)}
+        features = extract(model, self.test, mixed=self.session.run.config["precision"] == "bf16")
+        return {"audio_to_video": recall_at_one(features.audio_embedding, features.video_embedding)}
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

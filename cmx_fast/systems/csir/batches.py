@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmx_fast.systems.csir.data import Batch, PairData
+from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.train.trainable import Batch
 
 
 def training_batches(

@@ -16,8 +16,7 @@ from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.media.decode import FILE_BACKENDS, check_backend
 from cmx_fast.data.transforms.reverberation import peak_normalise, reverberate
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 #: Utterances, evenly spaced over the training set, behind the per-band mean and standard deviation.
 STATISTICS_FROM = 1000

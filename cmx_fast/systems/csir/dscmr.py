@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from cmx_fast.systems.csir.model import PLACES_CATEGORIES, Batch, SpeechEncoder, TwoTowers, accuracy
+from cmx_fast.systems.csir.model import PLACES_CATEGORIES, SpeechEncoder, TwoTowers, accuracy
 from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.train.trainable import Batch
 
 
 class DSCMR(TwoTowers):

@@ -20,8 +20,7 @@ from torchvision.models.resnet import ResNet
 from cmx_fast.networks.resnet import AttentiveResNet, gate_weights
 from cmx_fast.ops import supcon
 from cmx_fast.systems.csir.recipe import IMAGE_ENCODERS, Recipe
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 #: Places365 has 365 categories; the image feature e^v is the vector of their logits (d_v = 365 in the paper).
 PLACES_CATEGORIES = 365

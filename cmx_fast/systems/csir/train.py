@@ -16,7 +16,7 @@ from torch import Tensor
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
-from cmx_fast.systems.csir.data import Batch, PairData
+from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
 from cmx_fast.systems.csir.evaluate import Speech, evaluate_run
 from cmx_fast.systems.csir.evaluation import MODELS, embed, even_crops, open_split
@@ -29,7 +29,7 @@ from cmx_fast.systems.csir.model import (
 )
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Stage
+from cmx_fast.train.loop import Module, Stage
 from cmx_fast.train.options import (
     FSDP,
     Compile,
@@ -45,6 +45,7 @@ from cmx_fast.train.options import (
     choose_models,
 )
 from cmx_fast.train.session import Session
+from cmx_fast.train.trainable import Batch
 
 
 def train_csir(
@@ -130,7 +131,7 @@ class Training:
         test: PairData,
         places365: Path | None,
     ):
-        self.session, self.recipe = session, recipe
+        self.session, self.fabric, self.recipe = session, session.fabric, recipe
         self.train, self.test, self.places365 = train, test, places365
         self.spaces = len(train.dataset.spaces)
         self.mel_mean, self.mel_std = train.mel_statistics()
@@ -141,7 +142,7 @@ class Training:
         speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
         speech.encoder.standardise(self.mel_mean, self.mel_std)
         speech.standardise_rt60(self.train.rt60)
-        speech = self.train_on_files(
+        speech = self.train_augmented(
             "speech",
             seed,
             speech,
@@ -157,7 +158,7 @@ class Training:
             load_places365(image, self.places365)
         else:
             pretraining = initialised(seed, lambda: ImagePretraining(recipe, self.spaces))
-            pretraining = self.train_on_files(
+            pretraining = self.train_augmented(
                 "image",
                 seed,
                 pretraining,
@@ -173,7 +174,7 @@ class Training:
             model = initialised(seed, new)
             if recipe.head_steps:
                 model = self.train_heads(f"{name}-heads", seed, model)
-            self.train_on_files(
+            self.train_augmented(
                 name,
                 seed,
                 model,
@@ -181,20 +182,20 @@ class Training:
                 recipe.cross_steps,
                 recipe.cross_batch,
                 ("image", "logmel"),
-                look=lambda model=model: self.look(model),
+                evaluation=lambda model=model: self.evaluate(model),
             )
 
-    def train_on_files(
+    def train_augmented(
         self,
         name: str,
         seed: int,
-        module: torch.nn.Module,
+        module: Module,
         groups: list[dict[str, Any]],
         steps: int,
         batch: int,
         wanted: tuple[str, ...],
         **more: Any,
-    ) -> Any:
+    ) -> Module:
         """A stage on augmented batches of ``batch`` utterances, of their modalities in ``wanted``."""
         batches = training_batches(
             self.train,
@@ -202,8 +203,8 @@ class Training:
             batch,
             wanted,
             seed,
-            rank=self.session.fabric.global_rank,
-            world=self.session.fabric.world_size,
+            rank=self.fabric.global_rank,
+            world=self.fabric.world_size,
         )
         return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
@@ -222,8 +223,8 @@ class Training:
             image, speech = computed[0]
             batch, rank, world = (
                 self.recipe.head_batch,
-                self.session.fabric.global_rank,
-                self.session.fabric.world_size,
+                self.fabric.global_rank,
+                self.fabric.world_size,
             )
             stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
             for rows in islice(stream, start, None):
@@ -243,12 +244,12 @@ class Training:
         self,
         name: str,
         seed: int,
-        module: torch.nn.Module,
+        module: Module,
         groups: list[dict[str, Any]],
         steps: int,
         batches: Callable[[int], Iterator[Batch]],
         **more: Any,
-    ) -> Any:
+    ) -> Module:
         stage = Stage(
             f"seed{seed}/{name}",
             module,
@@ -257,17 +258,17 @@ class Training:
             batches,
             seed,
             self.recipe.weight_decay,
-            look_every=max(1, steps // max(1, self.recipe.evaluations)),
+            evaluate_every=max(1, steps // max(1, self.recipe.evaluations)),
             **more,
         )
         return self.session.train(stage)
 
-    def look(self, model: CSIR | DSCMR) -> dict[str, float]:
+    def evaluate(self, model: CSIR | DSCMR) -> dict[str, float]:
         """R@1 on the held-out pairs, for the curves; on the first process only."""
-        if not self.session.fabric.is_global_zero:
+        if not self.fabric.is_global_zero:
             return {}
-        found = recalls(embed(model, self.test, self.recipe))
-        return {f"{direction} R@1": groups["total"]["R@1"] or 0.0 for direction, groups in found.items()}
+        measured = recalls(embed(model, self.test, self.recipe))
+        return {f"{direction} R@1": groups["total"]["R@1"] or 0.0 for direction, groups in measured.items()}
 
 
 @torch.no_grad()

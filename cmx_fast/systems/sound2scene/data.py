@@ -11,8 +11,7 @@ from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.loaders.upload import upload
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 
 class SoundBatches:

@@ -17,8 +17,7 @@ from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.nn import PowerSpectrogram
 from cmx_fast.nn.power_spectrogram import lasting, standardised_log
 from cmx_fast.ops import info_nce
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 #: "l2": eq. 1 in both directions. "l2 one way": of sounds alone. "cosine": L_nce of Table 3. "regression": L2 of it.
 LOSSES = ("l2", "l2 one way", "cosine", "regression")

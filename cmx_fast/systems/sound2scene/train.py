@@ -43,8 +43,8 @@ from cmx_fast.train.options import (
 )
 from cmx_fast.train.session import Session
 
-#: Looks at the held-out scenes during training, for the curves; no weights are selected by them.
-LOOKS = 8
+#: Evaluations on the held-out scenes during training, for the curves; no weights are selected by them.
+EVALUATIONS = 8
 
 
 def train_sound2scene(
@@ -148,7 +148,7 @@ def train_sounds(
     )
     steps = recipe.epochs * batches.steps_per_epoch
 
-    def look() -> dict[str, float]:
+    def evaluate() -> dict[str, float]:
         if not fabric.is_global_zero:
             return {}
         return held_out_loss(module, test, held_out)
@@ -165,8 +165,8 @@ def train_sounds(
             optimizer=torch.optim.Adam,
             labels=("picture",),
             schedule=warmup_and_cosine if recipe.cosine else constant,
-            look=look,
-            look_every=max(1, steps // LOOKS),
+            evaluation=evaluate,
+            evaluate_every=max(1, steps // EVALUATIONS),
         )
     )
 

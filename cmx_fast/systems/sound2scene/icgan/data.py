@@ -16,8 +16,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.transforms.picture_views import Views
 from cmx_fast.evaluate.retrieval import rank
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 
 class ViewBatches:

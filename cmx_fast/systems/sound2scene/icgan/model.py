@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cmx_fast.networks.biggan import Discriminator, Generator, discriminator_loss, generator_loss
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
+from cmx_fast.train.trainable import Batch
 
-Batch = dict[str, Tensor]
 TURNS = ("discriminator", "generator")
 
 

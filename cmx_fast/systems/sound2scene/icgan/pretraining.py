@@ -6,12 +6,11 @@ weights of SwAV's: its features decide what a generator can be told, so they hav
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from cmx_fast.losses import NTXentLoss
 from cmx_fast.networks.picture_encoder import PictureEncoder
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 
 class PictureContrast(nn.Module):

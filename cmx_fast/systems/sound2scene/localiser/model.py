@@ -17,8 +17,7 @@ from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.nn import PowerSpectrogram
 from cmx_fast.nn.power_spectrogram import LOG_FLOOR, lasting
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 #: Of the spectrogram [R]: samples that windows share, and what its logarithm is divided by.
 OVERLAP, SCALE = 274, 12.0

@@ -21,11 +21,10 @@ from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
 from cmx_fast.train.options import Out, Precision, Preset, Resume, Seed, Set, changes
 from cmx_fast.train.session import Session
+from cmx_fast.train.trainable import Batch
 
-Batch = dict[str, Tensor]
-
-#: Looks at the held-out videos during training, for the curves.
-LOOKS = 5
+#: Evaluations on the held-out videos during training, for the curves.
+EVALUATIONS = 5
 
 
 def train_localiser(
@@ -85,8 +84,8 @@ def train_localiser(
         optimizer=torch.optim.Adam,
         labels=None,
         schedule=constant,
-        look=lambda: {"own_is_best": own_is_best(module, test)},
-        look_every=max(1, steps // LOOKS),
+        evaluation=lambda: {"own_is_best": own_is_best(module, test)},
+        evaluate_every=max(1, steps // EVALUATIONS),
     )
     with session.recording(out, config, resume=resume, splits=(train, test)):
         session.train(stage)
