@@ -17,30 +17,18 @@ from torch import Tensor
 
 from cmx_fast._extras import require
 from cmx_fast.data.media.files import centred, stretched
+from cmx_fast.evaluate.colours import GRID, INK, SOFT
 
-COLOURS = {
-    "csir": "#0b6e99",
-    "dscmr": "#c2571a",
-    "picie": "#8a949e",
-    "part": "#c2571a",
-    "part+pixel": "#5a9e6f",
-    "c2l": "#0b6e99",
-    "single": "#8a949e",
-    "attention": "#c2571a",
-    "contrast": "#5a9e6f",
-    "cmac": "#0b6e99",
-}
-INK = "#5c6670"
 STYLE = {
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
     "axes.grid": True,
-    "grid.color": "#e6e9ec",
+    "grid.color": GRID,
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.hashsalt": "cmx_fast",
@@ -101,12 +89,12 @@ def svg(figure: Figure) -> str:
 
 def series(rows: Rows, stage: str, name: str) -> dict[str, list[tuple[int, float]]]:
     """seed -> [(step, value)] of one metric of one stage, e.g. ("csir", "loss")."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    by_seed: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         seed, _, kind = row["stage"].partition("/")
         if kind == stage and name in row:
-            found[seed].append((row["step"], row[name]))
-    return dict(found)
+            by_seed[seed].append((row["step"], row[name]))
+    return dict(by_seed)
 
 
 def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
@@ -139,7 +127,7 @@ def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
                 )
             if "level" in panel:
                 value, label = panel["level"]
-                axes.axhline(value, color=INK, lw=1, ls=(0, (4, 3)))
+                axes.axhline(value, color=SOFT, lw=1, ls=(0, (4, 3)))
                 axes.annotate(
                     label,
                     (1, value),
@@ -147,11 +135,11 @@ def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
                     xytext=(0, 3),
                     textcoords="offset points",
                     ha="right",
-                    color=INK,
+                    color=SOFT,
                     fontsize=8.5,
                 )
             axes.set(title=panel["title"], xlabel="step", ylabel=panel["y"])
-            axes.title.set(fontsize=10.5, fontweight="bold", color="#22292f")
+            axes.title.set(fontsize=10.5, fontweight="bold", color=INK)
             if "limits" in panel:
                 axes.set_ylim(*panel["limits"])
             if axes.get_legend_handles_labels()[0]:

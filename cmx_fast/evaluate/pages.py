@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cmx_fast.data.sets.lists import printable
+from cmx_fast.evaluate import colours
 
 
 def render(template: str, **values: Any) -> str:
@@ -18,4 +19,4 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return printable(environment.get_template(template).render(**values))
+    return printable(environment.get_template(template).render(**values, colours=colours))

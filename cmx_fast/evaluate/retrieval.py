@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cmx_fast._extras import require
+from cmx_fast.evaluate.summary import Spread, mean_and_spread, new_table, percent
 
 DIRECTIONS = {"sir": "Speech-to-image (SIR)", "isr": "Image-to-speech (ISR)"}
 GROUPS = ("indoor", "outdoor", "total")
@@ -79,7 +78,7 @@ def recalls(e: Embeddings, images: Tensor | None = None) -> Recalls:
     """
     gallery = torch.arange(len(e.image)) if images is None else images
     k = max(RANKS)
-    found = {
+    ranked = {
         "sir": (
             hits(rank(e.speech, e.image[gallery], k), e.image_space[gallery], e.speech_space),
             e.speech_indoor,
@@ -87,7 +86,7 @@ def recalls(e: Embeddings, images: Tensor | None = None) -> Recalls:
         "isr": (hits(rank(e.image, e.speech, k), e.speech_space, e.image_space), e.image_indoor),
     }
     result: Recalls = {}
-    for direction, (hit, indoor) in found.items():
+    for direction, (hit, indoor) in ranked.items():
         masks = {"indoor": indoor == 1, "outdoor": indoor == 0, "total": indoor > -2}
         result[direction] = {
             group: {
@@ -114,26 +113,20 @@ def distinct_images(files: Sequence[Path]) -> Tensor:
     return torch.tensor(sorted(first.values()))
 
 
-def spread(results: Sequence[Recalls]) -> dict[str, dict[str, dict[str, tuple[float, float] | None]]]:
+def spread(results: Sequence[Recalls]) -> dict[str, dict[str, dict[str, Spread | None]]]:
     """Mean and sample standard deviation over the seeds of every number (0 for one seed)."""
-
-    def over_seeds(direction: str, group: str, name: str) -> tuple[float, float] | None:
-        values = [r[direction][group][name] for r in results]
-        known = [v for v in values if v is not None]
-        if not known:
-            return None
-        return mean(known), stdev(known) if len(known) > 1 else 0.0
-
-    return {d: {g: {f"R@{r}": over_seeds(d, g, f"R@{r}") for r in RANKS} for g in GROUPS} for d in DIRECTIONS}
+    names = [f"R@{rank}" for rank in RANKS]
+    return {
+        d: {
+            g: {name: mean_and_spread(seed[d][g][name] for seed in results) for name in names} for g in GROUPS
+        }
+        for d in DIRECTIONS
+    }
 
 
 def table(models: Mapping[str, Sequence[Recalls]], title: str) -> Table:
     """The paper's table in percent, mean and spread over the seeds, for a terminal: a block per direction."""
-    result = Table(title=title, title_justify="left")
-    result.add_column("", no_wrap=True)
-    for group in GROUPS:
-        for r in RANKS:
-            result.add_column(f"{group}\nR@{r}", justify="right", no_wrap=True)
+    result = new_table(title, [f"{group}\nR@{r}" for group in GROUPS for r in RANKS])
     for direction, name in DIRECTIONS.items():
         result.add_section()
         result.add_row(f"[bold]{name.split(' ')[-1].strip('()')}[/bold]")
@@ -143,9 +136,3 @@ def table(models: Mapping[str, Sequence[Recalls]], title: str) -> Table:
                 model, *[percent(cells[g][f"R@{r}"], len(seeds) > 1) for g in GROUPS for r in RANKS]
             )
     return result
-
-
-def percent(value: tuple[float, float] | None, with_spread: bool) -> str:
-    if value is None or math.isnan(value[0]):
-        return "–"
-    return f"{100 * value[0]:.1f}" + (f"±{100 * value[1]:.1f}" if with_spread else "")

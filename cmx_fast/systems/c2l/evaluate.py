@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cmx_fast.evaluate import segmentation
+from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.evaluation import EXAMPLES, Evaluation, new_model, open_split, segment, table
 from cmx_fast.systems.c2l.recipe import C2LRecipe
@@ -22,13 +23,13 @@ def evaluate_run(run: FinishedRun, pictures: Pictures) -> Evaluation:
     """Segment the pictures with every model of the run, print the table, write results.json and report.html."""
     recipe = run.recipe(C2LRecipe)
     examples = list(range(0, len(pictures), max(1, len(pictures) // EXAMPLES)))[:EXAMPLES]
-    scores: dict[str, list[dict[str, float]]] = {name: [] for name in run.config["models"]}
+    scores = SeedScores(run.config["models"])
     shown: dict[str, Tensor] = {}
     for name, seed in run.models():
         model = new_model(name, recipe).to(pictures.device)
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))
         counts, labels = segment(model, pictures, seed, examples)
-        scores[name].append(segmentation.scores(counts))
+        scores.add(name, segmentation.scores(counts))
         shown.setdefault(name, segmentation.match(counts)[labels])
     largest = float(counts.sum(0).max() / counts.sum())
     evaluation = Evaluation(scores, largest, examples, shown)

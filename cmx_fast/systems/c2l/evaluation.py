@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from cmx_fast.data.sets.atr import ATR
 from cmx_fast.evaluate import segmentation
+from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
 from cmx_fast.systems.c2l.model import C2L
@@ -86,45 +86,25 @@ def segment(
 
 @dataclass
 class Evaluation:
-    """What the report and the table are made of; each model has one entry per seed."""
+    """The figures of the table and the report."""
 
-    scores: dict[str, list[dict[str, float]]]
+    scores: SeedScores
     largest_class: float  # the accuracy of calling every pixel what most of them are
     examples: list[int]  # pictures shown in the report
     shown: dict[str, Tensor]  # model -> their classes by the first seed, (examples, S, S); -1 where unmatched
-
-    def spread(self, model: str, measure: str) -> tuple[float, float]:
-        """Mean and sample standard deviation over the seeds (0 for one seed)."""
-        values = [seed[measure] for seed in self.scores[model]]
-        return mean(values), stdev(values) if len(values) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "protocol": "clusters matched one to one with classes over the whole split (Hungarian)",
             "largest_class": self.largest_class,
-            "mean_and_spread": {m: {n: self.spread(m, n) for n in MEASURES} for m in self.scores},
-            "seeds": self.scores,
+            **self.scores.as_dict(list(MEASURES)),
         }
 
 
 def table(evaluation: Evaluation, pictures: int) -> Table:
     """Table 1 in percent, mean and spread over the seeds, for a terminal."""
-    seeds = len(next(iter(evaluation.scores.values())))
-    result = Table(
-        title=f"Held-out {pictures} pictures, %; all of the largest class: {100 * evaluation.largest_class:.1f}"
-        + (f"; mean±std of {seeds} seeds" if seeds > 1 else ""),
-        title_justify="left",
-    )
-    result.add_column("", no_wrap=True)
-    for title in MEASURES.values():
-        result.add_column(title, justify="right")
-    for name in evaluation.scores:
-        cells = []
-        for measure in MEASURES:
-            value, deviation = evaluation.spread(name, measure)
-            cells.append(f"{100 * value:.1f}" + (f"±{100 * deviation:.1f}" if seeds > 1 else ""))
-        result.add_row(NAMES[name][1], *cells)
-    return result
+    title = f"Held-out {pictures} pictures, %; all of the largest class: {100 * evaluation.largest_class:.1f}"
+    return evaluation.scores.table(title, MEASURES, {name: short for name, (_, short) in NAMES.items()})
 
 
 def open_split(

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmx_fast.evaluate import figures, segmentation
+from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.evaluation import MEASURES, NAMES, Evaluation
@@ -17,6 +18,7 @@ from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
 SIZE = 132
+COLOURS = {"picie": GREY, "part": ORANGE, "part+pixel": GREEN, "c2l": BLUE}
 
 
 def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -> Path:
@@ -28,6 +30,7 @@ def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -
         evaluation=evaluation,
         names={name: NAMES[name] for name in config["models"]},
         measures=MEASURES,
+        cell=evaluation.scores.for_page,
         seeds=len(config["seeds"]),
         pictures=len(pictures),
         skipped=pictures.dataset.skipped,
@@ -68,7 +71,7 @@ def curves(rows: figures.Rows, models: list[str], largest: float) -> str:
     trained = [name for name in models if name != "dff"]
 
     def lines(metric: str) -> list[tuple[str, str, str, str]]:
-        return [(name, metric, NAMES[name][1], figures.COLOURS[name]) for name in trained]
+        return [(name, metric, NAMES[name][1], COLOURS[name]) for name in trained]
 
     panels: list[dict[str, Any]] = [
         {

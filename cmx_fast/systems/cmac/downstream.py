@@ -12,7 +12,6 @@ import torch.nn.functional as F
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from cmx_fast._extras import require
@@ -23,6 +22,7 @@ from cmx_fast.data.sets.recordings import Recordings, left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
 from cmx_fast.evaluate.linear import classify
 from cmx_fast.evaluate.retrieval import hits, rank
+from cmx_fast.evaluate.summary import new_table
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
 from cmx_fast.systems.cmac.model import CMAC
@@ -180,10 +180,7 @@ def _report(run: Path, name: str, title: str, folds: list[dict[str, float]]) -> 
     mean = {key: sum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
     result: dict[str, Any] = {"mean": mean, "folds": folds}
     (run / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for key in mean:
-        table.add_column(key, justify="right")
+    table = new_table(title, mean)
     for number, fold in enumerate(folds, 1) if len(folds) > 1 else ():
         table.add_row(f"fold {number}", *(f"{100 * value:.1f}" for value in fold.values()))
     table.add_row("mean" if len(folds) > 1 else "", *(f"{100 * value:.1f}" for value in mean.values()))

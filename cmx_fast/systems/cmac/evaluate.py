@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
+from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.systems.cmac.evaluation import (
     EXAMPLES,
     NAMES,
@@ -33,13 +34,13 @@ def evaluate_run(run: FinishedRun, train: Clips, test: Clips, data: Path) -> Eva
     recipe, mixed = run.recipe(CMACRecipe), run.config["precision"] == "bf16"
     positions = Positions(data / POSITIONS, test) if (data / POSITIONS).is_file() else None
     shown = torch.arange(0, len(test), max(1, len(test) // EXAMPLES))[:EXAMPLES]
-    evaluation = Evaluation(len(test), {name: [] for name in run.config["models"]}, {})
+    evaluation = Evaluation(len(test), SeedScores(run.config["models"]), {})
     for name, seed in run.models():
         model = new_model(name, recipe).to(test.device)
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))
         figures = score(model, extract(model, train, mixed=mixed), test, positions, mixed=mixed)
         evaluation.chance |= {"guided": figures.pop("chance")} if "chance" in figures else {}
-        evaluation.scores[name].append(figures)
+        evaluation.scores.add(name, figures)
         if seed == run.config["seeds"][0] and name in OBJECTIVES:
             evaluation.examples[name] = attention_examples(model, test, shown)
     largest = float(train.labels.bincount().max() / len(train))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.evaluate import linear
 from cmx_fast.evaluate.retrieval import rank
+from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.systems.cmac.features import Features, evenly, extract
 from cmx_fast.systems.cmac.localisation import Positions, hits
 from cmx_fast.systems.cmac.model import CMAC
@@ -79,23 +79,17 @@ def pointing(model: CMAC, clips: Clips, positions: Positions, *, mixed: bool) ->
 
 @dataclass
 class Evaluation:
-    """What the report and the table are made of; each model has one entry per seed."""
+    """The figures of the table and the report."""
 
     recordings: int
-    scores: dict[str, list[dict[str, float]]]
+    scores: SeedScores
     chance: dict[str, float]  # of a measure
     examples: dict[str, list[Example]] = field(default_factory=dict)  # of the first seed, by model
 
     @property
     def measures(self) -> dict[str, str]:
         """Those that the data allow."""
-        first = next(iter(self.scores.values()))[0]
-        return {name: title for name, title in MEASURES.items() if name in first}
-
-    def spread(self, model: str, measure: str) -> tuple[float, float]:
-        """Mean and sample standard deviation over the seeds (0 for one seed)."""
-        values = [seed[measure] for seed in self.scores[model]]
-        return mean(values), stdev(values) if len(values) > 1 else 0.0
+        return {name: title for name, title in MEASURES.items() if name in self.scores.measures}
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -106,8 +100,7 @@ class Evaluation:
             },
             "recordings": self.recordings,
             "chance": self.chance,
-            "mean_and_spread": {m: {n: self.spread(m, n) for n in self.measures} for m in self.scores},
-            "seeds": self.scores,
+            **self.scores.as_dict(list(self.measures)),
         }
 
 
@@ -150,21 +143,11 @@ def attention_examples(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]
 
 def table(evaluation: Evaluation) -> Table:
     """Table 1 in percent, mean and spread over the seeds, for a terminal."""
-    seeds = len(next(iter(evaluation.scores.values())))
-    result = Table(
-        title=f"{evaluation.recordings} held-out recordings, %"
-        + (f"; mean±std of {seeds} seeds" if seeds > 1 else ""),
-        title_justify="left",
+    result = evaluation.scores.table(
+        f"{evaluation.recordings} held-out recordings, %",
+        {measure: title.replace(" ", "\n") for measure, title in evaluation.measures.items()},
+        {name: short for name, (_, short) in NAMES.items()},
     )
-    result.add_column("", no_wrap=True)
-    for title in evaluation.measures.values():
-        result.add_column(title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for name in evaluation.scores:
-        cells = []
-        for measure in evaluation.measures:
-            value, deviation = evaluation.spread(name, measure)
-            cells.append(f"{100 * value:.1f}" + (f"±{100 * deviation:.1f}" if seeds > 1 else ""))
-        result.add_row(NAMES[name][1], *cells)
     result.add_section()
     result.add_row("chance", *(f"{100 * evaluation.chance[measure]:.1f}" for measure in evaluation.measures))
     return result

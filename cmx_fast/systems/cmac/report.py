@@ -13,12 +13,14 @@ from torch import Tensor
 
 from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.evaluate import figures
+from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.cmac.evaluation import Evaluation, Example
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
 SIZE = 148
+COLOURS = {"single": GREY, "attention": ORANGE, "contrast": GREEN, "cmac": BLUE}
 
 
 def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tuple[str, str]]) -> Path:
@@ -29,6 +31,8 @@ def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tupl
         config=config,
         evaluation=evaluation,
         names={name: names[name] for name in config["models"]},
+        measures=evaluation.measures,
+        cell=evaluation.scores.for_page,
         seeds=len(config["seeds"]),
         examples={name: [pictures(example) for example in of] for name, of in evaluation.examples.items()},
         curves=curves(
@@ -74,7 +78,7 @@ def curves(
     """Held-out retrieval and the losses against the steps."""
 
     def lines(metric: str) -> list[tuple[str, str, str, str]]:
-        return [(name, metric, names[name][1], figures.COLOURS[name]) for name in models]
+        return [(name, metric, names[name][1], COLOURS[name]) for name in models]
 
     panels: list[dict[str, Any]] = [
         {

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cmx_fast.evaluate import figures, retrieval
+from cmx_fast.evaluate.colours import BLUE, ORANGE, SOFT
 from cmx_fast.evaluate.gradcam import gradcam
 from cmx_fast.evaluate.pages import render
+from cmx_fast.evaluate.summary import percent
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluation import Evaluation
 from cmx_fast.train.run_folder import FinishedRun
@@ -81,7 +83,7 @@ def write_report(
         skipped=data.dataset.skipped,
         table={name: retrieval.spread(seeds) for name, seeds in evaluation.recalls.items()},
         table_distinct={name: retrieval.spread(seeds) for name, seeds in evaluation.distinct.items()},
-        percent=retrieval.percent,
+        percent=percent,
         pretraining=pretraining_curves(rows),
         training=cross_modal_curves(rows, evaluation.chance),
         confusion=figures.confusion(counts, spaces),
@@ -97,36 +99,34 @@ def write_report(
 
 
 def pretraining_curves(rows: figures.Rows) -> str:
-    ink, blue, orange = figures.INK, figures.COLOURS["csir"], figures.COLOURS["dscmr"]
     panels: list[dict[str, Any]] = [
         {
             "title": "Speech encoder",
             "y": "loss",
             "lines": [
-                ("speech", "ce", "space (CE)", blue),
-                ("speech", "supcon", "contrast (SupCon)", orange),
-                ("speech", "rt60", "RT60 (squared error)", ink),
+                ("speech", "ce", "space (CE)", BLUE),
+                ("speech", "supcon", "contrast (SupCon)", ORANGE),
+                ("speech", "rt60", "RT60 (squared error)", SOFT),
             ],
         },
         {
             "title": "Training accuracy, one encoder alone",
             "y": "space named correctly",
             "limits": (0, 1),
-            "lines": [("speech", "accuracy", "speech", blue), ("image", "accuracy", "image", orange)],
+            "lines": [("speech", "accuracy", "speech", BLUE), ("image", "accuracy", "image", ORANGE)],
         },
     ]
     return figures.curves(rows, panels)
 
 
 def cross_modal_curves(rows: figures.Rows, chance: float) -> str:
-    blue, orange = figures.COLOURS["csir"], figures.COLOURS["dscmr"]
     panels: list[dict[str, Any]] = [
         {
             "title": "CSIR's losses",
             "y": "loss",
             "lines": [
-                ("csir", "ce", "space (CE)", blue),
-                ("csir", "supcon", "contrast (SupCon)", figures.INK),
+                ("csir", "ce", "space (CE)", BLUE),
+                ("csir", "supcon", "contrast (SupCon)", SOFT),
             ],
         },
         *(
@@ -135,7 +135,7 @@ def cross_modal_curves(rows: figures.Rows, chance: float) -> str:
                 "y": "R@1",
                 "limits": (0, 1),
                 "level": (chance, "chance"),
-                "lines": [("csir", f"{key} R@1", "CSIR", blue), ("dscmr", f"{key} R@1", "DSCMR", orange)],
+                "lines": [("csir", f"{key} R@1", "CSIR", BLUE), ("dscmr", f"{key} R@1", "DSCMR", ORANGE)],
             }
             for key, name in (("sir", "speech to image"), ("isr", "image to speech"))
         ),

@@ -19,6 +19,7 @@ from cmx_fast.evaluate.generation import (
     inception_score,
     recall,
 )
+from cmx_fast.evaluate.summary import new_table
 from cmx_fast.systems.sound2scene.control_study import Turned
 from cmx_fast.systems.sound2scene.model import Sound2Scene
 from cmx_fast.systems.sound2scene.sound_features import (
@@ -152,16 +153,13 @@ def _examples(
 
 def table(evaluation: Evaluation) -> Table:
     """Table 1 for a terminal."""
-    result = Table(
-        title=f"{evaluation.scenes} held-out scenes of {evaluation.classes} classes",
-        caption=f"FID and IS: {evaluation.compared_by}",
-        caption_justify="left",
-        title_justify="left",
-    )
-    result.add_column("pictures of", no_wrap=True)
     names = list(evaluation.table["A"])
-    for name in names:
-        result.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    result = new_table(
+        f"{evaluation.scenes} held-out scenes of {evaluation.classes} classes",
+        [name.replace(" ", "\n") for name in names],
+        first="pictures of",
+        caption=f"FID and IS: {evaluation.compared_by}",
+    )
     for row, figures in evaluation.table.items():
         cells = [f"{figures[n]:.2f}" if n in ("FID", "IS") else f"{100 * figures[n]:.1f}" for n in names]
         result.add_row(f"{row}  {ROWS[row]}", *cells)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from cmx_fast.evaluate import figures
+from cmx_fast.evaluate.colours import BLUE, GREY
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.sound2scene.control_study import VOLUMES, Turned
 from cmx_fast.systems.sound2scene.evaluation import Evaluation, Example
@@ -18,7 +19,6 @@ from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
 SIZE = 96
-SINCE, TO = "#8a949e", "#0b6e99"
 
 
 def write_report(
@@ -84,7 +84,7 @@ def _plot(turned: Turned) -> str:
         figure = Figure(figsize=(4.4, 2.6), layout="constrained")
         axes = figure.subplots()
         positions = range(len(turned.values))
-        for values, colour, label in ((turned.since, SINCE, "class left"), (turned.to, TO, "class sought")):
+        for values, colour, label in ((turned.since, GREY, "class left"), (turned.to, BLUE, "class sought")):
             axes.plot(positions, values, color=colour, lw=2, marker="o", ms=4, label=label)
         axes.set_xticks(positions, turned.values, fontsize=8)
         axes.set(xlabel=turned.setting, ylabel="mean probability", ylim=(0, None))
@@ -102,15 +102,15 @@ def _curves(metrics: figures.Rows, evaluation: Evaluation) -> str:
                 "title": "Alignment loss",
                 "y": "nats",
                 "lines": [
-                    ("sounds", "loss", "a training batch", TO),
-                    ("sounds", "held_out_loss", "all held-out scenes", SINCE),
+                    ("sounds", "loss", "a training batch", BLUE),
+                    ("sounds", "held_out_loss", "all held-out scenes", GREY),
                 ],
             },
             {
                 "title": "Held-out retrieval",
                 "y": "sound to picture, R@1",
                 "level": (evaluation.retrieval["chance R@1"], "chance"),
-                "lines": [("sounds", "sound_to_picture", "R@1", TO)],
+                "lines": [("sounds", "sound_to_picture", "R@1", BLUE)],
             },
         ],
     )
