@@ -1,4 +1,4 @@
-"""Native build of cmx_fast; everything else is in pyproject.toml.
+"""Packages and native build of cmx_fast; everything else is in pyproject.toml.
 
 Environment: CMX_NO_EXTENSION=1 (pure Python), FORCE_CUDA (unset: build the .cu files if possible; 0: never;
 1: fail if impossible), TORCH_CUDA_ARCH_LIST, MAX_JOBS, DEBUG=1.
@@ -10,13 +10,23 @@ import re
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ABI_TARGET = "0x020b000000000000"  # PyTorch 2.11: the library loads in that version and later ones
 DEFAULT_ARCH_LIST = "8.0;9.0;10.0;12.0+PTX"
 # Linkers drop an unused libtorch, and with it goes the current-stream symbol, weak for a CPU torch's sake.
 CUDA_LINK = ["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-ldl", "-lrt"]
 ROOT = Path(__file__).resolve().parent
+PACKAGE_FOLDERS = {"cmx_fast": "cmx_fast", "cmx_fast.benchmarks": "benchmarks", "cmx_fast.kernels": "kernels"}
+
+
+def packages():
+    """Every package below the three folders; pyproject.toml maps them to their names."""
+    return [
+        name
+        for package, folder in PACKAGE_FOLDERS.items()
+        for name in (package, *(f"{package}.{inner}" for inner in find_packages(str(ROOT / folder))))
+    ]
 
 
 def sources(*patterns):
@@ -94,6 +104,6 @@ def native():
 
 if os.environ.get("CMX_NO_EXTENSION", "0") == "1":
     print("cmx_fast: CMX_NO_EXTENSION=1, installing pure Python")
-    setup()
+    setup(packages=packages())
 else:
-    setup(**native())
+    setup(packages=packages(), **native())

@@ -26,10 +26,6 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.Compl
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def python_files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*.py") if "__pycache__" not in path.parts}
-
-
 def installed_files() -> set[str]:
     """The paths inside the wheel of what lies in the package folders, without build products and results."""
     return {
@@ -54,16 +50,6 @@ def distributions(tmp_path_factory) -> tuple[set[str], Path]:
     assert made.returncode == 0, made.stderr
     (wheel,) = folder.glob("*.whl")
     return {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}, wheel
-
-
-def test_every_package_folder_is_listed():
-    found = {
-        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
-        for package, folder in MAPPED.items()
-        for path in python_files(ROOT / folder)
-    }
-    listed = PYPROJECT["tool"]["setuptools"]["packages"]
-    assert sorted(found) == sorted(listed), "pyproject.toml: tool.setuptools.packages"
 
 
 def test_kernels_refuse_a_second_name(monkeypatch):
