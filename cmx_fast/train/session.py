@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import typer
 
+from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.train.loop import Interrupted, Module, Stage, run_stage
 from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
@@ -17,11 +18,13 @@ from cmx_fast.train.settings import Checked
 
 
 class Split(Protocol):
-    """Data of which some files can't be used."""
+    """Data of which some files can't be used.
 
-    @property
-    def skipped(self) -> list[tuple[Path, str]]:
-        """File and reason of each."""
+    Attributes:
+        skipped: file and reason of each; grows where files break while they are read.
+    """
+
+    skipped: list[tuple[Path, str]]
 
 
 class Session:
@@ -77,11 +80,16 @@ class Session:
             "processes": None if sync_bn is None else world,
         }
         self._compile = bool(compile)
+        self._watched: list[tuple[Split, int]] = []
 
     def say(self, text: str) -> None:
         """Print on the standard error stream, once for all processes."""
         if self.fabric.is_global_zero:
             print(text, file=sys.stderr, flush=True)
+
+    def watch(self, *splits: Split) -> None:
+        """Name the files of these splits that break from now on, once, when training ends."""
+        self._watched += [(split, len(split.skipped)) for split in splits]
 
     @contextmanager
     def recording(
@@ -93,19 +101,29 @@ class Session:
 
         Args:
             config: what decides the numbers beside the session's own options.
-            splits: the data, whose skipped files the config names.
+            splits: the data, whose skipped files the config names; they are watched as by :meth:`watch`.
         """
         own = {name: value for name, value in self._config.items() if value is not None}
         if splits:
             own["skipped"] = [(str(path), reason) for split in splits for path, reason in split.skipped]
         self.run = RunFolder(out, {**own, **config}, resume=resume, writer=self.fabric.is_global_zero)
+        self.watch(*splits)
         try:
             yield self.run
         except Interrupted as stopped:
             self.say(f"{stopped}; continue with the same command and --resume")
             raise typer.Exit(130) from None
+        finally:
+            self._say_broken()
         if self.fabric.is_global_zero:
             self.run.write_csv()
+
+    def _say_broken(self) -> None:
+        """Each process names its own: no other has read them."""
+        broken = {path: reason for split, count in self._watched for path, reason in split.skipped[count:]}
+        self._watched = []
+        if broken:
+            print(f"files broke during training{left_out(list(broken.items()))}", file=sys.stderr, flush=True)
 
     def train(self, stage: Stage[Module]) -> Module:
         """Train a stage in the open run folder; see :func:`cmx_fast.train.loop.run_stage`."""

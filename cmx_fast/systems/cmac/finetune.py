@@ -120,6 +120,7 @@ def evaluate_finetune(
                 for part in (train_set, test_set)
             )
             session.say(f"train: {len(train)} videos{left_out(train.skipped)}")
+            session.watch(train)
             new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)
             classifier = initialised(seed, new)
             augmented = CMACRecipe(**{**pretrained.recipe.as_dict(), "jitter": recipe.jitter})

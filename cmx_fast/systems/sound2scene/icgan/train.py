@@ -69,11 +69,17 @@ class Training:
 
     def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int):
         self.session, self.recipe, self.seed = session, recipe, seed
-        self.open = functools.cache(
-            lambda size: SceneData(
-                scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
+        self.scenes, self.opened = scenes, dict[int, SceneData]()
+
+    def open(self, size: int) -> SceneData:
+        """The scenes with pictures of this size; opened once, and watched."""
+        if size not in self.opened:
+            recipe = self.recipe
+            self.opened[size] = SceneData(
+                self.scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
             )
-        )
+            self.session.watch(self.opened[size])
+        return self.opened[size]
 
     def train_encoder(self, weights: Path | None) -> PictureEncoder:
         """The picture encoder with SwAV's weights, or trained."""
