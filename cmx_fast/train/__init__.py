@@ -1,1 +1,1 @@
-"""Training: the loop, its run folder and its batches, and one command per system."""
+"""The engine of training: options and session of a command, recipes, the loop and its run folder."""

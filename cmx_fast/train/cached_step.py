@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class CachedContrastiveStep:
-    """Gradients of a loss over a large batch, with the encoders' activations of a chunk of it in memory at a time.
+    """Computes gradients of a loss over a large batch; only a chunk's activations are in memory at a time.
 
     A fused loss saves the memory of the similarities, but the encoders' activations of the whole batch remain, and they
     are most of it. Here the batch is embedded in chunks without a graph; the loss gives the gradient of the features;
@@ -22,7 +22,7 @@ class CachedContrastiveStep:
     batch's, to rounding, and are added to the parameters' ``grad`` as ``backward`` would.
 
     The second pass sees the first one's random numbers and buffers: dropout drops the same, and running statistics and
-    spectral norms advance once. What depends on the batch itself, as batch norm does in training, sees chunks.
+    spectral norms advance once. Layers that depend on the batch itself, as batch norm does in training, see chunks.
 
     Args:
         encoders: a module for every input of a call, or one module for a single input; the same module may serve
@@ -36,7 +36,7 @@ class CachedContrastiveStep:
             tensor that it returns: ``lambda output: output.pooler_output``.
 
     Call:
-        ``step(*inputs, **of_the_loss)``: one input per encoder, which reaches it as in GradCache:
+        ``step(*inputs, **loss_arguments)``: one input per encoder, which reaches it as in GradCache:
 
         ========================  ===================================
         input                     call
@@ -98,7 +98,7 @@ class CachedContrastiveStep:
                 raise ValueError(f"chunk must be at least 1, got {rows}")
         self.loss, self.chunks, self.scaler, self.get_rep_fn = loss, chunks, scaler, get_rep_fn
 
-    def __call__(self, *inputs: Any, **of_the_loss: Any) -> Tensor:
+    def __call__(self, *inputs: Any, **loss_arguments: Any) -> Tensor:
         samples, device = self._samples(inputs)
         modules = list({id(module): module for module in self.encoders}.values())
         buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
@@ -112,7 +112,7 @@ class CachedContrastiveStep:
                 buffer.copy_(value)
         for tensor in features:
             tensor.requires_grad_()
-        loss = self.loss(*features, **of_the_loss)
+        loss = self.loss(*features, **loss_arguments)
         after = _rng(device)
         with torch.autocast(device.type, enabled=False):
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -142,9 +142,9 @@ class CachedContrastiveStep:
             tensors = list(_split_tensors(value, f"input {index}"))
             counts = {len(tensor) for tensor in tensors}
             if len(counts) != 1 or counts == {0}:
-                found = ", ".join(map(str, sorted(counts))) or "no tensor"
+                lengths = ", ".join(map(str, sorted(counts))) or "no tensor"
                 raise ValueError(
-                    f"input {index} must have the same number of samples, at least 1, in every tensor; got {found}"
+                    f"input {index} must have the same number of samples, at least 1, in every tensor; got {lengths}"
                 )
             samples.append(counts.pop())
             devices.append(tensors[0].device)
@@ -179,7 +179,7 @@ class CachedContrastiveStep:
 
 
 def _are_arguments(value: Any) -> bool:
-    """Whether a tuple holds an encoder's positional and keyword arguments."""
+    """True if a tuple holds an encoder's positional and keyword arguments."""
     return (
         isinstance(value, tuple)
         and len(value) == 2
@@ -189,7 +189,7 @@ def _are_arguments(value: Any) -> bool:
 
 
 def _split_tensors(value: Any, path: str) -> Iterator[Tensor]:
-    """The tensors in an input whose rows are samples; what is neither split nor handed on whole is refused."""
+    """The tensors of an input whose rows are samples; TypeError for values that are neither split nor handed on."""
     if isinstance(value, Tensor):
         if value.dim() > 0:
             yield value
@@ -217,7 +217,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _cut(value: Any, rows: slice) -> Any:
-    """The same collections with these rows of every tensor."""
+    """The value with these rows of every tensor, in the same collections."""
     if isinstance(value, Tensor):
         return value[rows] if value.dim() > 0 else value
     if isinstance(value, Mapping):
@@ -236,13 +236,13 @@ def _cut(value: Any, rows: slice) -> Any:
 
 
 @contextmanager
-def _exchanging(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Whether gradients are exchanged between processes in the backward pass within."""
+def _exchanging(module: nn.Module, exchange: bool) -> Iterator[None]:
+    """Switch the exchange of gradients between processes on or off for the backward passes within."""
     parallel: Any = module
     if hasattr(parallel, "set_requires_gradient_sync"):  # FSDP2
-        parallel.set_requires_gradient_sync(wanted)
+        parallel.set_requires_gradient_sync(exchange)
         yield
-    elif not wanted and hasattr(parallel, "no_sync"):  # DistributedDataParallel, FSDP
+    elif not exchange and hasattr(parallel, "no_sync"):  # DistributedDataParallel, FSDP
         with parallel.no_sync():
             yield
     else:

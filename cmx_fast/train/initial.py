@@ -8,14 +8,14 @@ from typing import TypeVar
 import torch
 
 #: A module, or a tuple of modules that are built together.
-Made = TypeVar("Made")
+Built = TypeVar("Built")
 
 
-def initialised(seed: int, make: Callable[[], Made]) -> Made:
-    """What ``make`` builds, its random weights drawn from ``seed`` and from nothing that ran before.
+def initialised(seed: int, build: Callable[[], Built]) -> Built:
+    """Call ``build`` after seeding the global generator: the random weights follow from ``seed`` alone.
 
-    A resumed run loads the stages that a straight one trains, which leaves the global generator elsewhere. Every module
-    of every stage is built here. The rows of an ablation share the seed, so what they have in common starts alike.
+    A resumed run loads the stages that a straight one trains, which leaves the generator elsewhere; so every module of
+    every stage is built here. The rows of an ablation share the seed: the networks that they share start alike.
     """
     torch.manual_seed(seed)
-    return make()
+    return build()

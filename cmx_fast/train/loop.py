@@ -1,4 +1,4 @@
-"""One stage of training on Lightning Fabric: step, log, checkpoint, stop on Ctrl-C, resume exactly."""
+"""Trains a stage on Lightning Fabric: step, log, checkpoint, stop on Ctrl-C, resume exactly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def warmup_and_cosine(step: int, steps: int) -> float:
 
 
 def constant(step: int, steps: int) -> float:
-    """No schedule."""
+    """The factor 1 at every step: no schedule."""
     return 1.0
 
 
@@ -48,10 +48,10 @@ class Stage(Generic[Module]):
         batches: gives the batches from a step on, on the device; the same ones at every call.
         seed: seeds dropout and augmentation, whatever ran before.
         optimizer: makes the optimiser of the groups, with ``weight_decay``.
-        turns: players that step one after the other on each batch, as the last argument of the module's forward and
+        turns: players that step one after the other on each batch, each the last argument of the module's forward and
             losses; a player that gets no gradient stays as it is.
-        labels: names in the batch that the losses need from every process; None if they take only their own rows.
-        schedule: the factor on the learning rates, from the step (counted from 0) and the number of steps.
+        labels: tensors of the batch that the losses need from every process; None if they take only their own rows.
+        schedule: gives the factor on the learning rates by the step, counted from 0, and the number of steps.
         after_step: called after every step of the optimiser.
         state: kept in checkpoints beside the module, by its ``state_dict`` and ``load_state_dict``.
         evaluation: measures held-out data after every ``evaluate_every`` steps and the last; its numbers become a row
@@ -89,17 +89,16 @@ def run_stage(
 ) -> Module:
     """Train ``stage.module``, or load its weights where the run has finished this stage before.
 
-    A stage that was interrupted continues from its checkpoint: weights, optimiser, random number generators
-    and the interval's running means are restored and the batches fast-forwarded, so every later number is the
-    same.
+    An interrupted stage continues from its checkpoint. Weights, optimiser, random number generators and the interval's
+    running means are restored, and the batches go on from that step: so every later number is the same.
 
     Returns:
-        The trained module: ``stage.module`` itself, or under FSDP, which leaves that in pieces, a whole one.
+        The trained module: ``stage.module`` itself, or under FSDP, which leaves that in pieces, a whole copy.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
-        ValueError: the loss of a batch is not finite; the batch is saved and named. On a GPU that shows a step later,
-            so that no step waits for it.
+        ValueError: the loss of a batch is not finite; names the file that holds the batch. On a GPU it is raised a step
+            later, so that no step waits for a loss.
         OSError: the disk is full; the checkpoint before stays.
     """
     network = cast(nn.Module, stage.module)  # a protocol can't say so
@@ -116,7 +115,7 @@ def run_stage(
     if state is not None:
         network.load_state_dict(state["module"])
     names = sharding.parameter_names(network, stage.groups)
-    sharded = sharding.is_wanted(fabric)
+    sharded = sharding.is_on(fabric)
     trained = copy.deepcopy(network).cpu() if sharded else network
     module = fabric.setup_module(cast(nn.Module, torch.compile(network)) if compile else network)
     groups = sharding.parameter_groups(network, stage.groups, names)
@@ -141,7 +140,7 @@ def run_stage(
         for step in range(start + 1, stage.steps + 1):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * stage.schedule(step - 1, stage.steps)
-            sharding.unshard(network)  # as forward would: some batches are labelled with the module
+            sharding.unshard(network)  # forward would: but some batches are labelled with the module first
             batch = pace.next(batches)
             for turn in turns:
                 outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
@@ -202,9 +201,9 @@ def run_stage(
 
 
 class Pace:
-    """Samples per second of all processes, and which share of the time this one's steps waited for batches.
+    """Samples per second of all processes, and the share of the time that this one waited for batches.
 
-    For the eye only: metrics are the same in an interrupted and a straight run.
+    Only shown, never logged: metrics are the same in an interrupted and a straight run.
     """
 
     def __init__(self, processes: int):
@@ -228,7 +227,7 @@ class Pace:
 
 
 class LossWatch:
-    """Stops a run at a loss that is not finite, and keeps the batch that gave it.
+    """Stops a run at a loss that is not finite, and keeps its batch.
 
     On a GPU a step's loss is read when the next one has been queued: the device never idles for it.
     """
@@ -274,9 +273,9 @@ def set_up_optimizer(
     groups: list[dict[str, Any]],
     **options: Any,
 ) -> Any:
-    """The optimiser of these groups, on the fabric; on a GPU all parameters of a group change in one kernel.
+    """Make the optimiser of these groups on the fabric; on a GPU one kernel changes all parameters of a group.
 
-    On a CPU that would save a step 1 to 2 % of its time, and change the last bits of recorded results.
+    On a CPU that would save 1 to 2 % of a step's time, and change the last bits of recorded results.
     """
     if fabric.device.type == "cuda":
         options["fused"] = True
@@ -286,27 +285,28 @@ def set_up_optimizer(
 def gather(
     fabric: Fabric, outputs: Batch, batch: Batch, labels: tuple[str, ...] | None
 ) -> tuple[Batch, Batch]:
-    """The outputs and labels of every process, in float32: a contrastive loss needs the whole batch.
+    """Outputs and labels of all processes, in float32: a contrastive loss needs the whole batch.
 
-    With ``labels`` None, the process's own.
+    With ``labels`` None: outputs and batch of this process alone.
 
     Gradients of the gathered rows are summed over the processes, which DistributedDataParallel's mean undoes.
     """
     outputs = {name: value.float() for name, value in outputs.items()}
     if labels is None:
         return outputs, batch
-    wanted = {name: batch[name] for name in labels}
+    chosen = {name: batch[name] for name in labels}
     if fabric.world_size == 1:
-        return outputs, wanted
-    everyone: Any = fabric.all_gather(outputs, sync_grads=True)
-    theirs: Any = fabric.all_gather(wanted)
+        return outputs, chosen
+    all_outputs: Any = fabric.all_gather(outputs, sync_grads=True)
+    all_labels: Any = fabric.all_gather(chosen)
     return (
-        {name: value.flatten(0, 1) for name, value in everyone.items()},
-        {name: value.flatten(0, 1) for name, value in theirs.items()},
+        {name: value.flatten(0, 1) for name, value in all_outputs.items()},
+        {name: value.flatten(0, 1) for name, value in all_labels.items()},
     )
 
 
 def any_rank(fabric: Fabric, flag: bool) -> bool:
+    """True if the flag is set in any process."""
     if fabric.world_size == 1:
         return flag
     total: Any = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
@@ -314,7 +314,7 @@ def any_rank(fabric: Fabric, flag: bool) -> bool:
 
 
 def rng(fabric: Fabric) -> dict[str, Tensor]:
-    """Every process's generator states, (processes, bytes)."""
+    """The generator states of every process, (processes, bytes)."""
     states = {"cpu": torch.get_rng_state()}
     if fabric.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(fabric.device)
@@ -323,7 +323,7 @@ def rng(fabric: Fabric) -> dict[str, Tensor]:
 
 
 def restore_rng(states: dict[str, Tensor], fabric: Fabric, seed: int) -> None:
-    """The generators as they were; where the number of processes has changed, from ``seed`` and the process's rank."""
+    """Restore the generators, or seed them by ``seed`` and rank if the number of processes has changed."""
     if len(states["cpu"]) != fabric.world_size:
         torch.manual_seed(seed * fabric.world_size + fabric.global_rank)
         return
@@ -358,7 +358,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
 def progress(
     stage: Stage[Any], start: int, enabled: bool
 ) -> Iterator[Callable[[int, dict[str, float] | None, Pace], None]]:
-    """Shows a step, the pace and the interval's means where there are any: a bar on a terminal, elsewhere a line."""
+    """Show steps, the pace and an interval's means: a bar on a terminal, elsewhere a line per interval."""
     console = Console(file=sys.stderr)
 
     def text(means: dict[str, float]) -> str:

@@ -32,14 +32,14 @@ FSDP = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
 Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
-#: Of commands that evaluate a run.
+#: Option of the commands that evaluate a run.
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 
 def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
     """["alpha=0.5", "contrast=cross"] as a dictionary, each value of the type of the recipe's field.
 
-    Of a name that is given twice the last value counts.
+    If a name is given twice, its last value counts.
 
     Raises:
         ValueError: no assignment, a name that the recipe doesn't have, or a value of another type.
@@ -74,7 +74,7 @@ def default_device() -> str:
 
 
 def new_fabric(precision: str, sync_bn: bool = False, fsdp: bool = False) -> Fabric:
-    """One device, or under torchrun one per process, whose replicas are kept alike by DDP or are in pieces by FSDP.
+    """Launch Fabric on one device, or under torchrun on one per process, where DDP replicates and FSDP splits modules.
 
     Raises:
         ValueError: an unknown precision; ``fsdp`` or ``sync_bn`` in one process; ``sync_bn`` without a GPU.

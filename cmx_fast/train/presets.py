@@ -1,4 +1,4 @@
-"""What the recipes share: two presets, the paper's and one for two CPU cores, and checked changes to them."""
+"""Base of the recipes: two presets, the paper's and one for two CPU cores, and checked changes to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PRESETS = ("paper", "demo")
 
 
 class Presets(Checked):
-    """Base of a recipe's dataclass, whose defaults are the "paper" preset and whose ``DEMO`` names what differs."""
+    """Base of a recipe's dataclass: the defaults are the "paper" preset, ``DEMO`` is what "demo" changes of it."""
 
     DEMO: ClassVar[dict[str, object]] = {}
 
@@ -23,5 +23,5 @@ class Presets(Checked):
         """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
-        cls.known(changes)
+        cls.check_names(changes)
         return cls(**{**(cls.DEMO if name == "demo" else {}), **changes})

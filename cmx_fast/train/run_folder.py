@@ -1,4 +1,4 @@
-"""A run on disk: resolved config, metrics, finished weights, and the checkpoints of the stage under way.
+"""The folder of a run: resolved config, metrics, finished weights, and checkpoints of the stage under way.
 
 config.json             everything that decides the numbers
 metrics.jsonl, .csv     one row per interval
@@ -96,9 +96,9 @@ class FinishedRun:
 class RunFolder:
     """Opens ``path`` for a run with this config, and keeps others out until the process ends or :meth:`close`.
 
-    Without ``resume`` the folder must not hold a run yet. With it, an earlier run's config must say the same (and an
-    empty folder simply starts one), except for the number of processes: that is said, since batches and random numbers
-    then differ from here on.
+    Without ``resume`` the folder must not hold a run yet. With it, an earlier run's config must be the same, but for
+    the number of processes; an empty folder starts a run. A change of that number is printed, since batches and random
+    numbers then differ from here on.
 
     Raises:
         ValueError: the folder holds a run and ``resume`` is off, the run in it has another config, its config is
@@ -165,7 +165,7 @@ class RunFolder:
         return self.open_finished(self.path, self.config["command"])
 
     def close(self) -> None:
-        """Let others in."""
+        """Let other processes use the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -175,18 +175,19 @@ class RunFolder:
         return list(self._rows)
 
     def log(self, row: dict[str, Any]) -> None:
+        """Add a row to the metrics."""
         self._rows.append(row)
         if self.writer:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drop the rows that an interrupted run wrote for this stage after the step it is resumed from."""
+        """Drop the rows of this stage that an interrupted run wrote after the step from which it is resumed."""
         self._rows = [row for row in self._rows if row["stage"] != stage or row["step"] <= step]
         self._write_rows()
 
     def write_csv(self) -> None:
-        """metrics.csv from the metrics; a metric that a stage doesn't have is an empty cell."""
+        """Write metrics.csv; a metric that a stage doesn't have is an empty cell."""
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         with (self.path / "metrics.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
@@ -194,7 +195,7 @@ class RunFolder:
             writer.writerows(self._rows)
 
     def weights(self, stage: str) -> dict[str, Any] | None:
-        """The finished stage's state dict, or None while it isn't finished; damaged weights are trained again."""
+        """The finished stage's state dict, or None if it isn't finished or its file is damaged."""
         file = self.path / f"{stage}.pt"
         if not file.exists():
             return None
@@ -207,6 +208,7 @@ class RunFolder:
         return state["module"]
 
     def finish(self, stage: str, module: dict[str, Any]) -> None:
+        """Save a stage's weights and drop its checkpoints."""
         if self.writer:
             self._write_rows()
             save(self.path / f"{stage}.pt", {"stage": stage, "module": module, "rows": self._rows})
@@ -214,7 +216,7 @@ class RunFolder:
                 file.unlink()
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Keep the state of ``state["stage"]`` at ``state["step"]``, with what made it; drop all but the last two."""
+        """Save the state of ``state["stage"]`` at ``state["step"]``, with config and rows; keep the last two."""
         if self.writer:
             extra = {"rows": self._rows, "config": self.config, "version": cmx_fast.__version__}
             save(self._folder(state["stage"]) / f"{state['step']:010d}.pt", {**state, **extra})
@@ -222,7 +224,7 @@ class RunFolder:
                 file.unlink()
 
     def checkpoint(self, stage: str) -> dict[str, Any] | None:
-        """The newest readable state of an interrupted stage, or None where there is none."""
+        """The newest readable state of an interrupted stage, or None."""
         for file in reversed(self._checkpoints(stage)):
             try:
                 state = load(file)
@@ -234,7 +236,7 @@ class RunFolder:
         return None
 
     def save_bad_batch(self, stage: str, step: int, batch: dict[str, Any]) -> Path:
-        """The batch whose loss was not finite, for a look at it."""
+        """Save a batch whose loss was not finite; gives the file."""
         file = self.path / f"bad-batch-{step}.pt"
         if self.writer:
             save(file, {"stage": stage, "step": step, "batch": {k: v.cpu() for k, v in batch.items()}})
@@ -247,7 +249,7 @@ class RunFolder:
         return sorted(self._folder(stage).glob("*.pt"))
 
     def _restore_rows(self, stored: Rows) -> None:
-        """What was stored with weights is right, whatever has become of the file of metrics.
+        """Take the rows that were stored with weights, whatever has become of the file of metrics.
 
         Stages come in order: rows of later ones are stored with their own weights, or belong to steps that are made
         again.
@@ -300,7 +302,7 @@ def _read_rows(folder: Path) -> Rows:
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with each of the recipe's fields by its own name, so that a difference names the field."""
+    """The config with each field of the recipe as an entry of its own, so that a difference names the field."""
     recipe = config.get("recipe")
     fields = {f"recipe.{name}": value for name, value in recipe.items()} if isinstance(recipe, dict) else {}
     return {**config, **fields, "recipe": None} if fields else config

@@ -1,4 +1,4 @@
-"""Settings that are checked: a field's annotation says its type and range, and words from outside are read by it."""
+"""Checked settings: a field's annotation gives its type and range, and text from outside is read by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from ``least`` to ``most``, above ``above``, below ``below``."""
+    """Numbers from ``least`` to ``most`` that are above ``above`` and below ``below``."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -35,7 +35,7 @@ class Range:
 
 
 class OneOf:
-    """Any of a few words or numbers."""
+    """A few words or numbers."""
 
     def __init__(self, *choices: object):
         self.choices = choices
@@ -59,7 +59,7 @@ ShareBelowOne = Annotated[float, Range(0, below=1)]
 ShareAboveZero = Annotated[float, Range(above=0, most=1)]
 Hue = Annotated[float, Range(0, 0.5)]
 
-#: What a value of each type is called.
+#: Names of the types in messages.
 NAMES = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 BOOLEANS = {
     "true": True,
@@ -76,9 +76,9 @@ BOOLEANS = {
 class Checked:
     """Base of a dataclass whose fields are bool, int, float, str or ``tuple[one of these, ...]``.
 
-    A type in ``Annotated`` may have a :class:`Range` or :class:`OneOf`. A field never holds a value of another type or
-    outside its range: making an instance raises ValueError with the field's name. Whole numbers become floats where
-    the field is one.
+    A type in ``Annotated`` may have a :class:`Range` or :class:`OneOf`. No field holds a value of another type or
+    outside its range: making such an instance raises ValueError with the field's name. Whole numbers become floats in
+    float fields.
     """
 
     def __post_init__(self) -> None:
@@ -87,18 +87,18 @@ class Checked:
 
     @classmethod
     def read(cls, texts: Mapping[str, str]) -> dict[str, Any]:
-        """Values of fields from text: ``true``, ``8``, ``1e-3``, ``cosine``, ``6,10``.
+        """Read values of fields from text: ``true``, ``8``, ``1e-3``, ``cosine``, ``6,10``.
 
         Raises:
             ValueError: no such field, or text that is no value of its type.
         """
-        cls.known(texts)
+        cls.check_names(texts)
         fields = _fields(cls)
         return {name: _read(name, fields[name], text) for name, text in texts.items()}
 
     @classmethod
     def stored(cls, values: Any, file: Path) -> Self:
-        """An instance from what ``file`` holds; fields that it lacks have their defaults, which is said.
+        """Make an instance of the values that ``file`` holds; print which fields it lacks: they have their defaults.
 
         Raises:
             ValueError: not a table of fields, or a value that a field can't have; names the file.
@@ -106,7 +106,7 @@ class Checked:
         try:
             if not isinstance(values, dict):
                 raise ValueError(f"the recipe must be a table of fields; got {values!r}")
-            cls.known(values)
+            cls.check_names(values)
             instance = cls(**values)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
@@ -116,8 +116,9 @@ class Checked:
         return instance
 
     @classmethod
-    def known(cls, names: Iterable[str]) -> None:
-        """
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Check names of fields.
+
         Raises:
             ValueError: a name that is no field; says the nearest one.
         """
@@ -136,7 +137,7 @@ class Checked:
 
 
 def require(condition: bool, recipe: object, name: str, expected: str) -> None:
-    """Raise ValueError naming the field, what it must be and what it is: for what depends on other fields."""
+    """Raise ValueError unless ``condition`` holds: for a field whose range depends on other fields."""
     if not condition:
         raise ValueError(f"{name} must be {expected}; got {getattr(recipe, name)!r}")
 
@@ -148,7 +149,7 @@ def _fields(cls: type) -> dict[str, Any]:
 
 
 def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without ``Annotated``, and its ranges."""
+    """A type without its ``Annotated``, and its ranges."""
     return (kind.__origin__, kind.__metadata__) if typing.get_origin(kind) is Annotated else (kind, ())
 
 
@@ -156,7 +157,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     """The value as the field holds it.
 
     Raises:
-        ValueError: of another type, or outside of the range.
+        ValueError: a value of another type, or outside of the range.
     """
     base, ranges = _parts(kind)
     if typing.get_origin(base) is tuple:
@@ -178,6 +179,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 
 def _read(name: str, kind: Any, text: str) -> Any:
+    """The value of a field's type that ``text`` spells; ValueError if it spells none."""
     base, _ = _parts(kind)
     if typing.get_origin(base) is tuple:
         items = [item.strip() for item in text.strip("()[] ").split(",")]

@@ -1,4 +1,4 @@
-"""Parameters, gradients and optimiser state in pieces over the processes: PyTorch's FSDP under a stage of training."""
+"""Splits parameters, gradients and optimiser state over the processes: PyTorch's FSDP under a stage of training."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def strategy(processes: int) -> ModelParallelStrategy:
-    """Fabric's, for :func:`shard`."""
+    """Fabric's strategy for :func:`shard`."""
     return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
 
 
-def is_wanted(fabric: Fabric) -> bool:
+def is_on(fabric: Fabric) -> bool:
+    """True if stages are to be sharded."""
     return isinstance(fabric.strategy, ModelParallelStrategy)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Leave each process its part of every parameter; only from a step's batch to its backward they are whole.
+    """Leave each process its part of every parameter; they are whole only from a step's batch to its backward pass.
 
-    In one unit: a stage reads its parameters outside of forward, too (losses, clustering, evaluation). What the first
-    process holds counts, as in DistributedDataParallel.
+    The module is one unit, as a stage reads its parameters outside of forward, too (losses, clustering, evaluation).
+    The first process's values count, as in DistributedDataParallel.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.contiguous()  # FSDP takes no channels-last weights
@@ -63,8 +64,8 @@ def unshard(module: nn.Module) -> None:
     if statistics:
         first = torch.cat(statistics)
         dist.broadcast(first, 0)
-        for mine, theirs in zip(statistics, first.split([len(s) for s in statistics]), strict=True):
-            mine.copy_(theirs)
+        for own, value in zip(statistics, first.split([len(s) for s in statistics]), strict=True):
+            own.copy_(value)
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def whole(module: nn.Module) -> Iterator[None]:
 def parameter_groups(
     module: nn.Module, groups: list[dict[str, Any]], names: list[list[str]]
 ) -> list[dict[str, Any]]:
-    """The groups with the parameters of these names: sharding has put others in the place of those they had."""
+    """The groups with the parameters that now have these names: sharding has replaced those that they had."""
     parameters = dict(module.named_parameters())
     return [
         {**group, "params": [parameters[n] for n in own]} for group, own in zip(groups, names, strict=True)
@@ -93,9 +94,10 @@ def parameter_names(module: nn.Module, groups: list[dict[str, Any]]) -> list[lis
 
 
 def module_state(module: nn.Module, *, everywhere: bool = False) -> dict[str, Any]:
-    """The whole state; of a sharded module in the first process only, on the CPU, unless it is wanted ``everywhere``.
+    """The whole state of a module.
 
-    All processes ask together.
+    Of a sharded one the first process alone gets it, on the CPU, or with ``everywhere`` each process. All processes
+    call this together.
     """
     if isinstance(module, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
@@ -104,7 +106,7 @@ def module_state(module: nn.Module, *, everywhere: bool = False) -> dict[str, An
 
 
 def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """As :func:`module_state`, of the optimiser."""
+    """The whole state of the optimiser; see :func:`module_state`."""
     if isinstance(module, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(module, optimizer, options=options)
@@ -112,7 +114,7 @@ def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 
 def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore what :func:`optimizer_state` gave, in any number of processes."""
+    """Restore a state that :func:`optimizer_state` gave, in any number of processes."""
     if isinstance(module, FSDPModule):
         set_optimizer_state_dict(module, optimizer, state, options=StateDictOptions(full_state_dict=True))
     else:
