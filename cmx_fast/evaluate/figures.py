@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]
 
 
 def picture(file: Path, size: int) -> str:
-    """A JPEG data URI of the file's middle square."""
+    """The JPEG data URI of the file's middle square."""
     return jpeg(_square(file, size))
 
 
@@ -51,26 +51,28 @@ def _square(file: Path, size: int) -> Image.Image:
 
 
 def jpeg(image: Image.Image) -> str:
+    """The JPEG data URI of an image."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def png(image: Image.Image) -> str:
+    """The PNG data URI of an image."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def sound(wave: Tensor, sample_rate: int) -> str:
-    """An MP3 data URI of a mono wave in [-1, 1]."""
+    """The MP3 data URI of a mono wave in [-1, 1]."""
     buffer = io.BytesIO()
     require("soundfile", "media").write(buffer, wave.numpy(), sample_rate, format="MP3")
     return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def overlay(file: Path, heat: Tensor, size: int) -> str:
-    """The picture with a heat map laid over it, half and half, red where it is 1."""
+    """Lay a heat map over the picture, half and half, red where it is 1."""
     image = _square(file, size)
     warm = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(
         (size, size), Image.Resampling.BICUBIC
@@ -80,6 +82,7 @@ def overlay(file: Path, heat: Tensor, size: int) -> str:
 
 
 def svg(figure: Figure) -> str:
+    """The SVG element of a figure."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -88,7 +91,7 @@ def svg(figure: Figure) -> str:
 
 
 def series(rows: Rows, stage: str, name: str) -> dict[str, list[tuple[int, float]]]:
-    """seed -> [(step, value)] of one metric of one stage, e.g. ("csir", "loss")."""
+    """One metric of one stage, e.g. ("csir", "loss"): by seed, its [(step, value)]."""
     by_seed: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         seed, _, kind = row["stage"].partition("/")
@@ -98,7 +101,7 @@ def series(rows: Rows, stage: str, name: str) -> dict[str, list[tuple[int, float
 
 
 def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
-    """One plot per panel, side by side: each metric thin per seed and strong in the mean.
+    """Plot panels side by side: a metric's seeds as thin lines, their mean as a strong one.
 
     A panel has "title", "y", "lines" = [(stage, metric, label, colour)], and perhaps "limits" and "level" =
     (value, label), a dashed horizontal line.
@@ -148,7 +151,7 @@ def curves(rows: Rows, panels: list[dict[str, Any]]) -> str:
 
 
 def confusion(counts: Tensor, names: list[str]) -> str:
-    """Where first answers come from: (spaces, spaces) counts, a row per query's space, rows scaled to 1."""
+    """Plot the spaces of first answers: counts (spaces, spaces), a row per query's space, rows scaled to 1."""
     share = (counts / counts.sum(1, keepdim=True).clamp_min(1)).numpy()
     ticks = range(len(names)) if len(names) <= 40 else []
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):

@@ -1,4 +1,4 @@
-"""A classifier of real frames: the judge of generated pictures where no pretrained network is at hand."""
+"""A classifier of real frames, which judges generated pictures where no pretrained network is at hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STEPS, BATCH, PEAK = 300, 64, 3e-3
 
 
 class FrameClassifier(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to logits (B, classes): a small ResNet on 64 pixels."""
+    """A small ResNet on 64 pixels: pictures (B, 3, H, W) in [0, 1] to logits (B, classes)."""
 
     def __init__(self, classes: int):
         super().__init__()
@@ -27,14 +27,14 @@ class FrameClassifier(nn.Module):
         return self.head(self.features(pictures))
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(B, 128), what the classes are linear in."""
+        """The last layer's input, (B, 128)."""
         if pictures.shape[2:] != (SIZE, SIZE):
             pictures = F.interpolate(pictures, (SIZE, SIZE), mode="bilinear", antialias=True)
         return self.network(2 * pictures - 1)
 
 
 def train_classifier(pictures: Tensor, labels: Tensor, classes: int, *, seed: int = 0) -> FrameClassifier:
-    """One that has learnt uint8 pictures (N, 3, S, S) and their labels (N,); half a minute on two cores.
+    """Train a classifier on uint8 pictures (N, 3, S, S) and their labels (N,); half a minute on two cores.
 
     Pictures are mirrored, shifted by up to an eighth and changed in brightness at random.
     """
@@ -54,6 +54,7 @@ def train_classifier(pictures: Tensor, labels: Tensor, classes: int, *, seed: in
 
 
 def _vary(pictures: Tensor) -> Tensor:
+    """Change the brightness of pictures, mirror and shift them at random."""
     images = pictures.float() / 255 * (1 + 0.3 * (2 * torch.rand(len(pictures), 1, 1, 1) - 1))
     theta = torch.eye(2, 3).repeat(len(images), 1, 1)
     theta[:, 0, 0] = torch.where(torch.rand(len(images)) < 0.5, 1.0, -1.0)
@@ -64,7 +65,7 @@ def _vary(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def probabilities(classifier: FrameClassifier, pictures: Tensor, batch: int = 64) -> Tensor:
-    """float32 (N, classes) of pictures (N, 3, H, W), uint8 or float in [0, 1]."""
+    """Probabilities float32 (N, classes) of pictures (N, 3, H, W), uint8 or float in [0, 1]."""
     parts = [
         classifier(part / 255 if part.dtype == torch.uint8 else part).softmax(1)
         for part in pictures.split(batch)

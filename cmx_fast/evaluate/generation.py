@@ -1,4 +1,4 @@
-"""Figures of generated pictures: Fréchet distance and Inception Score, retrieval of class names, right classes."""
+"""Measures generated pictures: Fréchet distance and Inception Score, retrieval of class names, right classes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Pictures = Tensor  # (N, 3, H, W), uint8 or float in [0, 1]
 
 
 def as_float(pictures: Pictures) -> Tensor:
-    """float32 in [0, 1]."""
+    """Pictures as float32 in [0, 1]."""
     return pictures / 255 if pictures.dtype == torch.uint8 else pictures.float()
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What pictures are compared by: maps float pictures in [0, 1] to features (B, width) and to logits (B, K)."""
+    """Networks by which pictures are compared: float pictures in [0, 1] to features (B, width), to logits (B, K)."""
 
     name: str
     features: Callable[[Tensor], Tensor]
@@ -41,12 +41,12 @@ class Networks:
 
 
 def classifier_networks(classifier: FrameClassifier) -> Networks:
-    """Those of a classifier of the data's own frames: figures comparable on that data alone."""
+    """Compare by a classifier of the data's own frames: the figures are comparable on that data alone."""
     return Networks("classifier of real frames", classifier.features, classifier, 128)
 
 
 def inception_networks(weights: Path) -> Networks:
-    """FID's own Inception-v3 from a local file, ``pt_inception-2015-12-05-6726825d.pth`` of torch-fidelity.
+    """Compare by FID's own Inception-v3 from a local file, ``pt_inception-2015-12-05-6726825d.pth`` of torch-fidelity.
 
     Raises:
         FileNotFoundError: no such file.
@@ -66,28 +66,28 @@ def inception_networks(weights: Path) -> Networks:
     except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
         raise ValueError(f"{weights} does not fit torch-fidelity's Inception: {error}") from error
 
-    def look(pictures: Tensor, which: int) -> Tensor:
-        return network((255 * pictures).round().byte())[which]
+    def output(pictures: Tensor, number: int) -> Tensor:
+        return network((255 * pictures).round().byte())[number]
 
-    return Networks("Inception-v3", lambda p: look(p, 0), lambda p: look(p, 1), 2048)
+    return Networks("Inception-v3", lambda p: output(p, 0), lambda p: output(p, 1), 2048)
 
 
-class _Module(nn.Module):
-    """A function as torchmetrics takes a feature extractor."""
+class _Extractor(nn.Module):
+    """Wraps a function as torchmetrics takes a feature extractor."""
 
-    def __init__(self, look: Callable[[Tensor], Tensor], width: int):
+    def __init__(self, function: Callable[[Tensor], Tensor], width: int):
         super().__init__()
-        self.look, self.num_features = look, width
+        self.function, self.num_features = function, width
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.look(as_float(pictures))
+        return self.function(as_float(pictures))
 
 
 def frechet_distance(networks: Networks, real: Pictures, generated: Pictures) -> float:
     """FID of Heusel et al. 2017 between two sets of pictures; with few pictures it is biased upwards."""
     fid = require("torchmetrics.image.fid", "evaluate")
-    metric = fid.FrechetInceptionDistance(_Module(networks.features, networks.width))
+    metric = fid.FrechetInceptionDistance(_Extractor(networks.features, networks.width))
     for pictures, is_real in ((real, True), (generated, False)):
         for part in pictures.split(BATCH):
             metric.update(part, real=is_real)
@@ -95,13 +95,16 @@ def frechet_distance(networks: Networks, real: Pictures, generated: Pictures) ->
 
 
 def inception_score(networks: Networks, generated: Pictures) -> float:
-    """Salimans et al. 2016: exp of the mean divergence of each picture's classes from all pictures'. 1 to classes."""
+    """Inception Score of Salimans et al. 2016: exp of the mean divergence of each picture's classes from all pictures'.
+
+    From 1 to the number of classes.
+    """
     inception = require("torchmetrics.image.inception", "evaluate")
     splits = max(1, min(SPLITS, len(generated) // LEAST_PER_SPLIT))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # it keeps all logits: these are few
         torch.manual_seed(0)  # torchmetrics shuffles
-        metric = inception.InceptionScore(_Module(networks.logits, networks.width), splits=splits)
+        metric = inception.InceptionScore(_Extractor(networks.logits, networks.width), splits=splits)
         for part in generated.split(BATCH):
             metric.update(part)
         mean, _ = metric.compute()
@@ -109,17 +112,18 @@ def inception_score(networks: Networks, generated: Pictures) -> float:
 
 
 class ClipJudge:
-    """Which class names CLIP finds nearest to pictures; OpenCLIP's models with weights from a local file.
+    """Compares pictures with class names by CLIP: OpenCLIP's models with weights from a local file.
 
     Args:
-        model: OpenCLIP's name, e.g. "ViT-B-32". weights: its file.
+        model: OpenCLIP's name, e.g. "ViT-B-32".
+        weights: its file.
         class_names: each in "a photo of ..."; underscores count as spaces.
 
     Raises:
         FileNotFoundError: no such file.
         MissingExtraError: open_clip_torch is not installed.
-        ValueError: OpenCLIP knows no such model, the weights do not fit it, or they are OpenAI's, of another activation
-            than the model's. Of weights that could be, it says which model they would need.
+        ValueError: OpenCLIP knows no such model, the weights do not fit it, or they are OpenAI's, whose activation is
+            not the model's. Of weights that could be OpenAI's a message says which model they would need.
     """
 
     def __init__(self, model: str, weights: Path, class_names: Sequence[str]):
@@ -159,15 +163,15 @@ class ClipJudge:
         size = self.size["size"]
         side = size if isinstance(size, int) else size[0]
         mean, std = (torch.tensor(self.size[name])[:, None, None] for name in ("mean", "std"))
-        found = []
+        cosines = []
         for part in pictures.split(BATCH):
             resized = F.interpolate(as_float(part), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-            found.append(F.normalize(self.clip.encode_image((resized - mean) / std), dim=1) @ self.names.T)
-        return torch.cat(found).float()
+            cosines.append(F.normalize(self.clip.encode_image((resized - mean) / std), dim=1) @ self.names.T)
+        return torch.cat(cosines).float()
 
 
 def _is_script(weights: Path) -> bool:
-    """Whether the file is a TorchScript archive, as OpenAI published its models."""
+    """True if the file is a TorchScript archive, as OpenAI published its models."""
     if not zipfile.is_zipfile(weights):
         return False
     with zipfile.ZipFile(weights) as archive:
@@ -175,7 +179,7 @@ def _is_script(weights: Path) -> bool:
 
 
 def _is_of_openai(weights: Path) -> bool:
-    """Whether a file's form, its name, or its model's folder in a cache of the hub says that OpenAI trained it."""
+    """True if a file's form, its name, or its model's folder in a cache of the hub says that OpenAI trained it."""
     named = "openai" in weights.name.lower() or any(part.endswith(".openai") for part in weights.parts)
     return named or _is_script(weights)
 

@@ -1,4 +1,4 @@
-"""Linear classification of frozen features, as audio features are judged: a support vector machine."""
+"""Linear classification of frozen features by a support vector machine, as audio features are judged."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from cmx_fast._extras import require
 
-#: Penalties tried (CrissCross's code); the one with the best accuracy in cross-validation on the training set.
+#: Penalties that are tried (CrissCross's code); cross-validation on the training set chooses one.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 FOLDS = 3
 
 
 def classify(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-    """Decision values (M, classes) of rows ``test`` (M, D) by a linear SVM fitted to ``train`` (N, D), labels (N,).
+    """Fit a linear SVM to ``train`` (N, D) and its labels (N,); gives decision values (M, classes) of ``test`` (M, D).
 
     Features are standardised by the training set. The penalty is chosen on the training set alone.
 
@@ -44,5 +44,5 @@ def classify(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 
 def accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Share of the test rows whose highest decision value is their class's."""
+    """The share of test rows whose highest decision value is that of their class."""
     return float((classify(train, labels, test).argmax(1) == test_labels).double().mean())

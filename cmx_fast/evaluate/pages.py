@@ -11,7 +11,7 @@ from cmx_fast.evaluate import colours
 
 
 def render(template: str, **values: Any) -> str:
-    """The template filled in; a value that it lacks is an error. File names in it may be any bytes."""
+    """Fill in the template; a value that is missing is an error. File names in it may be any bytes."""
     environment = Environment(
         loader=PackageLoader("cmx_fast", ""),
         autoescape=True,

@@ -65,15 +65,15 @@ def rank(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
 
 
 def hits(ranked: Tensor, gallery_labels: Tensor, query_labels: Tensor) -> Tensor:
-    """(Q, K) bool: whether any of the first 1..K answers has the query's label."""
+    """(Q, K) bool: True where one of the first 1..K answers has the query's label."""
     return (gallery_labels[ranked] == query_labels[:, None]).cummax(dim=1).values
 
 
 def recalls(e: Embeddings, images: Tensor | None = None) -> Recalls:
     """R@1 and R@5 in both directions, for indoor, outdoor and all queries.
 
-    A hit is any of the first K answers from the query's space; repeated gallery entries stay in (the paper's
-    protocol as far as its numbers tell). ``images`` (int64) restricts the image gallery, e.g. to
+    A hit has an answer from the query's space among the first K; repeated gallery entries stay in (the paper's
+    protocol, as far as its numbers tell). ``images`` (int64) restricts the image gallery, e.g. to
     :func:`distinct_images`.
     """
     gallery = torch.arange(len(e.image)) if images is None else images
@@ -125,7 +125,7 @@ def spread(results: Sequence[Recalls]) -> dict[str, dict[str, dict[str, Spread |
 
 
 def table(models: Mapping[str, Sequence[Recalls]], title: str) -> Table:
-    """The paper's table in percent, mean and spread over the seeds, for a terminal: a block per direction."""
+    """The paper's table for a terminal: percent, mean and spread over the seeds, a block per direction."""
     result = new_table(title, [f"{group}\nR@{r}" for group in GROUPS for r in RANKS])
     for direction, name in DIRECTIONS.items():
         result.add_section()

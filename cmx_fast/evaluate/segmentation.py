@@ -1,4 +1,4 @@
-"""Clusters against classes: how they meet, who is matched with whom, and what that is worth."""
+"""Compares clusters with classes: counts how they meet, matches them, and scores the match."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cmx_fast.ops import linear_assignment
 
 #: Colours of the first classes, RGB; more are spread over the hues.
 FIRST_COLOURS = ((32, 36, 43), (226, 104, 58), (60, 140, 200))
-#: A cluster that is matched with no class, and a pixel without a label.
+#: Colour of clusters that are matched with no class, and of pixels without a label.
 NO_COLOUR = (200, 203, 207)
 
 
 def confusion(labels: Tensor, masks: Tensor, clusters: int, classes: int) -> Tensor:
-    """How many pixels of each cluster belong to each class, (K, classes) int64.
+    """Count the pixels of each cluster in each class, (K, classes) int64.
 
     ``labels`` int64 in [0, K) and ``masks`` int64 in [0, classes), of one shape; pixels whose mask is negative are left
     out.
@@ -37,7 +37,7 @@ def confusion(labels: Tensor, masks: Tensor, clusters: int, classes: int) -> Ten
 
 
 def match(counts: Tensor) -> Tensor:
-    """The class of each cluster, (K,) int64, -1 for none: one to one, so that most pixels agree (Hungarian)."""
+    """Match clusters with classes one to one so that most pixels agree (Hungarian): classes (K,) int64, -1 for none."""
     clusters, classes = linear_assignment(counts.double(), maximize=True)
     result = clusters.new_full((len(counts),), -1)
     result[clusters] = classes
@@ -45,14 +45,14 @@ def match(counts: Tensor) -> Tensor:
 
 
 def scores(counts: Tensor) -> dict[str, float]:
-    """Figures of a (K, classes) table of :func:`confusion`.
+    """Score a (K, classes) table of :func:`confusion`.
 
     Returns:
-        "accuracy": the share of pixels whose cluster is matched with their class. And three readings of the mean
-        intersection over union: "miou_matched", over the classes that have pixels; "miou_clusters", over the K clusters
-        (or the classes, if there are more), unmatched ones counting 0, as PiCIE's code averages and the C2L paper's
-        figures must have been; "miou_majority", over the classes, each cluster given to the class it meets most, so
-        that several may share one.
+        "accuracy", the share of pixels whose cluster is matched with their class; and three readings of the mean
+        intersection over union. "miou_matched" is over the classes that have pixels. "miou_clusters" is over the K
+        clusters, or the classes if there are more, where unmatched ones count 0: so PiCIE's code averages, and so the
+        C2L paper's figures must have been. "miou_majority" is over the classes; each cluster goes to the class that it
+        meets most, so several may share one.
     """
     counts = counts.double()
     merged = merge(counts, match(counts))
@@ -73,7 +73,7 @@ def scores(counts: Tensor) -> dict[str, float]:
 
 
 def merge(counts: Tensor, classes: Tensor) -> Tensor:
-    """(K, classes) to (classes, classes): clusters added up by the class they are given to, those of -1 left out."""
+    """Add up the clusters that are given to the same class: (K, classes) to (classes, classes), without those of -1."""
     given = classes >= 0
     return counts.new_zeros(counts.shape[1], counts.shape[1]).index_add_(0, classes[given], counts[given])
 
@@ -87,6 +87,6 @@ def palette(classes: int) -> list[tuple[int, int, int]]:
 
 
 def colour(labels: Tensor, classes: int) -> Tensor:
-    """A label map (H, W) as a picture (H, W, 3) uint8; -1 in light grey."""
+    """Paint a label map (H, W) as a picture (H, W, 3) uint8; -1 is light grey."""
     colours = torch.tensor([*palette(classes), NO_COLOUR], dtype=torch.uint8)
     return colours[labels]
