@@ -14,11 +14,13 @@ from cmx_fast.train.trainable import Batch
 
 
 class ClipBatches:
-    """Epochs of random clips, the same for the same seed: every recording once, what is left over in other epochs.
+    """Epochs of random clips, the same for the same seed.
+
+    An epoch has each recording once, but for those that don't fill a batch; which these are changes with the epoch.
 
     Args:
-        two_clips: also "clip2" and "wave2", another random clip of each recording.
-        rank, world: this process's share of each batch of ``batch * world``.
+        two_clips: yield "clip2" and "wave2" too, another random clip of each recording.
+        rank, world: choose this process's share of each batch of ``batch * world``.
     """
 
     def __init__(
@@ -41,17 +43,19 @@ class ClipBatches:
         return max(1, len(self.clips) // (self.batch * self.world))
 
     def __call__(self, start: int) -> Iterator[Batch]:
-        """Endless batches of "clip" (B, 3, T, S, S), "wave" (B, samples), where there is sound, "label" and "index".
+        """Endless batches from a step on: "clip" (B, 3, T, S, S), "label" (B,), "index" (B,), and where there is sound
+        "wave" (B, samples).
 
-        All on the device; but a process alone has "index" on the host, where the banks look for a recording's own keys.
+        All are on the device. Only where there is one process, "index" stays on the host: there the banks find a
+        recording's own keys by it.
         """
         epoch, skip = divmod(start, self.steps_per_epoch)
         while True:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.clips), generator=generator).split(self.batch * self.world)
-            mine = [rows[self.rank :: self.world] for rows in order[skip : self.steps_per_epoch]]
+            own_rows = [rows[self.rank :: self.world] for rows in order[skip : self.steps_per_epoch]]
             draws = [
-                self.clips.load(mine, seed=self.seed, epoch=self.draws * epoch + draw)
+                self.clips.load(own_rows, seed=self.seed, epoch=self.draws * epoch + draw)
                 for draw in range(self.draws)
             ]
             for drawn in zip(*draws, strict=True):

@@ -1,4 +1,4 @@
-"""``cmx evaluate retrieval`` and ``linear``: what a CMAC run's frozen encoders are worth on other data sets."""
+"""``cmx evaluate retrieval`` and ``linear``: a CMAC run's frozen encoders on other data sets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.options import default_device
 from cmx_fast.train.run_folder import RunFolder
 
-#: Answers among which a hit counts (Table 5).
+#: Numbers of nearest neighbours among which a hit counts (Table 5).
 RANKS = (1, 5, 10)
 #: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
 SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0)}
@@ -44,7 +44,7 @@ Model = Annotated[str, typer.Option(help="Model of the run.")]
 
 
 def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool]:
-    """A finished model of a run in evaluation mode, and whether the run had mixed precision.
+    """Open a finished model of a run in evaluation mode; True beside it if the run had mixed precision.
 
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
@@ -62,7 +62,7 @@ def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool
 def adapters(
     sets: dict[str, Callable[..., Recordings]], dataset: str, data: Path, fold: int
 ) -> list[tuple[Recordings, Recordings]]:
-    """The training and the held-out split of the asked folds; a set without folds has one pair.
+    """Pairs of training and held-out split, one for each fold that is asked for; a set without folds has one pair.
 
     Raises:
         ValueError: an unknown data set, or a fold that it does not have.
@@ -84,19 +84,19 @@ def evaluate_retrieval(
     model: Model = "cmac",
     seed: RunSeed = 0,
 ) -> None:
-    """Nearest neighbours without fine-tuning: held-out videos look for training videos of their class (Table 5)."""
+    """Retrieve training videos by held-out ones without fine-tuning; those of the same class are hits (Table 5)."""
     device = default_device()
     network, mixed = open_model(run, model, seed, device)
-    found: list[dict[str, float]] = []
+    folds: list[dict[str, float]] = []
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
         clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
-        for name, of_split in zip(("gallery", "queries"), clips, strict=True):
-            typer.echo(f"{name}: {len(of_split)} videos{left_out(of_split.skipped)}", err=True)
+        for name, videos in zip(("gallery", "queries"), clips, strict=True):
+            typer.echo(f"{name}: {len(videos)} videos{left_out(videos.skipped)}", err=True)
         (gallery, gallery_labels), (queries, labels) = (
-            video_features(network, of_split, mixed=mixed) for of_split in clips
+            video_features(network, videos, mixed=mixed) for videos in clips
         )
-        found.append(nearest(queries, labels, gallery, gallery_labels))
-    _report(run, f"retrieval-{dataset}", f"{dataset}: held-out videos among the training videos, %", found)
+        folds.append(nearest(queries, labels, gallery, gallery_labels))
+    _report(run, f"retrieval-{dataset}", f"{dataset}: held-out videos among the training videos, %", folds)
 
 
 def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> dict[str, float]:
@@ -114,11 +114,14 @@ def evaluate_linear(
     model: Model = "cmac",
     seed: RunSeed = 0,
 ) -> None:
-    """A linear classifier on the frozen audio encoder (Table 6): trained on clips, tested on their mean decision."""
+    """Classify sounds by a linear machine on the frozen audio encoder (Table 6).
+
+    It is trained on clips; a held-out sound's class is that of its clips' mean decision.
+    """
     device = default_device()
     network, mixed = open_model(run, model, seed, device)
     count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
-    found, known = [], dict[Path, Tensor]()
+    folds, known = [], dict[Path, Tensor]()
     for train, test in adapters(AUDIO_SETS, dataset, data, fold):
         (rows, labels), (held, held_labels) = (
             sound_features(network, split, count, seconds, known, mixed=mixed) for split in (train, test)
@@ -126,8 +129,8 @@ def evaluate_linear(
         values = classify(rows.flatten(0, 1), labels.repeat_interleave(count), held.flatten(0, 1))
         right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
         largest = float(held_labels.bincount().max() / len(held_labels))
-        found.append({"accuracy": float(right.double().mean()), "chance": largest})
-    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", found)
+        folds.append({"accuracy": float(right.double().mean()), "chance": largest})
+    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", folds)
 
 
 @torch.no_grad()
@@ -142,8 +145,8 @@ def sound_features(
 ) -> tuple[Tensor, Tensor]:
     """Pooled audio features (N, count, channels) of ``count`` evenly spaced clips of each sound, and labels (N,).
 
-    ``known`` keeps what was read: folds share their sounds. Those that can't be read, or are shorter than a clip, are
-    left out and named on the standard error stream.
+    ``known`` keeps the features of every file, as folds share their sounds. Sounds that can't be read or are shorter
+    than a clip are left out, and named on the standard error stream.
     """
     soundfile = require("soundfile", "media")
     rate = model.recipe.sample_rate

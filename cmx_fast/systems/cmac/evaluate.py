@@ -30,10 +30,10 @@ from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 
 def evaluate_run(run: FinishedRun, train: Clips, test: Clips, data: Path) -> Evaluation:
-    """Try every model of the run, print the table, write results.json and report.html."""
+    """Measure every model of the run; print the table, write results.json and report.html."""
     recipe, mixed = run.recipe(CMACRecipe), run.config["precision"] == "bf16"
     positions = Positions(data / POSITIONS, test) if (data / POSITIONS).is_file() else None
-    shown = torch.arange(0, len(test), max(1, len(test) // EXAMPLES))[:EXAMPLES]
+    examples = torch.arange(0, len(test), max(1, len(test) // EXAMPLES))[:EXAMPLES]
     evaluation = Evaluation(len(test), SeedScores(run.config["models"]), {})
     for name, seed in run.models():
         model = new_model(name, recipe).to(test.device)
@@ -42,7 +42,7 @@ def evaluate_run(run: FinishedRun, train: Clips, test: Clips, data: Path) -> Eva
         evaluation.chance |= {"guided": figures.pop("chance")} if "chance" in figures else {}
         evaluation.scores.add(name, figures)
         if seed == run.config["seeds"][0] and name in OBJECTIVES:
-            evaluation.examples[name] = attention_examples(model, test, shown)
+            evaluation.examples[name] = attention_examples(model, test, examples)
     largest = float(train.labels.bincount().max() / len(train))
     evaluation.chance |= {"predicted": evaluation.chance["guided"]} if "guided" in evaluation.chance else {}
     evaluation.chance |= dict.fromkeys(("audio_to_video", "video_to_audio"), 1 / len(test))

@@ -13,7 +13,7 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.evaluate import linear
 from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.evaluate.summary import SeedScores
-from cmx_fast.systems.cmac.features import Features, evenly, extract
+from cmx_fast.systems.cmac.features import Features, extract, spaced_clips
 from cmx_fast.systems.cmac.localisation import Positions, hits
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -21,7 +21,7 @@ from cmx_fast.systems.cmac.recipe import CMACRecipe
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out clip: its view (3, T, S, S), spectrogram (257, frames) and maps as of CMAC.attend."""
+    """A held-out clip: its view (3, T, S, S), its spectrogram (257, frames) and the maps that CMAC.attend gives."""
 
     name: str
     clip: Tensor
@@ -29,7 +29,7 @@ class Example:
     maps: dict[str, Tensor]
 
 
-#: In Table 1's order: what a model is called in the report, and in short.
+#: The models in Table 1's order, with their names in the report and in tables.
 NAMES = {
     "scratch": ("Random weights", "scratch"),
     "single": ("Single modality", "single"),
@@ -37,7 +37,7 @@ NAMES = {
     "contrast": ("CMAC without L_ac", "w/o L_ac"),
     "cmac": ("CMAC", "CMAC"),
 }
-#: The figures of a model, all shares of 1.
+#: The measures of a model, all shares of 1, with their titles.
 MEASURES = {
     "audio_to_video": "A→V R@1",
     "video_to_audio": "V→A R@1",
@@ -62,19 +62,22 @@ def recall_at_one(queries: Tensor, gallery: Tensor) -> float:
 
 @torch.no_grad()
 def pointing(model: CMAC, clips: Clips, positions: Positions, *, mixed: bool) -> dict[str, float]:
-    """How often a map's peak lies on the sounding object, "guided" and "predicted"; "chance": its share of the view."""
+    """The share of "guided" and of "predicted" maps whose peak lies on the sounding object.
+
+    "chance" is the object's share of the view.
+    """
     recipe, training = model.recipe, model.training
     model.eval()
-    found: dict[str, list[Tensor]] = {"guided": [], "predicted": [], "chance": []}
-    for batch in evenly(clips, recipe):
+    hit_lists: dict[str, list[Tensor]] = {"guided": [], "predicted": [], "chance": []}
+    for batch in spaced_clips(clips, recipe):
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             maps = model.attend(batch.clip, batch.wave)
         masks = positions.masks(batch, maps["video guided"].shape[1], recipe.frames, recipe.fps)
         for name in ("guided", "predicted"):
-            found[name].append(hits(maps[f"video {name}"], masks).double().flatten())
-        found["chance"].append(masks.double().mean((2, 3)).flatten())
+            hit_lists[name].append(hits(maps[f"video {name}"], masks).double().flatten())
+        hit_lists["chance"].append(masks.double().mean((2, 3)).flatten())
     model.train(training)
-    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {name: float(torch.cat(values).mean()) for name, values in hit_lists.items()}
 
 
 @dataclass
@@ -83,12 +86,12 @@ class Evaluation:
 
     recordings: int
     scores: SeedScores
-    chance: dict[str, float]  # of a measure
-    examples: dict[str, list[Example]] = field(default_factory=dict)  # of the first seed, by model
+    chance: dict[str, float]  # by measure
+    examples: dict[str, list[Example]] = field(default_factory=dict)  # by model, of the first seed
 
     @property
     def measures(self) -> dict[str, str]:
-        """Those that the data allow."""
+        """The measures that the data allow."""
         return {name: title for name, title in MEASURES.items() if name in self.scores.measures}
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,7 +110,7 @@ class Evaluation:
 def score(
     model: CMAC, train: Features, clips: Clips, positions: Positions | None, *, mixed: bool
 ) -> dict[str, float]:
-    """Every figure of one model; ``train`` are its features of the training split."""
+    """Every measure of one model, whose features of the training split are ``train``."""
     test = extract(model, clips, mixed=mixed)
     figures = {
         "audio_to_video": recall_at_one(test.audio_embedding, test.video_embedding),
@@ -125,7 +128,7 @@ def attention_examples(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]
     """The middle clip of each recording with its maps, for the report."""
     model.eval()
     examples = []
-    for batch in evenly(clips, model.recipe, rows):
+    for batch in spaced_clips(clips, model.recipe, rows):
         middle = torch.arange(len(batch.index)) * model.recipe.clips + model.recipe.clips // 2
         clip, wave = batch.clip[middle], batch.wave[middle]
         maps, bands = model.attend(clip, wave), model.spectrogram(wave)
@@ -142,7 +145,7 @@ def attention_examples(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]
 
 
 def table(evaluation: Evaluation) -> Table:
-    """Table 1 in percent, mean and spread over the seeds, for a terminal."""
+    """Table 1 for a terminal: percent, mean and spread over the seeds."""
     result = evaluation.scores.table(
         f"{evaluation.recordings} held-out recordings, %",
         {measure: title.replace(" ", "\n") for measure, title in evaluation.measures.items()},

@@ -1,4 +1,4 @@
-"""What a trained pair of encoders makes of recordings: features and embeddings, averaged over clips."""
+"""Features and embeddings of recordings by a trained pair of encoders, averaged over clips."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 
 #: Clips that go through the networks at a time.
-AT_ONCE = 64
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class Features:
     """One row per recording, float32 on the CPU.
 
     Attributes:
-        video, audio (N, channels): pooled after the last residual block, each clip's divided by its length, averaged.
-        video_embedding, audio_embedding (N, embedding): of the heads, likewise.
-        labels (N,) int64; index (N,) int64, which recordings these are.
+        video, audio (N, channels): the last residual block's output, pooled; unit vectors of the clips, averaged.
+        video_embedding, audio_embedding (N, embedding): the heads' output, averaged likewise.
+        labels (N,) int64.
+        index (N,) int64: the recordings' numbers.
     """
 
     video: Tensor
@@ -38,12 +39,12 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Evenly:
+class SpacedClips:
     """Evenly spaced clips of some recordings, as the networks take them.
 
     Attributes:
         clip (B * clips, 3, T, S, S), wave (B * clips, samples), index (B,), start (B * clips,) seconds.
-        crop: how the views were cut out of the frames.
+        crop: cut the views out of the frames.
     """
 
     clip: Tensor
@@ -53,30 +54,30 @@ class Evenly:
     crop: CentreCrop
 
 
-def evenly(clips: Clips, recipe: CMACRecipe, rows: Tensor | None = None) -> Iterator[Evenly]:
-    """``recipe.clips`` centre crops of each recording, or of those in ``rows``."""
+def spaced_clips(clips: Clips, recipe: CMACRecipe, rows: Tensor | None = None) -> Iterator[SpacedClips]:
+    """Centre crops of ``recipe.clips`` evenly spaced clips of each recording, or of each in ``rows``."""
     rows = torch.arange(len(clips)) if rows is None else rows
-    for batch in clips.uniform(rows.split(max(1, AT_ONCE // recipe.clips)), clips=recipe.clips):
+    for batch in clips.uniform(rows.split(max(1, BATCH // recipe.clips)), clips=recipe.clips):
         crop = CentreCrop(batch["size"].repeat_interleave(recipe.clips, 0), crop=recipe.size)
         wave = batch["wave"].flatten(0, 1) if "wave" in batch else batch["frames"].new_zeros(0)
-        yield Evenly(
+        yield SpacedClips(
             crop(batch["frames"].flatten(0, 1)), wave, batch["index"], batch["start"].flatten(), crop
         )
 
 
 def pooled(maps: Tensor, clips: int) -> Tensor:
-    """(B * clips, C, ...) to (B, C): unit vectors of the clips, averaged."""
+    """Pool maps and average the clips' unit vectors: (B * clips, C, ...) to (B, C)."""
     unit = F.normalize(maps.float().flatten(2).mean(2), dim=1)
     return unit.unflatten(0, (-1, clips)).mean(1)
 
 
 @torch.no_grad()
 def extract(model: CMAC, clips: Clips, *, mixed: bool = False) -> Features:
-    """Features of every recording; ``mixed``: with the networks in bfloat16."""
+    """Features of every recording; with ``mixed`` the networks run in bfloat16."""
     recipe, training = model.recipe, model.training
     model.eval()
-    found: list[tuple[Tensor, ...]] = []
-    for batch in evenly(clips, recipe):
+    batches: list[tuple[Tensor, ...]] = []
+    for batch in spaced_clips(clips, recipe):
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             video, _, _, video_embedding = model.video(batch.clip)
             audio, _, _, audio_embedding = model.audio(model.spectrogram(batch.wave))
@@ -84,29 +85,29 @@ def extract(model: CMAC, clips: Clips, *, mixed: bool = False) -> Features:
             rows.unflatten(0, (-1, recipe.clips)).mean(1) for rows in (video_embedding, audio_embedding)
         )
         rows = (pooled(video, recipe.clips), pooled(audio, recipe.clips), *embeddings, batch.index)
-        found.append(tuple(value.cpu() for value in rows))
+        batches.append(tuple(value.cpu() for value in rows))
     model.train(training)
-    video, audio, of_video, of_audio, index = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return Features(video, audio, of_video, of_audio, clips.labels[index], index)
+    video, audio, video_embedding, audio_embedding, index = map(torch.cat, zip(*batches, strict=True))
+    return Features(video, audio, video_embedding, audio_embedding, clips.labels[index], index)
 
 
 @torch.no_grad()
 def video_features(model: CMAC, clips: Clips, *, mixed: bool = False) -> tuple[Tensor, Tensor]:
     """Pooled features (N, channels) of the pictures alone and labels (N,), as in :class:`Features`."""
     model.eval()
-    found = []
-    for batch in evenly(clips, model.recipe):
+    batches = []
+    for batch in spaced_clips(clips, model.recipe):
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             maps = model.video.encoder(batch.clip)
-        found.append((pooled(maps, model.recipe.clips).cpu(), clips.labels[batch.index]))
-    rows, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        batches.append((pooled(maps, model.recipe.clips).cpu(), clips.labels[batch.index]))
+    rows, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return rows, labels
 
 
 def open_clips(
     recordings: Recordings, recipe: CMACRecipe, device: torch.device | str, *, audio: bool = True
 ) -> Clips:
-    """The recordings as the recipe wants them."""
+    """Open recordings with the recipe's numbers."""
     return Clips(
         recordings,
         frames=recipe.frames,

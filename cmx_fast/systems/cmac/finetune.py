@@ -19,7 +19,7 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.networks.audio_video import R2Plus1D
 from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.downstream import adapters, open_model
-from cmx_fast.systems.cmac.features import evenly, open_clips
+from cmx_fast.systems.cmac.features import open_clips, spaced_clips
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -33,7 +33,7 @@ from cmx_fast.train.trainable import Batch
 
 @dataclass(frozen=True)
 class FinetuneRecipe(Checked):
-    """How an encoder is fine-tuned. [P]: stated by the paper. [R]: GDT's code. [O]: ours."""
+    """The numbers of fine-tuning. [P]: stated by the paper. [R]: GDT's code. [O]: ours."""
 
     epochs: Count = 12  # [P]
     clips: Count = 10  # [P] random clips of each video per epoch
@@ -42,8 +42,8 @@ class FinetuneRecipe(Checked):
     weight_decay: Amount = 5e-3  # [P]
     momentum: ShareBelowOne = 0.9  # [P]
     warmup_epochs: Size = 2  # [R]
-    milestones: tuple[Size, ...] = (6, 10)  # [R] epochs from which the rate is
-    decay: Share = 0.05  # [R] so much of what it was
+    milestones: tuple[Size, ...] = (6, 10)  # [R] epochs at which the rate falls
+    decay: Share = 0.05  # [R] the factor by which it then falls
     jitter: Share = 0.4  # [R] colours; the ablations: 0 [P]
     dropout: ShareBelowOne = 0.3  # [O]
 
@@ -55,7 +55,7 @@ class FinetuneRecipe(Checked):
 
 
 class Classifier(nn.Module):
-    """An encoder's pooled features to classes; a batch has "clip" and "label"."""
+    """A linear layer on an encoder's pooled features; a batch has "clip" and "label"."""
 
     def __init__(self, encoder: R2Plus1D, classes: int, dropout: float):
         super().__init__()
@@ -151,9 +151,9 @@ def accuracy(classifier: Classifier, clips: Clips, recipe: CMACRecipe, *, mixed:
     """Share of the videos whose mean softmax over evenly spaced clips is highest for their class."""
     classifier.eval()
     right = []
-    for batch in evenly(clips, recipe):
+    for batch in spaced_clips(clips, recipe):
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             logits = classifier.logits(batch.clip)
-        answer = logits.float().softmax(1).unflatten(0, (-1, recipe.clips)).mean(1).argmax(1).cpu()
-        right.append(answer == clips.labels[batch.index])
+        answers = logits.float().softmax(1).unflatten(0, (-1, recipe.clips)).mean(1).argmax(1).cpu()
+        right.append(answers == clips.labels[batch.index])
     return float(torch.cat(right).double().mean())

@@ -1,4 +1,4 @@
-"""Whether an attention map points at the sounding object, where ``positions.csv`` beside the data says where it is."""
+"""Attention maps against the true place of the sounding object, which ``positions.csv`` beside the data tells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.lists import printable, read_table
-from cmx_fast.systems.cmac.features import Evenly
+from cmx_fast.systems.cmac.features import SpacedClips
 
 POSITIONS = "positions.csv"
 
@@ -33,8 +33,8 @@ class Positions:
         self.clips = clips
         self.tracks = [torch.tensor(tracks[entry.name]) for entry in clips.entries]
 
-    def masks(self, batch: Evenly, times: int, frames: int, fps: float) -> Tensor:
-        """Where the object is while each of ``times`` steps of a map lasts, (B * clips, times, S, S) bool."""
+    def masks(self, batch: SpacedClips, times: int, frames: int, fps: float) -> Tensor:
+        """The object's pixels during each of ``times`` steps of a map, (B * clips, times, S, S) bool."""
         count = len(batch.clip)
         per_step = frames // times
         rows = batch.index.repeat_interleave(count // len(batch.index)).tolist()
@@ -56,11 +56,11 @@ class Positions:
 
 
 def peaks(maps: Tensor, side: int) -> Tensor:
-    """The highest pixel of each map (N, T, h, w) enlarged to side x side, as (N, T) int64 of the flat picture."""
+    """The highest pixel of each map enlarged to side x side: (N, T, h, w) to (N, T) int64, in the flat picture."""
     enlarged = F.interpolate(maps.float().cpu(), (side, side), mode="bilinear")
     return enlarged.flatten(2).argmax(2)
 
 
 def hits(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N, T) bool: whether the peak of each map lies in the mask."""
+    """(N, T) bool: True where a map's peak lies in the mask."""
     return masks.flatten(2).gather(2, peaks(maps, masks.shape[-1])[..., None])[..., 0]

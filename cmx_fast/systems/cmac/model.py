@@ -1,9 +1,9 @@
-"""CMAC: video and sound that learn from each other where in the one the other is.
+"""CMAC: video and sound encoders, each of which learns from the other one where to attend.
 
 Min et al., "Cross-Modal Attention Consistency for Video-Audio Unsupervised Learning", ICCV 2021. Each modality has an
 encoder f, a transformation g whose mean over all positions is the sample's filter (eq. 3), a head that embeds the
-filter for the contrastive loss (eq. 7), and a saliency head h (eq. 5). The other modality's filter, correlated with the
-features, gives the attention that h learns to predict (eqs. 4 and 6).
+filter for the contrastive loss (eq. 7), and a saliency head h (eq. 5). The filter of the other modality is correlated
+with the features; h learns to predict the attention map that results (eqs. 4 and 6).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from cmx_fast.ops import attention_consistency, pyramid_correlation
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.trainable import Batch
 
-#: Rows of the ablations: what is trained on. "across": eq. 7 or eq. 2 between the modalities; "within": two clips of a
-#: recording, each modality for itself (the paper's "single modality" is not defined further); "attention": eq. 6.
+#: Rows of the ablations with the terms of their losses. "across": eq. 7 or eq. 2 between the modalities; "within": two
+#: clips of a recording, each modality for itself (the paper does not define its "single modality" further);
+#: "attention": eq. 6.
 OBJECTIVES: dict[str, frozenset[str]] = {
     "single": frozenset({"within"}),
     "attention": frozenset({"attention"}),
@@ -49,7 +50,7 @@ def projection(recipe: CMACRecipe) -> nn.Module:
 
 
 class Embedder(nn.Module):
-    """One modality up to its embedding: encoder f, transformation g (1x1 convolution and batch norm), head."""
+    """Encoder f, transformation g (1x1 convolution and batch norm) and head of one modality."""
 
     def __init__(self, encoder: R2Plus1D | ResNet9, recipe: CMACRecipe, head: nn.Module):
         super().__init__()
@@ -62,7 +63,7 @@ class Embedder(nn.Module):
         self.head = head
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The encoder's maps, g of them, the filter (B, filters) and the unit embedding (B, embedding)."""
+        """The maps of f, those of g, the filter (B, filters) and the unit embedding (B, embedding)."""
         maps = self.encoder(inputs)
         features = self.transform(maps)
         kernel = features.flatten(2).mean(2)
@@ -85,8 +86,8 @@ class CMAC(nn.Module):
     """L = L_cl(v, a) + L_cl(a, v) + lambda (L_ac(video) + L_ac(audio)) (eq. 8), or a row of the ablations.
 
     A training batch has "clip" (B, 3, T, S, S), "wave" (B, samples) and "index" (B,) int64, the recordings; with two
-    clips per recording also "clip2" and "wave2". Keys come from momentum copies of encoder, g and head; they join the
-    banks after the loss. A recording's own older keys are no negatives.
+    clips per recording also "clip2" and "wave2". Momentum copies of encoder, g and head make the keys, which join the
+    banks after the loss. A recording's own older keys are left out of its negatives.
 
     Args:
         objective: a key of OBJECTIVES.
@@ -122,16 +123,16 @@ class CMAC(nn.Module):
 
     @property
     def two_clips(self) -> bool:
-        """Whether a training batch needs a second clip of each recording."""
+        """True if a training batch needs a second clip of each recording."""
         return "within" in self.terms
 
     def trained(self) -> Iterable[nn.Parameter]:
-        """What the optimiser changes: not the key encoders."""
+        """The parameters that the optimiser changes: all but the key encoders'."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     @torch.no_grad()
     def spectrogram(self, wave: Tensor) -> Tensor:
-        """(B, samples) to the standardised log filterbank (B, 1, 257, frames), in training augmented."""
+        """Waves (B, samples) to standardised log filterbanks (B, 1, 257, frames), augmented in training."""
         if self.training and self.recipe.volume:
             gain = 1 + self.recipe.volume * (2 * torch.rand(len(wave), 1) - 1)
             wave = wave * gain.to(wave.device)
@@ -160,7 +161,7 @@ class CMAC(nn.Module):
         return outputs
 
     def consistency(self, features: Tensor, kernel: Tensor, logits: Tensor) -> Tensor:
-        """L_ac of eq. 6 for one modality."""
+        """L_ac of eq. 6 of one modality."""
         recipe = self.recipe
         loss = attention_consistency(
             features,
@@ -175,6 +176,7 @@ class CMAC(nn.Module):
 
     @torch.no_grad()
     def make_keys(self, clip: Tensor, sound: Tensor, suffix: str) -> Batch:
+        """Unit keys of both modalities by the momentum encoders; ``suffix`` ends their names."""
         assert self.keys is not None
         return {
             f"video key{suffix}": self.keys["video"](clip)[3],
@@ -182,9 +184,9 @@ class CMAC(nn.Module):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss and its parts: "across" as L_cl(v, a) + L_cl(a, v), "within" likewise, and the two L_ac.
+        """Loss and its parts: "across", L_cl(v, a) + L_cl(a, v); "within", likewise; and the two L_ac.
 
-        In a process group keys of all processes are negatives, in the batch and in the banks.
+        In a process group the keys of all processes are negatives, in the batch and in the banks.
         """
         banks: dict[str, Tensor] = {}
         if self.keys is not None:
@@ -195,7 +197,7 @@ class CMAC(nn.Module):
             losses["across"] = self.across(outputs, banks)
         if "within" in self.terms:
             losses["within"] = sum(
-                (self.find(outputs[name], outputs[f"{name} key2"], [banks[name]] if banks else None))
+                (self.contrast(outputs[name], outputs[f"{name} key2"], [banks[name]] if banks else None))
                 for name in ("video", "audio")
             )  # type: ignore[assignment]
         total = sum(losses.values(), outputs["video"].new_zeros(()))
@@ -210,17 +212,17 @@ class CMAC(nn.Module):
         return {"loss": total, **losses}
 
     def across(self, outputs: Batch, banks: dict[str, Tensor]) -> Tensor:
-        """Eq. 7 in both directions, or without negatives within the modality eq. 2."""
+        """Eq. 7 in both directions, or eq. 2, which has no negatives of the query's own modality."""
         video, audio, within = outputs["video"], outputs["audio"], self.recipe.within_negatives
         if not banks:
             return 2 * info_nce(video, audio, 1 / self.recipe.temperature, within=within)
         both = [banks["video"], banks["audio"]]
-        return self.find(video, outputs["audio key"], both if within else both[1:]) + self.find(
+        return self.contrast(video, outputs["audio key"], both if within else both[1:]) + self.contrast(
             audio, outputs["video key"], both if within else both[:1]
         )
 
-    def find(self, query: Tensor, key: Tensor, banks: list[Tensor] | None) -> Tensor:
-        """-log of the share of the query's own key among the banks' keys; without banks among the batch's."""
+    def contrast(self, query: Tensor, key: Tensor, banks: list[Tensor] | None) -> Tensor:
+        """InfoNCE of queries and their keys, with the banks' keys as negatives, or without banks the batch's."""
         scale = 1 / self.recipe.temperature
         if banks is None:
             return info_nce(query, key, scale)
@@ -230,15 +232,15 @@ class CMAC(nn.Module):
     def update_keys(self) -> None:
         """Move the key encoders towards the trained ones: after each step of the optimiser."""
         if self.keys is not None:
-            theirs = list(self.keys.parameters())
-            mine = list(nn.ModuleDict({"video": self.video, "audio": self.audio}).parameters())
-            self._average(theirs, mine, torch.tensor(0))
+            keys = list(self.keys.parameters())
+            trained = list(nn.ModuleDict({"video": self.video, "audio": self.audio}).parameters())
+            self._average(keys, trained, torch.tensor(0))
 
     @torch.no_grad()
     def attend(self, clip: Tensor, wave: Tensor) -> dict[str, Tensor]:
-        """What figure 5 shows, in [0, 1]: "guided" by the other modality and "predicted" maps of each.
+        """The maps of figure 5, in [0, 1]: "guided" by the other modality, and "predicted" by the modality itself.
 
-        "video guided" and "video predicted" (B, T', H', W'), "audio guided" and "audio predicted" (B, F', T').
+        "video guided" and "video predicted" are (B, T', H', W'), "audio guided" and "audio predicted" (B, F', T').
         """
         levels, norm = self.recipe.levels, self.recipe.norm
         video_maps, video, video_filter, _ = self.video(clip)

@@ -27,7 +27,7 @@ NORMS = ("cosine", "softmax", "none")
 
 @dataclass(frozen=True)
 class CMACRecipe(Presets):
-    """Everything that decides what a run of CMAC or a row of its ablations computes.
+    """Every number of a run of CMAC or of a row of its ablations.
 
     The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code of GDT, whose pipeline the paper
     follows, or of MoCo. [O]: ours, because neither says.
@@ -64,7 +64,7 @@ class CMACRecipe(Presets):
     smallest_crop: ShareAboveZero = 0.8  # [R] of the shorter side
     frames: Count = 32  # [P]
     fps: Positive = 30.0  # [R]
-    seconds: Positive = 1.0  # [P] of sound
+    seconds: Positive = 1.0  # [P] length of the sound
     sample_rate: Count = 24000  # [R]
     cache: bool = False  # [O] decode every recording once and keep it in memory, as bytes
     backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
@@ -85,12 +85,12 @@ class CMACRecipe(Presets):
     attention: Annotated[str, OneOf("", "se", "non-local")] = ""  # [O] in both encoders: "se" or "non-local"
     width: Count = 64  # [P] channels of the video encoder's first stage, an eighth of its last
     audio_width: Count = 64  # [P] of ResNet-9
-    #: Of the video encoder's last stage [P]; 1 gives a map of twice the height and width.
+    #: Stride of the video encoder's last stage [P]; 1 gives a map of twice the height and width.
     last_stride: Annotated[int, OneOf(1, 2)] = 2
     filters: Count = 512  # [P] channels of g and of the filters
     embedding: Count = 256  # [P]
-    #: "mlp": GDT's head, one per modality [R]. "linear": one layer each. "shared": one layer for both, with which what
-    #: agrees after it agrees before it, where the filters meet the features [O].
+    #: "mlp": GDT's head, one per modality [R]. "linear": one layer each. "shared": one layer for both [O]; embeddings
+    #: that agree behind it then agree before it too, where the filters meet the features.
     head: Annotated[str, OneOf(*HEADS)] = "mlp"
     dropout: ShareBelowOne = 0.3  # [R] of the "mlp" head
 

@@ -34,7 +34,10 @@ def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tupl
         measures=evaluation.measures,
         cell=evaluation.scores.for_page,
         seeds=len(config["seeds"]),
-        examples={name: [pictures(example) for example in of] for name, of in evaluation.examples.items()},
+        examples={
+            name: [pictures(example) for example in examples]
+            for name, examples in evaluation.examples.items()
+        },
         curves=curves(
             run.rows(), [name for name in config["models"] if name != "scratch"], evaluation, names
         ),
@@ -45,23 +48,23 @@ def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tupl
 
 
 def pictures(example: Example) -> dict[str, str]:
-    """A clip's middle frame and spectrogram, each plain and under its guided and predicted map, as data URIs."""
+    """Data URIs of a clip's middle frame and its spectrogram, plain, under the guided and under the predicted map."""
     frame = (example.clip[:, example.clip.shape[1] // 2] * STD + MEAN).clamp(0, 1).permute(1, 2, 0).numpy()
     bands = example.spectrogram.flip(0).numpy()
-    # Filters without a frequency of their own are far below all others.
+    # Filters to which no frequency belongs lie far below all others.
     low, high = np.quantile(bands, (0.25, 1.0))
     sound = matplotlib.colormaps["magma"](np.clip((bands - low) / max(1e-6, high - low), 0, 1))[..., :3]
-    found = {"name": example.name, "frame": _picture(frame), "sound": _picture(sound)}
+    uris = {"name": example.name, "frame": _picture(frame), "sound": _picture(sound)}
     for kind in ("guided", "predicted"):
-        seen = example.maps[f"video {kind}"]
-        heard = example.maps[f"audio {kind}"].flip(0)
-        found[f"video {kind}"] = _picture(_under(frame, seen[seen.shape[0] // 2]))
-        found[f"audio {kind}"] = _picture(_under(sound, heard))
-    return found
+        video_map = example.maps[f"video {kind}"]
+        audio_map = example.maps[f"audio {kind}"].flip(0)
+        uris[f"video {kind}"] = _picture(_under(frame, video_map[video_map.shape[0] // 2]))
+        uris[f"audio {kind}"] = _picture(_under(sound, audio_map))
+    return uris
 
 
 def _under(picture: np.ndarray, heat: Tensor) -> np.ndarray:
-    """The picture (H, W, 3) with a map over it, from its least (blue) to its highest value (red)."""
+    """Lay a map over the picture (H, W, 3), its least value blue and its highest red."""
     heat = F.interpolate(heat[None, None].float(), picture.shape[:2], mode="bilinear")[0, 0]
     heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-6)
     return 0.5 * picture + 0.5 * matplotlib.colormaps["jet"](heat.numpy())[..., :3]
@@ -75,7 +78,7 @@ def _picture(values: np.ndarray) -> str:
 def curves(
     rows: figures.Rows, models: list[str], evaluation: Evaluation, names: dict[str, tuple[str, str]]
 ) -> str:
-    """Held-out retrieval and the losses against the steps."""
+    """Plot held-out retrieval and the losses against the steps."""
 
     def lines(metric: str) -> list[tuple[str, str, str, str]]:
         return [(name, metric, names[name][1], COLOURS[name]) for name in models]

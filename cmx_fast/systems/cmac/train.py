@@ -109,7 +109,7 @@ class Training:
         self.clips, self.test = train, test
 
     def train(self, name: str, seed: int) -> None:
-        """One model from one seed; loaded where the run has finished it, and left as it is for "scratch"."""
+        """Train a model from a seed, or load it where the run has finished it; "scratch" stays as it is."""
         stage, recipe, fabric = f"seed{seed}/{name}", self.recipe, self.fabric
         model = initialised(seed, lambda: new_model(name, recipe))
         if name == "scratch":
@@ -147,7 +147,7 @@ class Training:
         )
 
     def evaluate(self, model: CMAC) -> dict[str, float]:
-        """Retrieval among the held-out recordings, for the curves."""
+        """Measure retrieval among the held-out recordings, for the curves."""
         if not self.fabric.is_global_zero:
             return {}
         features = extract(model, self.test, mixed=self.session.run.config["precision"] == "bf16")
@@ -161,6 +161,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def warmup(step: int, steps: int, *, first: int, cosine: bool) -> float:
-    """The factor on the learning rate: linear over the ``first`` steps, then 1; with ``cosine`` times a cosine to 0."""
+    """The factor on the learning rate: rises linearly over the ``first`` steps to 1; ``cosine`` multiplies it by a
+    cosine that ends at 0."""
     rising = min(1.0, (step + 1) / max(1, first))
     return rising * (0.5 * (1 + math.cos(math.pi * step / steps)) if cosine else 1.0)

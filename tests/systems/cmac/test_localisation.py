@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmx_fast.data.transforms.clip_views import CentreCrop
-from cmx_fast.systems.cmac.features import Evenly
+from cmx_fast.systems.cmac.features import SpacedClips
 from cmx_fast.systems.cmac.localisation import Positions, hits
 
 
@@ -26,7 +26,7 @@ def positions(tmp_path):
 def view(start, side=16):
     # Frames were resized to half: 32 x 16, of which the middle 16 x 16 is seen, so view x = (file x - 16) / 2.
     crop = CentreCrop(torch.tensor([[16, 32]]), crop=side)
-    return Evenly(
+    return SpacedClips(
         torch.empty(1, 3, 4, side, side), torch.empty(0), torch.tensor([0]), torch.tensor([start]), crop
     )
 
