@@ -1,4 +1,4 @@
-"""One split's pictures as batches by index, from memory or by loader workers."""
+"""Pictures of one split as batches by index, from memory or by loader workers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.media.decode import FILE_BACKENDS, check_backend
 
-Loaded = tuple[Tensor, Tensor]
+#: Indices (B,) and their pictures (B, 3, S, S).
+IndexedPictures = tuple[Tensor, Tensor]
 
 
 class Pictures:
-    """``dataset`` is a :class:`cmx_fast.data.sets.atr.ATR`, or anything with ``__len__`` and ``load_image(i)``.
+    """Batches of a data set's pictures.
 
-    With ``cache`` every picture is decoded once and kept, in bytes; else workers read files. With ``backend="dali"``
-    DALI decodes each batch together, in this process, on the GPU if there is one (``load_images`` of the dataset).
+    Args:
+        dataset: a :class:`cmx_fast.data.sets.atr.ATR`, or anything with ``__len__`` and ``load_image(i)``.
+        cache: decode every picture once and keep it, in bytes; else workers read files.
+        backend: "dali" decodes the pictures of a batch together (the data set's ``load_images``), in this process, on
+            the GPU if there is one.
     """
 
     def __init__(
@@ -38,9 +42,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def load(self, rows: Iterable[Tensor]) -> Iterator[Loaded]:
-        """For each of ``rows``, (B,) int64: the same, and their pictures (B, 3, S, S) in [0, 1] on the device."""
-        loader: Iterable[Loaded]
+    def load(self, rows: Iterable[Tensor]) -> Iterator[IndexedPictures]:
+        """For each of ``rows``, indices (B,) int64: these and their pictures (B, 3, S, S), in [0, 1] on the device."""
+        loader: Iterable[IndexedPictures]
         if self.kept is not None:
             loader = ((batch, self.kept[batch]) for batch in rows)
         else:
@@ -54,7 +58,7 @@ class Pictures:
         for index, images in loader:
             yield index, upload(images, self.device).float() / 255
 
-    def in_order(self, batch: int = 32) -> Iterator[Loaded]:
+    def in_order(self, batch: int = 32) -> Iterator[IndexedPictures]:
         """Every picture once."""
         return self.load(torch.arange(len(self)).split(batch))
 

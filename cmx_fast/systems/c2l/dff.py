@@ -29,9 +29,9 @@ class DFF(nn.Module):
 
     @torch.no_grad()
     def heat_maps(self, images: Iterable[Tensor], generator: torch.Generator) -> Tensor:
-        """Batches (B, 3, S, S) to every picture's concepts, (pictures, K, h, w) float32 on the CPU.
+        """Maps of the concepts in every picture of the batches (B, 3, S, S): (pictures, K, h, w) float32 on the CPU.
 
-        The map's stride is 4, 8, 16 or 32 after ``recipe.dff_stage`` 1 to 4. Memory: all activations at once.
+        Their stride is 4, 8, 16 or 32 after ``recipe.dff_stage`` 1 to 4. Memory: all activations at once.
         """
         recipe = self.recipe
         maps = torch.cat([self.encoder.activations(batch)[recipe.dff_stage - 1].float() for batch in images])
@@ -45,11 +45,11 @@ class DFF(nn.Module):
 def factorise(
     rows: Tensor, factors: int, generator: torch.Generator, iterations: int = 200, tolerance: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
-    """Non-negative (P, C) to strengths (P, K) and unit factors (K, C), non-negative, whose product is near ``rows``.
+    """Factorise ``rows`` (P, C) into strengths (P, K) and unit factors (K, C); all three are non-negative.
 
-    Lee and Seung's multiplicative updates of the Frobenius norm, from |N(0, 1)| * sqrt(mean / K); at most
-    ``iterations`` of them, and none after ten that lessen the error by less than ``tolerance`` of the first. The
-    factors' norms are moved to the strengths (ours: the product leaves them open, and the largest strength decides).
+    Lee and Seung's multiplicative updates of the Frobenius norm start from |N(0, 1)| * sqrt(mean / K). They end after
+    ``iterations``, or where ten of them lessen the error by less than ``tolerance`` of the first error. The factors'
+    norms are moved to the strengths (ours: the product leaves them open, and the largest strength decides).
 
     Raises:
         ValueError: ``rows`` has negative or non-finite values.

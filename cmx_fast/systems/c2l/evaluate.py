@@ -20,7 +20,7 @@ from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 
 def evaluate_run(run: FinishedRun, pictures: Pictures) -> Evaluation:
-    """Segment the pictures with every model of the run, print the table, write results.json and report.html."""
+    """Segment the pictures with every model of the run; print the table, write results.json and report.html."""
     recipe = run.recipe(C2LRecipe)
     examples = list(range(0, len(pictures), max(1, len(pictures) // EXAMPLES)))[:EXAMPLES]
     scores = SeedScores(run.config["models"])

@@ -21,7 +21,7 @@ from cmx_fast.systems.c2l.model import C2L
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
-#: In Table 1's order, DFF beside: what a model is called in the table, and in short.
+#: The models in Table 1's order, then DFF, with their names in the report and in tables.
 NAMES = {
     "picie": ("PiCIE", "PiCIE"),
     "part": ("+ part contrast", "+ part"),
@@ -30,7 +30,7 @@ NAMES = {
     "dff": ("DFF", "DFF"),
 }
 
-#: The figures of a table's row: the share of pixels, and three readings of the mean IoU.
+#: The measures of a model with their titles: the share of pixels, and three readings of the mean IoU.
 MEASURES = {
     "accuracy": "accuracy",
     "miou_matched": "mIoU matched",
@@ -52,9 +52,10 @@ def new_model(name: str, recipe: C2LRecipe) -> PiCIE | DFF:
 
 @torch.no_grad()
 def predictions(model: PiCIE | DFF, pictures: Pictures, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every picture's index with its clusters (B, S, S) int64 at the masks' size, without augmentation, in float32.
+    """Cluster every picture, not augmented and in float32: yields indices (B,) and clusters (B, S, S) int64.
 
-    ``seed`` starts DFF's factorisation, which takes all pictures together; the others see one batch at a time.
+    The clusters have the masks' size. ``seed`` starts DFF's factorisation, which takes all pictures together; the other
+    models see one batch at a time.
     """
     training = model.training
     model.eval()
@@ -73,7 +74,7 @@ def predictions(model: PiCIE | DFF, pictures: Pictures, seed: int) -> Iterator[t
 def segment(
     model: PiCIE | DFF, pictures: Pictures, seed: int, examples: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    """The split's pixels of each cluster in each class, (K, classes) int64, and the label maps of ``examples``."""
+    """Count the split's pixels of each cluster in each class, (K, classes) int64; keep the examples' label maps."""
     dataset = pictures.dataset
     counts = torch.zeros(model.recipe.test_clusters, len(dataset.class_names), dtype=torch.int64)
     kept: dict[int, Tensor] = {}
@@ -91,7 +92,9 @@ class Evaluation:
     scores: SeedScores
     largest_class: float  # the accuracy of calling every pixel what most of them are
     examples: list[int]  # pictures shown in the report
-    shown: dict[str, Tensor]  # model -> their classes by the first seed, (examples, S, S); -1 where unmatched
+    shown: dict[
+        str, Tensor
+    ]  # by model: the first seed's classes of them, (examples, S, S); -1 where unmatched
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -102,7 +105,7 @@ class Evaluation:
 
 
 def table(evaluation: Evaluation, pictures: int) -> Table:
-    """Table 1 in percent, mean and spread over the seeds, for a terminal."""
+    """Table 1 for a terminal: percent, mean and spread over the seeds."""
     title = f"Held-out {pictures} pictures, %; all of the largest class: {100 * evaluation.largest_class:.1f}"
     return evaluation.scores.table(title, MEASURES, {name: short for name, (_, short) in NAMES.items()})
 
@@ -110,6 +113,6 @@ def table(evaluation: Evaluation, pictures: int) -> Table:
 def open_split(
     root: Path, split: str, recipe: C2LRecipe, device: torch.device | str, *, skip_bad: bool = False
 ) -> Pictures:
-    """One split in ATR's layout as the recipe wants it."""
+    """Open one split in ATR's layout with the recipe's numbers."""
     dataset = ATR(root, split, size=recipe.size, skip_bad=skip_bad)
     return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device)

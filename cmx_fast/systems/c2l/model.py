@@ -26,8 +26,8 @@ class PartContrast(nn.Module):
     """Part vectors of a map (section 3.2): (B, D, h, w) to K unit vectors per picture, (B, K, part_width).
 
     1x1 convolution to K groups of ``part_width`` channels, ReLU, 3x3 convolution within each group, mean over the map.
-    The ReLU is ours: without it the parts would be linear in the map's mean. So is leaving out biases, with which
-    constant, orthogonal parts would satisfy the loss without a look at the picture.
+    The ReLU is ours: without it the parts would be linear in the map's mean. Leaving out biases is ours too: with them
+    constant, orthogonal parts would satisfy the loss, whatever the picture.
     """
 
     def __init__(self, width: int, parts: int, part_width: int):
@@ -42,9 +42,9 @@ class PartContrast(nn.Module):
 
 
 def part_loss(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
-    """Eq. 1: each part (B, K, d) of view 1 finds its own among those of view 2; sum over parts, mean over pictures.
+    """Eq. 1: InfoNCE of the parts (B, K, d) of view 1 against those of view 2; sum over parts, mean over pictures.
 
-    The own one is the Hungarian matching's under cosine, which carries no gradient.
+    A part's positive is its partner in the Hungarian matching by cosine, which carries no gradient.
     """
     _, own = linear_assignment(view1.detach() @ view2.detach().transpose(1, 2), maximize=True)
     losses = info_nce(view1, view2, 1 / temperature, target=own, symmetric=False, reduction="none")
@@ -52,7 +52,7 @@ def part_loss(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
 
 
 class PixelConsistency(nn.Module):
-    """Every pixel refined by the others (section 3.3): (B, D, h, w) to the same shape.
+    """Refines every pixel by all others (section 3.3): (B, D, h, w) to the same shape.
 
     F = x + attention(x), multi-head over the pixels, without positions or normalisation. Then F + D a with the sparse
     code a of F ("sparse"), or F + MLP(F) ("mlp", Table 1 row 3). With ``stride`` > 1 keys and values are averages of
@@ -83,7 +83,7 @@ class PixelConsistency(nn.Module):
             self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), last)
 
     def attend(self, maps: Tensor) -> Tensor:
-        """(B, D, h, w) to F as tokens (B, h * w, D)."""
+        """F of maps (B, D, h, w), as tokens (B, h * w, D)."""
         tokens = maps.flatten(2).transpose(1, 2)
         source = tokens if self.stride == 1 else F.avg_pool2d(maps, self.stride).flatten(2).transpose(1, 2)
         query = self.query(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -92,19 +92,19 @@ class PixelConsistency(nn.Module):
         return tokens + self.project(attended)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Batch]:
-        """The refined maps and, with the sparse code, its loss and the share of its entries that are not 0."""
+        """The refined maps; with the sparse code also "code", its loss, and "active", the share of entries above 0."""
         tokens = self.attend(maps)
-        found: Batch = {}
+        figures: Batch = {}
         if self.code is not None:
             rebuilt, codes = self.code(tokens)
-            found = {
+            figures = {
                 "code": code_loss(tokens, rebuilt, codes, self.penalty),
                 "active": (codes.detach() > 0).float().mean(),
             }
         else:
             assert self.mlp is not None
             rebuilt = self.mlp(tokens)
-        return (tokens + rebuilt).transpose(1, 2).unflatten(2, maps.shape[2:]), found
+        return (tokens + rebuilt).transpose(1, 2).unflatten(2, maps.shape[2:]), figures
 
 
 def code_loss(tokens: Tensor, rebuilt: Tensor, codes: Tensor, penalty: float) -> Tensor:
@@ -142,14 +142,14 @@ class C2L(PiCIE):
             ("2", warp(self.encoder(batch["image2"]), batch["warp"])),
         ):
             outputs["parts" + view] = self.parts(maps)
-            found: Batch = {}
+            figures: Batch = {}
             if self.pixels is not None:
-                maps, found = self.pixels(maps)
-            outputs |= {"view" + view: maps, **{name + view: value for name, value in found.items()}}
+                maps, figures = self.pixels(maps)
+            outputs |= {"view" + view: maps, **{name + view: value for name, value in figures.items()}}
         return outputs
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss and its parts: "cluster" as PiCIE's, "part" is L_r, "code" L_c, "active" the share of codes above 0."""
+        """Loss and its parts: "cluster" as PiCIE's, "part" (L_r), "code" (L_c); "active", share of codes above 0."""
         recipe = self.recipe
         if recipe.cross_view:
             losses = super().losses(outputs, batch)
@@ -167,6 +167,6 @@ class C2L(PiCIE):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Bring the dictionary's columns back to norm 1 at most (eq. 3): after each optimiser step."""
+        """Bring the dictionary's columns back to a norm of at most 1 (eq. 3), after each step of the optimiser."""
         if self.pixels is not None and self.pixels.code is not None:
             self.pixels.code.project_()

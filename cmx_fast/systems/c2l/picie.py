@@ -1,4 +1,4 @@
-"""PiCIE: pixels clustered in two views of a picture, and the clusters learnt as classes.
+"""PiCIE clusters the pixels of two views of a picture and learns the clusters as classes.
 
 Cho et al., "PiCIE: Unsupervised Semantic Segmentation using Invariance and Equivariance in Clustering", CVPR 2021: the
 baseline that C2L builds on, with its public code's objective. View 1 warps the picture, view 2 the map, by the same
@@ -19,11 +19,11 @@ from cmx_fast.train.trainable import Batch
 
 
 class PiCIE(nn.Module):
-    """A pyramid whose map is clustered as it is.
+    """A pyramid whose map is clustered without further layers.
 
-    A training batch has "image1" (B, 3, S, S), warped, and "image2", not; "warp" (B, 2, 3), the geometric transform as
-    :func:`cmx_fast.nn.warp` takes it; and of the epoch's clustering of view v "labels<v>" (B, S / 4, S / 4) int64,
-    "centroids<v>" (K, D) and "weight<v>" (K,).
+    A training batch has the views "image1" (B, 3, S, S), which is warped, and "image2", which is not; "warp" (B, 2, 3),
+    the geometric transform that :func:`cmx_fast.nn.warp` takes; and for each view v the epoch's clustering:
+    "labels<v>" (B, S / 4, S / 4) int64, "centroids<v>" (K, D) and "weight<v>" (K,).
 
     Attributes:
         centroids: (K, D), the classifier of :meth:`logits`, set after training.
@@ -38,16 +38,16 @@ class PiCIE(nn.Module):
         self.register_buffer("centroids", torch.zeros(recipe.test_clusters, recipe.width))
 
     def represent(self, maps: Tensor) -> Tensor:
-        """From the pyramid's maps (B, D, h, w) to what is clustered, the same shape."""
+        """Features to cluster from the pyramid's maps (B, D, h, w), of the same shape."""
         return maps
 
     def features(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
-        """(B, 3, S, S) to what is clustered, (B, D, S / 4, S / 4), with the pyramid's map warped by ``theta``."""
+        """Features to cluster of pictures (B, 3, S, S), (B, D, S / 4, S / 4); ``theta`` warps the pyramid's map."""
         maps = self.encoder(image)
         return self.represent(maps if theta is None else warp(maps, theta))
 
     def logits(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, 3, S, S) to (B, K, *size): unit features against the centroids, enlarged bilinearly (PiCIE's code)."""
+        """Unit features against the centroids, enlarged bilinearly (PiCIE's code): (B, 3, S, S) to (B, K, *size)."""
         features = F.normalize(self.features(image).float(), dim=1)
         return F.interpolate(F.conv2d(features, self.centroids[:, :, None, None]), size, mode="bilinear")
 
@@ -58,14 +58,14 @@ class PiCIE(nn.Module):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """The objective: half of it within the views, half across them. "cluster" is the loss within."""
+        """Loss and its halves: "cluster" within the views, "across" between them."""
         within = (cluster_loss(outputs, batch, 1, 1) + cluster_loss(outputs, batch, 2, 2)) / 2
         across = (cluster_loss(outputs, batch, 1, 2) + cluster_loss(outputs, batch, 2, 1)) / 2
         return {"loss": (within + across) / 2, "cluster": within, "across": across}
 
 
 def cluster_loss(outputs: Batch, batch: Batch, features: int, clusters: int) -> Tensor:
-    """Cross-entropy of one view's unit features against one view's clusters (L_clust of C2L's eq. 7)."""
+    """L_clust of C2L's eq. 7: cross-entropy of one view's unit features against one view's clusters."""
     loss, _ = cluster_cross_entropy(
         outputs[f"view{features}"],
         batch[f"centroids{clusters}"],

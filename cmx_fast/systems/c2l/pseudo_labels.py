@@ -1,4 +1,4 @@
-"""PiCIE's schedule: at the start of an epoch both views are clustered and labelled, then the labels are learnt."""
+"""PiCIE's schedule: an epoch clusters and labels both views of every picture, then learns the labels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ VIEWS = (1, 2)
 
 
 class PseudoLabels:
-    """The training pictures with the current epoch's clusters of both views; what a checkpoint keeps of them.
+    """Training pictures with the current epoch's clusters of both views, which a checkpoint keeps.
 
-    A picture's views are drawn anew in every epoch and are the same in its three passes: centroids (mini-batch k-means
-    on the unit features of every picture, in shuffled order), labels (each pixel's nearest centroid, in evaluation
-    mode), training. Labels stay on the device, in bytes up to 256 clusters. With several processes each clusters all
+    An epoch draws new views of every picture and passes over them three times: for the centroids (mini-batch k-means on
+    the unit features, pictures in shuffled order), for the labels (each pixel's nearest centroid, in evaluation mode),
+    and for training. Labels stay on the device, in bytes up to 256 clusters. Each of several processes clusters all
     pictures, to the same centroids, and trains on its share of a batch.
 
     Args:
@@ -32,8 +32,10 @@ class PseudoLabels:
             their centroids and the largest cluster's share of the pixels, both views.
 
     Attributes:
-        epoch: the one that the labels belong to, counted from 0; -1 before the first.
-        labels: (2, pictures, S / 4, S / 4); centroids: (2, K, D); weight: (2, K), each cluster's in the loss.
+        epoch: the labels' epoch, counted from 0; -1 before the first.
+        labels: (2, pictures, S / 4, S / 4).
+        centroids: (2, K, D).
+        weight: (2, K), of each cluster in the loss.
     """
 
     def __init__(
@@ -63,21 +65,21 @@ class PseudoLabels:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches, at least one; what is left over comes up in other epochs."""
+        """The number of full batches, at least 1; pictures left over come up in other epochs."""
         return max(1, len(self.pictures) // (self.recipe.batch * self.fabric.world_size))
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Training batches from this step on, as :class:`cmx_fast.systems.c2l.picie.PiCIE` takes them.
 
-        An epoch's first one is made after clustering, with the weights of that moment.
+        Before an epoch's first batch the views are clustered with the weights of that moment.
         """
         rank, world, per_epoch = self.fabric.global_rank, self.fabric.world_size, self.steps_per_epoch
         for epoch in range(start // per_epoch, self.recipe.epochs):
             if self.epoch < epoch:
                 self.renew(epoch)
             rows = self.shuffled(epoch).split(self.recipe.batch * world)[:per_epoch]
-            todo = rows[max(0, start - epoch * per_epoch) :]
-            for index, images in self.pictures.load(part[rank::world] for part in todo):
+            left = rows[max(0, start - epoch * per_epoch) :]
+            for index, images in self.pictures.load(part[rank::world] for part in left):
                 batch = self.views(images, index, epoch)
                 for i, view in enumerate(VIEWS):
                     batch[f"labels{view}"] = self.labels[i, index.to(self.labels.device)].long()
@@ -115,7 +117,7 @@ class PseudoLabels:
         self.epoch = epoch
 
     def passes(self, epoch: int, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """For each of ``rows``: the same, and both views' features, on one grid."""
+        """For each of ``rows``: these indices and both views' features, on one grid."""
         for index, images in self.pictures.load(rows):
             views = self.views(images, index, epoch)
             with self.fabric.autocast():
@@ -128,12 +130,12 @@ class PseudoLabels:
                 )
 
     def shuffled(self, epoch: int) -> Tensor:
-        """All pictures' indices in the epoch's order."""
+        """The indices of all pictures in the epoch's order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.pictures), generator=generator)
 
     def views(self, images: Tensor, index: Tensor, epoch: int) -> Batch:
-        """The epoch's views of these pictures: "image1", "image2" and "warp"."""
+        """The epoch's views of some pictures: "image1", "image2" and "warp"."""
         recipe = self.recipe
         drawn = Views(
             index,
@@ -152,7 +154,7 @@ class PseudoLabels:
 
 
 def new_clustering(recipe: C2LRecipe, clusters: int, seed: int) -> PiCIEClustering:
-    """Mini-batch k-means by the recipe."""
+    """Mini-batch k-means with the recipe's numbers."""
     return PiCIEClustering(
         clusters,
         init_batches=recipe.init_batches,
@@ -163,9 +165,10 @@ def new_clustering(recipe: C2LRecipe, clusters: int, seed: int) -> PiCIEClusteri
 
 @torch.no_grad()
 def final_centroids(fabric: Fabric, model: PiCIE, pictures: Pictures, seed: int) -> Tensor:
-    """(K, D) centroids of the pictures as they are, in evaluation mode, by one pass of mini-batch k-means.
+    """Centroids (K, D) by which held-out pictures are classified.
 
-    They classify held-out pictures. PiCIE's code clusters anew for its evaluation too.
+    One pass of mini-batch k-means over the pictures, not augmented and in evaluation mode. PiCIE's code clusters anew
+    for its evaluation too.
     """
     model.eval()
     clustering = new_clustering(model.recipe, model.recipe.test_clusters, seed)

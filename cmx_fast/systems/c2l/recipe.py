@@ -24,17 +24,17 @@ from cmx_fast.train.settings import (
 
 @dataclass(frozen=True)
 class C2LRecipe(Presets):
-    """Everything that decides what a run of C2L, its ablations, PiCIE or DFF computes.
+    """Every number of a run of C2L, its ablations, PiCIE or DFF.
 
     The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code of PiCIE or DFF, on which the
     paper builds. [O]: ours, because neither says. The paper leaves open the number of clusters and parts, the heads,
     the sparse code's size, steps and penalty, the learning rate and the length of training.
     """
 
-    #: Small pictures and batches, a shallower ResNet from random weights. Those tell little but colour: hence weak
-    #: colour changes, as many clusters as classes, fewer atoms, and k-means batches small enough for one pass to bring
-    #: batch norm's running statistics to those of the pictures. Every row has PiCIE's own clustering objective, so that
-    #: the rows of Table 1 differ by their modules alone.
+    #: Small pictures and batches, and a shallower ResNet. From random weights a network tells little but colour: hence
+    #: weak colour changes, as many clusters as classes, and fewer atoms. K-means batches are small, so that one pass
+    #: brings batch norm's running statistics to those of the pictures. All rows of Table 1 have PiCIE's own clustering
+    #: objective, so that they differ by their modules alone.
     DEMO: ClassVar[dict[str, object]] = {
         "size": 96,
         "cache": True,
@@ -56,7 +56,7 @@ class C2LRecipe(Presets):
     # Data
     size: Count = 320  # [P] pixels; a multiple of 32
     cache: bool = False  # [O] keep every picture of the data set in memory, as bytes
-    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one
+    backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one
 
     # Views, drawn anew in every epoch
     jitter: Share = 0.3  # [R] brightness, contrast and saturation change by up to this share
@@ -66,7 +66,7 @@ class C2LRecipe(Presets):
     # Networks
     backbone: Annotated[str, OneOf(*BACKBONES)] = "resnet18"  # [P]; "resnet10" has one block per stage [O]
     attention: Annotated[str, OneOf(*ATTENTIONS)] = ""  # [O] in the ResNet: "se", "cbam" or "non-local"
-    width: Count = 128  # [P] channels of the pyramid, of the attention and of what is clustered
+    width: Count = 128  # [P] channels of the pyramid, of the attention and of the clustered features
     part_width: Count = 32  # [O] numbers per part vector
     heads: Count = 4  # [O]
     attention_stride: Count = 1  # [O] keys and values are averages of stride x stride cells; 1: all of them
@@ -78,7 +78,7 @@ class C2LRecipe(Presets):
     # Losses
     part_weight: Amount = 0.5  # [P] alpha of eq. 8
     code_weight: Amount = 0.3  # [P] beta of eq. 8
-    temperature: Positive = 0.07  # [O] tau of eq. 1: that of the work which the paper cites for it
+    temperature: Positive = 0.07  # [O] tau of eq. 1, as in the work that the paper cites for it
     cross_view: bool = False  # [P] eq. 7 has no cross-view terms; PiCIE's own objective always has
     proportional_weights: bool = (
         True  # [R] a cluster's weight in the cross-entropy is its share of the points
@@ -86,7 +86,7 @@ class C2LRecipe(Presets):
 
     # Clustering, anew in every epoch
     clusters: Several = 18  # [O] ATR's labels; also the number of parts, as the paper suggests
-    test_clusters: Several = 18  # [R] of the clustering after training, which is evaluated
+    test_clusters: Several = 18  # [R] clusters of the clustering after training, which is evaluated
     cluster_batch: Count = 192  # [P] pictures per mini-batch of k-means
     init_batches: Count = 20  # [R] mini-batches behind the first centroids
     init_iterations: Count = 20  # [R] Lloyd iterations on them
@@ -101,14 +101,12 @@ class C2LRecipe(Presets):
     cosine: bool = False  # [R] a constant rate; else warm-up over 5 % of the steps and a cosine to zero [O]
 
     # Baseline
-    dff_stage: Annotated[int, Range(1, 4)] = 4  # [R] which of the ResNet's four stages DFF factorises
+    dff_stage: Annotated[int, Range(1, 4)] = 4  # [R] the one of the ResNet's four stages that DFF factorises
     dff_iterations: Count = 200  # [R]
     dff_tolerance: Amount = 1e-4  # [R] stop where the relative error falls by less
 
     # Evaluation
-    evaluations: Count = (
-        5  # [O] looks at the held-out pictures during training; no weights are selected by them
-    )
+    evaluations: Count = 5  # [O] on held-out pictures during training; no weights are selected by them
 
     def __post_init__(self) -> None:
         super().__post_init__()

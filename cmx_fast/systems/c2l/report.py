@@ -44,7 +44,7 @@ def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -
 
 
 def example(pictures: Pictures, evaluation: Evaluation, index: int) -> dict[str, Any]:
-    """A picture, its truth and every model's segmentation of it, as data URIs."""
+    """Data URIs of a picture, its mask and every model's segmentation of it."""
     dataset, picture = pictures.dataset, evaluation.examples[index]
     image = Image.fromarray(dataset.load_image(picture).permute(1, 2, 0).numpy())
     return {
@@ -59,7 +59,7 @@ def example(pictures: Pictures, evaluation: Evaluation, index: int) -> dict[str,
 
 
 def painted(labels: Tensor, classes: int) -> str:
-    """A PNG data URI of a label map (S, S), in the palette's colours."""
+    """The PNG data URI of a label map (S, S) in the palette's colours."""
     colours = segmentation.colour(labels, classes).numpy()
     return figures.png(
         Image.fromarray(np.ascontiguousarray(colours)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
@@ -67,7 +67,7 @@ def painted(labels: Tensor, classes: int) -> str:
 
 
 def curves(rows: figures.Rows, models: list[str], largest: float) -> str:
-    """Held-out accuracy, clustering and losses against the steps."""
+    """Plot held-out accuracy, clustering and losses against the steps."""
     trained = [name for name in models if name != "dff"]
 
     def lines(metric: str) -> list[tuple[str, str, str, str]]:

@@ -113,7 +113,7 @@ class Training:
         self.pictures, self.test, self.imagenet = train, test, imagenet
 
     def train(self, name: str, seed: int) -> None:
-        """One model from one seed; loaded where the run has finished it, and never more than its encoder for DFF."""
+        """Train a model from a seed, or load it where the run has finished it; DFF keeps its first encoder."""
         stage = f"seed{seed}/{name}"
         model = initialised(seed, lambda: new_model(name, self.recipe))
         if self.imagenet is not None:
@@ -127,27 +127,27 @@ class Training:
         def log(step: int, figures: dict[str, float]) -> None:
             self.session.run.log({"stage": stage, "step": step, **figures})
 
-        labelled = PseudoLabels(self.fabric, model, self.pictures, seed, log)
-        steps = self.recipe.epochs * labelled.steps_per_epoch
+        labels = PseudoLabels(self.fabric, model, self.pictures, seed, log)
+        steps = self.recipe.epochs * labels.steps_per_epoch
         self.session.train(
             Stage(
                 stage,
                 model,
                 [{"params": list(model.parameters()), "lr": self.recipe.lr}],
                 steps,
-                labelled.batches,
+                labels.batches,
                 seed,
                 labels=None,
                 schedule=warmup_and_cosine if self.recipe.cosine else constant,
                 after_step=model.project_ if isinstance(model, C2L) else None,
-                state=labelled,
+                state=labels,
                 evaluation=lambda: self.evaluate(model, seed),
                 evaluate_every=max(1, steps // self.recipe.evaluations),
             )
         )
 
     def evaluate(self, model: PiCIE, seed: int) -> dict[str, float]:
-        """Cluster the training pictures for the classifier, then try it on held-out ones, for the curves."""
+        """Cluster the training pictures for the classifier, and measure it on held-out ones, for the curves."""
         model.centroids.copy_(final_centroids(self.fabric, model, self.pictures, seed))
         if not self.fabric.is_global_zero:
             return {}
