@@ -18,18 +18,18 @@ def training_batches(
     data: PairData,
     recipe: Recipe,
     batch: int,
-    wanted: tuple[str, ...],
+    modalities: tuple[str, ...],
     seed: int,
     *,
     rank: int = 0,
     world: int = 1,
 ) -> Callable[[int], Iterator[Batch]]:
-    """From any step on: endless class-balanced batches of ``batch`` utterances per process, augmented."""
+    """Gives endless class-balanced, augmented batches of ``batch`` utterances per process, from a step on."""
 
     def batches(start: int) -> Iterator[Batch]:
         stream = class_balanced(data.space, batch * world, recipe.samples_per_class, seed)
-        mine = (rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None))
-        for loaded in data.load(mine, wanted):
+        own_rows = (rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None))
+        for loaded in data.load(own_rows, modalities):
             if "logmel" in loaded:
                 loaded["logmel"] = random_crop(loaded["logmel"], recipe.frames, recipe.gain_db)
             if "image" in loaded:
@@ -40,7 +40,7 @@ def training_batches(
 
 
 def class_balanced(labels: Tensor, batch: int, samples_per_class: int, seed: int) -> Iterator[list[int]]:
-    """Endless index lists: ``batch // samples_per_class`` classes and that many rows of each.
+    """Endless lists of row numbers: ``batch // samples_per_class`` classes, ``samples_per_class`` rows of each.
 
     Classes and the rows of a class are drawn from shuffled decks, so all come up equally often. The stream
     depends on the arguments alone: skipping to a step resumes it.
@@ -63,17 +63,17 @@ def class_balanced(labels: Tensor, batch: int, samples_per_class: int, seed: int
 
 
 def random_crop(logmel: Tensor, frames: int, gain_db: float) -> Tensor:
-    """(B, M, T) -> (B, M, frames) from a random start each, with a random gain of +-``gain_db`` on the dB."""
+    """Cut log-mels (B, M, T) to (B, M, frames) from a random start; add a random gain of up to +-``gain_db``."""
     count = len(logmel)
     start = torch.randint(logmel.shape[2] - frames + 1, (count, 1))
     gain = (torch.rand(count, 1, 1) * 2 - 1) * gain_db
-    where = (start + torch.arange(frames)).to(logmel.device)
-    cropped = logmel.gather(2, where[:, None].expand(-1, logmel.shape[1], -1))
+    frame = (start + torch.arange(frames)).to(logmel.device)
+    cropped = logmel.gather(2, frame[:, None].expand(-1, logmel.shape[1], -1))
     return cropped + gain.to(logmel.device)
 
 
 def random_zoom(image: Tensor, zoom: float) -> Tensor:
-    """(B, 3, S, S) -> the same size: a random window of 1 - zoom to 1 of each side, half of them mirrored."""
+    """Enlarge a random window of 1 - zoom to 1 of each side to the whole picture (B, 3, S, S); mirror half of them."""
     if zoom == 0:
         return image
     count = len(image)

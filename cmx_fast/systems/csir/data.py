@@ -18,22 +18,25 @@ from cmx_fast.data.media.decode import FILE_BACKENDS, check_backend
 from cmx_fast.data.transforms.reverberation import peak_normalise, reverberate
 from cmx_fast.train.trainable import Batch
 
-#: Utterances, evenly spaced over the training set, behind the per-band mean and standard deviation.
+#: Utterances, evenly spaced over the training set, from which each band's mean and standard deviation are taken.
 STATISTICS_FROM = 1000
 
 
 class PairData:
-    """One split's image-speech pairs, with labels at hand and batches by index.
+    """The image-speech pairs of one split, with labels at hand and batches by index.
 
-    ``dataset`` is a :class:`cmx_fast.data.sets.image2reverb.Image2Reverb` (or anything with its attributes):
-    utterance u belongs to pair u // sentences_per_air. With ``cache`` every picture and log-mel is computed
-    once and kept (float16 log-mels: 77 kB per 6 s); else workers read files, and rooms are convolved with speech and
-    log-mels computed on the device. With ``backend="dali"`` DALI decodes each batch's files together, in this process
-    (JPEG on the GPU, if there is one).
+    Utterance u belongs to pair u // sentences_per_air.
+
+    Args:
+        dataset: a :class:`cmx_fast.data.sets.image2reverb.Image2Reverb`, or anything with its attributes.
+        cache: compute every picture and log-mel once and keep it (float16 log-mels: 77 kB per 6 s); else workers read
+            files, and the device convolves rooms with speech and computes log-mels.
+        backend: "dali" decodes each batch's files together, in this process (JPEG on the GPU, if there is one).
 
     Attributes:
-        space: (utterances,) int64; rt60: (utterances,) float32 seconds, NaN where it is not known; pair:
-            (utterances,) int64.
+        space: (utterances,) int64.
+        rt60: (utterances,) float32 seconds, NaN where it is not known.
+        pair: (utterances,) int64.
     """
 
     def __init__(
@@ -66,26 +69,28 @@ class PairData:
 
     @property
     def hidden_rt60(self) -> int:
-        """The pairs whose RT60 is not known: noise hides the decay, or the manifest says so."""
+        """The number of pairs whose RT60 is not known: noise hides the decay, or the manifest says so."""
         return sum(math.isnan(pair.rt60) for pair in self.dataset.pairs)
 
     def in_order(
-        self, wanted: tuple[str, ...], batch: int = 32, rows: Iterable[int] | None = None
+        self, modalities: tuple[str, ...], batch: int = 32, rows: Iterable[int] | None = None
     ) -> Iterator[Batch]:
-        """Every utterance once (or these), in order and as it is."""
+        """Batches of every utterance once, or of those in ``rows``, in order and not augmented."""
         order = iter(range(len(self)) if rows is None else rows)
-        return self.load(iter(lambda: list(islice(order, batch)), []), wanted)
+        return self.load(iter(lambda: list(islice(order, batch)), []), modalities)
 
-    def load(self, rows: Iterator[list[int]], wanted: tuple[str, ...]) -> Iterator[Batch]:
-        """Batches of these utterances on the device: "space", "rt60" and, as wanted, "image" (B, 3, S, S) and
-        "logmel" (B, mels, T)."""
+    def load(self, rows: Iterator[list[int]], modalities: tuple[str, ...]) -> Iterator[Batch]:
+        """For each of ``rows``, utterances' numbers, a batch on the device.
+
+        It has "space", "rt60" and, of the ``modalities``, "image" (B, 3, S, S) and "logmel" (B, mels, T).
+        """
         loader: Iterable[Batch]
         if self.logmels is not None:
-            loader = (self._from_memory(torch.tensor(batch), wanted) for batch in rows)
+            loader = (self._from_memory(torch.tensor(batch), modalities) for batch in rows)
         else:
             together = self.backend == "dali"
             loader = load_batches(
-                _Items(self.dataset, self.space, self.rt60, self.pair, wanted, together),
+                _Items(self.dataset, self.space, self.rt60, self.pair, modalities, together),
                 rows,
                 workers=0 if together else CORES,
                 collate=_padded,
@@ -100,13 +105,13 @@ class PairData:
                     batch["logmel"] = level.maximum(level.amax((1, 2), keepdim=True) - self.range_db)
             yield batch
 
-    def _from_memory(self, rows: Tensor, wanted: tuple[str, ...]) -> Batch:
+    def _from_memory(self, rows: Tensor, modalities: tuple[str, ...]) -> Batch:
         assert self.images is not None
         assert self.logmels is not None
         batch = {"space": self.space[rows], "rt60": self.rt60[rows]}
-        if "logmel" in wanted:
+        if "logmel" in modalities:
             batch["logmel"] = self.logmels[rows].float()
-        if "image" in wanted:
+        if "image" in modalities:
             batch["image"] = self.images[self.pair[rows]]
         return batch
 
@@ -122,7 +127,7 @@ class PairData:
 
 
 class _Items(Dataset[Batch]):
-    """Only the wanted modalities of an utterance: no picture is decoded for the speech encoder alone."""
+    """Items with the ``modalities`` alone: for the speech encoder no picture is decoded."""
 
     def __init__(
         self,
@@ -130,10 +135,16 @@ class _Items(Dataset[Batch]):
         space: Tensor,
         rt60: Tensor,
         pair: Tensor,
-        wanted: tuple[str, ...],
+        modalities: tuple[str, ...],
         together: bool,
     ):
-        self.dataset, self.space, self.rt60, self.pair, self.wanted = dataset, space, rt60, pair, wanted
+        self.dataset, self.space, self.rt60, self.pair, self.modalities = (
+            dataset,
+            space,
+            rt60,
+            pair,
+            modalities,
+        )
         self.together = together
 
     def __len__(self) -> int:
@@ -141,22 +152,22 @@ class _Items(Dataset[Batch]):
 
     def __getitems__(self, utterances: list[int]) -> list[Batch]:
         if self.together:
-            pairs = self.pair[utterances].tolist() if "image" in self.wanted else []
-            heard = utterances if "logmel" in self.wanted else []
-            self.dataset.decode_ahead(pairs, heard, CORES)
+            pairs = self.pair[utterances].tolist() if "image" in self.modalities else []
+            spoken = utterances if "logmel" in self.modalities else []
+            self.dataset.decode_ahead(pairs, spoken, CORES)
         return [self[utterance] for utterance in utterances]
 
     def __getitem__(self, utterance: int) -> Batch:
         item = {"space": self.space[utterance], "rt60": self.rt60[utterance]}
-        if "logmel" in self.wanted:
+        if "logmel" in self.modalities:
             item["dry"], item["air"] = self.dataset.load_sounds(utterance)
-        if "image" in self.wanted:
+        if "image" in self.modalities:
             item["image"] = self.dataset.load_image(int(self.pair[utterance]))
         return item
 
 
 def _padded(items: list[Batch]) -> Batch:
-    """A batch. Sounds become as long as the longest by silence, which no convolution minds."""
+    """Collate items to a batch; silence makes all sounds as long as the longest, which no convolution minds."""
     sounds = [name for name in ("dry", "air") if name in items[0]]
     padded = {name: pad_sequence([item.pop(name) for item in items], batch_first=True) for name in sounds}
     return default_collate(items) | padded

@@ -1,9 +1,9 @@
 """DSCMR, the baseline of the CSIR paper's table (there "DCMR").
 
 Zhen et al., "Deep Supervised Cross-Modal Retrieval", CVPR 2019; sizes, weights and the norms as in its public code.
-Here it stands on the same pre-trained encoders as CSIR, standardised, fitted and fine-tuned with them for as many
-steps at the same rates (ours; its own code takes ready-made features and a rate of 1e-4), so that the two differ in
-the common space and the loss alone.
+Here it has the same pre-trained encoders as CSIR. Their features are standardised, and they are fine-tuned for as many
+steps at the same rates (ours; its own code takes ready-made features and a rate of 1e-4). So the two differ in the
+common space and the loss alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cmx_fast.train.trainable import Batch
 
 
 class DSCMR(TwoTowers):
-    """Per modality Linear + ReLU, then a linear layer to the common space and a classifier, shared by both.
+    """A linear layer and a ReLU per modality; then a linear layer to the common space and a classifier for both.
 
     J = mean ||p_v - y|| + mean ||p_s - y||                                        (labels, y one-hot)
       + alpha * sum over (v,s), (v,v), (s,s) of mean_ij [log(1 + e^t_ij) - S_ij t_ij]   (t = cosine / 2)
@@ -53,7 +53,7 @@ class DSCMR(TwoTowers):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss, its three parts and the classifier's accuracy on speech; batch has space (B,) int64."""
+        """Loss, its three parts and the classifier's accuracy on speech; the batch has "space" (B,) int64."""
         recipe, space = self.recipe, batch["space"]
         image, speech = outputs["image"], outputs["speech"]
         one_hot = F.one_hot(space, self.spaces).to(image.dtype)
@@ -74,6 +74,6 @@ class DSCMR(TwoTowers):
 
 
 def likelihood(a: Tensor, b: Tensor, same: Tensor) -> Tensor:
-    """mean_ij of log(1 + e^theta) - same * theta for theta = a b^T / 2: (B, D), (B, D), (B, B) -> 0-d."""
+    """The mean of log(1 + e^theta) - same * theta for theta = a b^T / 2: (B, D), (B, D), (B, B) -> 0-d."""
     theta = 0.5 * (a @ b.T)
     return (F.softplus(theta) - same * theta).mean()

@@ -29,7 +29,7 @@ Speech = Annotated[Path | None, typer.Option(help="Dry sentences, <split>/*.wav;
 
 
 def evaluate_run(run: FinishedRun, data: PairData) -> Evaluation:
-    """Embed the pairs with every model of the run, print the table, write results.json and report.html."""
+    """Embed the pairs with every model of the run; print the table, write results.json and report.html."""
     recipe, spaces, models = run.recipe(Recipe), run.config["spaces"], run.config["models"]
     distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs])
     recalls: dict[str, list[Recalls]] = {name: [] for name in models}

@@ -1,4 +1,4 @@
-"""Measures CSIR and its baselines on held-out pairs: the models by name, their embeddings, recalls and the table."""
+"""Measures CSIR and its baseline on held-out pairs: the models by name, their embeddings and recalls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODELS: dict[str, type[CSIR] | type[DSCMR]] = {"csir": CSIR, "dscmr": DSCMR}
 
 
 def new_model(name: str, recipe: Recipe, spaces: int) -> CSIR | DSCMR:
-    """A CSIR or DSCMR with fresh weights."""
+    """A model of that name with fresh weights."""
     return MODELS[name](
         recipe, spaces, image_encoder(recipe.image_encoder, recipe.attention), SpeechEncoder.of(recipe)
     )
@@ -31,9 +31,9 @@ def new_model(name: str, recipe: Recipe, spaces: int) -> CSIR | DSCMR:
 
 @torch.no_grad()
 def embed(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> Embeddings:
-    """Every image once and every utterance once in the common space, without augmentation, in float32.
+    """Embed every image and every utterance in the common space, not augmented, in float32.
 
-    An utterance longer than the encoder's input is the mean of the embeddings of ``eval_crops`` crops.
+    The embedding of an utterance that is longer than the encoder's input is the mean over ``eval_crops`` crops.
     """
     training = model.training
     model.eval()
@@ -61,7 +61,7 @@ def embed(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> Embeddings:
 
 
 def even_crops(logmel: Tensor, frames: int, crops: int) -> Tensor:
-    """(B, M, T) -> (crops, B, M, frames), evenly spaced over all frames; one crop is the middle."""
+    """Cut crops evenly spaced over all frames: (B, M, T) -> (crops, B, M, frames); one crop is the middle."""
     room = logmel.shape[2] - frames
     starts = [room // 2] if crops == 1 else [room * i // (crops - 1) for i in range(crops)]
     return torch.stack([logmel[:, :, s : s + frames] for s in starts])
@@ -69,13 +69,13 @@ def even_crops(logmel: Tensor, frames: int, crops: int) -> Tensor:
 
 @dataclass
 class Evaluation:
-    """What the report and the table are made of; ``recalls[model]`` has one entry per seed."""
+    """The figures of the table and the report; ``recalls[model]`` has one entry per seed."""
 
     recalls: dict[str, list[Recalls]]
-    distinct: dict[str, list[Recalls]]  # the same with the image gallery freed of repeated pictures
-    images: tuple[int, int]  # pictures in the gallery, and different ones
+    distinct: dict[str, list[Recalls]]  # the same without repeated pictures in the image gallery
+    images: tuple[int, int]  # the number of pictures in the gallery, and of different ones
     chance: float
-    shown: Embeddings  # the first model's and seed's, for the gallery
+    shown: Embeddings  # by the first model from the first seed, for the gallery
 
     def caption(self) -> str:
         seeds = len(next(iter(self.recalls.values())))
@@ -97,7 +97,7 @@ class Evaluation:
 
 
 def pretrained_image_encoder(run: FinishedRun, recipe: Recipe) -> nn.Module:
-    """The first seed's image encoder as the cross-modal stage found it."""
+    """The first seed's image encoder before the cross-modal stage."""
     encoder = image_encoder(recipe.image_encoder, recipe.attention)
     if run.config["places365"]:
         load_places365(encoder, run.config["places365"])
@@ -123,7 +123,7 @@ def open_split(
     speech: Path | None = None,
     skip_bad: bool = False,
 ) -> PairData:
-    """One split in the Image2Reverb layout as the recipe wants it; ``speech`` holds <split>/*.wav.
+    """Open one split in the Image2Reverb layout with the recipe's numbers; ``speech`` holds <split>/*.wav.
 
     Raises:
         ValueError: the split has no pairs.

@@ -1,10 +1,9 @@
-"""CSIR: image and speech of the same room, brought together by supervised contrastive learning.
+"""CSIR brings image and speech of the same room together by supervised contrastive learning.
 
 Qian et al., "Bi-directional Image-Speech Retrieval Through Geometric Consistency". A photograph and a
-reverberant sentence are mapped to 64 numbers each; the cosine between them ranks one by the other. Three
-trainings, in order: the speech encoder (section 2.1), the image encoder where no Places365 weights are at
-hand, and both together (section 2.3). The paper leaves the networks' sizes open; each docstring says where a
-size comes from.
+reverberant sentence are mapped to 64 numbers each; the cosine between them ranks one by the other. Training has
+three stages: the speech encoder (section 2.1); the image encoder, where no Places365 weights are at hand; both
+together (section 2.3). The paper leaves the networks' sizes open; each docstring says where a size comes from.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class SpeechEncoder(nn.Module):
 
     @classmethod
     def of(cls, recipe: Recipe) -> SpeechEncoder:
-        """The recipe's encoder."""
+        """An encoder of the recipe's size."""
         return cls(recipe.n_mels, recipe.frames, recipe.cnn_dropout, recipe.transformer_dropout)
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:
@@ -183,13 +182,13 @@ class SpeechPretraining(nn.Module):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss, its three parts and the accuracy of the space; batch: space (B,) int64, rt60 (B,) seconds or NaN."""
+        """Loss, its three parts and the accuracy; the batch has "space" (B,) int64 and "rt60" (B,) seconds or NaN."""
         recipe, space = self.recipe, batch["space"]
         ce = F.cross_entropy(outputs["space"], space)
         known = ~batch["rt60"].isnan()
-        wanted = torch.where(known, (batch["rt60"] - self.rt60_mean) / self.rt60_std, 0.0)
-        off = torch.where(known, outputs["rt60"], 0.0) - wanted
-        rt60 = off.square().sum() / known.sum().clamp_min(1)
+        target = torch.where(known, (batch["rt60"] - self.rt60_mean) / self.rt60_std, 0.0)
+        error = torch.where(known, outputs["rt60"], 0.0) - target
+        rt60 = error.square().sum() / known.sum().clamp_min(1)
         contrast = supcon(
             outputs["projection"],
             space,
@@ -207,9 +206,9 @@ class SpeechPretraining(nn.Module):
 
 
 class ImagePretraining(nn.Module):
-    """The image encoder's training without Places365 weights: the space from the picture alone (ours).
+    """The image encoder's own training where there are no Places365 weights: names the space of a picture (ours).
 
-    e^v stays the 365 outputs; a linear head on them, thrown away afterwards, names the space.
+    e^v stays the 365 outputs; a linear head on them names the space, and is thrown away afterwards.
     """
 
     def __init__(self, recipe: Recipe, spaces: int):
@@ -226,10 +225,10 @@ class ImagePretraining(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """What CSIR and DSCMR share: two pre-trained encoders whose features e^v and e^s are brought to one scale.
+    """Base of CSIR and DSCMR: two pre-trained encoders whose features e^v and e^s are brought to one scale.
 
-    The features are standardised over the batch (batch norm without parameters, ours): the image's are logits and the
-    speech's rectified averages, and without it both methods spend their first thousand steps on the features' means.
+    The features are standardised over the batch (batch norm without parameters, ours). The image's are logits and the
+    speech's rectified averages: not standardised, both methods spend their first thousand steps on the features' means.
     """
 
     def __init__(self, image: ResNet, speech: SpeechEncoder):
@@ -243,26 +242,25 @@ class TwoTowers(nn.Module):
         return [*self.image_encoder.parameters(), *self.speech_encoder.parameters()]
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """e^v (B, 365) and e^s (B, d_s): from "image" and "logmel", or as given by "image_features" and
-        "speech_features"."""
+        """e^v (B, 365) and e^s (B, d_s), from "image" and "logmel" or given as "image_features", "speech_features"."""
         if "image_features" in batch:
             return batch["image_features"], batch["speech_features"]
         return self.image_encoder(batch["image"]), self.speech_encoder(batch["logmel"])
 
     def project_image(self, features: Tensor) -> Tensor:
-        """e^v (B, 365) -> the common space (B, D), not normalised."""
+        """Map e^v (B, 365) to the common space (B, D), not normalised."""
         raise NotImplementedError
 
     def project_speech(self, features: Tensor) -> Tensor:
-        """e^s (B, d_s) -> the common space (B, D), not normalised."""
+        """Map e^s (B, d_s) to the common space (B, D), not normalised."""
         raise NotImplementedError
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """(B, 3, S, S) -> the common space (B, D), not normalised."""
+        """Map pictures (B, 3, S, S) to the common space (B, D), not normalised."""
         return self.project_image(self.image_encoder(image))
 
     def encode_speech(self, logmel: Tensor) -> Tensor:
-        """(B, n_mels, frames) -> the common space (B, D), not normalised."""
+        """Map log-mels (B, n_mels, frames) to the common space (B, D), not normalised."""
         return self.project_speech(self.speech_encoder(logmel))
 
 
@@ -301,7 +299,7 @@ class CSIR(TwoTowers):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss, its two parts and the classifier's accuracy; batch has space (B,) int64."""
+        """Loss, its two parts and the classifier's accuracy; the batch has "space" (B,) int64."""
         recipe, space = self.recipe, batch["space"]
         ce = F.cross_entropy(outputs["space"], space)
         image, speech, scale = outputs["image"], outputs["speech"], 1 / recipe.temperature

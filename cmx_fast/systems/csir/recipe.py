@@ -24,7 +24,7 @@ IMAGE_ENCODERS = ("resnet10", "resnet18", "resnet50")
 
 @dataclass(frozen=True)
 class Recipe(Presets):
-    """Everything that decides what a CSIR run computes.
+    """Every number of a CSIR run.
 
     The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code that the part follows
     (SupContrast for the loss; the parallel CNN and Transformer of speech emotion recognition for the
@@ -33,7 +33,8 @@ class Recipe(Presets):
     """
 
     #: Smaller pictures, a shallower ResNet, half the mel bands, higher rates for fewer and smaller steps. So short a
-    #: training underfits (train and held-out accuracy stay together), so dropout only slows it. The method is the same.
+    #: training underfits (training and held-out accuracy stay together), and dropout would only slow it. The method is
+    #: the same.
     DEMO: ClassVar[dict[str, object]] = {
         "sentences_per_air": 8,
         "n_mels": 64,
@@ -67,9 +68,9 @@ class Recipe(Presets):
     n_fft: Count = 2048  # [P] samples, Hann window
     hop: Count = 441  # [P] samples
     n_mels: Count = 128  # [P]
-    range_db: Positive = 80.0  # [O] what lies further below an utterance's loudest mel is cut off there
+    range_db: Positive = 80.0  # [O] mels further below an utterance's loudest are raised to this distance
     cache: bool = False  # [O] keep every image and log-mel of the data set in memory
-    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one
+    backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one
 
     # Networks
     image_encoder: Annotated[str, OneOf(*IMAGE_ENCODERS)] = (
@@ -80,7 +81,7 @@ class Recipe(Presets):
     )
     gradcam_layer: Annotated[str, OneOf("layer1", "layer2", "layer3", "layer4")] = "layer4"  # [P]
     crop_seconds: Positive = (
-        6.0  # [O] what the speech encoder sees at once; the paper's is the whole utterance
+        6.0  # [O] length of the speech encoder's input; the paper's is the whole utterance
     )
     cnn_dropout: ShareBelowOne = 0.3  # [R]
     transformer_dropout: ShareBelowOne = 0.4  # [R]
@@ -104,7 +105,7 @@ class Recipe(Presets):
     image_steps: Count = 4800  # [O] only where no Places365 weights are given
     image_batch: Count = 64  # [O]
     image_lr: Amount = 1e-3  # [O]
-    head_steps: Size = 0  # [O] of the cross-modal stage with both encoders still, on their features
+    head_steps: Size = 0  # [O] of the cross-modal stage before the encoders move, on their features
     head_batch: Count = 128  # [O]
     head_lr: Amount = 1e-3  # [O]
     cross_steps: Count = 20000  # [O] about 50 epochs
@@ -112,7 +113,7 @@ class Recipe(Presets):
     cross_lr: Amount = 1e-4  # [O] projectors and classifiers
     encoder_lr: Amount = 1e-5  # [O] the two pre-trained encoders in the cross-modal stage
     weight_decay: Amount = 1e-4  # [O]
-    samples_per_class: Several = 4  # [O] of one space in a class-balanced batch
+    samples_per_class: Several = 4  # [O] utterances of one space in a class-balanced batch
     gain_db: Amount = 0.0  # [O] random gain of the log-mel, plus or minus
     zoom: ShareBelowOne = 0.0  # [O] random crop of the image, up to this fraction, and a left-right flip
 
@@ -125,7 +126,7 @@ class Recipe(Presets):
     # Evaluation
     eval_crops: Count = 1  # [O] evenly spaced crops of an utterance whose embeddings are averaged
     evaluations: Count = (
-        5  # [O] looks at the held-out pairs during the cross-modal stage; no weights are selected by them
+        5  # [O] on held-out pairs during the cross-modal stage; no weights are selected by them
     )
 
     def __post_init__(self) -> None:

@@ -64,8 +64,8 @@ def write_report(
         "isr": retrieval.rank(shown.image, shown.speech, ANSWERS),
     }
     counts = torch.zeros(len(spaces), len(spaces))
-    answered = shown.image_space[nearest["sir"][:, 0]]
-    counts.index_put_((shown.speech_space, answered), torch.ones(len(answered)), accumulate=True)
+    answers = shown.image_space[nearest["sir"][:, 0]]
+    counts.index_put_((shown.speech_space, answers), torch.ones(len(answers)), accumulate=True)
     html = render(
         "systems/csir/report.html.j2",
         config=config,
@@ -144,7 +144,7 @@ def cross_modal_curves(rows: figures.Rows, chance: float) -> str:
 
 
 def choose(first_right: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Queries of different spaces, spread over them; the last one is answered wrongly if any is."""
+    """Choose queries spread over the spaces; if any query is answered wrongly, the last one is."""
     _, order = labels.sort(stable=True)
     by_space: dict[int, list[int]] = {}
     for i in order.tolist():
@@ -158,15 +158,15 @@ def choose(first_right: Tensor, labels: Tensor, count: int) -> list[int]:
 
 
 def speech_queries(data: PairData, e: retrieval.Embeddings, nearest: Tensor) -> list[Query]:
-    """Utterances with the pictures found for them."""
+    """Utterances with the pictures that answer them."""
     right = e.image_space[nearest] == e.speech_space[:, None]
     return [
         Query(
             "",
-            play(data, q),
+            sound_uri(data, q),
             data.dataset.spaces[e.speech_space[q]],
             [
-                Answer(look(data, int(a)), "", data.dataset.spaces[e.image_space[a]], bool(ok))
+                Answer(picture_uri(data, int(a)), "", data.dataset.spaces[e.image_space[a]], bool(ok))
                 for a, ok in zip(nearest[q], right[q], strict=True)
             ],
         )
@@ -175,17 +175,17 @@ def speech_queries(data: PairData, e: retrieval.Embeddings, nearest: Tensor) -> 
 
 
 def image_queries(data: PairData, e: retrieval.Embeddings, nearest: Tensor) -> list[Query]:
-    """Pictures with the utterances found for them."""
+    """Pictures with the utterances that answer them."""
     right = e.speech_space[nearest] == e.image_space[:, None]
     return [
         Query(
-            look(data, q),
+            picture_uri(data, q),
             "",
             data.dataset.spaces[e.image_space[q]],
             [
                 Answer(
-                    look(data, int(e.speech_pair[a])),
-                    play(data, int(a)),
+                    picture_uri(data, int(e.speech_pair[a])),
+                    sound_uri(data, int(a)),
                     data.dataset.spaces[e.speech_space[a]],
                     bool(ok),
                 )
@@ -196,18 +196,18 @@ def image_queries(data: PairData, e: retrieval.Embeddings, nearest: Tensor) -> l
     ]
 
 
-def look(data: PairData, pair: int) -> str:
+def picture_uri(data: PairData, pair: int) -> str:
     return figures.picture(data.dataset.pairs[pair].image, SIZE)
 
 
-def play(data: PairData, utterance: int) -> str:
+def sound_uri(data: PairData, utterance: int) -> str:
     return figures.sound(data.dataset.load_wave(utterance), data.dataset.sample_rate)
 
 
 def cams(
     data: PairData, e: retrieval.Embeddings, model: Any, before: nn.Module, layer: str
 ) -> list[dict[str, str]]:
-    """Pictures of different spaces with heat maps of cos(z^v, z^s), by the encoder before and after."""
+    """Pictures of different spaces with heat maps of cos(z^v, z^s), by the encoder before and after fine-tuning."""
     pairs = choose(torch.ones(len(e.image), dtype=torch.bool), e.image_space, CAMS)
     utterances = [int((e.speech_pair == p).nonzero()[0]) for p in pairs]
     images = torch.stack([data.dataset.load_image(p) for p in pairs]).to(data.device)
@@ -218,7 +218,7 @@ def cams(
     }
     return [
         {
-            "picture": look(data, p),
+            "picture": picture_uri(data, p),
             "space": data.dataset.spaces[e.image_space[p]],
             **{
                 name: figures.overlay(data.dataset.pairs[p].image, heat[i], SIZE)

@@ -121,7 +121,7 @@ def train_csir(
 
 
 class Training:
-    """The stages of one run: speech encoder, image encoder, then each model from copies of the two."""
+    """The stages of one run: speech encoder, image encoder, then each model from copies of both."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Training:
         self.mel_mean, self.mel_std = train.mel_statistics()
 
     def train_seed(self, seed: int, models: list[str]) -> None:
-        """Every stage of one seed; those that the run has finished are loaded."""
+        """Train every stage of one seed, or load those that the run has finished."""
         recipe = self.recipe
         speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
         speech.encoder.standardise(self.mel_mean, self.mel_std)
@@ -193,15 +193,15 @@ class Training:
         groups: list[dict[str, Any]],
         steps: int,
         batch: int,
-        wanted: tuple[str, ...],
+        modalities: tuple[str, ...],
         **more: Any,
     ) -> Module:
-        """A stage on augmented batches of ``batch`` utterances, of their modalities in ``wanted``."""
+        """Train a stage on augmented batches of ``batch`` utterances per process, with these modalities."""
         batches = training_batches(
             self.train,
             self.recipe,
             batch,
-            wanted,
+            modalities,
             seed,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
@@ -209,11 +209,11 @@ class Training:
         return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
     def train_heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
-        """The cross-modal stage before the encoders move: their features are computed once, so a step costs little."""
+        """Train the cross-modal stage before its encoders move; computed once, their features make steps cheap."""
         for parameter in model.encoders():
             parameter.requires_grad_(False)
-        held = {id(parameter) for parameter in model.encoders()}
-        new = [parameter for parameter in model.parameters() if id(parameter) not in held]
+        pretrained = {id(parameter) for parameter in model.encoders()}
+        new = [parameter for parameter in model.parameters() if id(parameter) not in pretrained]
         groups = [{"params": new, "lr": self.recipe.head_lr}]
         computed: list[tuple[Tensor, Tensor]] = []
 
@@ -228,11 +228,11 @@ class Training:
             )
             stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
             for rows in islice(stream, start, None):
-                mine = torch.tensor(rows[rank * batch : (rank + 1) * batch])
+                own = torch.tensor(rows[rank * batch : (rank + 1) * batch])
                 yield {
-                    "image_features": image[self.train.pair[mine]],
-                    "speech_features": speech[mine],
-                    "space": self.train.space[mine].to(image.device),
+                    "image_features": image[self.train.pair[own]],
+                    "speech_features": speech[own],
+                    "space": self.train.space[own].to(image.device),
                 }
 
         model = self.train_stage(name, seed, model, groups, self.recipe.head_steps, batches)
@@ -250,6 +250,7 @@ class Training:
         batches: Callable[[int], Iterator[Batch]],
         **more: Any,
     ) -> Module:
+        """Train a stage with the recipe's weight decay and number of evaluations."""
         stage = Stage(
             f"seed{seed}/{name}",
             module,
@@ -264,7 +265,7 @@ class Training:
         return self.session.train(stage)
 
     def evaluate(self, model: CSIR | DSCMR) -> dict[str, float]:
-        """R@1 on the held-out pairs, for the curves; on the first process only."""
+        """Measure R@1 on the held-out pairs, for the curves; on the first process only."""
         if not self.fabric.is_global_zero:
             return {}
         measured = recalls(embed(model, self.test, self.recipe))
@@ -273,7 +274,7 @@ class Training:
 
 @torch.no_grad()
 def features(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """The encoders' outputs without augmentation, on the data's device: e^v (pairs, 365), e^s (utterances, d_s)."""
+    """e^v (pairs, 365) and e^s (utterances, d_s) of all data, not augmented, on their device."""
     model.eval()
     first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
     image = [model.image_encoder(b["image"]) for b in data.in_order(("image",), rows=first.tolist())]
@@ -285,9 +286,9 @@ def features(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> tuple[Tenso
 
 
 def parameter_groups(model: CSIR | DSCMR) -> list[dict[str, Any]]:
-    """The two pre-trained encoders at ``encoder_lr``, everything new at ``cross_lr``."""
-    held = {id(p) for p in model.encoders()}
-    new = [p for p in model.parameters() if id(p) not in held]
+    """Two groups: the pre-trained encoders at ``encoder_lr``, everything new at ``cross_lr``."""
+    pretrained = {id(p) for p in model.encoders()}
+    new = [p for p in model.parameters() if id(p) not in pretrained]
     return [
         {"params": model.encoders(), "lr": model.recipe.encoder_lr},
         {"params": new, "lr": model.recipe.cross_lr},
