@@ -229,7 +229,7 @@ def sound2scene(preset: str, batch: int | None, device: torch.device) -> System:
         _decaying(torch.optim.Adam, recipe.weight_decay),
         lambda: dict(data),
         ("picture",),
-        inner=((model.sound_encoder, "look", "data"),),
+        inner=((model.sound_encoder, "standardised_spectrogram", "data"),),
     )
 
 

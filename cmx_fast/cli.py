@@ -98,7 +98,7 @@ COMMANDS = {
         "The moments of videos that agree best with their sound, as JSON.",
     ),
     ("generate",): (
-        "cmx_fast.systems.sound2scene.inference:generate",
+        "cmx_fast.systems.sound2scene.inference:generate_picture",
         "A picture from a sound, perhaps with a second one or a picture.",
     ),
     ("edit",): (

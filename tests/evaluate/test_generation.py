@@ -30,7 +30,7 @@ from cmx_fast.evaluate.generation import (
     recall,
 )
 from cmx_fast.networks.picture_encoder import PictureEncoder
-from cmx_fast.systems.sound2scene.control_study import BALANCES, couples, study
+from cmx_fast.systems.sound2scene.control_study import BALANCES, scene_pairs, study
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.sound_features import own_rank
 
@@ -203,7 +203,7 @@ def test_a_classifier_learns_frames_and_leaves_the_generator_alone(monkeypatch):
 class Ideal:
     """A system whose features are one-hot classes and whose pictures are its features."""
 
-    def of_sound(self, wave):
+    def encode_sound(self, wave):
         return F.normalize(wave[:, :3].abs() + 1e-6, dim=1)
 
     def noise(self, count, seed=0):
@@ -216,9 +216,9 @@ class Ideal:
 def test_controls_of_an_ideal_system_lead_the_right_way():
     labels = torch.arange(30) % 3
     eye = torch.eye(3)[labels]
-    of = couples(0.9 * eye, eye, labels)
-    assert (of.labels[0] != of.labels[1]).all() and len(of.labels[0]) > 30
-    found = study(Ideal(), lambda p: p.mean((2, 3)), of)
+    pairs = scene_pairs(0.9 * eye, eye, labels)
+    assert (pairs.labels[0] != pairs.labels[1]).all() and len(pairs.labels[0]) > 30
+    found = study(Ideal(), lambda p: p.mean((2, 3)), pairs)
     assert set(found) == {"interpolation", "mixing", "editing"}
     for name, turned in found.items():
         assert turned.right == 1.0
@@ -228,7 +228,7 @@ def test_controls_of_an_ideal_system_lead_the_right_way():
         assert turned.strips.shape == (3, len(turned.values), 3, 2, 2)
     assert found["mixing"].to[len(BALANCES) // 2] == pytest.approx(math.sqrt(0.5), abs=1e-3)
     with pytest.raises(ValueError, match="all of one class"):
-        couples(eye, eye, torch.zeros(30, dtype=torch.int64))
+        scene_pairs(eye, eye, torch.zeros(30, dtype=torch.int64))
 
 
 @pytest.fixture

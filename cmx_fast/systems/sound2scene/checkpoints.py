@@ -1,4 +1,4 @@
-"""Trained systems and their parts from the folders that ``cmx train`` writes, or from published checkpoints."""
+"""Opens trained systems and their parts, from the folders that ``cmx train`` writes or from published checkpoints."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cmx_fast.train.run_folder import RunFolder
 def open_icgan(
     path: Path | str, picture_encoder: Path | str | None = None
 ) -> tuple[PictureEncoder, Generator]:
-    """The picture encoder and the generator of a ``cmx train icgan`` folder or of an IC-GAN checkpoint.
+    """Open the picture encoder and the generator of a ``cmx train icgan`` folder or of an IC-GAN checkpoint.
 
-    A checkpoint of IC-GAN's goes with SwAV's ResNet-50, ``picture_encoder``; a run's folder knows its own, which
-    ``picture_encoder`` replaces where it has moved.
+    IC-GAN's checkpoint goes with SwAV's ResNet-50, whose file is ``picture_encoder``. A run folder names its own
+    encoder; ``picture_encoder`` says where that file is now, if it has moved.
 
     Raises:
-        FileNotFoundError, ValueError: what is missing, unfinished, broken or does not fit.
+        FileNotFoundError, ValueError: a file is missing, unfinished, broken or does not fit.
     """
     path = Path(path)
     if (path / "config.json").is_file():
@@ -57,13 +57,13 @@ def _open_icgan_run(path: Path, picture_encoder: Path | str | None) -> tuple[Pic
 def open_sound2scene(
     run: Path | str, icgan: Path | str | None = None, picture_encoder: Path | str | None = None
 ) -> Sound2Scene:
-    """The system of a finished ``cmx train sound2scene`` folder.
+    """Open the system of a finished ``cmx train sound2scene`` folder.
 
     ``icgan`` and ``picture_encoder`` say where the generator's folder or checkpoint and SwAV's weights are now, if not
     where they were when the run was trained.
 
     Raises:
-        FileNotFoundError, ValueError: what is missing, unfinished, broken or does not fit.
+        FileNotFoundError, ValueError: a file is missing, unfinished, broken or does not fit.
     """
     finished = RunFolder.open_finished(run, "train sound2scene")
     config = finished.config

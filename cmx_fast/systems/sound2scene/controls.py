@@ -1,4 +1,4 @@
-"""Sound2Scene's controls (section 5 of the paper): of waves before the encoder, of features before the generator."""
+"""Sound2Scene's controls (section 5 of the paper): they change an encoder's waves or a generator's features."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ INVERSION_STEPS, INVERSION_RATE = 500, 0.05
 
 
 def change_volume(wave: Tensor, decibels: float) -> Tensor:
-    """A wave (..., samples) louder or quieter, clipped to [-1, 1].
+    """Make a wave (..., samples) louder or quieter and clip it to [-1, 1].
 
-    The encoder standardises each clip's log spectrogram, which takes a gain back out but for its floor: near silence,
-    and where loud sound is clipped, volume shows.
+    The encoder standardises each clip's log spectrogram, which takes a gain out again. Volume shows only where the
+    logarithm's floor is near, in near silence, and where loud sound is clipped.
     """
     return (wave * 10 ** (decibels / 20)).clamp(-1, 1)
 
 
 def mix(*waves: Tensor) -> Tensor:
-    """The sum of waves (samples,) clipped to [-1, 1]; shorter ones are repeated to the longest.
+    """Add waves (samples,) and clip the sum to [-1, 1]; shorter ones are repeated to the longest.
 
     Raises:
         ValueError: no wave, one without samples, or waves of integers or on several devices.
@@ -44,7 +44,7 @@ def _repeated(wave: Tensor, length: int) -> Tensor:
 
 
 def interpolate(picture: Tensor, sound: Tensor, weight: float) -> Tensor:
-    """weight z^V + (1 - weight) z^A, (B, D), of unit length again.
+    """Mix features to weight z^V + (1 - weight) z^A, (B, D), of unit length again.
 
     Raises:
         ValueError: ``weight`` outside [0, 1].
@@ -55,7 +55,7 @@ def interpolate(picture: Tensor, sound: Tensor, weight: float) -> Tensor:
 
 
 def edit(picture: Tensor, to: Tensor, since: Tensor, strength: float = 1.0) -> Tensor:
-    """z^V + strength (z^A_to - z^A_since), (B, D), of unit length again: from one sound to another, of a picture."""
+    """Move a picture's features from one sound to another: z^V + strength (z^A_to - z^A_since), made unit vectors."""
     return F.normalize(picture + strength * (to - since), dim=1)
 
 
@@ -66,18 +66,18 @@ def invert(
     noise: Tensor,
     *,
     steps: int = INVERSION_STEPS,
-    look: Callable[[Tensor], Tensor] | None = None,
+    perception: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """GAN inversion: the features (B, D) and noise (B, dim_z) that the generator makes ``picture`` (B, 3, S, S) of.
+    """GAN inversion: find features (B, D) and noise (B, dim_z) from which the generator makes ``picture`` (B, 3, S, S).
 
-    Both are optimised by Adam from where they are given, the picture's own features and any noise, against the mean
-    squared difference of the pictures and, with ``look``, that of what it makes of them (a network's features: their
-    perceptual distance). Each step is a pass through the generator and back.
+    Adam starts from ``features``, the picture's own, and from any ``noise``. It lessens the mean squared difference of
+    the pictures and, with ``perception``, that of their features by a network. A step is a pass through the generator
+    and back.
 
     Args:
         picture: in [0, 1], of the generator's size.
-        look: maps pictures in [0, 1] to features, differentiably.
+        perception: maps pictures in [0, 1] to features, differentiably.
         progress: called with the step and the mean error after each.
 
     Returns:
@@ -86,21 +86,23 @@ def invert(
     Raises:
         ValueError: a picture of another size.
     """
-    wanted = 2 * picture - 1
+    target = 2 * picture - 1
     with torch.no_grad():
         made = generator(noise, features)
-    if made.shape != wanted.shape:
+    if made.shape != target.shape:
         raise ValueError(
             f"picture must have shape {tuple(made.shape)}, as the generator makes them; got {tuple(picture.shape)}"
         )
     h, z = features.clone().requires_grad_(), noise.clone().requires_grad_()
     optimizer = torch.optim.Adam([h, z], INVERSION_RATE)
-    seen = None if look is None else look(picture).detach()
+    perceived = None if perception is None else perception(picture).detach()
     with torch.enable_grad():
         for step in range(steps):
             made = generator(z, F.normalize(h, dim=1))
-            error = (made - wanted).square().mean((1, 2, 3))
-            loss = error if look is None or seen is None else error + _distance(look((made + 1) / 2), seen)
+            error = (made - target).square().mean((1, 2, 3))
+            loss = error
+            if perception is not None and perceived is not None:
+                loss = error + _distance(perception((made + 1) / 2), perceived)
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()
@@ -108,10 +110,10 @@ def invert(
                 progress(step + 1, float(error.detach().mean()))
     with torch.no_grad():
         unit = F.normalize(h, dim=1)
-        error = (generator(z, unit) - wanted).square().mean((1, 2, 3)) / 4
+        error = (generator(z, unit) - target).square().mean((1, 2, 3)) / 4
     return unit.detach(), z.detach(), error
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """Mean squared difference of unit features, (B, D) to (B,)."""
+    """Squared distance of features made unit vectors, (B, D) to (B,)."""
     return (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1)

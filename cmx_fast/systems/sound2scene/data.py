@@ -15,13 +15,15 @@ from cmx_fast.train.trainable import Batch
 
 
 class SoundBatches:
-    """Epochs of "wave" (B, samples) and "picture" (B, D), each scene once with one of its moments; the same for a seed.
+    """Batches of "wave" (B, samples) and "picture" (B, D), the same for the same seed.
+
+    An epoch has each scene once, with one of its moments.
 
     Args:
-        features: (P, D) of every picture of ``data``, of broken ones NaN; their scenes are left out.
-        batch: of each process, in every step: processes gather each other's rows. A sound that can't be read is
-            replaced by another, which no other process has in that step.
-        rank, world: this process's share of each batch of ``batch * world``.
+        features: (P, D), of every picture of ``data``; NaN for broken ones, whose scenes are left out.
+        batch: rows of each process in every step, as processes gather each other's. A sound that can't be read is
+            replaced by one that no other process has in that step.
+        rank, world: choose this process's share of each batch of ``batch * world``.
     """
 
     def __init__(
@@ -38,9 +40,8 @@ class SoundBatches:
         self.data, self.batch, self.seed, self.device = data, batch, seed, device
         self.features = features.unflatten(0, (len(data), data.moments))
         usable = self.features.isfinite().all(2).all(1)
-        if (
-            world > 1 and dist.is_initialized()
-        ):  # what one process could not read none uses: all count the same steps
+        if world > 1 and dist.is_initialized():
+            # Scenes that one process could not read none uses: so all count the same steps.
             usable = upload(usable.int(), device)
             dist.all_reduce(usable, dist.ReduceOp.MIN)
         self.scenes = usable.cpu().nonzero()[:, 0]
@@ -62,20 +63,22 @@ class SoundBatches:
             order = self.scenes[torch.randperm(len(self.scenes), generator=generator)]
             moments = torch.randint(self.data.moments, (len(self.data),), generator=generator)
             batches = order.split(self.batch * self.world)[skip : self.steps_per_epoch]
-            mine = [rows[self.rank :: self.world] for rows in batches]
-            for index, waves in self.data.sounds(mine, functools.partial(self._others, order, epoch)):
+            own_rows = [rows[self.rank :: self.world] for rows in batches]
+            for index, waves in self.data.sounds(
+                own_rows, functools.partial(self._substitutes, order, epoch)
+            ):
                 picture = self.features[index, moments[index]]
                 yield {"wave": upload(waves, self.device), "picture": upload(picture, self.device)}
             epoch, skip = epoch + 1, 0
 
-    def _others(self, order: Tensor, epoch: int, mine: Tensor) -> Iterator[int]:
-        """This process's share of the scenes that are not in a step's batch, drawn anew for each step.
+    def _substitutes(self, order: Tensor, epoch: int, batch: Tensor) -> Iterator[int]:
+        """This process's share of the scenes outside of a step's batch, in an order drawn anew for each step.
 
         Raises:
             ValueError: none is left, and other processes wait for as many rows as they have.
         """
         size = self.batch * self.world
-        step = int((order == mine[0]).nonzero()) // size
+        step = int((order == batch[0]).nonzero()) // size
         outside = torch.cat([order[: step * size], order[(step + 1) * size :]])
         generator = torch.Generator().manual_seed(
             ((self.seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63

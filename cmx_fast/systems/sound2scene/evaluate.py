@@ -23,16 +23,16 @@ from cmx_fast.evaluate.generation import (
 )
 from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
-from cmx_fast.systems.sound2scene.control_study import couples, study, volumes
+from cmx_fast.systems.sound2scene.control_study import scene_pairs, study, volumes
 from cmx_fast.systems.sound2scene.evaluation import (
     CLASSIFIED,
     ROWS,
     Evaluation,
-    _examples,
-    _figures,
-    _generate,
-    _pictures,
-    _retrieval,
+    choose_examples,
+    generate_samples,
+    load_pictures,
+    picture_figures,
+    retrieval_figures,
     table,
 )
 from cmx_fast.systems.sound2scene.model import Sound2Scene
@@ -60,11 +60,11 @@ def evaluate_run(
     inception: Path | None = None,
     clip: tuple[str, Path] | None = None,
 ) -> Evaluation:
-    """Generate from every held-out sound, print the table, write results.json and report.html.
+    """Generate pictures from every held-out sound; print the table, write results.json and report.html.
 
     Args:
-        system: of the run, where it lies elsewhere than the run says.
-        inception: weights for FID and Inception Score; without, they are of a classifier of the training frames.
+        system: the run's system, where its parts lie elsewhere than the run says.
+        inception: weights for FID and Inception Score; without them a classifier of the training frames gives both.
         clip: OpenCLIP's model and its weights, for the retrieval of class names.
     """
     device = default_device()
@@ -75,62 +75,63 @@ def evaluate_run(
     )
     scenes, sounds = sound_features(system.sound_encoder, test)
     middle = scenes * test.moments + test.moments // 2
-    known = test_features[middle].isfinite().all(1)
-    scenes, sounds, middle = scenes[known], sounds[known], middle[known]
-    seen, labels = test_features[middle], test.labels[scenes]
-    frames = _pictures(test, middle)
-    known_train = train_features.isfinite().all(1).nonzero()[:, 0]
-    nearest = known_train[rank(sounds, train_features[known_train], 1)[:, 0]]
-    made = {
-        "A": _generate(system, seen, device),
-        "B": _generate(system, sounds, device),
-        "C": _pictures(train, nearest),
+    readable = test_features[middle].isfinite().all(1)
+    scenes, sounds, middle = scenes[readable], sounds[readable], middle[readable]
+    pictures, labels = test_features[middle], test.labels[scenes]
+    frames = load_pictures(test, middle)
+    readable_train = train_features.isfinite().all(1).nonzero()[:, 0]
+    nearest = readable_train[rank(sounds, train_features[readable_train], 1)[:, 0]]
+    rows = {
+        "A": generate_samples(system, pictures, device),
+        "B": generate_samples(system, sounds, device),
+        "C": load_pictures(train, nearest),
         "D": frames,
     }
-    sample = known_train[torch.randperm(len(known_train), generator=torch.Generator().manual_seed(0))]
+    sample = readable_train[torch.randperm(len(readable_train), generator=torch.Generator().manual_seed(0))]
     sample = sample[:CLASSIFIED]
     with torch.enable_grad():
         classifier = train_classifier(
-            _pictures(train, sample), train.labels[sample // train.moments], len(train.class_names)
+            load_pictures(train, sample), train.labels[sample // train.moments], len(train.class_names)
         )
     networks = classifier_networks(classifier) if inception is None else inception_networks(inception)
     judge = None if clip is None else ClipJudge(*clip, train.class_names)
     evaluation = Evaluation(
         len(scenes),
         len(train.class_names),
-        _retrieval(sounds, seen),
+        retrieval_figures(sounds, pictures),
         {
-            row: _figures(
-                pictures, labels.repeat(len(pictures) // len(labels)), frames, networks, classifier, judge
+            row: picture_figures(
+                made, labels.repeat(len(made) // len(labels)), frames, networks, classifier, judge
             )
-            for row, pictures in made.items()
+            for row, made in rows.items()
         },
         networks.name,
         {},
     )
     waves = torch.cat([wave for _, wave in test.sounds(scenes.split(64))]).to(device)
-    chosen = couples(waves, F.normalize(seen, dim=1).to(device), labels.to(device))
-    evaluation.controls = study(system, lambda p: probabilities(classifier, p.cpu()).to(device), chosen)
-    examples = _examples(test, scenes, labels, frames, made)
+    pairs = scene_pairs(waves, F.normalize(pictures, dim=1).to(device), labels.to(device))
+    evaluation.controls = study(system, lambda p: probabilities(classifier, p.cpu()).to(device), pairs)
+    examples = choose_examples(test, scenes, labels, frames, rows)
     quiet_to_loud = volumes(system, waves[[int((labels == c).nonzero()[0, 0]) for c in labels.unique()[:4]]])
     run.write_results(evaluation.as_dict())
     console = Console()
     console.print(table(evaluation))
-    console.print(_says(evaluation))
+    console.print(sentences(evaluation))
     file = write_report(run, evaluation, ROWS, train.class_names, examples, quiet_to_loud)
     console.print(f"report: {file}")
     return evaluation
 
 
-def _says(evaluation: Evaluation) -> str:
-    of = evaluation.retrieval
+def sentences(evaluation: Evaluation) -> str:
+    """Retrieval and controls in words."""
+    retrieval = evaluation.retrieval
     lines = [
-        f"a sound's own picture is the nearest of {evaluation.scenes}: {100 * of['sound_to_picture R@1']:.1f} % "
-        f"(chance {100 * of['chance R@1']:.2f} %)"
+        f"a sound's own picture is the nearest of {evaluation.scenes}: {100 * retrieval['sound_to_picture R@1']:.1f} % "
+        f"(chance {100 * retrieval['chance R@1']:.2f} %)"
     ]
     lines += [
-        f"{name} moves the class the right way in {100 * turned.right:.0f} % of pairs"
-        for name, turned in evaluation.controls.items()
+        f"{name} moves the class the right way in {100 * effect.right:.0f} % of pairs"
+        for name, effect in evaluation.controls.items()
     ]
     return "\n".join(lines)
 
@@ -162,7 +163,7 @@ def evaluate_sound2scene(
     )
     if selection is not None:
         check_selection(config["selection"], selection, train, test)
-    for split, of in (("train", train), ("held out", test)):
-        print(f"{split}: {len(of)} scenes{selected(of)}{left_out(of.skipped)}", file=sys.stderr)
+    for split, scenes in (("train", train), ("held out", test)):
+        print(f"{split}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}", file=sys.stderr)
     clip = None if clip_weights is None else (clip_model, clip_weights)
     evaluate_run(finished, train, test, system=system, inception=inception, clip=clip)

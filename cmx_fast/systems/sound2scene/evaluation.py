@@ -20,7 +20,7 @@ from cmx_fast.evaluate.generation import (
     recall,
 )
 from cmx_fast.evaluate.summary import new_table
-from cmx_fast.systems.sound2scene.control_study import Turned
+from cmx_fast.systems.sound2scene.control_study import ControlEffect
 from cmx_fast.systems.sound2scene.model import Sound2Scene
 from cmx_fast.systems.sound2scene.sound_features import (
     own_rank,
@@ -29,42 +29,47 @@ from cmx_fast.systems.sound2scene.sound_features import (
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out scene: its frame, the picture of its frame's features, pictures of its sound, and the retrieved one.
+    """Pictures of a held-out scene, (3, S, S) in [0, 1].
 
-    All (3, S, S) in [0, 1]; ``of_sound`` (samples, 3, S, S), each from a noise of its own.
+    Attributes:
+        frame: the real one.
+        from_frame: generated from the frame's features.
+        from_sound: generated from the sound's features, (samples, 3, S, S), each from a noise of its own.
+        retrieved: the training picture nearest to the sound.
     """
 
     name: str
     label: str
     frame: Tensor
-    of_picture: Tensor
-    of_sound: Tensor
+    from_frame: Tensor
+    from_sound: Tensor
     retrieved: Tensor
 
 
-#: Rows of Table 1: what the pictures are of.
+#: Rows of Table 1 with the origin of their pictures.
 ROWS = {
     "A": "the picture, by G",
     "B": "the sound, by G",
     "C": "the sound, retrieved",
     "D": "real frames",
 }
-#: Pictures generated of each held-out scene, from different noise; frames of a video that are judged.
+#: Pictures that are generated from each held-out scene, from different noise.
 SAMPLES = 4
-#: Training pictures that the classifier of real frames learns from, at most.
+#: The most training pictures from which the classifier of real frames learns.
 CLASSIFIED = 20_000
 
 
 @dataclass
 class Evaluation:
-    """What the report and the table are made of; shares are of 1.
+    """The figures of the table and the report; shares are of 1.
 
     Attributes:
-        scenes: held out, with sound and picture; classes: their number.
-        retrieval: R@K of a sound's own picture and the reverse, with chance.
+        scenes: the number of held-out scenes with sound and picture.
+        classes: the number of their classes.
+        retrieval: R@K of a sound's own picture and of a picture's own sound, with chance.
         table: the figures of each row of ROWS.
-        compared_by: what the distances and scores are of.
-        controls: see :class:`cmx_fast.systems.sound2scene.control_study.Turned`.
+        compared_by: the network whose features FID and IS compare.
+        controls: the effect of each control.
     """
 
     scenes: int
@@ -72,12 +77,12 @@ class Evaluation:
     retrieval: dict[str, float]
     table: dict[str, dict[str, float]]
     compared_by: str
-    controls: dict[str, Turned]
+    controls: dict[str, ControlEffect]
 
     def as_dict(self) -> dict[str, Any]:
-        controls = {name: asdict(of) for name, of in self.controls.items()}
-        for of in controls.values():
-            del of["strips"], of["classes"]
+        controls = {name: asdict(effect) for name, effect in self.controls.items()}
+        for figures in controls.values():
+            del figures["strips"], figures["classes"]
         return {
             "scenes": self.scenes,
             "classes": self.classes,
@@ -89,30 +94,36 @@ class Evaluation:
         }
 
 
-def _pictures(data: SceneData, numbers: Tensor) -> Tensor:
-    """uint8 (P, 3, S, S) of pictures that can be read."""
+def load_pictures(data: SceneData, numbers: Tensor) -> Tensor:
+    """Those of the pictures that can be read, uint8 (P, 3, S, S)."""
     return torch.cat([pictures for _, pictures in data.pictures(list(numbers.split(64)))])
 
 
-def _generate(system: Sound2Scene, features: Tensor, device: str) -> Tensor:
-    """float (SAMPLES N, 3, S, S): every feature's picture from the first noise, then from the second, ..."""
-    made = []
+def generate_samples(system: Sound2Scene, features: Tensor, device: str) -> Tensor:
+    """Pictures of features (N, D), float (SAMPLES N, 3, S, S): all from a first noise, all from a second, ..."""
+    pictures = []
     for sample in range(SAMPLES):
         noise = system.noise(len(features), seed=sample)
         for h, z in zip(features.split(64), noise.split(64), strict=True):
-            made.append(system.generate(h.to(device), z).cpu())
-    return torch.cat(made)
+            pictures.append(system.generate(h.to(device), z).cpu())
+    return torch.cat(pictures)
 
 
-def _retrieval(sounds: Tensor, pictures: Tensor) -> dict[str, float]:
-    ranks = {"sound_to_picture": own_rank(sounds, pictures), "picture_to_sound": own_rank(pictures, sounds)}
-    found = {
-        f"{name} R@{k}": float((of < k).double().mean()) for name, of in ranks.items() for k in (1, 5, 10)
+def retrieval_figures(sounds: Tensor, pictures: Tensor) -> dict[str, float]:
+    """R@K in both directions for features of sounds and pictures (N, D) of the same scenes, with chance."""
+    directions = {
+        "sound_to_picture": own_rank(sounds, pictures),
+        "picture_to_sound": own_rank(pictures, sounds),
     }
-    return found | {f"chance R@{k}": min(1.0, k / len(sounds)) for k in (1, 5, 10)}
+    figures = {
+        f"{name} R@{k}": float((ranks < k).double().mean())
+        for name, ranks in directions.items()
+        for k in (1, 5, 10)
+    }
+    return figures | {f"chance R@{k}": min(1.0, k / len(sounds)) for k in (1, 5, 10)}
 
 
-def _figures(
+def picture_figures(
     pictures: Tensor,
     labels: Tensor,
     real: Tensor,
@@ -120,9 +131,9 @@ def _figures(
     classifier: Any,
     judge: ClipJudge | None,
 ) -> dict[str, float]:
-    """One row of Table 1."""
-    seen = probabilities(classifier, pictures)
-    figures = {"class R@1": recall(seen, labels, 1), "class R@5": recall(seen, labels, 5)}
+    """The figures of one row of Table 1."""
+    classes = probabilities(classifier, pictures)
+    figures = {"class R@1": recall(classes, labels, 1), "class R@5": recall(classes, labels, 5)}
     if judge is not None:
         names = judge.scores(pictures)
         figures |= {f"CLIP R@{k}": recall(names, labels, k) for k in (1, 5)}
@@ -132,10 +143,10 @@ def _figures(
     }
 
 
-def _examples(
-    test: SceneData, scenes: Tensor, labels: Tensor, frames: Tensor, made: dict[str, Tensor]
+def choose_examples(
+    test: SceneData, scenes: Tensor, labels: Tensor, frames: Tensor, rows: dict[str, Tensor]
 ) -> list[Example]:
-    """Two scenes of each class, at most 24 in all."""
+    """Two scenes of each class, at most 24 in all, with their pictures in the rows of Table 1."""
     chosen = [int(i) for c in labels.unique()[:12] for i in (labels == c).nonzero()[:2, 0]]
     count = len(labels)
     return [
@@ -143,9 +154,9 @@ def _examples(
             test.entries[int(scenes[i])].name,
             test.class_names[int(labels[i])],
             as_float(frames[i]),
-            made["A"][i],
-            made["B"][i::count][:3],
-            as_float(made["C"][i]),
+            rows["A"][i],
+            rows["B"][i::count][:3],
+            as_float(rows["C"][i]),
         )
         for i in chosen
     ]

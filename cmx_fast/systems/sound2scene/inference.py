@@ -38,7 +38,7 @@ NoiseSeed = Annotated[int, typer.Option(help="Seed of the noise: the same seed, 
 InversionSteps = Annotated[int, typer.Option(min=0, help="Steps of Adam that the inversion takes.")]
 
 
-def generate(
+def generate_picture(
     audio: Annotated[Path, typer.Option(help="Sound or video file.")],
     out: PictureOut,
     run: SystemRun = Path("runs/sound2scene"),
@@ -56,7 +56,7 @@ def generate(
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
 ) -> None:
-    """Paint what makes a sound, or two mixed, or a sound in a given scene."""
+    """Paint the source of a sound, of two mixed sounds, or of a sound in a given scene."""
     for option, changed, needed in (
         ("--mix-volume", mix_volume != 0 and mix_with is None, "--mix"),
         ("--weight", weight != WEIGHT and image is None, "--image"),
@@ -69,9 +69,9 @@ def generate(
     if mix_with is not None:
         waves.append(change_volume(read_sound(mix_with, system), mix_volume))
     with torch.no_grad():
-        features = system.of_sound(mix(*waves)[None])
+        features = system.encode_sound(mix(*waves)[None])
         if image is not None:
-            features = interpolate(system.of_picture(_picture(image, system)), features, weight)
+            features = interpolate(system.encode_picture(_picture(image, system)), features, weight)
         pictures = system.generate(features.expand(samples, -1), system.noise(samples, seed))
     write_pictures(pictures, out)
 
@@ -95,7 +95,7 @@ def edit_picture(
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
 ) -> None:
-    """Edit a picture by the difference of two sounds: find what the generator makes it of, and move that.
+    """Edit a picture by the difference of two sounds: invert it, and move its features.
 
     Writes the picture as the generator can make it, beside the edited one.
     """
@@ -107,11 +107,11 @@ def edit_picture(
         )
     _writable(out)
     system = open_sound2scene(run, icgan, picture_encoder)
-    since, wanted = read_sound(audio, system), read_sound(to or audio, system)
+    current, sought = read_sound(audio, system), read_sound(to or audio, system)
     features, noise = _inverted(image, system, steps, seed) if inverted is None else read_latents(inverted)
     with torch.no_grad():
-        heard = system.of_sound(change_volume(wanted, volume)[None])
-        moved = edit(features, heard, system.of_sound(since[None]), strength)
+        target = system.encode_sound(change_volume(sought, volume)[None])
+        moved = edit(features, target, system.encode_sound(current[None]), strength)
         pictures = torch.cat([system.generate(h, noise) for h in (features, moved)])
     write_pictures(pictures, out)
 
@@ -128,7 +128,7 @@ def invert_picture(
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
 ) -> None:
-    """Find the features and the noise that the generator makes a picture of (GAN inversion); write its picture."""
+    """Find features and noise from which the generator makes a picture (GAN inversion); write what it makes."""
     _writable(out)
     system = open_sound2scene(run, icgan, picture_encoder)
     features, noise = _inverted(image, system, steps, seed)
@@ -139,7 +139,7 @@ def invert_picture(
 
 
 def read_latents(file: Path) -> tuple[Tensor, Tensor]:
-    """Features (1, D) and noise (1, dim_z) that ``cmx invert --save`` wrote.
+    """Read the features (1, D) and the noise (1, dim_z) that ``cmx invert --save`` wrote.
 
     Raises:
         ValueError: not such a file.
@@ -151,7 +151,7 @@ def read_latents(file: Path) -> tuple[Tensor, Tensor]:
 
 
 def read_sound(path: Path, system: Sound2Scene) -> Tensor:
-    """The first seconds of a sound or video file, as many as the encoder hears, mono at 16 kHz: float32 (samples,).
+    """Read as many seconds of a sound or video file as the encoder hears, mono at 16 kHz: float32 (samples,).
 
     Raises:
         ValueError: missing, broken, silent, or a video without sound; says which file.
@@ -172,7 +172,7 @@ def read_sound(path: Path, system: Sound2Scene) -> Tensor:
 
 
 def write_pictures(pictures: Tensor, out: Path) -> None:
-    """Pictures (N, 3, S, S) in [0, 1] side by side, as many to a row as make it square if they are many."""
+    """Write pictures (N, 3, S, S) in [0, 1] side by side; more than four make a square."""
     row = len(pictures) if len(pictures) <= 4 else round(len(pictures) ** 0.5)
     out.parent.mkdir(parents=True, exist_ok=True)
     to_pil_image(make_grid(pictures.cpu(), nrow=row, padding=2 if len(pictures) > 1 else 0)).save(out)
@@ -188,9 +188,9 @@ def _picture(path: Path, system: Sound2Scene, size: int | None = None) -> Tensor
 
 
 def _inverted(image: Path, system: Sound2Scene, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Features and noise of a picture file; says how close the generator comes."""
+    """Invert a picture file; print how close the generator comes."""
     with torch.no_grad():
-        features, noise = system.of_picture(_picture(image, system)), system.noise(1, seed)
+        features, noise = system.encode_picture(_picture(image, system)), system.noise(1, seed)
     picture = _picture(image, system, system.generator.resolution)
     with Progress(disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("inversion", total=steps)
@@ -200,7 +200,7 @@ def _inverted(image: Path, system: Sound2Scene, steps: int, seed: int) -> tuple[
             features,
             noise,
             steps=steps,
-            look=system.look,
+            perception=system.perceive,
             progress=lambda step, _: bar.update(task, completed=step),
         )
     print(f"{image}: mean squared error {float(error):.4f} after {steps} steps", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Sound2Scene's alignment: a sound encoder that learns to land where a fixed picture encoder puts the same moment.
+"""Sound2Scene's alignment: a sound encoder learns the features that a fixed picture encoder gives of the same moment.
 
-Sung-Bin et al., "Sound to Visual Scene Generation by Audio-to-Visual Latent Alignment", CVPR 2023, section 3, with what
-only their code says marked [R]. The picture encoder is self-supervised (SwAV) and never trained; its features condition
-a generator, so that a sound's do too.
+Sung-Bin et al., "Sound to Visual Scene Generation by Audio-to-Visual Latent Alignment", CVPR 2023, section 3; [R] marks
+what only their code says. The picture encoder is self-supervised (SwAV) and never trained. Its features condition a
+generator, so a sound's can, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from cmx_fast.nn.power_spectrogram import lasting, standardised_log
 from cmx_fast.ops import info_nce
 from cmx_fast.train.trainable import Batch
 
-#: "l2": eq. 1 in both directions. "l2 one way": of sounds alone. "cosine": L_nce of Table 3. "regression": L2 of it.
+#: "l2": eq. 1 in both directions. "l2 one way": from sounds to pictures alone [O]. "cosine" and "regression": L_nce and
+#: L_2 of Table 2.
 LOSSES = ("l2", "l2 one way", "cosine", "regression")
 
 
@@ -30,11 +31,11 @@ class SoundEncoder(nn.Module):
     log, standardised by the clip. 12.22 M parameters, 9.5 GMAC per clip.
 
     Args:
-        features: width of z^A, that of the pictures' (2048 [P]).
+        features: width of z^A and of the pictures' features (2048 [P]).
         width: channels of the first stage, an eighth of the last's (64 [P]).
-        seconds: of sound (10 [P]).
-        positive: end in a ReLU [R]; the paper ends in the linear layer. Between non-negative vectors the loss of 64
-            pairs can fall to 2.79, else to 2.25.
+        seconds: length of the sound (10 [P]).
+        positive: end in a ReLU [R]; the paper ends in the linear layer. With non-negative vectors the loss of 64 pairs
+            can fall to 2.79, else to 2.25.
     """
 
     def __init__(self, features: int = 2048, width: int = 64, seconds: float = 10.0, positive: bool = True):
@@ -51,15 +52,15 @@ class SoundEncoder(nn.Module):
         self.resnet = resnet
 
     def forward(self, wave: Tensor) -> Tensor:
-        return self.encode(self.look(wave))
+        return self.encode(self.standardised_spectrogram(wave))
 
     @torch.no_grad()
-    def look(self, wave: Tensor) -> Tensor:
-        """The spectrogram (B, 1, F, T) that the network sees."""
+    def standardised_spectrogram(self, wave: Tensor) -> Tensor:
+        """The network's input (B, 1, F, T) for waves (B, samples)."""
         return standardised_log(self.spectrogram(lasting(wave, self.seconds)))[:, None]
 
     def encode(self, spectrogram: Tensor) -> Tensor:
-        """z^A of spectrograms (B, 1, F, T) that are there already."""
+        """z^A of standardised spectrograms (B, 1, F, T)."""
         features = self.resnet(spectrogram)
         return F.relu(features) if self.positive else features
 
@@ -67,9 +68,9 @@ class SoundEncoder(nn.Module):
 def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
     """The loss of sounds z^A (B, D) against the pictures z^V (B, D) of the same moments, 0-d.
 
-    "l2" is eq. 1 with logits -||a - v|| of unit vectors and no temperature, the mean of both directions. The others are
-    the ablations of Table 3: only sounds that look for their picture; cosines as logits; the mean squared distance of
-    the features as they are. The pictures' encoder is fixed, so ``picture`` gets no gradient.
+    "l2" is eq. 1 with logits -||a - v|| of unit vectors and no temperature, the mean of both directions; "l2 one way"
+    (ours) has only sounds as queries. The ablations of Table 2: "cosine" takes cosines as logits, "regression" the mean
+    squared distance of the features, not normalised. The pictures' encoder is fixed, so ``picture`` gets no gradient.
 
     Raises:
         ValueError: an unknown kind, or features of another shape.
@@ -94,7 +95,7 @@ def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
 
 
 class Alignment(nn.Module):
-    """What ``cmx train sound2scene`` trains: a batch's "wave" (B, samples) is to land at "picture" (B, D), z^V."""
+    """The module that ``cmx train sound2scene`` trains; a batch has "wave" (B, samples) and "picture" (B, D), z^V."""
 
     def __init__(self, sound_encoder: SoundEncoder, kind: str = "l2"):
         super().__init__()
@@ -108,7 +109,7 @@ class Alignment(nn.Module):
 
 
 class Sound2Scene(nn.Module):
-    """A trained system: sounds and pictures to features of unit length, and those to pictures. For inference only.
+    """A trained system, for inference: maps sounds and pictures to unit features, and features to pictures.
 
     The controls of section 5 are in :mod:`cmx_fast.systems.sound2scene.controls`.
     """
@@ -122,7 +123,7 @@ class Sound2Scene(nn.Module):
         self.generator = generator
         self.requires_grad_(False).eval()
 
-    def of_sound(self, wave: Tensor) -> Tensor:
+    def encode_sound(self, wave: Tensor) -> Tensor:
         """z^A (B, D) of waves (B, samples) at 16 kHz, float in [-1, 1], of any length.
 
         Raises:
@@ -136,12 +137,12 @@ class Sound2Scene(nn.Module):
             raise ValueError("wave has NaN or infinity in it")
         return F.normalize(self.sound_encoder(wave), dim=1)
 
-    def of_picture(self, picture: Tensor) -> Tensor:
+    def encode_picture(self, picture: Tensor) -> Tensor:
         """z^V (B, D) of pictures (B, 3, H, W) in [0, 1]."""
         return F.normalize(self.picture_encoder(picture), dim=1)
 
-    def look(self, picture: Tensor) -> Tensor:
-        """The picture encoder's features (B, D), with a gradient: a perceptual distance's."""
+    def perceive(self, picture: Tensor) -> Tensor:
+        """The picture encoder's features (B, D), with a gradient: for perceptual distances."""
         return self.picture_encoder.resnet(self.picture_encoder.standardise(picture))
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
@@ -151,5 +152,5 @@ class Sound2Scene(nn.Module):
         return drawn.to(next(self.generator.parameters()).device)
 
     def generate(self, features: Tensor, noise: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S) in [0, 1] of features (B, D), which are divided by their length first [R]."""
+        """Pictures (B, 3, S, S) in [0, 1] from features (B, D), which are divided by their length first [R]."""
         return (self.generator(noise, F.normalize(features, dim=1)) + 1) / 2

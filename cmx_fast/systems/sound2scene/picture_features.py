@@ -1,4 +1,4 @@
-"""Features of all pictures by a fixed encoder: computed once, kept in a file, computed anew when they are stale."""
+"""Features of all pictures by a fixed encoder, kept in a file and computed anew when that is stale."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ def picture_features(
     *,
     flipped: bool = False,
 ) -> Tensor:
-    """float32 (P, width): the features of every picture, as the encoder gives them; of broken ones NaN.
+    """The encoder's features of every picture, float32 (P, width); NaN for broken ones.
 
-    With ``file`` they are taken from there where it holds the features of this encoder and these pictures, told by a
-    hash of the weights and every file's name, size, time of change and moments; otherwise they are computed and
-    written there.
+    They are read from ``file`` if it holds the features of this encoder and these pictures: a hash of the weights and
+    of every picture's name, size, time of change and moments tells. Else they are computed, and written to ``file``.
 
     Args:
-        flipped: of the mirrored pictures.
+        flipped: mirror the pictures.
     """
     fingerprint = _fingerprint(encoder, data, flipped)
     if file is not None and file.exists():
@@ -46,10 +45,10 @@ def picture_features(
     features = torch.full((len(data) * data.moments, encoder.width), math.nan)
     encoder.to(device)
     batches = torch.arange(len(features)).split(BATCH)
-    shown: Iterator[tuple[Tensor, Tensor]] = track(
+    loaded: Iterator[tuple[Tensor, Tensor]] = track(
         data.pictures(batches), "features", total=len(batches), disable=not sys.stderr.isatty()
     )  # type: ignore[assignment]
-    for index, pictures in shown:
+    for index, pictures in loaded:
         batch = pictures.to(device).float() / 255
         features[index] = encoder(batch.flip(3) if flipped else batch).float().cpu()
     if file is not None:
@@ -58,7 +57,7 @@ def picture_features(
 
 
 def _stored(file: Path, fingerprint: str) -> Tensor | None:
-    """The file's features, or None, said, where they are not these."""
+    """The file's features; None, with a message, if they belong to others or can't be read."""
     try:
         state = load(file)
     except ValueError as error:
@@ -78,8 +77,8 @@ def _fingerprint(encoder: PictureEncoder, data: SceneData, flipped: bool) -> str
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
     for number, entry in enumerate(data.entries):
-        found = entry.picture.stat() if entry.picture.exists() else None
-        known = (found.st_size, found.st_mtime_ns) if found else None
+        status = entry.picture.stat() if entry.picture.exists() else None
+        state = (status.st_size, status.st_mtime_ns) if status else None
         times = data.times(number) if entry.media else None
-        digest.update(json.dumps([entry.name, str(entry.picture), known, times]).encode())
+        digest.update(json.dumps([entry.name, str(entry.picture), state, times]).encode())
     return digest.hexdigest()

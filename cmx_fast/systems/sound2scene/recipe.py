@@ -12,7 +12,7 @@ from cmx_fast.train.settings import Amount, Count, OneOf, Range, Several, requir
 
 @dataclass(frozen=True)
 class Sound2SceneRecipe(Presets):
-    """Everything that decides what ``cmx train sound2scene`` computes, given a generator and its picture encoder.
+    """Every number of ``cmx train sound2scene``, given a generator and its picture encoder.
 
     The defaults are the "paper" preset. [P]: stated by the paper. [R]: its public code. [O]: ours.
     """
@@ -29,11 +29,13 @@ class Sound2SceneRecipe(Presets):
     # Data
     moments: Count = 1  # [P] pictures of each video: the selection's best, or the middle one
     seconds: Annotated[float, Range(0.1)] = (
-        10.0  # [P] of sound that the encoder takes; shorter sound is repeated
+        10.0  # [P] length of the encoder's input; shorter sound is repeated
     )
-    heard: Amount = 0.0  # [O] of a recording, the ablation's 1 and 5 s; 0: as much as seconds
+    heard: Amount = (
+        0.0  # [O] seconds of a recording that are used, in the ablation 1 and 5; 0: as many as seconds
+    )
     cache: bool = False  # [O] keep all pictures and sounds in memory
-    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
+    backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one, or "pyav", "torchcodec"
 
     # Sound encoder: ResNet-18
     width: Annotated[int, Range(8)] = 64  # [R] channels of the first stage
@@ -41,13 +43,13 @@ class Sound2SceneRecipe(Presets):
 
     # Training
     loss: Annotated[str, OneOf(*LOSSES)] = (
-        "l2"  # [P] "l2 one way", "cosine", "regression": the ablations of Table 2
+        "l2"  # [P]; "cosine" and "regression": the ablations of Table 2 [P]; "l2 one way" [O]
     )
     lr: Amount = 1e-3  # [R] of Adam
     cosine: bool = False  # [R] a constant rate; else a short warm-up and a cosine to zero [O]
     weight_decay: Amount = 1e-5  # [R]
     epochs: Count = (
-        50  # [P]; the paper stops earlier where the validation loss rises, here the last weights count
+        50  # [P]; the paper stops earlier, where the validation loss rises; here the last weights count
     )
     batch: Several = 64  # [R]
 

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.colours import BLUE, GREY
 from cmx_fast.evaluate.pages import render
-from cmx_fast.systems.sound2scene.control_study import VOLUMES, Turned
+from cmx_fast.systems.sound2scene.control_study import VOLUMES, ControlEffect
 from cmx_fast.systems.sound2scene.evaluation import Evaluation, Example
 from cmx_fast.train.run_folder import FinishedRun
 
@@ -40,13 +40,13 @@ def write_report(
                 "name": e.name,
                 "label": e.label,
                 "frame": _picture(e.frame),
-                "of_picture": _picture(e.of_picture),
-                "of_sound": [_picture(p) for p in e.of_sound],
+                "from_frame": _picture(e.from_frame),
+                "from_sound": [_picture(p) for p in e.from_sound],
                 "retrieved": _picture(e.retrieved),
             }
             for e in examples
         ],
-        controls={name: _control(turned, class_names) for name, turned in evaluation.controls.items()},
+        controls={name: _control(effect, class_names) for name, effect in evaluation.controls.items()},
         volumes=list(VOLUMES),
         quiet_to_loud=[[_picture(p) for p in strip] for strip in quiet_to_loud],
         curves=_curves(run.rows(), evaluation),
@@ -60,40 +60,40 @@ def _picture(values: Tensor) -> str:
     return figures.jpeg(to_pil_image(values.clamp(0, 1)).resize((SIZE, SIZE)))
 
 
-def _control(turned: Turned, class_names: list[str]) -> dict[str, Any]:
-    """What the template shows of one control."""
+def _control(effect: ControlEffect, class_names: list[str]) -> dict[str, Any]:
+    """One control as the template takes it."""
     return {
-        "setting": turned.setting,
-        "values": turned.values,
-        "right": turned.right,
-        "plot": _plot(turned),
+        "setting": effect.setting,
+        "values": effect.values,
+        "right": effect.right,
+        "plot": _plot(effect),
         "strips": [
             {
                 "since": class_names[since],
                 "to": class_names[to],
                 "pictures": [_picture(p) for p in strip],
             }
-            for strip, (since, to) in zip(turned.strips, turned.classes, strict=True)
+            for strip, (since, to) in zip(effect.strips, effect.classes, strict=True)
         ],
     }
 
 
-def _plot(turned: Turned) -> str:
-    """Mean probability of the two classes against the control's positions."""
+def _plot(effect: ControlEffect) -> str:
+    """Plot the mean probability of the two classes against the control's positions."""
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(4.4, 2.6), layout="constrained")
         axes = figure.subplots()
-        positions = range(len(turned.values))
-        for values, colour, label in ((turned.since, GREY, "class left"), (turned.to, BLUE, "class sought")):
+        positions = range(len(effect.values))
+        for values, colour, label in ((effect.since, GREY, "class left"), (effect.to, BLUE, "class sought")):
             axes.plot(positions, values, color=colour, lw=2, marker="o", ms=4, label=label)
-        axes.set_xticks(positions, turned.values, fontsize=8)
-        axes.set(xlabel=turned.setting, ylabel="mean probability", ylim=(0, None))
+        axes.set_xticks(positions, effect.values, fontsize=8)
+        axes.set(xlabel=effect.setting, ylabel="mean probability", ylim=(0, None))
         axes.legend(loc="best")
         return figures.svg(figure)
 
 
 def _curves(metrics: figures.Rows, evaluation: Evaluation) -> str:
-    """Losses and held-out retrieval against the steps."""
+    """Plot losses and held-out retrieval against the steps."""
     rows = [{**row, "stage": f"seed/{row['stage']}"} for row in metrics]
     return figures.curves(
         rows,

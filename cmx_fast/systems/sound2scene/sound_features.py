@@ -1,4 +1,4 @@
-"""A run's held-out scenes, what a sound encoder makes of their sounds, and how it ranks their pictures."""
+"""Held-out scenes of a run, a sound encoder's features of them, and the ranks of their pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 64
 def open_data(
     scenes: Scenes, recipe: Sound2SceneRecipe, size: int, selection: Selection | None = None
 ) -> SceneData:
-    """The recipe's pictures and sounds of a split, pictures of ``size`` pixels."""
+    """Open a split's pictures, of ``size`` pixels, and its sounds with the recipe's numbers."""
     return SceneData(
         scenes,
         size=size,
@@ -35,7 +35,7 @@ def open_data(
 
 
 def selected(data: SceneData) -> str:
-    """How many scenes the selection names and how many it does not, to be said; empty without one."""
+    """A message's end: the number of scenes that the selection names, and of the others; empty without a selection."""
     if not data.selection:
         return ""
     others = len(data) - data.selected
@@ -49,33 +49,33 @@ def check_selection(file: Path | str | None, selection: Selection, *splits: Scen
     Raises:
         ValueError: the selection names no scene of any split, so that it would change nothing.
     """
-    if not any(of.selected for of in splits):
-        named, wanted = next(iter(selection), "nothing"), key(splits[0].entries[0].name)
+    if not any(split.selected for split in splits):
+        first, expected = next(iter(selection), "nothing"), key(splits[0].entries[0].name)
         raise ValueError(
-            f"selection: {file} names none of the videos; it begins with {named!r}, where the first video would be "
-            f"{wanted!r}"
+            f"selection: {file} names none of the videos; it begins with {first!r}, where the first video would be "
+            f"{expected!r}"
         )
 
 
 @torch.no_grad()
 def sound_features(encoder: SoundEncoder, data: SceneData) -> tuple[Tensor, Tensor]:
-    """The scenes whose sound can be read, int64 (N,), and z^A of each, float32 (N, D), on the CPU."""
+    """The numbers of the scenes whose sound can be read, int64 (N,), and z^A of each, float32 (N, D), on the CPU."""
     training, device = encoder.training, next(encoder.parameters()).device
     encoder.eval()
-    found = [
+    batches = [
         (index, encoder(waves.to(device)).float().cpu())
         for index, waves in data.sounds(torch.arange(len(data)).split(BATCH))
     ]
     encoder.train(training)
-    index, features = (torch.cat(part) for part in zip(*found, strict=True))
+    index, features = (torch.cat(part) for part in zip(*batches, strict=True))
     return index, features
 
 
 def own_rank(queries: Tensor, gallery: Tensor) -> Tensor:
-    """How many gallery rows are nearer to each query (by cosine) than its own, the row of the same number: (N,)."""
+    """The number of gallery rows nearer (by cosine) to each query than its own, the row of the same number: (N,)."""
     queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     own = (queries * gallery).sum(1, keepdim=True)
-    # A little above, since the products are rounded differently.
+    # The margin is for rounding: the two products round differently.
     return torch.cat(
         [(q @ gallery.T > o + 1e-6).sum(1) for q, o in zip(queries.split(1024), own.split(1024), strict=True)]
     )

@@ -1,4 +1,4 @@
-"""``cmx train sound2scene``: sounds that land where a generator's pictures come from, from files to a report."""
+"""``cmx train sound2scene``: the sound encoder of Sound2Scene, from files to a report."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def train_sounds(
     train: SceneData,
     test: SceneData,
 ) -> None:
-    """The run's one stage: the sound encoder, on the pictures' features, which are computed first."""
+    """Compute the pictures' features, then train the sound encoder on them."""
     fabric = session.fabric
     features, held_out = (
         picture_features(
@@ -172,11 +172,11 @@ def train_sounds(
 
 
 def held_out_loss(module: Alignment, test: SceneData, features: Tensor) -> dict[str, float]:
-    """The loss of the held-out scenes, all in one batch, and how often a sound's own picture is the nearest of all."""
+    """The loss of all held-out scenes in one batch, and the share of sounds whose nearest picture is their own."""
     index, sounds = sound_features(module.sound_encoder, test)
     pictures = features.unflatten(0, (len(test), test.moments))[index, test.moments // 2]
-    known = pictures.isfinite().all(1)
-    sounds, pictures = sounds[known], pictures[known]
+    readable = pictures.isfinite().all(1)
+    sounds, pictures = sounds[readable], pictures[readable]
     return {
         "held_out_loss": float(alignment_loss(sounds, pictures, module.kind)),
         "sound_to_picture": float(own_rank(sounds, pictures).eq(0).double().mean()),

@@ -74,7 +74,12 @@ def test_published_names_and_narrow_encoders():
         assert names["layer4.1.conv2.weight"].shape == (512, 512, 3, 3)
         narrow = SoundEncoder(32, width=8, seconds=3.0)
         assert narrow.encode(torch.empty(2, 1, 257, 299)).shape == (2, 32)
-    assert SoundEncoder(4, width=8, seconds=3.0).look(torch.rand(1, 700)).shape == (1, 1, 257, 299)
+    assert SoundEncoder(4, width=8, seconds=3.0).standardised_spectrogram(torch.rand(1, 700)).shape == (
+        1,
+        1,
+        257,
+        299,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,10 @@ def system():
 
 
 def test_a_system_makes_pictures(system):
-    sound, picture = system.of_sound(0.1 * torch.randn(2, 9000)), system.of_picture(torch.rand(2, 3, 70, 50))
+    sound, picture = (
+        system.encode_sound(0.1 * torch.randn(2, 9000)),
+        system.encode_picture(torch.rand(2, 3, 70, 50)),
+    )
     for features in (sound, picture):
         torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
     noise = system.noise(2, seed=3)
@@ -106,11 +114,11 @@ def test_a_system_makes_pictures(system):
 )
 def test_a_system_refuses(system, wave, message):
     with pytest.raises(ValueError, match=message):
-        system.of_sound(wave)
+        system.encode_sound(wave)
 
 
 def test_a_silent_wave_has_features(system):
-    assert system.of_sound(torch.zeros(1, 3200)).isfinite().all()
+    assert system.encode_sound(torch.zeros(1, 3200)).isfinite().all()
 
 
 def test_volume():
@@ -163,7 +171,13 @@ def test_inversion_finds_what_a_picture_was_made_of(system):
         before = (system.generate(start, noise) - wanted).square().mean()
     steps = []
     found, noise, error = invert(
-        generator, wanted, start, noise, steps=40, look=system.look, progress=lambda i, e: steps.append(e)
+        generator,
+        wanted,
+        start,
+        noise,
+        steps=40,
+        perception=system.perceive,
+        progress=lambda i, e: steps.append(e),
     )
     assert error.shape == (1,) and error.item() < 0.5 * before and len(steps) == 40
     torch.testing.assert_close((system.generate(found, noise) - wanted).square().mean(), error[0])

@@ -30,7 +30,7 @@ from cmx_fast.systems.sound2scene.evaluate import evaluate_sound2scene
 from cmx_fast.systems.sound2scene.evaluation import ROWS
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
 from cmx_fast.systems.sound2scene.icgan.train import train_icgan
-from cmx_fast.systems.sound2scene.inference import edit_picture, generate, invert_picture
+from cmx_fast.systems.sound2scene.inference import edit_picture, generate_picture, invert_picture
 from cmx_fast.systems.sound2scene.train import train_sound2scene
 
 GENERATOR = [
@@ -178,15 +178,15 @@ def size(file):
 
 def test_pictures_of_sounds(finished, data, media):
     for sound in ("a.wav", "stereo.wav", "short.wav"):
-        generate(media / sound, media / "p.png", finished)
+        generate_picture(media / sound, media / "p.png", finished)
         assert size(media / "p.png") == (64, 64)
     first = (media / "p.png").read_bytes()
-    generate(media / "short.wav", media / "p.png", finished)
+    generate_picture(media / "short.wav", media / "p.png", finished)
     assert (media / "p.png").read_bytes() == first
-    generate(media / "short.wav", media / "p.png", finished, seed=1)
+    generate_picture(media / "short.wav", media / "p.png", finished, seed=1)
     assert (media / "p.png").read_bytes() != first
     video = next((data / "video").iterdir())
-    generate(
+    generate_picture(
         video, media / "new" / "q.png", finished, volume=-10.0, mix_with=media / "a.wav", mix_volume=3.0,
         image=media / "c.jpg", weight=0.3, samples=3,
     )  # fmt: skip
@@ -228,7 +228,9 @@ def test_editing_and_inversion(finished, media, capsys):
 def test_what_can_not_be_generated(finished, media, options, message):
     files = {name: media / value for name, value in options.items() if isinstance(value, str)}
     with pytest.raises(ValueError, match=message):
-        generate(**{"audio": media / "a.wav", "out": media / "p.png", "run": finished, **options, **files})
+        generate_picture(
+            **{"audio": media / "a.wav", "out": media / "p.png", "run": finished, **options, **files}
+        )
 
 
 def test_runs_that_can_not_be_opened(finished, generator, tmp_path):

@@ -44,8 +44,8 @@ class ViewBatches:
             moments = torch.rand(len(scenes), self.data.moments, generator=generator).argsort(1)
             first, second = moments[:, 0], moments[:, -1]
             numbers = torch.stack([scenes * self.data.moments + m for m in (first, second)], 1)
-            wanted = [rows.flatten() for rows in numbers.split(self.batch)[skip:steps_per_epoch]]
-            for index, pictures in self.data.pictures(wanted):
+            batches = [rows.flatten() for rows in numbers.split(self.batch)[skip:steps_per_epoch]]
+            for index, pictures in self.data.pictures(batches):
                 yield self._views(index, pictures, epoch)
             epoch, skip = epoch + 1, 0
 
@@ -74,8 +74,8 @@ class NeighbourBatches:
     pictures are mirrored.
 
     Args:
-        features: (P, D) of every picture, of broken ones NaN. mirrored: of the mirrored pictures, which half of the
-            instances get; None: none is mirrored.
+        features: (P, D), of every picture; NaN for broken ones.
+        mirrored: (P, D), of the mirrored pictures, which half of the instances get; None: no picture is mirrored.
 
     Raises:
         ValueError: not more usable pictures than neighbours.
@@ -101,19 +101,19 @@ class NeighbourBatches:
                 f"{len(self.usable)} pictures are too few for {neighbours} neighbours; --set neighbours=..."
             )
         self.features, self.mirrored = features, mirrored
-        known = features[self.usable]
-        nearest = rank(known, known, neighbours + 1)
-        self.nearest = _without(nearest, torch.arange(len(known))).int()
+        rows = features[self.usable]
+        nearest = rank(rows, rows, neighbours + 1)
+        self.nearest = _without_own(nearest, torch.arange(len(rows))).int()
 
     def __call__(self, start: int) -> Iterator[Batch]:
         pending: deque[Draw] = deque()
 
-        def wanted() -> Iterator[Tensor]:
+        def drawn_pictures() -> Iterator[Tensor]:
             for step in itertools.count(start):
                 pending.append(self._draw(step))
                 yield pending[-1].picture
 
-        for index, pictures in self.data.pictures(wanted()):
+        for index, pictures in self.data.pictures(drawn_pictures()):
             drawn = pending.popleft()
             while not torch.isin(index, drawn.picture).all():  # none of that batch's pictures could be read
                 drawn = pending.popleft()
@@ -132,15 +132,22 @@ class NeighbourBatches:
 
     def _draw(self, step: int) -> Draw:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
-        of = torch.randint(len(self.usable), (self.batch,), generator=generator)
-        which = torch.randint(self.nearest.shape[1], (self.batch,), generator=generator)
+        instance = torch.randint(len(self.usable), (self.batch,), generator=generator)
+        neighbour = torch.randint(self.nearest.shape[1], (self.batch,), generator=generator)
         mirrored, flipped = torch.rand(2, self.batch, generator=generator) < 0.5
-        return Draw(self.usable[of], mirrored, self.usable[self.nearest[of, which].long()], flipped)
+        return Draw(
+            self.usable[instance], mirrored, self.usable[self.nearest[instance, neighbour].long()], flipped
+        )
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch by numbers: instances, whether mirrored features are taken; a picture near each, and whether flipped."""
+    """A batch by numbers, (B,) each.
+
+    Attributes:
+        instance: numbers of pictures; mirrored: True where the mirrored picture's features are taken.
+        picture: a neighbour of each; flipped: True where it is mirrored.
+    """
 
     instance: Tensor
     mirrored: Tensor
@@ -148,8 +155,8 @@ class Draw:
     flipped: Tensor
 
 
-def _without(nearest: Tensor, self_index: Tensor) -> Tensor:
-    """Rows (P, K + 1) of nearest rows without the own one, or without the farthest where it is not among them."""
+def _without_own(nearest: Tensor, self_index: Tensor) -> Tensor:
+    """Take each row's own number out of its nearest (P, K + 1), or the farthest where its own is not among them."""
     own = nearest == self_index[:, None]
     own[:, -1] |= ~own.any(1)
     return nearest[~own].view(len(nearest), -1)

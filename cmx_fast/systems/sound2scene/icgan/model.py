@@ -1,4 +1,4 @@
-"""How the instance-conditioned generator learns: hinge losses against pictures of an instance's neighbourhood.
+"""Trains an instance-conditioned generator by hinge losses against pictures of an instance's neighbourhood.
 
 Casanova et al., "Instance-Conditioned GAN", NeurIPS 2021, section 3.
 """
@@ -18,10 +18,10 @@ TURNS = ("discriminator", "generator")
 
 
 class ICGAN(nn.Module):
-    """Generator, discriminator and the generator's running average, which is what pictures are made with.
+    """Generator, discriminator, and the generator's running average, which makes the pictures after training.
 
-    A batch holds "instance" (B, features), unit features of a picture, and "picture" (B, 3, S, S) in [-1, 1], one of
-    its neighbours.
+    A batch has "instance" (B, features), unit features of a picture, and "picture" (B, 3, S, S) in [-1, 1], one of that
+    picture's neighbours.
     """
 
     updates: Tensor
@@ -40,7 +40,7 @@ class ICGAN(nn.Module):
         return self
 
     def forward(self, batch: Batch, turn: str) -> Batch:
-        """The discriminator's logits (B,) of "fake" and, in its own turn, of "real" pictures."""
+        """The discriminator's logits (B,) of "fake" pictures and, in its own turn, of "real" ones."""
         instance, real = batch["instance"], batch["picture"]
         own = turn == "discriminator"
         self.discriminator.requires_grad_(own)
@@ -61,7 +61,7 @@ class ICGAN(nn.Module):
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """One step of the running average, of the weights and of the norms' statistics; a copy before it starts."""
+        """Move the running average of weights and norms' statistics by a step; before it starts, copy them."""
         self.updates += 1
         rate = 1 - self.recipe.average if self.updates > self.recipe.average_from else 1.0
         for value, now in zip(

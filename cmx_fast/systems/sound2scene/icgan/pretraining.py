@@ -1,7 +1,8 @@
-"""How a small picture encoder learns without labels: two views of the same thing find each other among a batch's.
+"""Trains a small picture encoder without labels: two views of the same scene find each other in a batch.
 
-Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. For where there are no
-weights of SwAV's: its features decide what a generator can be told, so they have to hold more than colour.
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. It serves where
+there are no weights of SwAV's. The generator knows a picture by these features alone, so they have to hold more than
+colour.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from cmx_fast.train.trainable import Batch
 class PictureContrast(nn.Module):
     """Trains a picture encoder's network in place, with two layers behind it that are dropped afterwards.
 
-    A batch holds "view0" and "view1", float32 (B, 3, H, W) in [0, 1].
+    A batch has "view0" and "view1", float32 (B, 3, H, W) in [0, 1].
     """
 
     def __init__(self, encoder: PictureEncoder, temperature: float = 0.2, embedding: int = 64):
         super().__init__()
-        # Not the encoder itself: that one stays as it is, whoever trains around it.
+        # Not the encoder itself, which stays in evaluation mode.
         self.standardise = encoder.standardise
         self.network = encoder.resnet.requires_grad_(True)
         width = encoder.width

@@ -11,7 +11,7 @@ from cmx_fast.train.settings import Amount, Count, Hue, OneOf, Positive, Range, 
 
 @dataclass(frozen=True)
 class ICGANRecipe(Presets):
-    """Everything that decides what ``cmx train icgan`` computes.
+    """Every number of ``cmx train icgan``.
 
     The defaults are the "paper" preset: Sound2Scene takes its generator as IC-GAN's code trains it on ImageNet. [R]:
     that code's configuration at 128 pixels; at 64 it has width 64, lr 1e-4 for both, batch 256. [O]: ours.
@@ -37,17 +37,17 @@ class ICGANRecipe(Presets):
 
     # Picture encoder: "resnet50" with SwAV's weights [P], or "small", trained here before the generator [O]
     encoder: Annotated[str, OneOf("resnet50", "small")] = "resnet50"
-    encoder_steps: Size = 0  # [O] of contrast between two moments of a video or two views of a picture
+    encoder_steps: Size = 0  # [O] of contrastive training on two moments of a video or two views of a picture
     encoder_batch: Several = 128  # [O]
     encoder_lr: Amount = 2e-3  # [O]
     temperature: Positive = 0.2  # [O]
-    hue: Hue = 0.5  # [O] share of the circle by which views' hues turn at most
+    hue: Hue = 0.5  # [O] the largest share of the circle by which views' hues turn
 
     # Data
     resolution: Annotated[int, OneOf(64, 128)] = 128  # [P] 64 or 128
     moments: Count = 1  # [O] frames of each video
     cache: bool = False  # [O] keep all pictures in memory
-    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
+    backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one, or "pyav", "torchcodec"
     neighbours: Count = 50  # [R]
     flip: bool = (
         True  # [R] mirror half of the pictures, and in half of the draws take a mirrored picture's features

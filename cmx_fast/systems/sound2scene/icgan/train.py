@@ -1,4 +1,4 @@
-"""``cmx train icgan``: a generator of pictures from the features of pictures, from files to samples."""
+"""``cmx train icgan``: a generator of pictures from the features of pictures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def train_icgan(
 
 
 class Training:
-    """The two stages of a run."""
+    """The two stages of a run: the picture encoder, where it is small, and the generator."""
 
     def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int):
         self.session, self.recipe, self.seed = session, recipe, seed
@@ -82,7 +82,7 @@ class Training:
         return self.opened[size]
 
     def train_encoder(self, weights: Path | None) -> PictureEncoder:
-        """The picture encoder with SwAV's weights, or trained."""
+        """Load SwAV's weights into the picture encoder, or train it."""
         recipe, device, seed = self.recipe, self.session.fabric.device, self.seed
         if weights is not None:
             encoder = PictureEncoder(recipe.encoder)
@@ -111,13 +111,13 @@ class Training:
         return encoder.eval()
 
     def train_generator(self, encoder: PictureEncoder) -> ICGAN:
-        """The generator, its discriminator and its average."""
+        """Train the generator with its discriminator and its average."""
         recipe, device, seed = self.recipe, self.session.fabric.device, self.seed
-        seen = self.open(encoder.size)
+        pictures = self.open(encoder.size)
         features, mirrored = (
             picture_features(
                 encoder,
-                seen,
+                pictures,
                 device,
                 self.session.run.path / f"features{'_mirrored' * flip}.pt",
                 flipped=flip,

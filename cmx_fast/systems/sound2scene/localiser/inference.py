@@ -47,36 +47,38 @@ def select(
     module.load_state_dict(finished.weights("localiser"))
     scenes = open_scenes(finished.config["dataset"], data or Path(finished.config["data"]), split)
     videos = SceneData(scenes, size=recipe.size, seconds=recipe.seconds, workers=workers)
-    found = moments(module.to(default_device()).eval(), videos, top)
-    write_selection(out, found)
-    print(f"{out}: {len(found)} videos{left_out(videos.skipped)}", file=sys.stderr)
+    selection = moments(module.to(default_device()).eval(), videos, top)
+    write_selection(out, selection)
+    print(f"{out}: {len(selection)} videos{left_out(videos.skipped)}", file=sys.stderr)
 
 
 @torch.no_grad()
 def moments(localiser: Localiser, videos: SceneData, top: int) -> Selection:
-    """The ``top`` frames of each video, best first; broken and silent videos are left out and named."""
+    """Choose the ``top`` frames of each video, best first; broken and silent videos are left out and named."""
     device = next(localiser.parameters()).device
-    found: Selection = {}
+    selection: Selection = {}
     loader = DataLoader(_Videos(videos), batch_size=None, num_workers=videos.workers)
     for scene, loaded in track(loader, "moments", total=len(videos), disable=not sys.stderr.isatty()):  # type: int, tuple[Tensor, Tensor] | BrokenFileError
         if isinstance(loaded, BrokenFileError):
             videos.leave_out(scene, loaded)
             continue
         frames, wave = loaded
-        sound = localiser.listen(wave[None].float().to(device) / 32767)
+        sound = localiser.encode_sound(wave[None].float().to(device) / 32767)
         scores = torch.cat(
             [
-                localiser.agreement(localiser.look(part.to(device) / 255), sound.expand(len(part), -1))
+                localiser.agreement(
+                    localiser.encode_picture(part.to(device) / 255), sound.expand(len(part), -1)
+                )
                 for part in frames.split(BATCH)
             ]
         )
         best = scores.argsort(descending=True, stable=True)[:top]
-        found[key(videos.entries[scene].name)] = best.tolist()
-    return found
+        selection[key(videos.entries[scene].name)] = best.tolist()
+    return selection
 
 
 class _Videos(Dataset):  # type: ignore[type-arg]
-    """Of a video all frames at FPS, uint8 (T, 3, S, S), and its sound int16; or why not."""
+    """Videos by number: all frames at FPS, uint8 (T, 3, S, S), with the sound int16, or the error of a broken file."""
 
     def __init__(self, videos: SceneData):
         self.videos = videos
@@ -102,24 +104,26 @@ class _Videos(Dataset):  # type: ignore[type-arg]
 
 @torch.no_grad()
 def own_is_best(localiser: Localiser, videos: SceneData) -> float:
-    """How often, of all these sounds, a video's own agrees best with its middle picture."""
+    """The share of videos whose own sound, of all videos', agrees best with their middle picture."""
     device = next(localiser.parameters()).device
     localiser.eval()
     middle = torch.arange(len(videos)) * videos.moments + videos.moments // 2
-    looks = {
-        int(number) // videos.moments: look
+    maps = {
+        int(number) // videos.moments: picture
         for index, pictures in videos.pictures(list(middle.split(BATCH)))
-        for number, look in zip(index, localiser.look(pictures.to(device) / 255).cpu(), strict=True)
+        for number, picture in zip(
+            index, localiser.encode_picture(pictures.to(device) / 255).cpu(), strict=True
+        )
     }
     sounds = {
         int(scene): sound
         for index, waves in videos.sounds(list(torch.arange(len(videos)).split(BATCH)))
-        for scene, sound in zip(index, localiser.listen(waves.to(device)).cpu(), strict=True)
+        for scene, sound in zip(index, localiser.encode_sound(waves.to(device)).cpu(), strict=True)
     }
-    both = sorted(looks.keys() & sounds.keys())
-    heard = torch.stack([sounds[scene] for scene in both])
+    both = sorted(maps.keys() & sounds.keys())
+    gallery = torch.stack([sounds[scene] for scene in both])
     best = [
-        int(localiser.agreement(looks[scene][None].expand(len(heard), -1, -1, -1), heard).argmax()) == row
+        int(localiser.agreement(maps[scene][None].expand(len(gallery), -1, -1, -1), gallery).argmax()) == row
         for row, scene in enumerate(both)
     ]
     return sum(best) / len(best)

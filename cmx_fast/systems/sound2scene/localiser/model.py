@@ -1,6 +1,6 @@
-"""LVS: where in a picture a sound comes from, learnt from videos alone; Sound2Scene picks its pairs by such a model.
+"""LVS locates a sound's source in a picture, learnt from videos alone; Sound2Scene picks its pairs by such a model.
 
-Chen et al., "Localizing Visual Sounds the Hard Way", CVPR 2021, eqs. 3 to 6, with what only its code says marked [R].
+Chen et al., "Localizing Visual Sounds the Hard Way", CVPR 2021, eqs. 3 to 6; [R] marks what only its code says.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from cmx_fast.nn.power_spectrogram import LOG_FLOOR, lasting
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.trainable import Batch
 
-#: Of the spectrogram [R]: samples that windows share, and what its logarithm is divided by.
+#: Samples that the spectrogram's windows share, and the divisor of its logarithm [R].
 OVERLAP, SCALE = 274, 12.0
 
 
 class Localiser(nn.Module):
-    """Pictures (B, 3, S, S) in [0, 1] and waves (B, samples) at 16 kHz to maps of cosines, S / 16 a side.
+    """Maps pictures (B, 3, S, S) in [0, 1] and waves (B, samples) at 16 kHz to cosines, S / 16 a side.
 
-    Two ResNet-18: a picture's last stage keeps its size, so its map has 14 x 14 places at 224 pixels; a sound's map is
-    pooled to its maximum. 22.3 M parameters.
+    Each has a ResNet-18. The pictures' last stage keeps its size, so 224 pixels give a map of 14 x 14 places; the
+    sounds' map is pooled to its maximum. 22.3 M parameters.
     """
 
     mean: Tensor
@@ -44,44 +44,44 @@ class Localiser(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
-    def look(self, picture: Tensor) -> Tensor:
-        """Unit features at each place (B, D, h, w)."""
+    def encode_picture(self, picture: Tensor) -> Tensor:
+        """Unit features of pictures at each place (B, D, h, w)."""
         return F.normalize(self.picture_net.maps((picture - self.mean) / self.std), dim=1)
 
-    def listen(self, wave: Tensor) -> Tensor:
-        """Unit features (B, D)."""
+    def encode_sound(self, wave: Tensor) -> Tensor:
+        """Unit features of waves (B, D)."""
         with torch.no_grad():
             level = torch.log(self.spectrogram(lasting(wave, self.recipe.seconds)) + LOG_FLOOR) / SCALE
         return F.normalize(self.sound_net.maps(level[:, None]).amax((2, 3)), dim=1)
 
     def forward(self, batch: Batch) -> Batch:
-        """Of a batch's "picture" and "wave": "look" (B, D, h, w) and "sound" (B, D)."""
-        return {"look": self.look(batch["picture"]), "sound": self.listen(batch["wave"])}
+        """Features "picture" (B, D, h, w) and "sound" (B, D) of a batch's "picture" and "wave"."""
+        return {"picture": self.encode_picture(batch["picture"]), "sound": self.encode_sound(batch["wave"])}
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        return {"loss": localisation_loss(outputs["look"], outputs["sound"], self.recipe)}
+        return {"loss": localisation_loss(outputs["picture"], outputs["sound"], self.recipe)}
 
-    def agreement(self, look: Tensor, sound: Tensor) -> Tensor:
-        """How well each picture's sounding places agree with its sound: (B, D, h, w), (B, D) to cosines (B,)."""
-        return foreground(torch.einsum("bdhw,bd->bhw", look, sound).flatten(1), self.recipe)
+    def agreement(self, picture: Tensor, sound: Tensor) -> Tensor:
+        """The mean cosine of each picture's sounding places with its sound: (B, D, h, w), (B, D) to (B,)."""
+        return foreground(torch.einsum("bdhw,bd->bhw", picture, sound).flatten(1), self.recipe)
 
 
 def foreground(cosines: Tensor, recipe: LocaliserRecipe) -> Tensor:
-    """The mean of cosines (*, places) over where they are high, softly: (*)."""
+    """The mean of cosines (*, places), weighted softly towards places where they are high: (*)."""
     weight = torch.sigmoid((cosines - recipe.positive) / recipe.softness)
     return (weight * cosines).sum(-1) / weight.sum(-1)
 
 
-def localisation_loss(look: Tensor, sound: Tensor, recipe: LocaliserRecipe) -> Tensor:
-    """Eq. 6: each picture's sounding places against every other sound, and against its own background; 0-d.
+def localisation_loss(picture: Tensor, sound: Tensor, recipe: LocaliserRecipe) -> Tensor:
+    """Eq. 6: each picture's sounding places against every other sound and against its own background; 0-d.
 
-    One B x B x h w tensor of cosines. Unlike the code, which multiplies a picture's own sound among the others by -99,
-    it is left out.
+    Takes B x B x h w cosines. A picture's own sound is left out of the others; the code multiplies it by -99.
 
     Args:
-        look: (B, D, h, w), sound: (B, D), of unit length, float32.
+        picture: (B, D, h, w), unit vectors, float32.
+        sound: (B, D), unit vectors, float32.
     """
-    cosines = torch.einsum("idhw,jd->ijhw", look, sound).flatten(2)
+    cosines = torch.einsum("idhw,jd->ijhw", picture, sound).flatten(2)
     own = cosines.diagonal().T  # (B, places)
     background = 1 - torch.sigmoid((own - recipe.negative) / recipe.softness)
     others = foreground(cosines, recipe).masked_fill(

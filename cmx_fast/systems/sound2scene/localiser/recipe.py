@@ -11,7 +11,7 @@ from cmx_fast.train.settings import Amount, Count, Positive, Range, Several, req
 
 @dataclass(frozen=True)
 class LocaliserRecipe(Presets):
-    """Everything that decides what ``cmx train localiser`` computes. [P]: LVS's paper; [R]: its code. [O]: ours."""
+    """Every number of ``cmx train localiser``. [P]: LVS's paper; [R]: its code. [O]: ours."""
 
     DEMO: ClassVar[dict[str, object]] = {
         "size": 64,
@@ -25,14 +25,14 @@ class LocaliserRecipe(Presets):
     }
 
     size: Annotated[int, Range(32)] = 224  # [R] pixels
-    seconds: Annotated[float, Range(0.1)] = 10.0  # [R] of sound
+    seconds: Annotated[float, Range(0.1)] = 10.0  # [R] length of the sound
     moments: Count = 1  # [R] the middle frame of each video; more: one of them at random [O]
     cache: bool = False  # [O] keep all pictures and sounds in memory
-    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
+    backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one, or "pyav", "torchcodec"
 
     width: Annotated[int, Range(8)] = 64  # [R] channels of the first stage of both ResNet-18
-    positive: Annotated[float, Range(-1, 1)] = 0.65  # [R] where a cosine counts as the sounding object ...
-    negative: Annotated[float, Range(-1, 1)] = 0.4  # [R] ... and below which as background
+    positive: Annotated[float, Range(-1, 1)] = 0.65  # [R] cosines above it count as the sounding object
+    negative: Annotated[float, Range(-1, 1)] = 0.4  # [R] cosines below it count as background
     softness: Positive = 0.03  # [R] of both thresholds
     temperature: Positive = 0.07  # [R]
 

@@ -1,4 +1,4 @@
-"""``cmx train localiser``: where in pictures sounds come from, to select moments of videos by."""
+"""``cmx train localiser``: a network that locates sounds in pictures, by which moments of videos are selected."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def train_localiser(
 
 
 class VideoBatches:
-    """Epochs of "picture" (B, 3, S, S) in [0, 1], half mirrored, and "wave" (B, samples); the same for a seed."""
+    """Batches of "picture" (B, 3, S, S) in [0, 1], half mirrored, and "wave" (B, samples); the same for a seed."""
 
     def __init__(self, data: SceneData, batch: int, seed: int, device: torch.device | str):
         self.data, self.batch, self.seed, self.device = data, batch, seed, device
@@ -110,36 +110,40 @@ class VideoBatches:
             moments = torch.randint(self.data.moments, (len(self.data),), generator=generator)
             mirrored = torch.rand(len(self.data), generator=generator) < 0.5
             scenes = order.split(self.batch)[skip : self.steps_per_epoch]
-            pictures = self.data.pictures([of * self.data.moments + moments[of] for of in scenes])
+            pictures = self.data.pictures([rows * self.data.moments + moments[rows] for rows in scenes])
             sounds = self.data.sounds(list(scenes))
-            for (shown, picture), (heard, wave) in _of_the_same(scenes, pictures, sounds, self.data.moments):
-                index = shown // self.data.moments
-                both = torch.isin(index, heard)
+            for (picture_index, picture), (sound_index, wave) in _same_scenes(
+                scenes, pictures, sounds, self.data.moments
+            ):
+                index = picture_index // self.data.moments
+                both = torch.isin(index, sound_index)
                 if not both.any():  # no scene of which both could be read
                     continue
-                wave = upload(wave[torch.isin(heard, index)], self.device)
+                wave = upload(wave[torch.isin(sound_index, index)], self.device)
                 picture = torch.where(mirrored[index][:, None, None, None], picture.flip(3), picture)[both]
                 yield {"picture": upload(picture, self.device).float() / 255, "wave": wave}
             epoch, skip = epoch + 1, 0
 
 
-Loaded = tuple[Tensor, Tensor]
+#: Numbers (B,) and the pictures or sounds of these numbers.
+Indexed = tuple[Tensor, Tensor]
 
 
-def _of_the_same(
-    scenes: Iterable[Tensor], pictures: Iterator[Loaded], sounds: Iterator[Loaded], moments: int
-) -> Iterator[tuple[Loaded, Loaded]]:
-    """Pictures and sounds of the same scenes: a batch of which none could be read is missing from the one stream.
+def _same_scenes(
+    scenes: Iterable[Tensor], pictures: Iterator[Indexed], sounds: Iterator[Indexed], moments: int
+) -> Iterator[tuple[Indexed, Indexed]]:
+    """Pair batches of pictures and of sounds by their scenes.
 
-    Paired by their order alone, all batches after it would be pictures with the sounds of others.
+    A batch of which nothing could be read is missing from its stream: paired by order alone, all batches after it would
+    have pictures with the sounds of others.
     """
-    shown, heard = next(pictures, None), next(sounds, None)
+    picture, sound = next(pictures, None), next(sounds, None)
     for batch in scenes:
-        seen = shown is not None and bool(torch.isin(shown[0] // moments, batch).all())
-        listened = heard is not None and bool(torch.isin(heard[0], batch).all())
-        if seen and listened:
-            assert shown is not None
-            assert heard is not None
-            yield shown, heard
-        shown = next(pictures, None) if seen else shown
-        heard = next(sounds, None) if listened else heard
+        has_pictures = picture is not None and bool(torch.isin(picture[0] // moments, batch).all())
+        has_sounds = sound is not None and bool(torch.isin(sound[0], batch).all())
+        if has_pictures and has_sounds:
+            assert picture is not None
+            assert sound is not None
+            yield picture, sound
+        picture = next(pictures, None) if has_pictures else picture
+        sound = next(sounds, None) if has_sounds else sound

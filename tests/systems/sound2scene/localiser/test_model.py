@@ -22,7 +22,7 @@ TINY = LocaliserRecipe.preset("demo", width=8, seconds=0.5)
 def test_sizes_are_lvs():
     with torch.device("meta"):
         model = Localiser(PAPER)
-        assert model.look(torch.empty(2, 3, 224, 224)).shape == (2, 512, 14, 14)
+        assert model.encode_picture(torch.empty(2, 3, 224, 224)).shape == (2, 512, 14, 14)
         assert model.sound_net.maps(torch.empty(2, 1, 257, 670)).shape == (2, 512, 9, 21)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(22.3e6, rel=1e-2)
 
@@ -31,7 +31,7 @@ def test_features_have_unit_length():
     model = Localiser(TINY).eval()
     with torch.no_grad():
         out = model({"picture": torch.rand(2, 3, 64, 64), "wave": 0.1 * torch.randn(2, 5000)})
-    torch.testing.assert_close(out["look"].norm(dim=1), torch.ones(2, 4, 4))
+    torch.testing.assert_close(out["picture"].norm(dim=1), torch.ones(2, 4, 4))
     torch.testing.assert_close(out["sound"].norm(dim=1), torch.ones(2))
 
 
@@ -94,7 +94,7 @@ def test_it_learns_what_sounds_and_where():
     for _ in range(10):
         batch, place = patches(generator)
         with torch.no_grad():
-            look, sound = model.look(batch["picture"]), model.listen(batch["wave"])
+            look, sound = model.encode_picture(batch["picture"]), model.encode_sound(batch["wave"])
         agreement = torch.stack([model.agreement(look, s.expand(4, -1)) for s in sound], 1)
         best += (agreement.argmax(1) == torch.arange(4)).tolist()
         peak = torch.einsum("bdhw,bd->bhw", look, sound).flatten(1).argmax(1)
