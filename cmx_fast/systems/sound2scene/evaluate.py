@@ -16,7 +16,7 @@ from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.data.sets.selection import read_selection
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
-from cmx_fast.evaluate.generation import (
+from cmx_fast.evaluate.generated_pictures import (
     ClipJudge,
     classifier_networks,
     inception_networks,

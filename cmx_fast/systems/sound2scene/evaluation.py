@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.evaluate.frame_classifier import probabilities
-from cmx_fast.evaluate.generation import (
+from cmx_fast.evaluate.generated_pictures import (
     ClipJudge,
     Networks,
     as_float,

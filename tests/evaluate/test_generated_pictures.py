@@ -21,7 +21,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.evaluate import frame_classifier
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
-from cmx_fast.evaluate.generation import (
+from cmx_fast.evaluate.generated_pictures import (
     ClipJudge,
     Networks,
     frechet_distance,
