@@ -132,11 +132,11 @@ class ClipJudge:
             raise FileNotFoundError(f"there are no CLIP weights {weights}")
         if model not in open_clip.list_models():
             raise ValueError(f"OpenCLIP has no model {model!r}; see open_clip.list_models()")
-        of_openai = _is_of_openai(weights)
+        by_openai = _is_by_openai(weights)
         if f"{model}-quickgelu" in open_clip.list_models() and not open_clip.get_model_config(model).get(
             "quick_gelu"
         ):
-            if of_openai:
+            if by_openai:
                 raise ValueError(
                     f"{weights} are OpenAI's, trained with QuickGELU: take the model {model}-quickgelu"
                 )
@@ -147,7 +147,7 @@ class ClipJudge:
         try:
             # Of a TorchScript archive nothing is unpickled or run, and only so its weights can be read.
             self.clip, _, _ = open_clip.create_model_and_transforms(
-                model, pretrained=str(weights), weights_only=not (of_openai and _is_script(weights))
+                model, pretrained=str(weights), weights_only=not (by_openai and _is_script(weights))
             )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{weights} does not fit OpenCLIP's {model}: {error}") from error
@@ -178,7 +178,7 @@ def _is_script(weights: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _is_of_openai(weights: Path) -> bool:
+def _is_by_openai(weights: Path) -> bool:
     """True if a file's form, its name, or its model's folder in a cache of the hub says that OpenAI trained it."""
     named = "openai" in weights.name.lower() or any(part.endswith(".openai") for part in weights.parts)
     return named or _is_script(weights)

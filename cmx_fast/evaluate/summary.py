@@ -27,8 +27,8 @@ def percent(value: Spread | None, with_spread: bool, between: str = "±") -> str
     return f"{100 * value[0]:.1f}" + (f"{between}{100 * value[1]:.1f}" if with_spread else "")
 
 
-def of_seeds(count: int) -> str:
-    """The end of a table's title: what its cells are, if there are several seeds."""
+def seeds_note(count: int) -> str:
+    """The end of a table's title: says that cells are means, if there are several seeds."""
     return f"; mean±std of {count} seeds" if count > 1 else ""
 
 
@@ -80,7 +80,7 @@ class SeedScores:
         return self.percent(model, measure, " ± ")
 
     def as_dict(self, measures: Sequence[str]) -> dict[str, object]:
-        """What results.json holds of the scores: mean and spread of these measures, and the seeds."""
+        """The entries of results.json: mean and spread of these measures, and the scores of every seed."""
         return {
             "mean_and_spread": {
                 model: {measure: self.spread(model, measure) for measure in measures}
@@ -91,7 +91,7 @@ class SeedScores:
 
     def table(self, title: str, measures: Mapping[str, str], names: Mapping[str, str]) -> Table:
         """A row per model in percent; ``measures`` and ``names`` are the titles of columns and rows."""
-        table = new_table(title + of_seeds(self.seeds), measures.values())
+        table = new_table(title + seeds_note(self.seeds), measures.values())
         for model in self.by_model:
             table.add_row(names[model], *(self.percent(model, measure) for measure in measures))
         return table

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-#: Tensors by name, samples along their first dimension: what data yield, networks give and losses take.
+#: Tensors by name, mostly with samples along their first dimension: data, outputs of networks, and losses.
 Batch = dict[str, Tensor]
 
 

@@ -90,7 +90,7 @@ class Evaluation:
     """The figures of the table and the report."""
 
     scores: SeedScores
-    largest_class: float  # the accuracy of calling every pixel what most of them are
+    largest_class: float  # the accuracy of giving every pixel the most frequent class
     examples: list[int]  # pictures shown in the report
     shown: dict[
         str, Tensor

@@ -67,7 +67,7 @@ class CMACRecipe(Presets):
     seconds: Positive = 1.0  # [P] length of the sound
     sample_rate: Count = 24000  # [R]
     cache: bool = False  # [O] decode every recording once and keep it in memory, as bytes
-    backend: str = "auto"  # [O] what decodes; "dali": on the GPU if there is one, or "pyav", "torchcodec"
+    backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one, or "pyav", "torchcodec"
     jitter: Share = (
         0.4  # [R] brightness, contrast and saturation change by up to this share; the ablations: 0
     )

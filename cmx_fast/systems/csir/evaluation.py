@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
-from cmx_fast.evaluate.summary import of_seeds
+from cmx_fast.evaluate.summary import seeds_note
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
@@ -82,7 +82,7 @@ class Evaluation:
         return (
             f"Recall in %: {len(self.shown.image)} images, {len(self.shown.speech)} utterances, "
             f"{len(self.shown.image_space.unique())} spaces; chance R@1 {100 * self.chance:.1f}"
-            + of_seeds(seeds)
+            + seeds_note(seeds)
         )
 
     def as_dict(self) -> dict[str, object]:

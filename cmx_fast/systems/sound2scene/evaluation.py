@@ -95,7 +95,7 @@ class Evaluation:
 
 
 def load_pictures(data: SceneData, numbers: Tensor) -> Tensor:
-    """Those of the pictures that can be read, uint8 (P, 3, S, S)."""
+    """Load the pictures of these numbers, uint8 (P, 3, S, S), but for those that can't be read."""
     return torch.cat([pictures for _, pictures in data.pictures(list(numbers.split(64)))])
 
 
