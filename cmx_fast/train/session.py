@@ -28,9 +28,9 @@ class Split(Protocol):
 
 
 class Session:
-    """One call of a training command.
+    """The devices, the run folder and the messages of one call of a training command.
 
-    The order of a command: make a session, open the data, train stages while a run folder is open, evaluate::
+    A command makes a session, opens the data, trains stages while a run folder is open, and evaluates::
 
         session = Session("train cmac", recipe, preset=preset, precision=precision, ...)
         train, test = ...
@@ -95,12 +95,12 @@ class Session:
     def recording(
         self, out: Path, config: dict[str, Any], *, resume: bool, splits: tuple[Split, ...] = ()
     ) -> Iterator[RunFolder]:
-        """Within the block, a run folder is open for stages; after it, metrics.csv is written.
+        """Open a run folder for the stages within the block; after it, write metrics.csv.
 
         Ctrl-C and SIGTERM end the command with status 130, once the checkpoint is written.
 
         Args:
-            config: what decides the numbers beside the session's own options.
+            config: entries of config.json beside the session's own: all that decides the numbers.
             splits: the data, whose skipped files the config names; they are watched as by :meth:`watch`.
         """
         own = {name: value for name, value in self._config.items() if value is not None}
@@ -119,7 +119,7 @@ class Session:
             self.run.write_csv()
 
     def _say_broken(self) -> None:
-        """Each process names its own: no other has read them."""
+        """Name the files that broke. Each process names its own, which no other has read."""
         broken = {path: reason for split, count in self._watched for path, reason in split.skipped[count:]}
         self._watched = []
         if broken:
