@@ -42,8 +42,13 @@ const char* step(const void* x, const int64_t* sizes, const int64_t* strides, in
   try {
     const cmx::StepResults results{labels, sums, counts, weights, inertia};
     const cmx::Metric metric{unit != 0, strict != 0};
+#ifdef ONLY_BFLOAT16
+    if (half) throw std::invalid_argument("compiled without float16");
+    const auto chosen = run<__nv_bfloat16>(x, sizes, strides, centroids, clusters, weight, metric, results);
+#else
     const auto chosen = half ? run<__half>(x, sizes, strides, centroids, clusters, weight, metric, results)
                              : run<__nv_bfloat16>(x, sizes, strides, centroids, clusters, weight, metric, results);
+#endif
     plan[0] = chosen.blocks;
     plan[1] = chosen.rows;
     return nullptr;

@@ -284,13 +284,15 @@ def found_wrong(own):
 
 
 def compile_with(mistake, folder):
-    """The library of kernels with a mistake."""
+    """The library of kernels with a mistake, for bfloat16, which judge_all takes."""
     part, stands, wrong = MISTAKES[mistake]
     shutil.copytree(ROOT / "csrc/cuda", folder / "cuda")
     source = folder / f"cuda/kmeans_{part}.cuh"
     assert source.read_text().count(stands) == 1
     source.write_text(source.read_text().replace(stands, wrong))
-    return compile_to(folder / "own.so", "kmeans.cpp", "-O1", "-fPIC", "-shared", first=folder)
+    return compile_to(
+        folder / "own.so", "kmeans.cpp", "-O1", "-DONLY_BFLOAT16", "-fPIC", "-shared", first=folder
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
+import hashlib
 import shutil
 import subprocess
-import tempfile
 from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,16 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("g++")
 # The kernels keep numbers of several types in one shared memory, which a GPU's compiler allows.
-FLAGS = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fno-strict-aliasing"]
+FLAGS = [
+    "-std=c++20",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+]
 FOLDERS = [f"-I{ROOT / 'tests/cuda/emulator'}", f"-I{ROOT / 'csrc'}"]
 
 
@@ -64,12 +74,27 @@ def compile_to(path: Path, source: str, *flags: str, first: Path | None = None) 
     return path
 
 
+def shared_library(source: str) -> Path:
+    """The library of tests/cuda/<source>, compiled once for all processes that test, and anew when a source changes."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for folder in ("csrc/common", "csrc/cuda", "tests/cuda"):
+        for file in sorted(
+            path for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh", ".cpp")
+        ):
+            digest.update(file.read_bytes())
+    path = ROOT / "build/emulated" / f"{Path(source).stem}-{digest.hexdigest()[:16]}.so"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            compile_to(path.with_suffix(".new"), source, "-fPIC", "-shared").rename(path)
+    return path
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Compiled once per process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = compile_to(Path(folder, "emulated.so"), "pyramid_correlation.cpp", "-fPIC", "-shared")
-        loaded = ctypes.CDLL(str(path))
+    """The kernels of tests/cuda/pyramid_correlation.cpp."""
+    loaded = ctypes.CDLL(str(shared_library("pyramid_correlation.cpp")))
     loaded.forward.restype = loaded.backward.restype = ctypes.c_char_p
     return loaded
 

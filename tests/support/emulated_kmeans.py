@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from emulated_cuda import COMPILER, compile_to
+from emulated_cuda import COMPILER, shared_library
 from torch import Tensor
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Compiled once per process."""
-    with tempfile.TemporaryDirectory() as folder:
-        return load(compile_to(Path(folder, "emulated.so"), "kmeans.cpp", "-fPIC", "-shared"))
+    """The kernels of tests/cuda/kmeans.cpp."""
+    return load(shared_library("kmeans.cpp"))
 
 
 def load(path: Path) -> ctypes.CDLL:
