@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from distributed_training import hear_broken_files, train_with_a_bank
 from PIL import Image
+from process_groups import run_ranks
 
 pytestmark = pytest.mark.skipif(
     not dist.is_available() or not dist.is_gloo_available(), reason="torch.distributed without gloo"
 )
 
 
-def spawn(how, world, folder):
-    mp.spawn(functools.partial(train_with_a_bank, how), (world, str(folder)), nprocs=world)
+def results(how, world, folder):
+    run_ranks(functools.partial(train_with_a_bank, how), world, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
@@ -29,7 +29,7 @@ def test_stopped_and_resumed_training_is_one_processs(how, tmp_path):
     for folder in folders:
         folder.mkdir()
     (whole,), parts = (
-        spawn(how if world > 1 else "ddp", world, folder) for world, folder in zip((1, 2), folders)
+        results(how if world > 1 else "ddp", world, folder) for world, folder in zip((1, 2), folders)
     )
     for part in parts:
         assert part["interruptions"] == 1 and part["sharded"] == (how == "fsdp")
@@ -51,7 +51,7 @@ def test_a_file_that_breaks_in_one_process_leaves_all_batches_equal(tmp_path):
         soundfile.write(tmp_path / "audios" / f"{i}_000001.wav", 0 * wave if i in (3, 7) else wave, 16000)
         rows += f"{i},1,rain,train\n"
     (tmp_path / "vggsound.csv").write_text(rows)
-    mp.spawn(hear_broken_files, (2, str(tmp_path)), nprocs=2)
+    run_ranks(hear_broken_files, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["steps"].equal(second["steps"]) and first["steps"].shape == (4, 2, 3)
     for step in first["steps"].flatten(1):

@@ -12,8 +12,8 @@ import numpy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from distributed_cases import cached_in_parallel
+from process_groups import run_ranks
 from torch import nn
 
 from cmx_fast.losses import InfoNCELoss, SupConLoss
@@ -249,7 +249,7 @@ def test_autocast_and_scaler():
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch.distributed without gloo")
 def test_data_parallel_gradients_are_the_whole_batchs(tmp_path):
-    mp.spawn(cached_in_parallel, (2, str(tmp_path)), nprocs=2)
+    run_ranks(cached_in_parallel, 2, tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for rank in range(2):
         assert_same(found[rank]["gradients"], found[rank]["whole"])

@@ -1,0 +1,17 @@
+"""Runs a function in the processes of a group."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.multiprocessing
+
+# Forked from a process that has imported these and computed nothing: importing them takes each process seconds.
+multiprocessing.set_forkserver_preload(["torch", "cmx_fast.distributed", "cmx_fast.train.loop"])
+
+
+def run_ranks(main: Callable[[int, int, str], None], world: int, folder: Path) -> None:
+    """Call ``main(rank, world, folder)`` in ``world`` processes; raise what one of them raises."""
+    torch.multiprocessing.start_processes(main, (world, str(folder)), nprocs=world, start_method="forkserver")
