@@ -20,11 +20,12 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector
 from cmx_fast.kernels.common.tiles import INTERPRETED, architecture, dot_precision, upcast
-from torch import Tensor
 
 __all__ = ["attention_bwd", "attention_fwd"]
 

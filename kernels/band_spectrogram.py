@@ -13,10 +13,11 @@ import math
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import on_own_device
 from cmx_fast.kernels.common.codes import Logarithm
 from cmx_fast.kernels.common.grids import ceil_div
-from torch import Tensor
 
 __all__ = ["band_spectrogram_fwd"]
 

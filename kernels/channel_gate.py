@@ -14,9 +14,10 @@ which lets a NaN through.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device, without_autocast
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
-from torch import Tensor
 
 __all__ = ["channel_gate_bwd", "channel_gate_fwd"]
 

@@ -18,6 +18,8 @@ out of range. Where scores do not tell the nearest centroid it is searched in fl
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import softplus
@@ -33,7 +35,6 @@ from cmx_fast.kernels.kmeans.products import (
     search_options,
     wide_nearest,
 )
-from torch import Tensor
 
 __all__ = ["cluster_cross_entropy_bwd", "cluster_cross_entropy_fwd"]
 

@@ -12,10 +12,11 @@ sum. The ReLU behind a residual passes where the output is not <= 0, which lets 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
-from torch import Tensor
 
 __all__ = ["pool_channels_bwd", "pool_channels_fwd", "position_gate_bwd", "position_gate_fwd"]
 

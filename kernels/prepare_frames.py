@@ -12,9 +12,10 @@ no read leaves the frame. Interpolation and colours are float32; the parts of a 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
-from torch import Tensor
 
 __all__ = ["prepare_frames"]
 

@@ -6,11 +6,12 @@ of blocks merge like those of splits, to the common maximum, in whichever proces
 """
 
 import torch
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.scan import scan
-from torch import Tensor
 
 __all__ = ["softmax_block_bwd", "softmax_block_fwd"]
 

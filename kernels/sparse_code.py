@@ -15,9 +15,10 @@ over chunks are float64. Memory: the steps of one chunk of 32768 vectors, whatev
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device, without_autocast
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
-from torch import Tensor
 
 __all__ = ["sparse_code_bwd", "sparse_code_fwd"]
 

@@ -11,9 +11,10 @@ could round it or take a NaN from its neighbour.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
-from torch import Tensor
 
 __all__ = ["warp_and_mask_fwd"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import typer
-from cmx_fast.benchmarks.harness import registry
 
 from cmx_fast import cli
+from cmx_fast.benchmarks.harness import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "docs").is_dir():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from cmx_fast.kernels.common.gradient_kernel import contrastive_gradient_kernel
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import Rows
@@ -19,7 +21,6 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from torch import Tensor
 
 
 class Softmax(NamedTuple):

@@ -23,6 +23,7 @@ Note [Rounded h].
 
 import triton
 import triton.language as tl
+
 from cmx_fast.kernels.common.logits import (
     base_two,
     chunked_products,

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.logits import load_tile
-from torch import Tensor
 
 ROWS_PER_PROGRAM = 16
 DEPTH = 64

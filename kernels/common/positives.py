@@ -6,6 +6,7 @@ pair. See Note [Positives stay outside].
 
 import triton
 import triton.language as tl
+
 from cmx_fast.kernels.common.norms import inverse_norm
 
 # Note [Positives stay outside]

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
     base_two,
@@ -39,7 +41,6 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from torch import Tensor
 
 # Note [Two scans, not column sums]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~

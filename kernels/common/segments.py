@@ -9,6 +9,7 @@ tile in one form of a kernel and nothing in another. SupCon's two kernels repeat
 
 import triton
 import triton.language as tl
+
 from cmx_fast.kernels.common.logits import load_vector, similarity
 
 

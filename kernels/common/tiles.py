@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 import triton
-from cmx_fast.kernels.common.grids import next_power_of_2
 from torch import Tensor
+
+from cmx_fast.kernels.common.grids import next_power_of_2
 
 INTERPRETED = triton.knobs.runtime.interpret
 

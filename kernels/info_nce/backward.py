@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax, row_gradient
 from cmx_fast.kernels.common.grids import ceil_div
@@ -37,7 +39,6 @@ from cmx_fast.kernels.common.norms import (
 from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.info_nce.chunks import gradients_by_chunks, worth_chunks
 from cmx_fast.kernels.info_nce.finish import info_nce_finish_kernel
-from torch import Tensor
 
 BLOCK = 32  # queries of one program of the weights
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.gradient import gradient_precision
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
@@ -35,7 +37,6 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from torch import Tensor
 
 # Note [Banks alone]
 # ~~~~~~~~~~~~~~~~~~

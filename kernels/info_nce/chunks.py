@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
@@ -34,7 +36,6 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from torch import Tensor
 
 # Note [Gradients by chunks]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~

@@ -12,6 +12,7 @@ of their queries. Nothing is added atomically, and a target out of range is nobo
 
 import triton
 import triton.language as tl
+
 from cmx_fast.kernels.common.norms import inverse_norm, through_normalization
 
 

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import candidate_counts, check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
@@ -43,7 +45,6 @@ from cmx_fast.kernels.common.positives import positive_similarity
 from cmx_fast.kernels.common.scan import Partials, scan
 from cmx_fast.kernels.info_nce.backward import info_nce_bwd
 from cmx_fast.kernels.info_nce.banks import scan_banks, store_mean_rows
-from torch import Tensor
 
 __all__ = ["info_nce_bwd", "info_nce_fwd"]
 

@@ -17,6 +17,8 @@ from the host, so a step can be captured in a CUDA graph and gives the same bits
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
@@ -39,7 +41,6 @@ from cmx_fast.kernels.kmeans.products import (
     wide_scales,
 )
 from cmx_fast.kernels.kmeans.sums import sums_of_sorted
-from torch import Tensor
 
 __all__ = ["kmeans_assign", "kmeans_step"]
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import dot_precision
-from torch import Tensor
 
 # Note [Moved centroids]
 # ~~~~~~~~~~~~~~~~~~~~~~

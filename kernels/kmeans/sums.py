@@ -13,8 +13,9 @@ float64; no atomics, so the same bits every time. Memory: a float32 row per segm
 import torch
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
+
+from cmx_fast.kernels.common.grids import ceil_div
 
 SEGMENT = 1024  # vectors that one program adds
 BLOCK = 32

@@ -20,6 +20,8 @@ per split.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div, next_power_of_2
 from cmx_fast.kernels.common.tiles import multiprocessors
@@ -30,7 +32,6 @@ from cmx_fast.kernels.pyramid_correlation.maps import (
     sum_filters,
     window_gradients,
 )
-from torch import Tensor
 
 __all__ = ["attention_consistency_fwd", "pyramid_correlation_bwd", "pyramid_correlation_fwd"]
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from cmx_fast.kernels.common.grids import ceil_div
 from torch import Tensor
+
+from cmx_fast.kernels.common.grids import ceil_div
 
 FLOOR = tl.constexpr(1e-12)  # a vector no longer than this answers with a cosine of 0 and gets no gradient
 BLOCK = 256

@@ -9,11 +9,12 @@ with all features at hand and writes them once in the inputs' dtype. Program 0 a
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.norms import Rows, finish_tile, inverse_norm, through_normalization
 from cmx_fast.kernels.supcon.gradient import row_gradient
-from torch import Tensor
 
 
 def sides(

@@ -18,6 +18,8 @@ set to 0 in the tiles that have them.
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.gradient import gradient_precision
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
@@ -39,7 +41,6 @@ from cmx_fast.kernels.common.tiles import (
     upcast,
 )
 from cmx_fast.kernels.supcon.scan import candidate_mask, has_masked
-from torch import Tensor
 
 
 @triton.jit

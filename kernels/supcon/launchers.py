@@ -14,6 +14,8 @@ of their own softmax here, unlike InfoNCE's: Khosla et al.'s L_out has all of P(
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.arguments import check_dtype, contiguous, on_own_device
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
@@ -25,7 +27,6 @@ from cmx_fast.kernels.common.logits import (
 from cmx_fast.kernels.common.norms import measure
 from cmx_fast.kernels.supcon.backward import sides, supcon_bwd
 from cmx_fast.kernels.supcon.scan import scan
-from torch import Tensor
 
 __all__ = ["supcon_bwd", "supcon_fwd"]
 

@@ -12,6 +12,8 @@ last column or on the diagonal are masked (:func:`has_masked`); of all others ev
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmx_fast.kernels.common.grids import ceil_div
 from cmx_fast.kernels.common.logits import (
     base_two,
@@ -32,7 +34,6 @@ from cmx_fast.kernels.common.tiles import (
     dot_precision,
     upcast,
 )
-from torch import Tensor
 
 # Note [Labels meet the tiles]
 # ~~~~~~~~~~~~~~~~~~~~~~~~~~~~

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from info_nce_launchers import DEFAULTS, check, problem, relative, run, truth
+
 from cmx_fast.kernels.common import norms
 from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
-from info_nce_launchers import DEFAULTS, check, problem, relative, run, truth
 
 # Infinities and NaN that the kernels mask afterwards.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")

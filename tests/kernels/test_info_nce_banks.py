@@ -8,9 +8,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from info_nce_launchers import check, problem, relative, run, truth
+
 from cmx_fast.kernels.info_nce import banks as info_nce_banks
 from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
-from info_nce_launchers import check, problem, relative, run, truth
 
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")
 

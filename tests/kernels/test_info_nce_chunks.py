@@ -8,8 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from info_nce_launchers import check, problem, run
+
+from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 
 # Infinities and NaN that the kernels mask afterwards.
 pytestmark = pytest.mark.filterwarnings("ignore:::triton.runtime.interpreter")

@@ -10,11 +10,11 @@ from cmx_fast import reference
 
 pytest.importorskip("triton")
 import info_nce_launchers
+
 from cmx_fast.kernels.cluster_cross_entropy import cluster_cross_entropy_bwd, cluster_cross_entropy_fwd
 from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from cmx_fast.kernels.softmax_block import softmax_block_bwd, softmax_block_fwd
 from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
-
 from cmx_fast.ops.softmax_block import join, softmax_slopes
 
 # Infinities and NaN that the kernels mask afterwards.

@@ -14,9 +14,10 @@ def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]
     """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "distances",
     "target", "small", "banks", "supcon", "unit supcon", "references", or a key of OTHERS."""
     import triton
+    from triton.runtime.jit import JITFunction
+
     from cmx_fast.kernels import position_gate
     from cmx_fast.kernels.common import tiles
-    from triton.runtime.jit import JITFunction
 
     assert not triton.knobs.runtime.interpret
     # The launchers ask the device themselves which tiles are its own.

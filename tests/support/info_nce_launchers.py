@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 from contrastive_truth import info_nce_truth
 from torch import Tensor
 
+from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 from cmx_fast.ops.info_nce import Options
 
 DEFAULTS = Options(normalize=True)
