@@ -1,4 +1,4 @@
-"""Tile sizes and column splits, chosen by measured registers and shared memory (tests/kernels/test_compile.py).
+"""Tile sizes, chosen by measured registers and shared memory (tests/kernels/test_compile.py), and column splits.
 
 Nothing is autotuned: a call compiles once per dtype and option set and never benchmarks. It does the same in every
 process, and a CUDA graph can be captured as soon as it has run once.
