@@ -30,8 +30,7 @@ from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.train import parameter_groups
 from cmx_fast.systems.sound2scene.model import Alignment, SoundEncoder
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
-
-Batch = dict[str, Tensor]
+from cmx_fast.train.trainable import Batch
 
 #: Rooms of CSIR's pairs, the classes that the batch is balanced over, and seconds of a room's impulse response.
 SPACES, AIR_SECONDS = 32, 1.0
