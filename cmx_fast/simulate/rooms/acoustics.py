@@ -25,7 +25,7 @@ def impulse_response(
     """The response from ``source`` to ``microphone`` (metres), shape (samples,), peak 0.95.
 
     It starts 2 ms before the direct sound and ends where the last -60 dB are reached. The same seed gives the
-    same samples. About 0.1 s of one core for a room, 0.3 s for a hall.
+    same samples. About 0.1 s of one core for a small room, 1 s for a hall.
     """
     pra = require("pyroomacoustics", "media")
     pra.constants.set("num_threads", 1)
@@ -48,7 +48,7 @@ def impulse_response(
     box.set_ray_tracing(
         n_rays=int(RAYS_PER_METRE * edge * (1 if room.indoor else OUTDOOR_RAYS)),
         receiver_radius=min(max(0.12 * edge, 0.2), 1.0),
-        energy_thres=1e-7,
+        energy_thres=1e-6,
         time_thres=MAX_SECONDS,
     )
     box.add_source(source)

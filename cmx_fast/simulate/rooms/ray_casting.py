@@ -20,12 +20,14 @@ SURFACE_ORDER = tuple(sorted(SURFACES, key=lambda name: 2 * SURFACES[name][0] + 
 
 @dataclass
 class Hits:
-    """What N rays meet: ``distance`` (N,), ``point`` (3, N), ``what`` (surface number, or 6 + index of a box),
-    and the normal as its axis (N,) and sign (N,)."""
+    """First hits of N rays: distances (N,), points (3, N) and normals, each as its axis (N,) and sign (N,).
+
+    ``target`` (N,) is the number of the surface, or 6 + the index of the box.
+    """
 
     distance: Array
     point: Array
-    what: NDArray[np.int16]
+    target: NDArray[np.int16]
     axis: NDArray[np.int8]
     sign: Array
 
@@ -110,7 +112,7 @@ class Scene:
         rays = np.arange(direction.shape[1])
         distance = exits[axis, rays]
         forward = direction[axis, rays] > 0
-        what = (2 * axis + forward).astype(np.int16)
+        hit_target = (2 * axis + forward).astype(np.int16)
         sign = np.where(forward, np.float32(-1), np.float32(1))
         for index, near in enumerate(self._candidates(origin, origin + distance * direction)):
             start = origin if origin.shape[1] == 1 else origin[:, near]
@@ -118,13 +120,13 @@ class Scene:
             met = (enter > 1e-4) & (enter < leave) & (enter < distance[near])
             hit = near[met]
             distance[hit] = enter[met]
-            what[hit] = 6 + index
+            hit_target[hit] = 6 + index
             axis[hit] = np.argmax(entries[:, met], axis=0)
             sign[hit] = np.where(direction[axis[hit], hit] > 0, np.float32(-1), np.float32(1))
-        return Hits(distance, origin + distance * direction, what, axis, sign)
+        return Hits(distance, origin + distance * direction, hit_target, axis, sign)
 
     def is_free(self, point: Array, target: Array) -> NDArray[np.bool_]:
-        """Whether no furniture lies between ``point`` (3, N) and ``target`` (3, 1) or (3, N)."""
+        """Tell where no furniture lies between ``point`` (3, N) and ``target`` (3, 1) or (3, N)."""
         free = np.ones(point.shape[1], dtype=bool)
         way = target - point
         inverse = _inverse(way)

@@ -29,7 +29,7 @@ _HAZE_METRES = 90
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the picture is taken from and what it looks at (metres); field of view in degrees, both ways."""
+    """A viewpoint and the point it looks at (metres), and the field of view in degrees, both ways."""
 
     position: Vec3
     target: Vec3
@@ -71,7 +71,7 @@ def _surface_colour(scene: Scene, hits: Hits, pixel_angle: float) -> tuple[Array
         gloss[rays] = material.gloss
 
     for number, name in enumerate(SURFACE_ORDER):
-        rays = np.flatnonzero(hits.what == number)
+        rays = np.flatnonzero(hits.target == number)
         if not rays.size:
             continue
         axis = SURFACES[name][0]
@@ -83,9 +83,9 @@ def _surface_colour(scene: Scene, hits: Hits, pixel_angle: float) -> tuple[Array
                 (a >= patch.lower[0]) & (a <= patch.upper[0]) & (b >= patch.lower[1]) & (b <= patch.upper[1])
             )
             paint(rays[inside], MATERIALS[patch.material], axis, patch.lower)
-    on_boxes = np.flatnonzero(hits.what >= 6)
+    on_boxes = np.flatnonzero(hits.target >= 6)
     for index, box in enumerate(room.boxes):
-        rays = on_boxes[hits.what[on_boxes] == 6 + index]
+        rays = on_boxes[hits.target[on_boxes] == 6 + index]
         for axis in range(3):
             paint(rays[hits.axis[rays] == axis], MATERIALS[box.material], axis)
     return colour, glow, gloss
@@ -98,8 +98,8 @@ def _occlusion(scene: Scene, hits: Hits) -> Array:
         if scene.room.surfaces[name] != "open":
             axis, upper_end = SURFACES[name]
             gap = scene.size[axis] - hits.point[axis] if upper_end else hits.point[axis]
-            share -= np.float32(0.32) * np.exp(-np.abs(gap) / np.float32(0.35)) * (hits.what != number)
-    floor = np.flatnonzero(hits.what == SURFACE_ORDER.index("floor"))
+            share -= np.float32(0.32) * np.exp(-np.abs(gap) / np.float32(0.35)) * (hits.target != number)
+    floor = np.flatnonzero(hits.target == SURFACE_ORDER.index("floor"))
     x, y = hits.point[0, floor], hits.point[1, floor]
     for lower, upper in zip(scene.lower, scene.upper, strict=True):
         beside = np.flatnonzero(
@@ -151,7 +151,7 @@ def _incident_light(scene: Scene, hits: Hits) -> Array:
 
 
 def _through_opening(scene: Scene, point: Array, direction: Array, pixel_angle: float) -> Array:
-    """What is seen through an open side: the sky above the horizon, the same ground going on below it."""
+    """The view through an open side: the sky above the horizon, the same ground going on below it."""
     height = np.clip(direction[2], 0, 1) ** np.float32(0.6)
     image = _HORIZON * (1 - height) + _ZENITH * height
     down = np.flatnonzero(direction[2] < -1e-3)
@@ -174,7 +174,7 @@ def _radiance(scene: Scene, origin: Array, direction: Array, pixel_angle: float,
     is_open = np.array(
         [scene.room.surfaces[name] == "open" for name in SURFACE_ORDER] + [False] * len(scene.lower)
     )
-    beyond = np.flatnonzero(is_open[hits.what])
+    beyond = np.flatnonzero(is_open[hits.target])
     if beyond.size:
         image[:, beyond] = _through_opening(scene, hits.point[:, beyond], direction[:, beyond], pixel_angle)
     mirror = np.flatnonzero(gloss > 0.03) if bounces else np.array([], dtype=np.intp)

@@ -43,7 +43,7 @@ def test_nearest_hit_as_by_testing_every_box(classroom):
     for index in range(len(classroom.lower)):
         enter, leave = crossing(classroom, index, origin.astype(float), direction.astype(float))
         expected = np.where((enter > 1e-4) & (enter < leave) & (enter < expected), enter, expected)
-    furnished = hits.what >= 6
+    furnished = hits.target >= 6
     assert 0.1 < furnished.mean() < 0.9
     np.testing.assert_allclose(hits.distance[furnished], expected[furnished], rtol=1e-4)
     assert np.all(expected[~furnished] > hits.distance[~furnished] * (1 - 1e-4))
