@@ -55,8 +55,10 @@ test: build
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
 # What TorchCodec changes, where it finds FFmpeg's libraries; make test runs the same without them.
+MEDIA_TESTS := tests/data tests/benchmarks/test_media.py tests/benchmarks/test_media_soak.py \
+	tests/systems/cmac/test_data.py tests/simulate/clips
 test-torchcodec: build
-	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(PROCESSES) --dist loadfile tests/data tests/benchmarks
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(PROCESSES) --dist loadfile $(MEDIA_TESTS)
 
 # Every kernel compiled for four chips with nothing kept from before, and the operators' launches counted. Needs no GPU.
 gates: build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import shutil
@@ -271,6 +272,7 @@ def found_wrong(own):
     """True if judge_all objects to a library. It runs in a process of its own, since an index may be anything."""
 
     def judge_it():
+        faulthandler.disable()  # a crash is a finding here, and not to be printed
         torch.set_num_threads(1)  # the other threads stay behind
         try:
             judge_all(own)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -16,3 +21,11 @@ def held_back_to(*names: str):
         pytest.param(name, marks=pytest.mark.skipif(name in lacking, reason=f"this processor has no {name}"))
         for name in names
     ]
+
+
+@functools.cache
+def printed_by(program: str, held_back: str | None = None) -> str:
+    """The output of a Python program, with all of the processor's instructions or held back to a set."""
+    environment = os.environ | ({} if held_back is None else {"ATEN_CPU_CAPABILITY": held_back})
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
