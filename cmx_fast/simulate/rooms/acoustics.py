@@ -48,7 +48,7 @@ def impulse_response(
     box.set_ray_tracing(
         n_rays=int(RAYS_PER_METRE * edge * (1 if room.indoor else OUTDOOR_RAYS)),
         receiver_radius=min(max(0.12 * edge, 0.2), 1.0),
-        energy_thres=1e-6,
+        energy_thres=1e-7,
         time_thres=MAX_SECONDS,
     )
     box.add_source(source)
