@@ -39,10 +39,11 @@ def band_spectrogram(
 
     Args:
         wave: (B, samples), float32 or float64; bfloat16 and float16 are computed in float32, also under autocast.
-        window: (length,) float32 or float64, at most ``n_fft`` long; shorter frames are followed by zeros. bands: (K,
-        n_fft // 2 + 1), each band's weight of each frequency. n_fft, hop: in samples. reach: (K, 2) int32, each band's
-        first bin and the one behind its last, by :func:`band_reach`. If not given it is
-            found here, on the device of ``bands``.
+        window: (length,) float32 or float64, at most ``n_fft`` long; shorter frames are followed by zeros.
+        bands: (K, n_fft // 2 + 1), each band's weight of each frequency.
+        n_fft, hop: in samples.
+        reach: (K, 2) int32, each band's first bin and the one behind its last, by :func:`band_reach`; computed on the
+            device of ``bands`` if not given.
         ends: "cut": whole frames only; "zeros": the last one is filled with zeros; "reflected": frames centred on every
             ``hop``-th sample (from ``n_fft // 2`` before it), samples mirrored at both ends, as torch.stft's.
         preemphasis: replace x[t] by x[t] - preemphasis * x[t - 1], and keep x[0]; with "cut" and "zeros".
