@@ -27,6 +27,12 @@ class Split(Protocol):
     skipped: list[tuple[Path, str]]
 
 
+def require_a_batch(count: int, batch: int, samples: str) -> None:
+    """Raise ValueError if there are fewer samples to train on than a batch takes; ``samples`` names them."""
+    if count < batch:
+        raise ValueError(f"{count} {samples} to train on are fewer than a batch of {batch}; --set batch=...")
+
+
 class Session:
     """The devices, the run folder and the messages of one call of a training command.
 

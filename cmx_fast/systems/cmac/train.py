@@ -35,7 +35,7 @@ from cmx_fast.train.options import (
     changes,
     choose_models,
 )
-from cmx_fast.train.session import Session
+from cmx_fast.train.session import Session, require_a_batch
 
 #: Evaluations on the held-out recordings during training, for the curves; no weights are selected by them.
 EVALUATIONS = 5
@@ -82,10 +82,7 @@ def train_cmac(
     )
     for split, clips in zip(splits, (train, test), strict=True):
         session.say(f"{split}: {len(clips)} recordings{left_out(clips.skipped)}")
-    if len(train) < recipe.batch:
-        raise ValueError(
-            f"{len(train)} recordings to train on are fewer than a batch of {recipe.batch}; --set batch=..."
-        )
+    require_a_batch(len(train), recipe.batch, "recordings")
     config = {
         "data": str(data),
         "dataset": dataset,

@@ -41,7 +41,7 @@ from cmx_fast.train.options import (
     SyncBN,
     changes,
 )
-from cmx_fast.train.session import Session
+from cmx_fast.train.session import Session, require_a_batch
 
 #: Evaluations on the held-out scenes during training, for the curves; no weights are selected by them.
 EVALUATIONS = 8
@@ -99,10 +99,7 @@ def train_sound2scene(
         session.say(f"{split}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}")
     if moments is not None:
         check_selection(selection, moments, train, test)
-    if len(train) < recipe.batch:
-        raise ValueError(
-            f"{len(train)} scenes to train on are fewer than a batch of {recipe.batch}; --set batch=..."
-        )
+    require_a_batch(len(train), recipe.batch, "scenes")
     config = {
         "data": str(data),
         "dataset": dataset,

@@ -20,7 +20,7 @@ from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
 from cmx_fast.train.options import Out, Precision, Preset, Resume, Seed, Set, changes
-from cmx_fast.train.session import Session
+from cmx_fast.train.session import Session, require_a_batch
 from cmx_fast.train.trainable import Batch
 
 #: Evaluations on the held-out videos during training, for the curves.
@@ -58,10 +58,7 @@ def train_localiser(
     )
     for split, videos in (("train", train), ("held out", test)):
         session.say(f"{split}: {len(videos)} videos{left_out(videos.skipped)}")
-    if len(train) < recipe.batch:
-        raise ValueError(
-            f"{len(train)} videos to train on are fewer than a batch of {recipe.batch}; --set batch=..."
-        )
+    require_a_batch(len(train), recipe.batch, "videos")
     config = {
         "data": str(data),
         "dataset": dataset,
