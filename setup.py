@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -17,14 +18,14 @@ DEFAULT_ARCH_LIST = "8.0;9.0;10.0;12.0+PTX"
 # Linkers drop an unused libtorch, and with it goes the current-stream symbol, weak for a CPU torch's sake.
 CUDA_LINK = ["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-ldl", "-lrt"]
 ROOT = Path(__file__).resolve().parent
-PACKAGE_FOLDERS = {"cmx_fast": "cmx_fast", "cmx_fast.benchmarks": "benchmarks", "cmx_fast.kernels": "kernels"}
 
 
 def packages():
-    """Every package below the three folders; pyproject.toml maps them to their names."""
+    """Every package below cmx_fast and the folders that pyproject.toml maps into it."""
+    mapped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
     return [
         name
-        for package, folder in PACKAGE_FOLDERS.items()
+        for package, folder in {"cmx_fast": "cmx_fast", **mapped}.items()
         for name in (package, *(f"{package}.{inner}" for inner in find_packages(str(ROOT / folder))))
     ]
 
