@@ -24,15 +24,9 @@ pytestmark = pytest.mark.skipif(
 LIMIT = {"float64": 1e-12, "float32": 1e-5}
 
 
-def results(main, world, folder):
-    """``main(rank, world, folder)`` in as many processes; what each saved."""
-    run_ranks(main, world, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
-
-
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_losses_and_gradients_are_the_whole_batchs(world, tmp_path):
-    for rank, result in enumerate(results(main, world, tmp_path)):
+    for rank, result in enumerate(run_ranks(main, world, tmp_path)):
         assert len(result) == 4
         for (dtype, exchange), differences in result.items():
             assert len(differences) > 40
@@ -43,7 +37,7 @@ def test_losses_and_gradients_are_the_whole_batchs(world, tmp_path):
 @pytest.mark.parametrize("exchange", ["ring", "gather"])
 def test_data_parallel_training_is_one_process_training(exchange, tmp_path):
     whole = train_on_everything()
-    for result in results(train_in_parallel[exchange], 3, tmp_path):
+    for result in run_ranks(train_in_parallel[exchange], 3, tmp_path):
         assert result["losses"] == pytest.approx(whole["losses"], rel=1e-5)
         for name, weight in whole["weights"].items():
             torch.testing.assert_close(result["weights"][name], weight, rtol=1e-4, atol=1e-5)
@@ -51,14 +45,14 @@ def test_data_parallel_training_is_one_process_training(exchange, tmp_path):
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_a_ring_holds_two_others_rows_however_many_there_are(world, tmp_path):
-    for result in results(held_rows, world, tmp_path):
+    for result in run_ranks(held_rows, world, tmp_path):
         assert result["ring"] == (min(2, world - 1), True, world)
         assert result["gather"] == (world - 1, True, world)
 
 
 def test_the_ring_sends_what_the_scaling_table_counts(tmp_path):
     step = ring_step(3, 40, 24, element=4)
-    assert results(count_traffic, 3, tmp_path) == [(step.sent, step.messages)] * 3
+    assert run_ranks(count_traffic, 3, tmp_path) == [(step.sent, step.messages)] * 3
 
 
 def test_the_scaling_table():

@@ -17,11 +17,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def results(how, world, folder):
-    run_ranks(functools.partial(train_with_a_bank, how), world, folder)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
-
-
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_stopped_and_resumed_training_is_one_processs(how, tmp_path):
     """Weights, banks and losses; several processes hold the same, and under FSDP each its part until the end."""
@@ -29,7 +24,8 @@ def test_stopped_and_resumed_training_is_one_processs(how, tmp_path):
     for folder in folders:
         folder.mkdir()
     (whole,), parts = (
-        results(how if world > 1 else "ddp", world, folder) for world, folder in zip((1, 2), folders)
+        run_ranks(functools.partial(train_with_a_bank, how if world > 1 else "ddp"), world, folder)
+        for world, folder in zip((1, 2), folders)
     )
     for part in parts:
         assert part["interruptions"] == 1 and part["sharded"] == (how == "fsdp")
@@ -51,8 +47,7 @@ def test_a_file_that_breaks_in_one_process_leaves_all_batches_equal(tmp_path):
         soundfile.write(tmp_path / "audios" / f"{i}_000001.wav", 0 * wave if i in (3, 7) else wave, 16000)
         rows += f"{i},1,rain,train\n"
     (tmp_path / "vggsound.csv").write_text(rows)
-    run_ranks(hear_broken_files, 2, tmp_path)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = run_ranks(hear_broken_files, 2, tmp_path)
     assert first["steps"].equal(second["steps"]) and first["steps"].shape == (4, 2, 3)
     for step in first["steps"].flatten(1):
         assert len(step.unique()) == 6  # nobody stands in twice

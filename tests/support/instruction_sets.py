@@ -28,4 +28,6 @@ def printed_by(program: str, held_back: str | None = None) -> str:
     """The output of a Python program, with all of the processor's instructions or held back to a set."""
     environment = os.environ | ({} if held_back is None else {"ATEN_CPU_CAPABILITY": held_back})
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=300
+    ).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch.multiprocessing
 
@@ -12,6 +13,7 @@ import torch.multiprocessing
 multiprocessing.set_forkserver_preload(["torch", "cmx_fast.distributed", "cmx_fast.train.loop"])
 
 
-def run_ranks(main: Callable[[int, int, str], None], world: int, folder: Path) -> None:
-    """Call ``main(rank, world, folder)`` in ``world`` processes; raise what one of them raises."""
+def run_ranks(main: Callable[[int, int, str], None], world: int, folder: Path) -> list[Any]:
+    """Call ``main(rank, world, folder)`` in ``world`` processes; the contents of the ``<rank>.pt`` that each saves."""
     torch.multiprocessing.start_processes(main, (world, str(folder)), nprocs=world, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
