@@ -129,7 +129,7 @@ def train_sounds(
             encoder,
             scenes,
             fabric.device,
-            session.run.path / f"features_{split}.pt" if fabric.is_global_zero else None,
+            session.run.path / f"features_{split}.npy" if fabric.is_global_zero else None,
         )
         for split, scenes in (("train", train), ("test", test))
     )

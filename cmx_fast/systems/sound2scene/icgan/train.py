@@ -119,7 +119,7 @@ class Training:
                 encoder,
                 pictures,
                 device,
-                self.session.run.path / f"features{'_mirrored' * flip}.pt",
+                self.session.run.path / f"features{'_mirrored' * flip}.npy",
                 flipped=flip,
             )
             for flip in (False, True)
