@@ -15,12 +15,31 @@ from rich.progress import track
 from torch import Tensor
 
 from cmx_fast.data.media.files import BrokenFileError, read_picture
-from cmx_fast.networks.visual_encoders import VisualEncoder
+from cmx_fast.networks.visual_encoders import VisualEncoder, reopen_visual_encoder
 from cmx_fast.networks.weights import write_text
+from cmx_fast.train.run_folder import FinishedRun
 
 #: Pictures per batch.
 BATCH = 32
 DTYPES = {torch.float32: np.float32, torch.float16: np.float16}
+
+
+def run_encoder(run: FinishedRun, file: Path | None = None) -> VisualEncoder | None:
+    """The pretrained encoder that a run was trained with, --encoder; None where it had none.
+
+    Args:
+        file: its weights, if not where the run had them.
+
+    Raises:
+        FileNotFoundError: the weights are not there any more.
+        ValueError: ``file`` is given for a run without such an encoder, or its weights are others than the run's.
+    """
+    spec = run.config.get("encoder")
+    if spec is not None:
+        return reopen_visual_encoder(spec, run.config["encoder_fingerprint"], file)
+    if file is not None:
+        raise ValueError(f"--encoder-file {file}: {run.path} was trained without --encoder")
+    return None
 
 
 def frozen_rows(

@@ -15,14 +15,14 @@ from cmx_fast.systems.csir.dscmr import DSCMR
 from cmx_fast.systems.csir.evaluation import (
     Evaluation,
     embed,
-    frozen_image_encoder,
     new_model,
     open_split,
     pretrained_image_encoder,
 )
-from cmx_fast.systems.csir.model import CSIR
+from cmx_fast.systems.csir.model import CSIR, FrozenImageEncoder
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.report import write_report
+from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
@@ -41,7 +41,8 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
     alternative: dict[str, list[Recalls]] = {name: [] for name in models}
     shown: Embeddings | None = None
     shown_model: CSIR | DSCMR | None = None
-    frozen = frozen_image_encoder(run, encoder_file)
+    pretrained = run_encoder(run, encoder_file)
+    frozen = None if pretrained is None else FrozenImageEncoder(pretrained)
     for name, seed in run.models():
         model = new_model(name, recipe, len(spaces), frozen).to(data.device)
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))

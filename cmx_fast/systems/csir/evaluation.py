@@ -12,7 +12,6 @@ from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
 from cmx_fast.evaluate.summary import seeds_note
-from cmx_fast.networks.visual_encoders import reopen_visual_encoder
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
@@ -36,23 +35,6 @@ def new_model(
     """A model of that name with fresh weights, but for a frozen image encoder's."""
     image: ImageEncoder = frozen or image_encoder(recipe.image_encoder, recipe.attention)
     return MODELS[name](recipe, spaces, image, SpeechEncoder.of(recipe))
-
-
-def frozen_image_encoder(run: FinishedRun, file: Path | None = None) -> FrozenImageEncoder | None:
-    """The pretrained encoder that the run was trained with; None where it trained its own.
-
-    Args:
-        file: its weights, if not where the run had them.
-
-    Raises:
-        ValueError: ``file`` is given for a run without such an encoder, or its weights are others than the run's.
-    """
-    spec = run.config.get("encoder")
-    if spec is None:
-        if file is not None:
-            raise ValueError(f"--encoder-file {file}: {run.path} was trained without --encoder")
-        return None
-    return FrozenImageEncoder(reopen_visual_encoder(spec, run.config["encoder_fingerprint"], file))
 
 
 @torch.no_grad()
