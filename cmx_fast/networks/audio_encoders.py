@@ -1,4 +1,4 @@
-"""Pretrained audio encoders from local files in their authors' layouts; nothing is downloaded.
+"""Pretrained audio encoders from local files in their authors' layouts; nothing is downloaded::
 
     panns:FILE      CNN14 of PANNs, e.g. Cnn14_mAP=0.431.pth, and its 8 and 16 kHz variants
     vggish:FILE     VGGish as torchvggish stores it

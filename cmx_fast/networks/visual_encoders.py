@@ -1,4 +1,4 @@
-"""Pretrained visual encoders by name: from an installed package or a local file, never from the network.
+"""Pretrained visual encoders by name: from an installed package or a local file, never from the network::
 
     efficientnet-lite0                       ImageNet weights of an installed package
     torchvision:resnet50=FILE                a classifier of torchvision's; "torchvision:" can be left out
@@ -78,14 +78,16 @@ class VisualEncoder(FixedEncoder):
         self.trunk = trunk.eval()
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
-        self.size = preprocessing.size
-        try:
-            measures = measure(trunk, self.size)
-        except ValueError as error:
-            self.size = 32 * math.ceil(self.size / 32)
-            if not self.any_size or self.size == preprocessing.size:
-                raise ValueError(f"{name} can't be an encoder: {error}") from error
-            measures = measure(trunk, self.size)
+        trained = preprocessing.size
+        sizes = (trained, 32 * math.ceil(trained / 32)) if self.any_size else (trained,)
+        for self.size in sizes:
+            try:
+                measures = measure(trunk, self.size)
+                break
+            except ValueError as error:
+                problem = error
+        else:
+            raise ValueError(f"{name} can't be an encoder: {problem}") from problem
         self.strides, self.channels, self.width = measures.strides, measures.channels, measures.width
         self.multiple = max(self.strides) if self.any_size else self.size
         self.fix()
