@@ -166,3 +166,32 @@ def test_refuses():
         few.flush()
     few.update(torch.randn(2, 4, 3, 3))
     assert few.cluster_centers_.shape == (20, 4)
+
+
+def test_the_start_keeps_no_more_pixels_than_asked_for():
+    maps = [clustered_maps(seed=seed) for seed in range(3)]
+    clustering = PiCIEClustering(5, init_batches=3, init_pixels=300)
+    for batch in maps[:2]:
+        clustering.update(batch)
+    assert [tuple(kept.shape) for kept in clustering._start] == [(100, 12)] * 2
+    rows = {tuple(row.tolist()) for row in maps[0].flatten(2).transpose(1, 2).flatten(0, 1)}
+    assert {tuple(row.tolist()) for row in clustering._start[0]} <= rows
+    clustering.update(maps[2])
+    assert clustering.counts_.sum() == 300
+
+
+def test_plus_plus_finds_what_random_pixels_miss():
+    """Nine of ten vectors are zero, as where the background is suppressed: random centroids would be zero too."""
+    maps = torch.zeros(4, 6, 10, 10)
+    for direction in range(4):
+        maps[direction, direction, :1] = 1
+    clustering = PiCIEClustering(5, init_batches=1, init="k-means++")
+    clustering.update(maps)
+    norms = clustering.cluster_centers_.norm(dim=1).sort().values
+    torch.testing.assert_close(norms, torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0]))
+    assert clustering.loss_ == 0
+
+
+def test_refuses_an_unknown_start():
+    with pytest.raises(ValueError, match=r"init must be one of 'k-means\+\+', 'random'; got 'first'"):
+        PiCIEClustering(3, init="first")
