@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -104,18 +105,19 @@ class ATR(Dataset[dict[str, object]]):
         self.skipped: list[tuple[Path, str]] = []
         self._mask_turns: dict[str, Turn] = {}
         listed = self._read_list(Path(root), split)
+        names = [name for name in listed if not (skip_chictopia and name.startswith("dataset10k_"))]
         self.ids = []
-        for name in listed:
-            if skip_chictopia and name.startswith("dataset10k_"):
-                continue
-            try:
-                self._check(name)
-            except ValueError as error:
-                if not skip_bad:
-                    raise
-                self.skipped.append((self._image_path(name), str(error)))
-            else:
-                self.ids.append(name)
+        with ThreadPoolExecutor() as pool:
+            for name, check in [(name, pool.submit(self._check, name)) for name in names]:
+                try:
+                    self._mask_turns[name] = check.result()
+                except ValueError as error:
+                    if not skip_bad:
+                        pool.shutdown(cancel_futures=True)
+                        raise
+                    self.skipped.append((self._image_path(name), str(error)))
+                else:
+                    self.ids.append(name)
         if not self.ids:
             raise ValueError(f"no usable picture among the {len(listed)} ids of {split}_id.txt in {root}")
 
@@ -147,6 +149,11 @@ class ATR(Dataset[dict[str, object]]):
             resized = labels(mask.resize((self.size, self.size), Image.Resampling.NEAREST))
         return self._class_of_label[self._mask_turns[name](torch.from_numpy(resized.astype(np.int64)))]
 
+    @property
+    def paths(self) -> list[Path]:
+        """The pictures' files, in the order of ``ids``."""
+        return [self._image_path(name) for name in self.ids]
+
     def _image_path(self, name: str) -> Path:
         return self.folder / "JPEGImages" / f"{name}.jpg"
 
@@ -163,8 +170,8 @@ class ATR(Dataset[dict[str, object]]):
                 return read_list(path)
         raise ValueError(f"there is no {split}_id.txt in {root} or {self.folder}")
 
-    def _check(self, name: str) -> None:
-        """Check a picture and its mask: readable, of one size, labels in range.
+    def _check(self, name: str) -> Turn:
+        """Check a picture and its mask: readable, of one size, labels in range. Gives how the mask is to be turned.
 
         Damage within the pixels shows only when the picture is decoded.
         """
@@ -186,4 +193,4 @@ class ATR(Dataset[dict[str, object]]):
         shown = turns[0].size(*sizes[0]), turn.size(*sizes[1])
         if shown[0] != shown[1]:
             raise ValueError(f"{path} is a mask of {shown[1]} pixels for a picture of {shown[0]}")
-        self._mask_turns[name] = turn
+        return turn
