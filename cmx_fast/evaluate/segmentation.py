@@ -52,24 +52,28 @@ def scores(counts: Tensor) -> dict[str, float]:
         intersection over union. "miou_matched" is over the classes that have pixels. "miou_clusters" is over the K
         clusters, or the classes if there are more, where unmatched ones count 0: so PiCIE's code averages, and so the
         C2L paper's figures must have been. "miou_majority" is over the classes; each cluster goes to the class that it
-        meets most, so several may share one.
+        meets most, so several may share one, and "accuracy_majority" is the share of pixels that are right then.
     """
     counts = counts.double()
-    merged = merge(counts, match(counts))
-    overlap = merged.diagonal()
-    union = merged.sum(1) + counts.sum(0) - overlap
-    present = counts.sum(0) > 0
-    iou = overlap / union.clamp_min(1)
-    by_majority = merge(counts, counts.argmax(1))
-    majority = by_majority.diagonal() / (
-        by_majority.sum(1) + counts.sum(0) - by_majority.diagonal()
-    ).clamp_min(1)
+    matched, majority = merge(counts, match(counts)), merge(counts, counts.argmax(1))
+    present, total = counts.sum(0) > 0, counts.sum()
+    iou = class_ious(matched, counts.sum(0))
     return {
-        "accuracy": float(overlap.sum() / counts.sum()),
+        "accuracy": float(matched.diagonal().sum() / total),
         "miou_matched": float(iou[present].mean()),
         "miou_clusters": float(iou.sum() / max(counts.shape)),
-        "miou_majority": float(majority[present].mean()),
+        "accuracy_majority": float(majority.diagonal().sum() / total),
+        "miou_majority": float(class_ious(majority, counts.sum(0))[present].mean()),
     }
+
+
+def class_ious(merged: Tensor, pixels: Tensor) -> Tensor:
+    """Intersection over union of each class, from the table of :func:`merge` and the pixels (classes,) of each class.
+
+    Pixels of unmatched clusters are in ``pixels`` alone. A class without pixels, given or true, has 0.
+    """
+    overlap = merged.diagonal()
+    return overlap / (merged.sum(1) + pixels - overlap).clamp_min(1)
 
 
 def merge(counts: Tensor, classes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of one split as batches by index, from memory or by loader workers."""
+"""Pictures of one split as batches by index, from memory, by loader workers, or as a fixed encoder's maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.media.decode import FILE_BACKENDS, check_backend
 
-#: Indices (B,) and their pictures (B, 3, S, S).
+#: Indices (B,) and their pictures (B, 3, S, S), or the pictures' packed maps (B, R).
 IndexedPictures = tuple[Tensor, Tensor]
 
 
@@ -25,7 +25,13 @@ class Pictures:
         cache: decode every picture once and keep it, in bytes; else workers read files.
         backend: "dali" decodes the pictures of a batch together (the data set's ``load_images``), in this process, on
             the GPU if there is one.
+
+    Attributes:
+        maps: (pictures, R) float16, a fixed encoder's maps as :func:`cmx_fast.networks.fpn.pack` lays them, in the
+            pictures' place (:mod:`cmx_fast.systems.c2l.encoder_maps`); None: the networks see the pictures.
     """
+
+    maps: Tensor | None = None
 
     def __init__(
         self,
@@ -43,6 +49,14 @@ class Pictures:
         return len(self.dataset)
 
     def load(self, rows: Iterable[Tensor]) -> Iterator[IndexedPictures]:
+        """For each of ``rows``, indices (B,) int64: these and what the networks see of them, on the device."""
+        if self.maps is None:
+            yield from self.load_images(rows)
+        else:
+            for index in rows:
+                yield index, upload(self.maps[index], self.device).float()
+
+    def load_images(self, rows: Iterable[Tensor]) -> Iterator[IndexedPictures]:
         """For each of ``rows``, indices (B,) int64: these and their pictures (B, 3, S, S), in [0, 1] on the device."""
         loader: Iterable[IndexedPictures]
         if self.kept is not None:
@@ -59,7 +73,7 @@ class Pictures:
             yield index, upload(images, self.device).float() / 255
 
     def in_order(self, batch: int = 32) -> Iterator[IndexedPictures]:
-        """Every picture once."""
+        """What the networks see of every picture, once."""
         return self.load(torch.arange(len(self)).split(batch))
 
 

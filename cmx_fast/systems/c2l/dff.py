@@ -7,12 +7,13 @@ Nothing is trained: the pictures to be segmented are factorised together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cmx_fast.networks.fpn import FPN
+from cmx_fast.networks.fpn import MapShape
+from cmx_fast.systems.c2l.picie import new_encoder
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 #: Iterations between two checks of the error.
@@ -20,21 +21,28 @@ CHECK_EVERY = 10
 
 
 class DFF(nn.Module):
-    """A ResNet whose rectified activations of all pictures are factorised into ``recipe.test_clusters`` concepts."""
+    """An encoder whose rectified activations of all pictures are factorised into ``recipe.test_clusters`` concepts.
 
-    def __init__(self, recipe: C2LRecipe):
+    ``shapes``: as :class:`cmx_fast.systems.c2l.picie.PiCIE`.
+    """
+
+    def __init__(self, recipe: C2LRecipe, shapes: Sequence[MapShape] | None = None):
         super().__init__()
         self.recipe = recipe
-        self.encoder = FPN(recipe.backbone, recipe.width, recipe.attention)
+        self.encoder = new_encoder(recipe, shapes)
 
     @torch.no_grad()
     def heat_maps(self, images: Iterable[Tensor], generator: torch.Generator) -> Tensor:
         """Maps of the concepts in every picture of the batches (B, 3, S, S): (pictures, K, h, w) float32 on the CPU.
 
-        Their stride is 4, 8, 16 or 32 after ``recipe.dff_stage`` 1 to 4. Memory: all activations at once.
+        Their stride is 4, 8, 16 or 32 after ``recipe.dff_stage`` 1 to 4; a fixed encoder with fewer maps gives its
+        coarsest. Memory: all activations at once.
         """
-        recipe = self.recipe
-        maps = torch.cat([self.encoder.activations(batch)[recipe.dff_stage - 1].float() for batch in images])
+        recipe, stages = self.recipe, []
+        for batch in images:
+            activations = self.encoder.activations(batch)
+            stages.append(activations[min(recipe.dff_stage, len(activations)) - 1].float())
+        maps = torch.cat(stages)
         rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
         strengths, _ = factorise(
             rows, recipe.test_clusters, generator, recipe.dff_iterations, recipe.dff_tolerance

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,41 +13,123 @@ from torch import Tensor
 
 from cmx_fast.evaluate import segmentation
 from cmx_fast.evaluate.summary import SeedScores
+from cmx_fast.networks.fpn import MapShape
+from cmx_fast.systems.c2l.baselines import BASELINES, baseline_counts
 from cmx_fast.systems.c2l.data import Pictures
-from cmx_fast.systems.c2l.evaluation import EXAMPLES, Evaluation, new_model, open_split, segment, table
+from cmx_fast.systems.c2l.dff import DFF
+from cmx_fast.systems.c2l.encoder_maps import keep_maps
+from cmx_fast.systems.c2l.evaluation import (
+    EXAMPLES,
+    FIRST,
+    Evaluation,
+    new_model,
+    open_split,
+    scores,
+    segment,
+    table,
+)
+from cmx_fast.systems.c2l.picie import new_encoder
+from cmx_fast.systems.c2l.pseudo_labels import final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.c2l.report import write_report
-from cmx_fast.train.options import RunData, SkipBad, default_device
+from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
+Merge = Annotated[
+    Path | None, typer.Option(help="JSON file of classes and the labels that each takes; default: the run's.")
+]
+SkipChictopia = Annotated[
+    bool, typer.Option("--skip-chictopia", help="Leave out dataset10k_*, which the paper does not have.")
+]
 
-def evaluate_run(run: FinishedRun, pictures: Pictures) -> Evaluation:
-    """Segment the pictures with every model of the run; print the table, write results.json and report.html."""
+
+def evaluate_run(
+    run: FinishedRun, train: Pictures, test: Pictures, *, split: str = "test", clusters: int | None = None
+) -> Evaluation:
+    """Segment the pictures with every model of the run; print the table, write results.json and report.html.
+
+    Args:
+        train: the run's training pictures, which the baselines and new clusters are made of.
+        test: the pictures of ``split``. Both have the maps of the run's encoder, if it has one.
+        clusters: cluster the models' features of the training pictures anew to this many; None: the run's clusters.
+    """
     recipe = run.recipe(C2LRecipe)
-    examples = list(range(0, len(pictures), max(1, len(pictures) // EXAMPLES)))[:EXAMPLES]
-    scores = SeedScores(run.config["models"])
+    if clusters is not None:
+        recipe = dataclasses.replace(recipe, test_clusters=clusters)
+    shapes = None if test.maps is None else [tuple(shape) for shape in run.config["map_shapes"]]
+    examples = list(range(0, len(test), max(1, len(test) // EXAMPLES)))[:EXAMPLES]
+    names = test.dataset.class_names
+    measured, baselines = SeedScores(run.config["models"]), SeedScores(known_baselines(run, shapes))
     shown: dict[str, Tensor] = {}
     for name, seed in run.models():
-        model = new_model(name, recipe).to(pictures.device)
-        model.load_state_dict(run.weights(f"seed{seed}/{name}"))
-        counts, labels = segment(model, pictures, seed, examples)
-        scores.add(name, segmentation.scores(counts))
+        model = new_model(name, recipe, shapes).to(test.device)
+        weights = run.weights(f"seed{seed}/{name}")
+        if clusters is not None and not isinstance(model, DFF):
+            weights["centroids"] = model.centroids
+            model.load_state_dict(weights)
+            model.centroids.copy_(final_centroids(None, model, train, seed))
+        else:
+            model.load_state_dict(weights)
+        counts, labels = segment(model, test, seed, examples)
+        measured.add(name, scores(counts, names))
         shown.setdefault(name, segmentation.match(counts)[labels])
-    largest = float(counts.sum(0).max() / counts.sum())
-    evaluation = Evaluation(scores, largest, examples, shown)
+    for seed in run.config["seeds"]:
+        encoder = new_encoder(recipe, shapes).to(test.device).eval()
+        if shapes is None and "frozen" in baselines.by_model:
+            encoder.load_state_dict(run.weights(f"seed{seed}/{FIRST}"))
+        for name in baselines.by_model:
+            counts = baseline_counts(name, encoder, recipe, train, test, seed)
+            baselines.add(name, scores(counts, names))
+    largest = baselines.by_model["largest"][0]["accuracy"]
+    evaluation = Evaluation(measured, baselines, split, recipe.test_clusters, names, largest, examples, shown)
     run.write_results(evaluation.as_dict())
     console = Console()
-    console.print(table(evaluation, len(pictures)))
-    console.print(f"report: {write_report(run, evaluation, pictures)}")
+    console.print(table(evaluation, len(test)))
+    console.print(f"report: {write_report(run, evaluation, test)}")
     return evaluation
+
+
+def known_baselines(run: FinishedRun, shapes: list[MapShape] | None) -> list[str]:
+    """The baselines that the run's files allow; prints which are left out."""
+    files = [run.path / f"seed{seed}" / f"{FIRST}.pt" for seed in run.config["seeds"]]
+    if shapes is not None or all(file.is_file() for file in files):
+        return list(BASELINES)
+    print(f"{run.path} does not keep its first encoder, whose baselines are left out", file=sys.stderr)
+    return [name for name in BASELINES if name not in ("frozen", "probe")]
 
 
 def evaluate_c2l(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l.")],
     data: RunData = None,
+    split: Annotated[str, typer.Option(help="test, or val, of which the paper's tables are.")] = "test",
+    clusters: Annotated[
+        int | None,
+        typer.Option(min=2, help="Cluster the training pictures anew; default: the run's clusters."),
+    ] = None,
+    merge: Merge = None,
+    skip_chictopia: SkipChictopia = False,
+    encoder_file: EncoderFile = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Evaluate a finished run on the test split: table, results.json and report.html."""
+    """Evaluate a finished run on held-out pictures: table, results.json and report.html."""
     finished = RunFolder.open_finished(run, "train c2l")
     root, recipe = data or Path(finished.config["data"]), finished.recipe(C2LRecipe)
-    evaluate_run(finished, open_split(root, "test", recipe, default_device(), skip_bad=skip_bad))
+    stored = finished.config.get("merge")
+    train, held_out = (
+        open_split(
+            root,
+            name,
+            recipe,
+            default_device(),
+            merge=merge or (None if stored is None else Path(stored)),
+            skip_chictopia=skip_chictopia or finished.config.get("skip_chictopia", False),
+            skip_bad=skip_bad,
+        )
+        for name in ("train", split)
+    )
+    encoder = run_encoder(finished, encoder_file)
+    if encoder is not None:
+        for name, pictures in (("train", train), (split, held_out)):
+            keep_maps(pictures, encoder, recipe, finished.path / f"maps_{name}.npy")
+    evaluate_run(finished, train, held_out, split=split, clusters=clusters)

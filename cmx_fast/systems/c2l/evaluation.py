@@ -15,6 +15,8 @@ from torch import Tensor
 from cmx_fast.data.sets.atr import ATR
 from cmx_fast.evaluate import segmentation
 from cmx_fast.evaluate.summary import SeedScores
+from cmx_fast.networks.fpn import MapShape
+from cmx_fast.systems.c2l.baselines import BASELINES
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
 from cmx_fast.systems.c2l.model import C2L
@@ -30,24 +32,34 @@ NAMES = {
     "dff": ("DFF", "DFF"),
 }
 
-#: The measures of a model with their titles: the share of pixels, and three readings of the mean IoU.
+#: The measures of a model with their titles: clusters matched one to one, then each with the class that it meets most.
 MEASURES = {
     "accuracy": "accuracy",
     "miou_matched": "mIoU matched",
     "miou_clusters": "mIoU over K",
+    "accuracy_majority": "accuracy majority",
     "miou_majority": "mIoU majority",
 }
 
-
 #: Pictures in the report.
 EXAMPLES = 8
+#: The file of a seed that holds the ResNet before training, which the baselines take.
+FIRST = "encoder"
 
 
-def new_model(name: str, recipe: C2LRecipe) -> PiCIE | DFF:
-    """A model of that name with fresh weights."""
+def new_model(name: str, recipe: C2LRecipe, shapes: Sequence[MapShape] | None = None) -> PiCIE | DFF:
+    """A model of that name with fresh weights, on pictures or on a fixed encoder's maps of these shapes."""
     if name == "dff":
-        return DFF(recipe)
-    return PiCIE(recipe) if name == "picie" else C2L(recipe, name)
+        return DFF(recipe, shapes)
+    return PiCIE(recipe, shapes) if name == "picie" else C2L(recipe, name, shapes)
+
+
+def scores(counts: Tensor, class_names: Sequence[str]) -> dict[str, float]:
+    """The measures of a (K, classes) table, and "iou <class>" of each class by majority."""
+    merged = segmentation.merge(counts.double(), counts.argmax(1))
+    ious = segmentation.class_ious(merged, counts.double().sum(0))
+    by_class = {f"iou {name}": float(iou) for name, iou in zip(class_names, ious, strict=True)}
+    return {**segmentation.scores(counts), **by_class}
 
 
 @torch.no_grad()
@@ -89,7 +101,11 @@ def segment(
 class Evaluation:
     """The figures of the table and the report."""
 
-    scores: SeedScores
+    scores: SeedScores  # of the models
+    baselines: SeedScores
+    split: str
+    clusters: int
+    class_names: list[str]
     largest_class: float  # the accuracy of giving every pixel the most frequent class
     examples: list[int]  # pictures shown in the report
     shown: dict[
@@ -97,22 +113,38 @@ class Evaluation:
     ]  # by model: the first seed's classes of them, (examples, S, S); -1 where unmatched
 
     def as_dict(self) -> dict[str, Any]:
+        measures = [*MEASURES, *(f"iou {name}" for name in self.class_names)]
         return {
-            "protocol": "clusters matched one to one with classes over the whole split (Hungarian)",
+            "protocol": "clusters matched one to one with classes over the whole split (Hungarian); majority: each "
+            "cluster with the class that it meets most",
+            "split": self.split,
+            "clusters": self.clusters,
             "largest_class": self.largest_class,
-            **self.scores.as_dict(list(MEASURES)),
+            **self.scores.as_dict(measures),
+            "baselines": self.baselines.as_dict(measures),
         }
 
 
 def table(evaluation: Evaluation, pictures: int) -> Table:
-    """Table 1 for a terminal: percent, mean and spread over the seeds."""
-    title = f"Held-out {pictures} pictures, %; all of the largest class: {100 * evaluation.largest_class:.1f}"
-    return evaluation.scores.table(title, MEASURES, {name: short for name, (_, short) in NAMES.items()})
+    """Table 1 for a terminal, the baselines below it: percent, mean and spread over the seeds."""
+    both = SeedScores([])
+    both.by_model = {**evaluation.scores.by_model, **evaluation.baselines.by_model}
+    title = f"{evaluation.split}: {pictures} pictures, {evaluation.clusters} clusters, %"
+    return both.table(title, MEASURES, {name: short for name, (_, short) in {**NAMES, **BASELINES}.items()})
 
 
 def open_split(
-    root: Path, split: str, recipe: C2LRecipe, device: torch.device | str, *, skip_bad: bool = False
+    root: Path,
+    split: str,
+    recipe: C2LRecipe,
+    device: torch.device | str,
+    *,
+    merge: Path | None = None,
+    skip_chictopia: bool = False,
+    skip_bad: bool = False,
 ) -> Pictures:
-    """Open one split in ATR's layout with the recipe's numbers."""
-    dataset = ATR(root, split, size=recipe.size, skip_bad=skip_bad)
+    """Open one split in ATR's layout with the recipe's numbers; options as :class:`cmx_fast.data.sets.atr.ATR`."""
+    dataset = ATR(
+        root, split, size=recipe.size, merge=merge, skip_chictopia=skip_chictopia, skip_bad=skip_bad
+    )
     return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device)

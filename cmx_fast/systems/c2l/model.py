@@ -7,13 +7,16 @@ code before the clustering. The modules' sizes are ours where the paper gives no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmx_fast.networks.fpn import MapShape
 from cmx_fast.nn import SparseCode, warp
 from cmx_fast.ops import info_nce, linear_assignment
-from cmx_fast.systems.c2l.picie import PiCIE, cluster_loss
+from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.trainable import Batch
 
@@ -22,12 +25,16 @@ from cmx_fast.train.trainable import Batch
 FEED_FORWARD = {"part": None, "part+pixel": "mlp", "c2l": "sparse"}
 
 
-class PartContrast(nn.Module):
-    """Part vectors of a map (section 3.2): (B, D, h, w) to K unit vectors per picture, (B, K, part_width).
+class GroupParts(nn.Module):
+    """The paper's part contrastive module (section 3.2): (B, D, h, w) to K unit vectors, (B, K, part_width).
 
     1x1 convolution to K groups of ``part_width`` channels, ReLU, 3x3 convolution within each group, mean over the map.
     The ReLU is ours: without it the parts would be linear in the map's mean. Leaving out biases is ours too: with them
     constant, orthogonal parts would satisfy the loss, whatever the picture.
+
+    Each part has weights of its own, and only the picture's other parts are negatives. So the parts are told apart
+    before anything is learnt: on unrelated pictures the loss is all but 0 from the start. :class:`AssignedParts` has a
+    loss that only the picture's content can lower.
     """
 
     def __init__(self, width: int, parts: int, part_width: int):
@@ -36,19 +43,56 @@ class PartContrast(nn.Module):
         self.reduce = nn.Conv2d(width, parts * part_width, 1, bias=False)
         self.group = nn.Conv2d(parts * part_width, parts * part_width, 3, padding=1, groups=parts, bias=False)
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, batch: Batch) -> Tensor:
+        """The parts of one view; the batch's clusters play no role."""
         pooled = self.group(F.relu(self.reduce(maps))).mean((2, 3))
         return F.normalize(pooled.unflatten(1, (self.parts, -1)).float(), dim=2)
 
+    @staticmethod
+    def loss(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
+        """Eq. 1: InfoNCE of the parts (B, K, d) of view 1 against those of view 2; sum over parts, mean over pictures.
 
-def part_loss(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
-    """Eq. 1: InfoNCE of the parts (B, K, d) of view 1 against those of view 2; sum over parts, mean over pictures.
+        A part's positive is its partner in the Hungarian matching by cosine, which carries no gradient.
+        """
+        _, own = linear_assignment(view1.detach() @ view2.detach().transpose(1, 2), maximize=True)
+        losses = info_nce(view1, view2, 1 / temperature, target=own, symmetric=False, reduction="none")
+        return losses.sum(1).mean()
 
-    A part's positive is its partner in the Hungarian matching by cosine, which carries no gradient.
+
+class AssignedParts(nn.Module):
+    """Parts by content (ours): part k is the mean over the pixels that the epoch's clustering gave to cluster k.
+
+    A pixel's cluster is that of view 1 in both views, whose cells show the same places. A layer of two 1x1
+    convolutions, shared by all parts, maps to ``part_width`` numbers before the mean. Parts without a pixel are zero
+    vectors, and left out of the loss.
     """
-    _, own = linear_assignment(view1.detach() @ view2.detach().transpose(1, 2), maximize=True)
-    losses = info_nce(view1, view2, 1 / temperature, target=own, symmetric=False, reduction="none")
-    return losses.sum(1).mean()
+
+    def __init__(self, width: int, parts: int, part_width: int):
+        super().__init__()
+        self.parts = parts
+        self.project = nn.Sequential(
+            nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, part_width, 1, bias=False)
+        )
+
+    def forward(self, maps: Tensor, batch: Batch) -> Tensor:
+        """The parts (B, K, part_width) of one view: unit vectors."""
+        assignment = F.one_hot(batch["labels1"].flatten(1), self.parts).to(maps.dtype)
+        tokens = self.project(maps).flatten(2).transpose(1, 2)
+        return F.normalize((assignment.transpose(1, 2) @ tokens).float(), dim=2)
+
+    @staticmethod
+    def loss(view1: Tensor, view2: Tensor, temperature: float) -> Tensor:
+        """InfoNCE of view 1's parts against view 2's of the whole batch; sum over parts, mean over pictures.
+
+        A part's positive is the same part of the same picture; every other part and every other picture is a negative.
+        """
+        present = (view1 != 0).any(2)
+        losses = info_nce(view1[present], view2[present], 1 / temperature, symmetric=False, reduction="none")
+        return losses.sum() / len(view1)
+
+
+#: The part contrastive modules by the recipe's ``part``.
+PARTS: dict[str, type[GroupParts] | type[AssignedParts]] = {"group": GroupParts, "assignment": AssignedParts}
 
 
 class PixelConsistency(nn.Module):
@@ -60,12 +104,16 @@ class PixelConsistency(nn.Module):
 
     The attention and the MLP start at zero (ours, as non-local blocks do): the first clusters are then the encoder's,
     not those of a random mixture of its pixels.
+
+    The paper's module is to select the relevant pixels and to suppress the others. With ``recipe.suppressed`` it does
+    so explicitly (ours): :func:`suppress_border`.
     """
 
     def __init__(self, recipe: C2LRecipe, feed_forward: str):
         super().__init__()
         width = recipe.width
         self.heads, self.stride, self.penalty = recipe.heads, recipe.attention_stride, recipe.code_penalty
+        self.suppressed = recipe.suppressed
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.project = nn.Linear(width, width)
@@ -104,7 +152,24 @@ class PixelConsistency(nn.Module):
         else:
             assert self.mlp is not None
             rebuilt = self.mlp(tokens)
-        return (tokens + rebuilt).transpose(1, 2).unflatten(2, maps.shape[2:]), figures
+        refined = (tokens + rebuilt).transpose(1, 2).unflatten(2, maps.shape[2:])
+        return suppress_border(refined, self.suppressed) if self.suppressed else refined, figures
+
+
+def suppress_border(maps: Tensor, share: float) -> Tensor:
+    """Set the ``share`` of each picture's pixels that are most like its border to zero: (B, D, h, w) to the same shape.
+
+    People stand before their background, and a picture's border shows mostly that. From each pixel's unit vector the
+    border's mean is subtracted, which differs from picture to picture; what is left is shortened by the ``share``
+    quantile of its lengths, and not below zero: a group's soft threshold, the step of sparse coding for whole vectors.
+    The background is then one point, zero, whatever it looks like.
+    """
+    unit = F.normalize(maps.float(), dim=1)
+    rows, columns = (unit[:, :, [0, -1]].flatten(2), unit[:, :, 1:-1, [0, -1]].flatten(2))
+    apart = unit - torch.cat([rows, columns], 2).mean(2)[:, :, None, None]
+    length = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
+    threshold = length.detach().flatten(1).quantile(share, dim=1)[:, None, None, None]
+    return (apart * F.relu(1 - threshold / length.clamp_min(1e-6))).to(maps.dtype)
 
 
 def code_loss(tokens: Tensor, rebuilt: Tensor, codes: Tensor, penalty: float) -> Tensor:
@@ -120,16 +185,16 @@ def code_loss(tokens: Tensor, rebuilt: Tensor, codes: Tensor, penalty: float) ->
 class C2L(PiCIE):
     """PiCIE with the part contrastive and the pixel consistent module, or one of Table 1's steps towards it.
 
-    L = L_view + alpha * L_r + beta * L_c (eq. 8). L_view is the sum of the losses within the views (eq. 7), or with
-    ``recipe.cross_view`` PiCIE's own objective; L_c is the mean of both views'. The parts serve the training only.
+    L = L_view + alpha * L_r + beta * L_c (eq. 8). L_view is PiCIE's loss with the same recipe, so that with alpha = 0
+    and no pixel consistency this is PiCIE; L_c is the mean of both views'. The parts serve the training only.
     """
 
-    def __init__(self, recipe: C2LRecipe, variant: str = "c2l"):
-        super().__init__(recipe)
+    def __init__(self, recipe: C2LRecipe, variant: str = "c2l", shapes: Sequence[MapShape] | None = None):
+        super().__init__(recipe, shapes)
         if variant not in FEED_FORWARD:
             raise ValueError(f"variant must be one of {', '.join(FEED_FORWARD)}; got {variant!r}")
         feed_forward = FEED_FORWARD[variant]
-        self.parts = PartContrast(recipe.width, recipe.clusters, recipe.part_width)
+        self.parts = PARTS[recipe.part](recipe.width, recipe.clusters, recipe.part_width)
         self.pixels = None if feed_forward is None else PixelConsistency(recipe, feed_forward)
 
     def represent(self, maps: Tensor) -> Tensor:
@@ -141,7 +206,7 @@ class C2L(PiCIE):
             ("1", self.encoder(batch["image1"])),
             ("2", warp(self.encoder(batch["image2"]), batch["warp"])),
         ):
-            outputs["parts" + view] = self.parts(maps)
+            outputs["parts" + view] = self.parts(maps, batch)
             figures: Batch = {}
             if self.pixels is not None:
                 maps, figures = self.pixels(maps)
@@ -151,12 +216,8 @@ class C2L(PiCIE):
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
         """Loss and its parts: "cluster" as PiCIE's, "part" (L_r), "code" (L_c); "active", share of codes above 0."""
         recipe = self.recipe
-        if recipe.cross_view:
-            losses = super().losses(outputs, batch)
-        else:
-            within = cluster_loss(outputs, batch, 1, 1) + cluster_loss(outputs, batch, 2, 2)
-            losses = {"loss": within, "cluster": within / 2}
-        losses["part"] = part_loss(outputs["parts1"], outputs["parts2"], recipe.temperature)
+        losses = super().losses(outputs, batch)
+        losses["part"] = self.parts.loss(outputs["parts1"], outputs["parts2"], recipe.temperature)
         losses["loss"] = losses["loss"] + recipe.part_weight * losses["part"]
         for name in ("code", "active"):
             if name + "1" in outputs:

@@ -3,15 +3,19 @@
 Cho et al., "PiCIE: Unsupervised Semantic Segmentation using Invariance and Equivariance in Clustering", CVPR 2021: the
 baseline that C2L builds on, with its public code's objective. View 1 warps the picture, view 2 the map, by the same
 geometric transform, so cell p of both shows the same place.
+
+The encoder is a ResNet with a pyramid, which is trained as a whole, or a pyramid on the maps of a fixed encoder.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.networks.fpn import FPN
+from cmx_fast.networks.fpn import FPN, MapShape, Pyramid
 from cmx_fast.nn import warp
 from cmx_fast.ops import cluster_cross_entropy
 from cmx_fast.systems.c2l.recipe import C2LRecipe
@@ -23,18 +27,24 @@ class PiCIE(nn.Module):
 
     A training batch has the views "image1" (B, 3, S, S), which is warped, and "image2", which is not; "warp" (B, 2, 3),
     the geometric transform that :func:`cmx_fast.nn.warp` takes; and for each view v the epoch's clustering:
-    "labels<v>" (B, S / 4, S / 4) int64, "centroids<v>" (K, D) and "weight<v>" (K,).
+    "labels<v>" (B, side, side) int64, "centroids<v>" (K, D) and "weight<v>" (K,).
+
+    Args:
+        shapes: of a fixed encoder's maps; the networks then take packed maps (B, R) wherever pictures are named. None:
+            the recipe's own ResNet.
 
     Attributes:
+        side: cells along an edge of the maps; S / 4 with the ResNet.
         centroids: (K, D), the classifier of :meth:`logits`, set after training.
     """
 
     centroids: Tensor
 
-    def __init__(self, recipe: C2LRecipe):
+    def __init__(self, recipe: C2LRecipe, shapes: Sequence[MapShape] | None = None):
         super().__init__()
         self.recipe = recipe
-        self.encoder = FPN(recipe.backbone, recipe.width, recipe.attention)
+        self.encoder = new_encoder(recipe, shapes)
+        self.side = recipe.size // 4 if shapes is None else shapes[0][1]
         self.register_buffer("centroids", torch.zeros(recipe.test_clusters, recipe.width))
 
     def represent(self, maps: Tensor) -> Tensor:
@@ -42,7 +52,7 @@ class PiCIE(nn.Module):
         return maps
 
     def features(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Features to cluster of pictures (B, 3, S, S), (B, D, S / 4, S / 4); ``theta`` warps the pyramid's map."""
+        """Features to cluster of pictures (B, 3, S, S), (B, D, side, side); ``theta`` warps the pyramid's map."""
         maps = self.encoder(image)
         return self.represent(maps if theta is None else warp(maps, theta))
 
@@ -58,10 +68,22 @@ class PiCIE(nn.Module):
         }
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
-        """Loss and its halves: "cluster" within the views, "across" between them."""
+        """Loss and its halves: "cluster" within the views, and with ``recipe.cross_view`` "across", between them.
+
+        Without it the loss is the sum of those within the views (C2L's eq. 7).
+        """
         within = (cluster_loss(outputs, batch, 1, 1) + cluster_loss(outputs, batch, 2, 2)) / 2
+        if not self.recipe.cross_view:
+            return {"loss": 2 * within, "cluster": within}
         across = (cluster_loss(outputs, batch, 1, 2) + cluster_loss(outputs, batch, 2, 1)) / 2
         return {"loss": (within + across) / 2, "cluster": within, "across": across}
+
+
+def new_encoder(recipe: C2LRecipe, shapes: Sequence[MapShape] | None) -> FPN | Pyramid:
+    """The recipe's ResNet with a pyramid, or a pyramid on a fixed encoder's maps of these shapes."""
+    if shapes is None:
+        return FPN(recipe.backbone, recipe.width, recipe.attention, recipe.gradients)
+    return Pyramid(shapes, recipe.width)
 
 
 def cluster_loss(outputs: Batch, batch: Batch, features: int, clusters: int) -> Tensor:

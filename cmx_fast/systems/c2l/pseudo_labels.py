@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from cmx_fast.cluster import PiCIEClustering
-from cmx_fast.data.transforms.picture_views import Views
 from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.c2l.encoder_maps import KeptViews
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.systems.c2l.views import draw_views
 from cmx_fast.train.trainable import Batch
 
 VIEWS = (1, 2)
@@ -30,10 +32,11 @@ class PseudoLabels:
     Args:
         log: called after each clustering with the step and its figures: the mean squared distance of unit features to
             their centroids and the largest cluster's share of the pixels, both views.
+        kept_views: a fixed encoder's maps of the views; None: views are drawn anew in every epoch.
 
     Attributes:
         epoch: the labels' epoch, counted from 0; -1 before the first.
-        labels: (2, pictures, S / 4, S / 4).
+        labels: (2, pictures, side, side).
         centroids: (2, K, D).
         weight: (2, K), of each cluster in the loss.
     """
@@ -45,12 +48,14 @@ class PseudoLabels:
         pictures: Pictures,
         seed: int,
         log: Callable[[int, dict[str, float]], None],
+        kept_views: KeptViews | None = None,
     ):
         recipe = model.recipe
         self.fabric, self.model, self.pictures, self.seed, self.log = fabric, model, pictures, seed, log
+        self.kept_views = kept_views
         self.recipe: C2LRecipe = recipe
         self.epoch = -1
-        side, device = recipe.size // 4, pictures.device
+        side, device = model.side, pictures.device
         kind = torch.uint8 if recipe.clusters <= 256 else torch.int32
         self.labels = torch.zeros(2, len(pictures), side, side, dtype=kind, device=device)
         self.centroids = torch.zeros(2, recipe.clusters, recipe.width, device=device)
@@ -79,8 +84,7 @@ class PseudoLabels:
                 self.renew(epoch)
             rows = self.shuffled(epoch).split(self.recipe.batch * world)[:per_epoch]
             left = rows[max(0, start - epoch * per_epoch) :]
-            for index, images in self.pictures.load(part[rank::world] for part in left):
-                batch = self.views(images, index, epoch)
+            for index, batch in self.views((part[rank::world] for part in left), epoch):
                 for i, view in enumerate(VIEWS):
                     batch[f"labels{view}"] = self.labels[i, index.to(self.labels.device)].long()
                     batch[f"centroids{view}"] = self.centroids[i]
@@ -118,8 +122,7 @@ class PseudoLabels:
 
     def passes(self, epoch: int, rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """For each of ``rows``: these indices and both views' features, on one grid."""
-        for index, images in self.pictures.load(rows):
-            views = self.views(images, index, epoch)
+        for index, views in self.views(rows, epoch):
             with self.fabric.autocast():
                 yield (
                     index,
@@ -134,23 +137,14 @@ class PseudoLabels:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.pictures), generator=generator)
 
-    def views(self, images: Tensor, index: Tensor, epoch: int) -> Batch:
-        """The epoch's views of some pictures: "image1", "image2" and "warp"."""
-        recipe = self.recipe
-        drawn = Views(
-            index,
-            seed=self.seed,
-            epoch=epoch,
-            jitter=recipe.jitter,
-            hue=recipe.hue,
-            smallest_crop=recipe.smallest_crop,
-            device=images.device,
-        )
-        return {
-            "image1": drawn.geometric(drawn.photometric(images, 1)),
-            "image2": drawn.photometric(images, 2),
-            "warp": drawn.theta,
-        }
+    def views(self, rows: Iterable[Tensor], epoch: int) -> Iterator[tuple[Tensor, Batch]]:
+        """For each of ``rows``: these indices and the epoch's views, "image1", "image2" and "warp"."""
+        if self.kept_views is not None:
+            for index in rows:
+                yield index, self.kept_views.views(index, epoch)
+        else:
+            for index, images in self.pictures.load_images(rows):
+                yield index, draw_views(self.recipe, images, index, self.seed, epoch, images.device)
 
 
 def new_clustering(recipe: C2LRecipe, clusters: int, seed: int) -> PiCIEClustering:
@@ -159,22 +153,24 @@ def new_clustering(recipe: C2LRecipe, clusters: int, seed: int) -> PiCIEClusteri
         clusters,
         init_batches=recipe.init_batches,
         init_iterations=recipe.init_iterations,
+        init_pixels=recipe.init_pixels,
+        init=recipe.init,
         random_state=seed,
     )
 
 
 @torch.no_grad()
-def final_centroids(fabric: Fabric, model: PiCIE, pictures: Pictures, seed: int) -> Tensor:
+def final_centroids(fabric: Fabric | None, model: PiCIE, pictures: Pictures, seed: int) -> Tensor:
     """Centroids (K, D) by which held-out pictures are classified.
 
-    One pass of mini-batch k-means over the pictures, not augmented and in evaluation mode. PiCIE's code clusters anew
-    for its evaluation too.
+    One pass of mini-batch k-means over the pictures, not augmented and in evaluation mode, in the fabric's precision or
+    float32. PiCIE's code clusters anew for its evaluation too.
     """
     model.eval()
     clustering = new_clustering(model.recipe, model.recipe.test_clusters, seed)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
     for _, images in pictures.load(order.split(model.recipe.cluster_batch)):
-        with fabric.autocast():
+        with nullcontext() if fabric is None else fabric.autocast():
             features = model.features(images)
         clustering.update(features)
     clustering.flush()

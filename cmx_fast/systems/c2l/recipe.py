@@ -18,6 +18,7 @@ from cmx_fast.train.settings import (
     Several,
     Share,
     ShareAboveZero,
+    ShareBelowOne,
     require,
 )
 
@@ -33,8 +34,7 @@ class C2LRecipe(Presets):
 
     #: Small pictures and batches, and a shallower ResNet. From random weights a network tells little but colour: hence
     #: weak colour changes, as many clusters as classes, and fewer atoms. K-means batches are small, so that one pass
-    #: brings batch norm's running statistics to those of the pictures. All rows of Table 1 have PiCIE's own clustering
-    #: objective, so that they differ by their modules alone.
+    #: brings batch norm's running statistics to those of the pictures.
     DEMO: ClassVar[dict[str, object]] = {
         "size": 96,
         "cache": True,
@@ -42,7 +42,6 @@ class C2LRecipe(Presets):
         "hue": 0.02,
         "backbone": "resnet10",
         "atoms": 16,
-        "cross_view": True,
         "clusters": 3,
         "test_clusters": 3,
         "cluster_batch": 8,
@@ -66,6 +65,10 @@ class C2LRecipe(Presets):
     # Networks
     backbone: Annotated[str, OneOf(*BACKBONES)] = "resnet18"  # [P]; "resnet10" has one block per stage [O]
     attention: Annotated[str, OneOf(*ATTENTIONS)] = ""  # [O] in the ResNet: "se", "cbam" or "non-local"
+    #: The ResNet sees the brightness's gradients beside the picture: PiCIE's additional input for random weights [R].
+    gradients: bool = False
+    map_stride: Count = 8  # [O] finest stride of the maps of --encoder that are used
+    kept_views: Count = 4  # [O] draws of the views whose maps by --encoder are kept; epochs take turns
     width: Count = 128  # [P] channels of the pyramid, of the attention and of the clustered features
     part_width: Count = 32  # [O] numbers per part vector
     heads: Count = 4  # [O]
@@ -73,13 +76,18 @@ class C2LRecipe(Presets):
     mlp_ratio: Count = 2  # [O] hidden width of the plain feed-forward (Table 1, row 3), in multiples of width
     atoms: Count = 64  # [O] columns of the dictionary; the paper says fewer than width
     code_steps: Count = 10  # [O] unrolled ISTA steps
+    #: Share of each picture's pixels, those most like its border, that the pixel consistent module sets to zero [O].
+    suppressed: ShareBelowOne = 0.0
     code_penalty: Amount = 0.1  # [O] lambda of eqs. 2 and 4
 
     # Losses
     part_weight: Amount = 0.5  # [P] alpha of eq. 8
     code_weight: Amount = 0.3  # [P] beta of eq. 8
     temperature: Positive = 0.07  # [O] tau of eq. 1, as in the work that the paper cites for it
-    cross_view: bool = False  # [P] eq. 7 has no cross-view terms; PiCIE's own objective always has
+    #: The clustering objective of every row of Table 1: PiCIE's own, with terms across the views [R], which Table 2's
+    #: alpha = 0 has, being PiCIE's figure; false: the terms within the views alone, as eq. 7 is printed [P].
+    cross_view: bool = True
+    part: Annotated[str, OneOf("group", "assignment")] = "group"  # [P]; "assignment": parts by content [O]
     proportional_weights: bool = (
         True  # [R] a cluster's weight in the cross-entropy is its share of the points
     )
@@ -90,6 +98,12 @@ class C2LRecipe(Presets):
     cluster_batch: Count = 192  # [P] pictures per mini-batch of k-means
     init_batches: Count = 20  # [R] mini-batches behind the first centroids
     init_iterations: Count = 20  # [R] Lloyd iterations on them
+    init_pixels: Count = (
+        2_000_000  # [O] of them, drawn evenly; 1 GB at width 128, where all of them are 12.6 GB [R]
+    )
+    init: Annotated[str, OneOf("random", "k-means++")] = (
+        "random"  # [R] pixels that the first centroids start at
+    )
     cluster_in_train_mode: bool = (
         True  # [R] batch norm uses, and updates, batch statistics in the centroid pass
     )

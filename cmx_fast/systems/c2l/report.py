@@ -12,6 +12,7 @@ from torch import Tensor
 from cmx_fast.evaluate import figures, segmentation
 from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.pages import render
+from cmx_fast.systems.c2l.baselines import BASELINES
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.evaluation import MEASURES, NAMES, Evaluation
 from cmx_fast.train.run_folder import FinishedRun
@@ -29,8 +30,10 @@ def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -
         config=config,
         evaluation=evaluation,
         names={name: NAMES[name] for name in config["models"]},
+        baselines={name: BASELINES[name] for name in evaluation.baselines.by_model},
         measures=MEASURES,
         cell=evaluation.scores.for_page,
+        baseline_cell=evaluation.baselines.for_page,
         seeds=len(config["seeds"]),
         pictures=len(pictures),
         skipped=pictures.dataset.skipped,

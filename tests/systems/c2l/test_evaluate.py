@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ MODELS = ["picie", "c2l", "dff"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("c2l")
-    data = write_pictures(root / "people", {"train": 2, "val": 1, "test": 5})
+    data = write_pictures(root / "people", {"train": 2, "val": 3, "test": 5})
     run = root / "run"
     for seed in (0, 1):
         for name in MODELS:
@@ -31,6 +32,8 @@ def run(tmp_path_factory):
             model = new_model(name, RECIPE)
             if name != "dff":
                 model.centroids.normal_()
+            if name == "picie":
+                save(run / f"seed{seed}" / "encoder.pt", {"module": model.encoder.state_dict()})
             save(run / f"seed{seed}" / f"{name}.pt", {"module": model.state_dict()})
     config = {
         "command": "train c2l", "data": str(data), "recipe": RECIPE.as_dict(), "seeds": [0, 1], "models": MODELS,
@@ -60,6 +63,37 @@ def test_results_have_every_reading(run):
     mean, deviation = results["mean_and_spread"]["picie"]["accuracy"]
     assert mean == pytest.approx((first + second) / 2)
     assert deviation == pytest.approx(abs(first - second) / 2**0.5)
+
+
+def test_baselines_are_read_as_the_models_are(run):
+    baselines = json.loads((run / "results.json").read_text())["baselines"]
+    assert list(baselines["seeds"]) == ["largest", "place", "colour", "frozen", "probe"]
+    means = {name: values["accuracy"][0] for name, values in baselines["mean_and_spread"].items()}
+    assert means["probe"] > 0.5
+    majority = baselines["mean_and_spread"]["colour"]["accuracy_majority"][0]
+    assert means["largest"] <= majority <= 1
+    by_class = [baselines["seeds"]["probe"][0][f"iou {name}"] for name in ("background", "upper body")]
+    assert all(0 <= value <= 1 for value in by_class)
+
+
+def test_another_split_with_other_clusters(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    merge = tmp_path / "merge.json"
+    merge.write_text(json.dumps({"person": list(range(1, 18)), "background": [0]}))
+    evaluate_c2l(tmp_path / "run", split="val", clusters=5, merge=merge)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["split"], results["clusters"]) == ("val", 5)
+    assert "iou person" in results["seeds"]["c2l"][0]
+    assert "val: 3 pictures, 5 clusters" in capsys.readouterr().out
+
+
+def test_a_run_without_its_first_encoder_says_so(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "seed1" / "encoder.pt").unlink()
+    evaluate_c2l(tmp_path / "run")
+    assert "does not keep its first encoder" in capsys.readouterr().err
+    baselines = json.loads((tmp_path / "run" / "results.json").read_text())["baselines"]
+    assert list(baselines["seeds"]) == ["largest", "place", "colour"]
 
 
 def test_largest_class_is_the_masks_own(run):

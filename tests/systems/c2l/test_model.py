@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from pseudo_labels import cross_entropy, pseudo_labelled
 from scipy.optimize import linear_sum_assignment
 
-from cmx_fast.systems.c2l.model import C2L, PartContrast, PixelConsistency, code_loss, part_loss
+from cmx_fast.systems.c2l.model import (
+    C2L,
+    AssignedParts,
+    GroupParts,
+    PixelConsistency,
+    code_loss,
+    suppress_border,
+)
+from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
 SMALL = {"size": 32, "width": 16, "heads": 2, "atoms": 8, "clusters": 3, "part_width": 4, "cross_view": False}
@@ -73,20 +81,20 @@ def test_bad_numbers_are_refused(change, message):
 
 
 def test_parts_are_k_unit_vectors_that_do_not_mix():
-    parts = PartContrast(16, 3, 4)
+    parts = GroupParts(16, 3, 4)
     maps = torch.randn(2, 16, 8, 8)
-    found = parts(maps)
+    found = parts(maps, {})
     assert found.shape == (2, 3, 4)
     torch.testing.assert_close(found.norm(dim=2), torch.ones(2, 3))
     with torch.no_grad():
         parts.reduce.weight[4:8] *= -1  # the second part's channels
-    changed = (parts(maps) - found).abs().amax((0, 2)) > 1e-3
+    changed = (parts(maps, {}) - found).abs().amax((0, 2)) > 1e-3
     assert changed.tolist() == [False, True, False]
 
 
 def test_parts_follow_the_picture_not_constants():
-    parts = PartContrast(16, 3, 4)
-    torch.testing.assert_close(parts(torch.zeros(1, 16, 8, 8)), torch.zeros(1, 3, 4))
+    parts = GroupParts(16, 3, 4)
+    torch.testing.assert_close(parts(torch.zeros(1, 16, 8, 8), {}), torch.zeros(1, 3, 4))
 
 
 def test_part_loss_is_eq_1_under_the_hungarian_matching():
@@ -96,15 +104,75 @@ def test_part_loss_is_eq_1_under_the_hungarian_matching():
         _, own = linear_sum_assignment((g @ t.T).numpy(), maximize=True)
         logits = g @ t.T / 0.07
         expected += sum((logits[i].logsumexp(0) - logits[i, own[i]]).item() for i in range(4)) / 5
-    assert part_loss(view1, view2, 0.07).item() == pytest.approx(expected, rel=1e-5)
+    assert GroupParts.loss(view1, view2, 0.07).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_part_loss_does_not_mind_the_parts_order():
     view1, view2 = unit(3, 4, 6), unit(3, 4, 6)
     shuffled = view2[:, [2, 0, 3, 1]]
-    torch.testing.assert_close(part_loss(view1, shuffled, 0.07), part_loss(view1, view2, 0.07))
-    assert part_loss(view1, view1[:, [2, 0, 3, 1]], 0.01) < 0.05
-    assert part_loss(torch.ones(1, 3, 4), torch.ones(1, 3, 4), 0.07).item() == pytest.approx(3 * math.log(3))
+    torch.testing.assert_close(GroupParts.loss(view1, shuffled, 0.07), GroupParts.loss(view1, view2, 0.07))
+    assert GroupParts.loss(view1, view1[:, [2, 0, 3, 1]], 0.01) < 0.05
+    assert GroupParts.loss(torch.ones(1, 3, 4), torch.ones(1, 3, 4), 0.07).item() == pytest.approx(
+        3 * math.log(3)
+    )
+
+
+@pytest.mark.parametrize("cross_view", [True, False])
+def test_without_the_part_contrast_the_objective_is_picies(cross_view):
+    recipe = C2LRecipe.preset("demo", **{**SMALL, "cross_view": cross_view, "part_weight": 0.0})
+    torch.manual_seed(1)
+    ours, batch = C2L(recipe, "part"), pseudo_labelled()
+    theirs = PiCIE(recipe)
+    theirs.encoder.load_state_dict(ours.encoder.state_dict())
+    losses = [model.losses(model(batch), batch)["loss"] for model in (ours, theirs)]
+    torch.testing.assert_close(*losses)
+
+
+def test_assigned_parts_are_means_over_their_clusters_pixels():
+    parts, labels = AssignedParts(16, 3, 4), torch.randint(2, (2, 8, 8))  # nothing is given to the third
+    maps = torch.randn(2, 16, 8, 8)
+    result = parts(maps, {"labels1": labels})
+    tokens = parts.project(maps)
+    expected = F.normalize(tokens[1][:, labels[1] == 0].mean(1), dim=0)
+    torch.testing.assert_close(result[1, 0], expected)
+    assert (result[:, 2] == 0).all()
+
+
+def test_assigned_parts_leave_absent_ones_out():
+    view1, view2 = unit(4, 3, 8), unit(4, 3, 8)
+    view1[2, 1], view2[2, 1] = 0, 0
+    rows, keys = (torch.cat([view[:2].flatten(0, 1), view[2, [0, 2]], view[3]]) for view in (view1, view2))
+    logits = rows @ keys.T / 0.07
+    expected = F.cross_entropy(logits, torch.arange(11), reduction="sum") / 4
+    torch.testing.assert_close(AssignedParts.loss(view1, view2, 0.07), expected)
+
+
+def test_only_parts_by_content_tell_pictures_apart():
+    """The paper's module is satisfied by any two pictures; parts by content by two views of one picture alone."""
+    maps = F.interpolate(torch.randn(8, 16, 4, 4), (8, 8), mode="bilinear")
+    other = maps + 0.05 * torch.randn_like(maps)
+    batch = {"labels1": torch.randint(3, (8, 8, 8))}
+    grouped, assigned = GroupParts(16, 18, 32), AssignedParts(16, 3, 32)
+    first, same, unrelated = (grouped(x, batch) for x in (maps, other, maps.roll(1, 0)))
+    assert grouped.loss(first, unrelated, 0.07) < 0.1 < math.log(18)
+    first, same, unrelated = (assigned(x, batch) for x in (maps, other, maps.roll(1, 0)))
+    assert assigned.loss(first, unrelated, 0.07) > 3 * assigned.loss(first, same, 0.07) + 1
+
+
+def test_the_background_is_one_point_whatever_it_looks_like():
+    """A figure on a background of its own in each picture: only the figure is left, and less than ``share`` of it."""
+    backgrounds, figure = torch.randn(3, 16, 1, 1), torch.randn(1, 16, 1, 1)
+    maps = backgrounds.expand(3, 16, 12, 12).clone() + 0.01 * torch.randn(3, 16, 12, 12)
+    maps[:, :, 4:9, 5:8] = figure + 0.01 * torch.randn(3, 16, 5, 3)
+    left = suppress_border(maps, 0.75)
+    inside = torch.zeros(12, 12, dtype=torch.bool)
+    inside[4:9, 5:8] = True
+    lengths = left.norm(dim=1)
+    assert (lengths[:, inside] > 0.1).all()
+    assert (lengths[:, ~inside] < 0.05).all()
+    assert ((lengths == 0).flatten(1).float().mean(1) - 0.75).abs().max() < 0.01
+    with pytest.raises(ValueError, match="suppressed must be in"):
+        C2LRecipe.preset("demo", suppressed=1.0)
 
 
 def test_an_untrained_module_leaves_the_encoders_map():
@@ -163,7 +231,7 @@ def test_objective_is_eq_8(variant):
     outputs = model(batch)
     losses = model.losses(outputs, batch)
     within = cross_entropy(outputs["view1"], batch, 1) + cross_entropy(outputs["view2"], batch, 2)
-    expected = within + 0.5 * part_loss(outputs["parts1"], outputs["parts2"], 0.07)
+    expected = within + 0.5 * GroupParts.loss(outputs["parts1"], outputs["parts2"], 0.07)
     if variant == "c2l":
         expected = expected + 0.3 * (outputs["code1"] + outputs["code2"]) / 2
     torch.testing.assert_close(losses["loss"], expected)

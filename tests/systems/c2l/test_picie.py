@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from pseudo_labels import cross_entropy, pseudo_labelled
 from torchvision.models import resnet18
 
-from cmx_fast.networks.fpn import FPN, load_imagenet
+from cmx_fast.networks.fpn import FPN, Pyramid, load_imagenet, pack, sobel
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
@@ -35,6 +35,33 @@ def test_fpn_adds_what_is_coarser():
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
     torch.testing.assert_close(encoder(image), c2 + up(c3 + up(c4 + up(c5))))
+
+
+def test_gradients_of_a_ramp():
+    ramp = 0.01 * torch.arange(32.0).expand(1, 3, 32, 32)
+    across, down = sobel(ramp)[0]
+    torch.testing.assert_close(across[:, 1:-1], torch.full((32, 30), 0.01))
+    torch.testing.assert_close(down, torch.zeros(32, 32))
+    torch.testing.assert_close(sobel(ramp.mT)[0, 1, 1:-1], torch.full((30, 32), 0.01))
+
+
+def test_fpn_sees_gradients():
+    assert FPN("resnet10", 8, gradients=True).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 8, 8, 8)
+
+
+def test_a_pyramid_on_an_encoders_maps():
+    shapes = [(4, 8, 8), (6, 4, 4)]
+    maps = [torch.randn(2, *shape) for shape in shapes]
+    pyramid = Pyramid(shapes, 16)
+    fine, coarse = (
+        layer(F.normalize(x, dim=1) * x.shape[1] ** 0.5) for layer, x in zip(pyramid.lateral, maps)
+    )
+    torch.testing.assert_close(pyramid(pack(maps)), fine + F.interpolate(coarse, (8, 8), mode="bilinear"))
+    torch.testing.assert_close(pyramid(pack(maps)), pyramid(pack([3 * maps[0], maps[1]])))
+    for activation, x in zip(pyramid.activations(pack(maps)), maps):
+        torch.testing.assert_close(activation, x.relu())
+    with pytest.raises(ValueError, match=r"rows must have shape \(B, 352\)"):
+        pyramid(torch.randn(2, 351))
 
 
 def test_fpn_refuses():

@@ -8,8 +8,11 @@ import pytest
 import torch
 from atr_files import write_pictures
 from interruptions import assert_same_run, timeless, train_through_stops
+from torchvision.models import resnet18
 
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.c2l import train as command
+from cmx_fast.systems.c2l.evaluate import evaluate_c2l
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.c2l.train import train_c2l
 
@@ -94,6 +97,48 @@ def test_models_of_a_seed_start_from_one_encoder(data, tmp_path):
     )
     for name in ("encoder.stem.0.weight", "encoder.lateral.3.bias"):
         assert torch.equal(one[name], other[name])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A pretrained encoder's file: torchvision's ResNet-18 with random weights."""
+    file = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), file)
+    return file
+
+
+def test_a_fixed_encoder_is_run_once_for_all_models(data, weights, tmp_path, monkeypatch):
+    calls = []
+    maps = VisualEncoder.maps
+    monkeypatch.setattr(
+        VisualEncoder, "maps", lambda self, images: calls.append(len(images)) or maps(self, images)
+    )
+    settings = ["kept_views=2", "part=assignment", "suppressed=0.5", "init=k-means++"]
+    train(data, tmp_path / "run", *settings, encoder=f"resnet18={weights}")
+    assert sum(calls) == 10 + 5 + 2 * 2 * 10  # training and held-out pictures, two draws of two views
+    results = (tmp_path / "run" / "results.json").read_text()
+    assert list(json.loads(results)["seeds"]) == MODELS
+    state = torch.load(tmp_path / "run" / "seed0" / "c2l.pt", weights_only=True)["module"]
+    assert state["encoder.lateral.0.weight"].shape == (16, 128, 1, 1)  # stride 8 is the finest
+    assert not any("trunk" in name for name in state)
+    evaluate_c2l(tmp_path / "run")
+    assert sum(calls) == 55
+    assert (tmp_path / "run" / "results.json").read_text() == results
+
+
+def test_a_fixed_encoder_refuses_what_it_cannot_take(data, weights, tmp_path):
+    with pytest.raises(ValueError, match="none of 64 or more: --set map_stride=32"):
+        train(data, tmp_path, "map_stride=64", encoder=f"resnet18={weights}")
+    with pytest.raises(ValueError, match="kept_views is of the maps of --encoder, which is not given"):
+        train(data, tmp_path, "kept_views=2")
+    with pytest.raises(ValueError, match="with --encoder there is none"):
+        train(data, tmp_path, encoder=f"resnet18={weights}", imagenet=weights)
+
+
+def test_the_demo_takes_imagenet_weights(data, weights, tmp_path):
+    train(data, tmp_path, "epochs=1", model=["dff"], imagenet=weights)
+    assert json.loads((tmp_path / "config.json").read_text())["recipe"]["backbone"] == "resnet18"
 
 
 def test_bfloat16_trains_what_was_asked_for(data, tmp_path):

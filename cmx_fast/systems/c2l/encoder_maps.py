@@ -1,0 +1,147 @@
+"""A fixed encoder's maps of pictures and of their views, computed once for all models and seeds of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from cmx_fast.data.loaders.upload import upload
+from cmx_fast.networks.fpn import MapShape, pack
+from cmx_fast.networks.visual_encoders import VisualEncoder
+from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.systems.c2l.views import draw_views
+from cmx_fast.train.frozen_features import frozen_rows, rows_key
+from cmx_fast.train.trainable import Batch
+
+#: Pictures that go through the encoder at a time.
+BATCH = 32
+
+
+def map_shapes(encoder: VisualEncoder, recipe: C2LRecipe) -> list[MapShape]:
+    """The shapes of the maps that the models take, finest first: those of stride ``recipe.map_stride`` and more.
+
+    Raises:
+        ValueError: the encoder does not take pictures of ``recipe.size``, or has no map that coarse.
+    """
+    if recipe.size % encoder.multiple or (not encoder.any_size and recipe.size != encoder.size):
+        sizes = f"a multiple of {encoder.multiple}" if encoder.any_size else str(encoder.size)
+        raise ValueError(f"size must be {sizes} for {encoder.name}; got {recipe.size}: --set size=...")
+    shapes = [
+        (channels, recipe.size // stride, recipe.size // stride)
+        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
+        if stride >= recipe.map_stride
+    ]
+    if not shapes:
+        raise ValueError(
+            f"{encoder.name} has maps of strides {encoder.strides}, none of {recipe.map_stride} or more: "
+            f"--set map_stride={encoder.strides[-1]}"
+        )
+    return shapes
+
+
+def keep_maps(
+    pictures: Pictures, encoder: VisualEncoder, recipe: C2LRecipe, file: Path | None = None
+) -> None:
+    """Put the encoder's maps in the place of the pictures; they are read from ``file`` if it has them."""
+    compute = _computation(pictures, encoder, recipe, lambda images, index: images, 0, "maps")
+    pictures.maps = _kept(pictures, encoder, recipe, [], len(pictures), [compute], file)
+
+
+@dataclass
+class KeptViews:
+    """The maps of ``recipe.kept_views`` draws of every picture's two views.
+
+    Attributes:
+        maps: (draws * 2 * pictures, R) float16: each draw has the first views of all pictures, then the second.
+    """
+
+    maps: Tensor
+    pictures: Pictures
+    recipe: C2LRecipe
+
+    def views(self, index: Tensor, epoch: int) -> Batch:
+        """The views of some pictures in this epoch, as :func:`cmx_fast.systems.c2l.views.draw_views` gives them."""
+        draw, count = epoch % self.recipe.kept_views, len(self.pictures)
+        rows = [self.maps[(2 * draw + view) * count + index] for view in (0, 1)]
+        device = self.pictures.device
+        theta = draw_views(self.recipe, None, index, 0, draw, device)["warp"]
+        return {
+            "image1": upload(rows[0], device).float(),
+            "image2": upload(rows[1], device).float(),
+            "warp": theta,
+        }
+
+
+def keep_views(
+    pictures: Pictures, encoder: VisualEncoder, recipe: C2LRecipe, file: Path | None = None
+) -> KeptViews:
+    """Draw the views once, by seed 0 for all models and seeds, and keep their maps, or read them from ``file``."""
+    count, computations = len(pictures), []
+    for draw in range(recipe.kept_views):
+        for view in (1, 2):
+
+            def drawn(images: Tensor, index: Tensor, draw: int = draw, view: int = view) -> Tensor:
+                return draw_views(recipe, images, index, 0, draw, images.device)[f"image{view}"]
+
+            first = (2 * draw + view - 1) * count
+            computations.append(
+                _computation(pictures, encoder, recipe, drawn, first, f"views {draw + 1}.{view}")
+            )
+    settings = [recipe.kept_views, recipe.jitter, recipe.hue, recipe.smallest_crop]
+    total = 2 * recipe.kept_views * count
+    return KeptViews(_kept(pictures, encoder, recipe, settings, total, computations, file), pictures, recipe)
+
+
+def _kept(
+    pictures: Pictures,
+    encoder: VisualEncoder,
+    recipe: C2LRecipe,
+    settings: Sequence[object],
+    count: int,
+    computations: Sequence[Callable[[], Iterable[tuple[Tensor, Tensor]]]],
+    file: Path | None,
+) -> Tensor:
+    shapes = map_shapes(encoder, recipe)
+    key = rows_key([encoder.fingerprint(), shapes, recipe.backend, *settings], pictures.dataset.paths)
+    length = sum(channels * height * width for channels, height, width in shapes)
+
+    def compute() -> Iterator[tuple[Tensor, Tensor]]:
+        for computation in computations:
+            yield from computation()
+
+    return frozen_rows(file, key, (count, length), compute, torch.float16)
+
+
+def _computation(
+    pictures: Pictures,
+    encoder: VisualEncoder,
+    recipe: C2LRecipe,
+    view: Callable[[Tensor, Tensor], Tensor],
+    first: int,
+    title: str,
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """The maps of ``view(images, index)`` of all pictures, as rows from ``first`` on."""
+    levels = len(map_shapes(encoder, recipe))
+
+    @torch.no_grad()
+    def compute() -> Iterator[tuple[Tensor, Tensor]]:
+        encoder.to(pictures.device)
+        batches = torch.arange(len(pictures)).split(BATCH)
+        loaded: Iterable[tuple[Tensor, Tensor]] = track(
+            pictures.load_images(batches),
+            title,
+            total=len(batches),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        for index, images in loaded:
+            yield first + index, pack(encoder.maps(view(images, index))[-levels:])
+
+    return compute
