@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
 from pathlib import Path
+
+# Read when NumPy is imported. Its matrix product, which no test is about, keeps a second thread busy waiting for the
+# first: Triton's interpreter multiplies small tiles, often.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
@@ -19,6 +24,12 @@ if not torch.cuda.is_available():
 # Shared machines are slow at times, and a failure that only one run in ten finds helps nobody.
 hypothesis.settings.register_profile("cmx", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("cmx")
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection looks through what tests make, no longer through the modules of PyTorch and of all tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

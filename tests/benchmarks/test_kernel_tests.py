@@ -26,6 +26,13 @@ def test_planted(name, device):
 """
 
 
+@pytest.fixture(autouse=True)
+def no_other_plugins(monkeypatch):
+    """The planted tests need pytest-xdist alone, and every process would import the others first."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p xdist")
+
+
 def plant(root, **files):
     """Test files by their paths, a double underscore for a slash."""
     for name, text in files.items():

@@ -1,7 +1,5 @@
 """Where the launchers run: on the GPU, or on the CPU under Triton's interpreter (tests/conftest.py switches it on)."""
 
-import functools
-import inspect
 import multiprocessing
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +11,7 @@ import torch
 import triton
 import triton.runtime.interpreter
 from ahead_of_time import compile_call
+from quick_interpreter import quicken
 from triton_compiler import check_front_end, described, without_interpreter
 
 KERNEL_TYPE = (
@@ -22,21 +21,7 @@ KERNEL_TYPE = (
 )
 
 
-@functools.cache
-def _builtin_names(package) -> list[str]:
-    """The names of Triton's built-in functions in a module or class of its language."""
-    return [name for name, member in inspect.getmembers(package) if triton.language.core.is_builtin(member)]
-
-
-def _patch_builtin(package, builder, scope) -> None:
-    """The interpreter's own function, which looks through the whole language at every call of a device function."""
-    for name in _builtin_names(package):
-        member = getattr(package, name)
-        if triton.language.core.is_builtin(member):
-            triton.runtime.interpreter._patch_attr(package, name, member, builder, scope)
-
-
-triton.runtime.interpreter._patch_builtin = _patch_builtin
+quicken()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,9 @@ class Launch(NamedTuple):
 def without_interpreter() -> None:
     """Switch Triton's interpreter off, in a process that compiles and has not imported Triton yet."""
     os.environ.pop("TRITON_INTERPRET", None)
+    from quick_interpreter import quicken_front_end
+
+    quicken_front_end()
 
 
 def described(kernel, arguments: tuple, named: dict[str, Any]) -> Launch:
@@ -87,34 +91,62 @@ def _kind(value, path, constants, attributes):
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _source(launch: Launch):
-    from triton.compiler import ASTSource
+#: Options of ``triton.compile`` that say how a kernel is run, not what it computes.
+OF_A_LAUNCH = {"num_warps", "num_stages", "num_ctas", "maxnreg"}
+_parsed: dict[str, str] = {}
+_reports: dict[str, Compiled] = {}
 
-    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
-    return ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
 
-
-def check_front_end(launch: Launch, chip: int = 90) -> None:
+def check_front_end(launch: Launch) -> None:
     """Run the compiler's front end: it refuses types, shapes and constants' methods that the interpreter lets through.
 
     Raises:
         AssertionError: the compiler refuses the launch.
     """
-    from triton._C.libtriton import ir
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler.compiler import make_backend
-
-    target = GPUTarget("cuda", chip, 32)
-    backend = make_backend(target)
-    options = backend.parse_options(dict(launch.options))
-    context = ir.context()
-    ir.load_dialects(context)
-    backend.load_dialects(context)
-    functions = backend.get_codegen_implementation(options)
     try:
-        _source(launch).make_ir(target, options, functions, backend.get_module_map(), context)
+        _front_end(launch)
     except Exception as error:  # its own holds syntax trees, which no process can send to another
         raise AssertionError(f"Triton does not compile {launch}:\n{error}") from None
+
+
+def _front_end(launch: Launch):
+    """The kernel as a module of MLIR, for every chip.
+
+    The front end is given only the options that all chips share, so that it fails where it asks which chip it is.
+    """
+    from triton._C.libtriton import ir
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler.compiler import make_backend
+
+    targets = [GPUTarget("cuda", chip, 32) for chip in (80, 90, 100, 120)]
+    backends = [make_backend(target) for target in targets]
+    first, *others = (vars(backend.parse_options({})) for backend in backends)
+    shared = {
+        name: value
+        for name, value in first.items()
+        if name not in OF_A_LAUNCH and all(options[name] == value for options in others)
+    }
+    context = ir.context()
+    ir.load_dialects(context)
+    backends[0].load_dialects(context)
+    functions = backends[0].get_codegen_implementation(backends[0].parse_options({}))
+    functions = {"min_dot_size": functions["min_dot_size"]}  # the others convert 8-bit floats, by the chip
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    source = ASTSource(kernel, launch.signature, launch.constants, launch.attributes)
+    return source.make_ir(None, SimpleNamespace(**shared), functions, backends[0].get_module_map(), context)
+
+
+def _ttir(launch: Launch) -> str:
+    """The kernel behind the compiler's first passes, made once for all chips, warps and stages."""
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    key = repr(launch._replace(options={}))
+    if key not in _parsed:
+        text = str(CUDABackend.make_ttir(_front_end(launch), {}, None, capability=90))
+        assert "tensordesc" not in text, "a descriptor is other code on a chip that has none"
+        _parsed[key] = text
+    return _parsed[key]
 
 
 def compile_launch(launch: Launch, chip: int) -> Compiled:
@@ -122,22 +154,29 @@ def compile_launch(launch: Launch, chip: int) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    compiled = triton.compile(_source(launch), target=GPUTarget("cuda", chip, 32), options=launch.options)
-    ptx = compiled.asm["ptx"]
-    registers, spilled = _registers(compiled.asm["cubin"])
+    with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
+        file.write(_ttir(launch))
+        file.flush()
+        compiled = triton.compile(file.name, target=GPUTarget("cuda", chip, 32), options=launch.options)
+    if compiled.hash not in _reports:
+        _reports[compiled.hash] = _report(compiled)
     names = list(launch.signature)
     tile = {names[path[0]]: value for path, value in launch.constants.items()}
     tile = {k: tile[k] for k in ("ROWS", "COLS", "DEPTH", "OUT", "PRODUCT") if k in tile}
+    return _reports[compiled.hash]._replace(kernel=launch.kernel, tile=str(tile | launch.options))
+
+
+def _report(compiled) -> Compiled:
+    ptx, ttir = compiled.asm["ptx"], compiled.asm["ttir"]
     return Compiled(
-        launch.kernel,
-        str(tile | launch.options),
-        registers,
-        spilled,
+        compiled.name,
+        "",
+        *_registers(compiled.asm["cubin"]),
         compiled.metadata.shared,
         getattr(compiled.metadata, "tmem_size", 0) or 0,
         any(name in ptx for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma")),
-        "tt.dot" in compiled.asm["ttir"],
-        tuple(narrow_offsets(compiled.asm["ttir"])),
+        "tt.dot" in ttir,
+        tuple(narrow_offsets(ttir)),
     )
 
 
