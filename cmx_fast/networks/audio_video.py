@@ -1,4 +1,4 @@
-"""Encoders of clips and of their sound: R(2+1)D-18, ResNet-9 and ResNet-18."""
+"""Encoders of clips, of maps of their frames, and of their sound: R(2+1)D-18, ResNet-9 and ResNet-18."""
 
 from __future__ import annotations
 
@@ -77,6 +77,31 @@ class R2Plus1D(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         x = self.layer1(self.stem(clips))
         return self.layer4(self.non_local(self.layer3(self.layer2(x))))
+
+
+class TemporalEncoder(nn.Module):
+    """Maps of a clip's frames by a fixed picture encoder, (B, C, T, h, w), to (B, 8 width, T / 8, h, w), rounded up.
+
+    The channels are standardised over the batch and projected; three temporal convolutions of 3 frames and stride 2
+    follow. A position of the map is never mixed with another.
+    """
+
+    def __init__(self, inputs: int, width: int = 64):
+        super().__init__()
+        self.channels = channels = 8 * width
+        self.standardise = nn.BatchNorm3d(inputs, affine=False)
+        layers: list[nn.Module] = [nn.Conv3d(inputs, channels, 1, bias=False)]
+        for _ in range(3):
+            layers += [
+                nn.BatchNorm3d(channels),
+                nn.ReLU(inplace=True),
+                Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0), bias=False),
+            ]
+        self.layers = nn.Sequential(*layers, nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
+        initialise(self)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layers(self.standardise(maps))
 
 
 class ResNet9(nn.Module):

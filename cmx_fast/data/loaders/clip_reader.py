@@ -51,7 +51,7 @@ class ClipFormat:
 
 @dataclass
 class Source:
-    """Recordings to cut clips from: files, or the ``kept`` frames (F, 3, h, w) and sound (samples,) of each."""
+    """Recordings to cut clips from: files, or the ``kept`` frames (F, 3, h, w), or maps of them, and sound of each."""
 
     paths: list[Path]
     media: list[Media]
@@ -80,7 +80,7 @@ class Source:
             frames = read_frames(
                 self.paths[index], times, short_side=self.format.short_side, backend=self.format.backend
             )
-            return frames, self._sound(index, 0, last)
+            return frames, self.sound(index, 0, last)
         except BrokenVideoError as error:
             return error
 
@@ -100,7 +100,7 @@ class Source:
                 short_side=shape.short_side,
                 backend=shape.backend,
             )
-            wave = self._sound(index, min(places), max(places))
+            wave = self.sound(index, min(places), max(places))
         except BrokenVideoError as error:
             return error
         return frames.unflatten(0, (len(places), -1)), self._pieces(wave, index, places, min(places))
@@ -110,7 +110,7 @@ class Source:
         dali = importlib.import_module("cmx_fast.data.media.decode_dali")
         wanted = [(self.paths[index], self._times(index, places)) for index, places in requests]
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            waves = [pool.submit(self._sound, index, min(places), max(places)) for index, places in requests]
+            waves = [pool.submit(self.sound, index, min(places), max(places)) for index, places in requests]
             cuts: list[Any] = dali.batch(wanted, self.format.short_side, max(1, self.threads))
         for row, ((index, places), wave) in enumerate(zip(requests, waves, strict=True)):
             if not isinstance(cuts[row], BrokenVideoError):
@@ -128,7 +128,7 @@ class Source:
     def _first(self, index: int, place: int) -> int:
         return round(self.start(index, place) * self.format.sample_rate)
 
-    def _sound(self, index: int, low: int, high: int) -> Tensor:
+    def sound(self, index: int, low: int, high: int) -> Tensor:
         """The sound of the clips from place ``low`` to ``high``, int16."""
         if not self.format.samples:
             return torch.zeros(0, dtype=torch.int16)

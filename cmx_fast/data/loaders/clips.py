@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.media.decode import BrokenVideoError, Media, check_backend, probe
 from cmx_fast.data.media.files import check_enough_left
+from cmx_fast.data.media.moments import resized
 from cmx_fast.data.sets.recordings import Recording, Recordings
 
 #: A recording has to be this many seconds longer than a clip: for 32 frames at 30 fps that is GDT's 1.1 s.
@@ -47,6 +50,7 @@ class Clips:
         labels: (len,) int64.
         media: the lengths, rate and size of each.
         skipped: path and reason of all that can't be used; grows while clips are decoded.
+        keeps_maps: True once :meth:`keep_maps` has put an encoder's maps in the place of frames.
 
     Raises:
         ValueError: a number outside its range, an unknown backend, or no usable recording.
@@ -97,6 +101,7 @@ class Clips:
         if not self.entries:
             raise ValueError(f"none of {len(paths)} recordings can be used: {self._reasons()}")
         self.labels = torch.tensor([entry.label for entry in self.entries], dtype=torch.int64)
+        self.keeps_maps = False
         self._source = Source([entry.path for entry in self.entries], self.media, format, self.workers)
         if cache:
             self._keep()
@@ -145,20 +150,68 @@ class Clips:
                 wave = batch.pop("wave").float() / 32768
                 yield batch if wave.shape[-1] == 0 else batch | {"wave": wave}
 
-    def _keep(self) -> None:
-        """Decode every recording once."""
+    def frame_counts(self) -> list[int]:
+        """The frames of each recording that clips can show, those at its places of the grid and up to a clip's end."""
+        shape = self._source.format
+        return [shape.starts(media) - 1 + shape.frames for media in self.media]
+
+    def frame_sizes(self, index: Tensor) -> Tensor:
+        """Height and width (B, 2), int64, of the decoded frames of recordings (B,)."""
+        side = self._source.format.short_side
+        sizes = [
+            resized(self.entries[i].path, self.media[i].width, self.media[i].height, side)[::-1]
+            for i in index.tolist()
+        ]
+        return torch.tensor(sizes)
+
+    def whole(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each recording's number, frames uint8 (F, 3, h, w) and sound int16 (samples,), decoded once, on the host."""
         loader: Iterable[Any] = DataLoader(
             WholeRecordings(self._source),
             batch_size=None,
             num_workers=self._processes(),
             generator=torch.Generator(),
         )
-        kept = {}
         for index, content in loader:
             if isinstance(content, str):
                 self._leave_out({index: content})
             else:
-                kept[index] = tuple(part.clone() for part in content)  # frees the worker's file handles
+                yield index, *content
+
+    def keep_maps(self, maps: Mapping[int, Tensor]) -> None:
+        """Cut clips from the maps (F, C, h, w) of each recording's frames from now on, and from its sound, read now.
+
+        Batches then have maps (B, T, C, h, w) as "frames". Recordings without maps are left out.
+        """
+        last = [count - self._source.format.frames for count in self.frame_counts()]
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            sounds = {index: pool.submit(self._source.sound, index, 0, last[index]) for index in maps}
+        kept = {}
+        for index, sound in sounds.items():
+            try:
+                kept[index] = maps[index], sound.result()
+            except BrokenVideoError as error:
+                self._leave_out({index: error.reason})
+        self._leave_out(
+            {
+                i: "could not be decoded when its maps were made"
+                for i in range(len(self))
+                if i not in maps and i not in self._source.broken
+            }
+        )
+        self._source.kept, self.keeps_maps = kept, True
+
+    def from_files(self) -> Clips:
+        """The same recordings with frames and sound read from the files, whatever is kept."""
+        clips = copy.copy(self)
+        clips._source, clips.keeps_maps = dataclasses.replace(self._source, kept={}), False
+        return clips
+
+    def _keep(self) -> None:
+        """Decode every recording once."""
+        kept = {
+            index: (frames.clone(), wave.clone()) for index, frames, wave in self.whole()
+        }  # frees file handles
         if not kept:
             raise ValueError(f"none of {len(self)} recordings can be decoded: {self._reasons()}")
         self._source.kept = kept

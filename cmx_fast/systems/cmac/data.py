@@ -44,7 +44,7 @@ class ClipBatches:
 
     def __call__(self, start: int) -> Iterator[Batch]:
         """Endless batches from a step on: "clip" (B, 3, T, S, S), "label" (B,), "index" (B,), and where there is sound
-        "wave" (B, samples).
+        "wave" (B, samples). Where the clips keep an encoder's maps, "clip" is those, (B, C, T, h, w), not augmented.
 
         All are on the device. Only where there is one process, "index" stays on the host: there the banks find a
         recording's own keys by it.
@@ -66,18 +66,21 @@ class ClipBatches:
             epoch, skip = epoch + 1, 0
 
     def _augment(self, loaded: Batch, epoch: int, suffix: str) -> Batch:
-        recipe = self.recipe
-        views = ClipViews(
-            loaded["index"],
-            loaded["size"],
-            seed=self.seed,
-            epoch=epoch,
-            crop=recipe.size,
-            smallest_crop=recipe.smallest_crop,
-            jitter=recipe.jitter,
-        )
-        frames = loaded["frames"]
-        batch = {f"clip{suffix}": views(frames)}
+        recipe, frames = self.recipe, loaded["frames"]
+        if self.clips.keeps_maps:
+            clip = frames.float().transpose(1, 2)
+        else:
+            views = ClipViews(
+                loaded["index"],
+                loaded["size"],
+                seed=self.seed,
+                epoch=epoch,
+                crop=recipe.size,
+                smallest_crop=recipe.smallest_crop,
+                jitter=recipe.jitter,
+            )
+            clip = views(frames)
+        batch = {f"clip{suffix}": clip}
         if "wave" in loaded:
             batch[f"wave{suffix}"] = loaded["wave"]
         if not suffix:

@@ -25,10 +25,12 @@ from cmx_fast.evaluate.retrieval import hits, rank
 from cmx_fast.evaluate.summary import new_table
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.train.options import default_device
+from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.options import EncoderFile, default_device
 from cmx_fast.train.run_folder import RunFolder
 
 #: Numbers of nearest neighbours among which a hit counts (Table 5).
@@ -83,14 +85,19 @@ def evaluate_retrieval(
     fold: Fold = 1,
     model: Model = "cmac",
     seed: RunSeed = 0,
+    encoder_file: EncoderFile = None,
 ) -> None:
     """Retrieve training videos by held-out ones without fine-tuning; those of the same class are hits (Table 5)."""
     device = default_device()
     network, mixed = open_model(run, model, seed, device)
+    encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
     folds: list[dict[str, float]] = []
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
         clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
         for name, videos in zip(("gallery", "queries"), clips, strict=True):
+            if encoder is not None:
+                file = maps_file(run, f"{dataset}_{len(folds) + 1}_{name}")
+                keep_frame_maps(videos, encoder, network.recipe, file)
             typer.echo(f"{name}: {len(videos)} videos{left_out(videos.skipped)}", err=True)
         (gallery, gallery_labels), (queries, labels) = (
             video_features(network, videos, mixed=mixed) for videos in clips

@@ -20,12 +20,14 @@ from cmx_fast.systems.cmac.evaluation import (
     table,
 )
 from cmx_fast.systems.cmac.features import extract, open_clips
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.localisation import POSITIONS, Positions
 from cmx_fast.systems.cmac.model import OBJECTIVES
 from cmx_fast.systems.cmac.options import CMACRun
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.report import write_report
-from cmx_fast.train.options import RunData, default_device
+from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.options import EncoderFile, RunData, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 
@@ -57,12 +59,16 @@ def evaluate_run(run: FinishedRun, train: Clips, test: Clips, data: Path) -> Eva
 def evaluate_cmac(
     run: CMACRun,
     data: RunData = None,
+    encoder_file: EncoderFile = None,
 ) -> None:
     """Evaluate a finished run on the held-out split: table, results.json and report.html."""
     finished = RunFolder.open_finished(run, "train cmac")
     root, recipe = data or Path(finished.config["data"]), finished.recipe(CMACRecipe)
     dataset, device = finished.config["dataset"], default_device()
-    train, test = (
-        open_clips(VIDEO_SETS[dataset](root, split), recipe, device) for split in ("train", held_out(dataset))
-    )
+    encoder = run_encoder(finished, encoder_file)
+    splits = ("train", held_out(dataset))
+    train, test = (open_clips(VIDEO_SETS[dataset](root, split), recipe, device) for split in splits)
+    if encoder is not None:
+        for split, clips in zip(splits, (train, test), strict=True):
+            keep_frame_maps(clips, encoder, recipe, maps_file(run, split))
     evaluate_run(finished, train, test, root)

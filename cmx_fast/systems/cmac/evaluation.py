@@ -13,7 +13,7 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.evaluate import linear
 from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.evaluate.summary import SeedScores
-from cmx_fast.systems.cmac.features import Features, extract, spaced_clips
+from cmx_fast.systems.cmac.features import Features, SpacedClips, extract, spaced_clips
 from cmx_fast.systems.cmac.localisation import Positions, hits
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -127,16 +127,24 @@ def score(
 def attention_examples(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]:
     """The middle clip of each recording with its maps, for the report."""
     model.eval()
+
+    def middle_of(batch: SpacedClips) -> Tensor:
+        return torch.arange(len(batch.index)) * model.recipe.clips + model.recipe.clips // 2
+
+    views: dict[int, Tensor] = {}
+    if clips.keeps_maps:
+        for batch in spaced_clips(clips.from_files(), model.recipe, rows):
+            views |= zip(batch.index.tolist(), batch.clip[middle_of(batch)].cpu(), strict=True)
     examples = []
     for batch in spaced_clips(clips, model.recipe, rows):
-        middle = torch.arange(len(batch.index)) * model.recipe.clips + model.recipe.clips // 2
+        middle = middle_of(batch)
         clip, wave = batch.clip[middle], batch.wave[middle]
         maps, bands = model.attend(clip, wave), model.spectrogram(wave)
         for i, row in enumerate(batch.index.tolist()):
             examples.append(
                 Example(
                     clips.entries[row].name,
-                    clip[i].cpu(),
+                    views[row] if clips.keeps_maps else clip[i].cpu(),
                     bands[i, 0].cpu(),
                     {name: value[i].cpu() for name, value in maps.items()},
                 )

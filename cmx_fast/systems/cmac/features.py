@@ -43,7 +43,8 @@ class SpacedClips:
     """Evenly spaced clips of some recordings, as the networks take them.
 
     Attributes:
-        clip (B * clips, 3, T, S, S), wave (B * clips, samples), index (B,), start (B * clips,) seconds.
+        clip (B * clips, 3, T, S, S) or maps of its frames (B * clips, C, T, h, w).
+        wave (B * clips, samples), index (B,), start (B * clips,) seconds.
         crop: cut the views out of the frames.
     """
 
@@ -58,10 +59,16 @@ def spaced_clips(clips: Clips, recipe: CMACRecipe, rows: Tensor | None = None) -
     """Centre crops of ``recipe.clips`` evenly spaced clips of each recording, or of each in ``rows``."""
     rows = torch.arange(len(clips)) if rows is None else rows
     for batch in clips.uniform(rows.split(max(1, BATCH // recipe.clips)), clips=recipe.clips):
-        crop = CentreCrop(batch["size"].repeat_interleave(recipe.clips, 0), crop=recipe.size)
+        sizes = clips.frame_sizes(batch["index"]) if clips.keeps_maps else batch["size"]
+        crop = CentreCrop(sizes.repeat_interleave(recipe.clips, 0), crop=recipe.size)
+        frames = batch["frames"].flatten(0, 1)
         wave = batch["wave"].flatten(0, 1) if "wave" in batch else batch["frames"].new_zeros(0)
         yield SpacedClips(
-            crop(batch["frames"].flatten(0, 1)), wave, batch["index"], batch["start"].flatten(), crop
+            frames.float().transpose(1, 2) if clips.keeps_maps else crop(frames),
+            wave,
+            batch["index"],
+            batch["start"].flatten(),
+            crop,
         )
 
 
@@ -105,7 +112,11 @@ def video_features(model: CMAC, clips: Clips, *, mixed: bool = False) -> tuple[T
 
 
 def open_clips(
-    recordings: Recordings, recipe: CMACRecipe, device: torch.device | str, *, audio: bool = True
+    recordings: Recordings,
+    recipe: CMACRecipe,
+    device: torch.device | str,
+    *,
+    audio: bool = True,
 ) -> Clips:
     """Open recordings with the recipe's numbers."""
     return Clips(
@@ -117,6 +128,6 @@ def open_clips(
         short_side=recipe.short_side,
         audio=audio,
         backend=recipe.backend,
-        cache=recipe.cache,
+        cache=recipe.cache and not recipe.frame_channels,
         device=device,
     )

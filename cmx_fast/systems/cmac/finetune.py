@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
-from cmx_fast.networks.audio_video import R2Plus1D
 from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.downstream import adapters, open_model
 from cmx_fast.systems.cmac.features import open_clips, spaced_clips
-from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
+from cmx_fast.systems.cmac.model import CMAC, VideoEncoder, video_encoder
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
-from cmx_fast.train.options import Precision, Resume, Set, changes
+from cmx_fast.train.options import EncoderFile, Precision, Resume, Set, changes
+from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.session import Session
 from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
 from cmx_fast.train.trainable import Batch
@@ -57,7 +59,7 @@ class FinetuneRecipe(Checked):
 class Classifier(nn.Module):
     """A linear layer on an encoder's pooled features; a batch has "clip" and "label"."""
 
-    def __init__(self, encoder: R2Plus1D, classes: int, dropout: float):
+    def __init__(self, encoder: VideoEncoder, classes: int, dropout: float):
         super().__init__()
         self.encoder, self.dropout = encoder, nn.Dropout(dropout)
         self.classes = nn.Linear(encoder.channels, classes)
@@ -78,7 +80,7 @@ class Classifier(nn.Module):
 def new_classifier(pretrained: CMAC, classes: int, dropout: float) -> Classifier:
     """A classifier on a copy of the pretrained video encoder."""
     recipe = pretrained.recipe
-    encoder = R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention)
+    encoder = video_encoder(recipe)
     encoder.load_state_dict(pretrained.video.encoder.state_dict())
     return Classifier(encoder, classes, dropout)
 
@@ -95,6 +97,7 @@ def evaluate_finetune(
     out: Annotated[
         Path | None, typer.Option(help="Run folder to write; default RUN/finetune-DATASET-MODEL.")
     ] = None,
+    encoder_file: EncoderFile = None,
     precision: Precision = "fp32",
     resume: Resume = False,
     set: Set = [],  # noqa: B006
@@ -104,6 +107,7 @@ def evaluate_finetune(
     session = Session("evaluate finetune", recipe, precision=precision)
     folds = adapters(VIDEO_SETS, dataset, data, fold)
     pretrained, _ = open_model(run, model, seed, "cpu")
+    encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
     config = {
         "run": str(run),
         "data": str(data),
@@ -119,6 +123,12 @@ def evaluate_finetune(
                 open_clips(part, pretrained.recipe, session.fabric.device, audio=False)
                 for part in (train_set, test_set)
             )
+            for name, clips in (("train", train), ("test", test)):
+                if encoder is not None:
+                    file = (
+                        maps_file(folder.path, f"{name}{number}") if session.fabric.is_global_zero else None
+                    )
+                    keep_frame_maps(clips, encoder, pretrained.recipe, file)
             session.say(f"train: {len(train)} videos{left_out(train.skipped)}")
             session.watch(train)
             new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)

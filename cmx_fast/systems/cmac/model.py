@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cmx_fast.distributed import all_rows, info_nce
 from cmx_fast.losses import MemoryBank
-from cmx_fast.networks.audio_video import Conv3d, R2Plus1D, ResNet9
+from cmx_fast.networks.audio_video import Conv3d, R2Plus1D, ResNet9, TemporalEncoder
 from cmx_fast.nn import LogFilterbank, SpecAugment
 from cmx_fast.ops import attention_consistency, pyramid_correlation
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -49,12 +50,22 @@ def projection(recipe: CMACRecipe) -> nn.Module:
     )
 
 
+VideoEncoder: TypeAlias = R2Plus1D | TemporalEncoder
+
+
+def video_encoder(recipe: CMACRecipe) -> VideoEncoder:
+    """The recipe's video encoder with fresh weights: R(2+1)D on frames, or temporal convolutions on maps of them."""
+    if recipe.frame_channels:
+        return TemporalEncoder(recipe.frame_channels, recipe.width)
+    return R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention)
+
+
 class Embedder(nn.Module):
     """Encoder f, transformation g (1x1 convolution and batch norm) and head of one modality."""
 
-    def __init__(self, encoder: R2Plus1D | ResNet9, recipe: CMACRecipe, head: nn.Module):
+    def __init__(self, encoder: VideoEncoder | ResNet9, recipe: CMACRecipe, head: nn.Module):
         super().__init__()
-        volume = isinstance(encoder, R2Plus1D)
+        volume = not isinstance(encoder, ResNet9)
         self.encoder = encoder
         self.transform = nn.Sequential(
             (nn.Conv3d if volume else nn.Conv2d)(encoder.channels, recipe.filters, 1, bias=False),
@@ -70,9 +81,9 @@ class Embedder(nn.Module):
         return maps, features, kernel, F.normalize(self.head(kernel).float(), dim=1)
 
 
-def saliency(encoder: R2Plus1D | ResNet9) -> nn.Sequential:
+def saliency(encoder: VideoEncoder | ResNet9) -> nn.Sequential:
     """The head h of eq. 5 without its sigmoid: a convolution block to a quarter of the channels, then to one (ours)."""
-    volume, hidden = isinstance(encoder, R2Plus1D), encoder.channels // 4
+    volume, hidden = not isinstance(encoder, ResNet9), encoder.channels // 4
     convolution, norm = (Conv3d, nn.BatchNorm3d) if volume else (nn.Conv2d, nn.BatchNorm2d)
     return nn.Sequential(
         convolution(encoder.channels, hidden, 3, padding=1, bias=False),
@@ -85,9 +96,9 @@ def saliency(encoder: R2Plus1D | ResNet9) -> nn.Sequential:
 class CMAC(nn.Module):
     """L = L_cl(v, a) + L_cl(a, v) + lambda (L_ac(video) + L_ac(audio)) (eq. 8), or a row of the ablations.
 
-    A training batch has "clip" (B, 3, T, S, S), "wave" (B, samples) and "index" (B,) int64, the recordings; with two
-    clips per recording also "clip2" and "wave2". Momentum copies of encoder, g and head make the keys, which join the
-    banks after the loss. A recording's own older keys are left out of its negatives.
+    A training batch has "clip" (B, 3, T, S, S), or maps of its frames (B, C, T, h, w), "wave" (B, samples) and "index"
+    (B,) int64, the recordings; with two clips per recording also "clip2" and "wave2". Momentum copies of encoder, g and
+    head make the keys, which join the banks after the loss. A recording's own older keys are left out of its negatives.
 
     Args:
         objective: a key of OBJECTIVES.
@@ -103,9 +114,7 @@ class CMAC(nn.Module):
         heads = (
             [projection(recipe)] * 2 if recipe.head == "shared" else [projection(recipe), projection(recipe)]
         )
-        self.video = Embedder(
-            R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention), recipe, heads[0]
-        )
+        self.video = Embedder(video_encoder(recipe), recipe, heads[0])
         self.audio = Embedder(ResNet9(recipe.audio_width, recipe.attention), recipe, heads[1])
         self.video_saliency, self.audio_saliency = saliency(self.video.encoder), saliency(self.audio.encoder)
         self.filterbank = LogFilterbank(recipe.sample_rate)

@@ -87,6 +87,8 @@ class CMACRecipe(Presets):
     audio_width: Count = 64  # [P] of ResNet-9
     #: Stride of the video encoder's last stage [P]; 1 gives a map of twice the height and width.
     last_stride: Annotated[int, OneOf(1, 2)] = 2
+    #: Channels of the maps of --encoder [O]: temporal convolutions on them are the video encoder then; 0: none.
+    frame_channels: Size = 0
     filters: Count = 512  # [P] channels of g and of the filters
     embedding: Count = 256  # [P]
     #: "mlp": GDT's head, one per modality [R]. "linear": one layer each. "shared": one layer for both [O]; embeddings
@@ -121,5 +123,6 @@ class CMACRecipe(Presets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.size >= 32 and self.size % 16 == 0, self, "size", "a multiple of 16, at least 32")
+        if not self.frame_channels:
+            require(self.size >= 32 and self.size % 16 == 0, self, "size", "a multiple of 16, at least 32")
         require(self.short_side >= self.size, self, "short_side", f"at least size = {self.size}")

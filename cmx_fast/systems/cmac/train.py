@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import typer
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
+from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
 from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.evaluate import evaluate_run
 from cmx_fast.systems.cmac.evaluation import NAMES, new_model, recall_at_one
 from cmx_fast.systems.cmac.features import extract, open_clips
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
@@ -25,6 +28,7 @@ from cmx_fast.train.loop import Stage
 from cmx_fast.train.options import (
     FSDP,
     Compile,
+    Encoder,
     Out,
     Precision,
     Preset,
@@ -50,6 +54,7 @@ def train_cmac(
     model: Annotated[
         list[str], typer.Option(help="Model: scratch, single, attention, contrast, cmac, or all; repeatable.")
     ] = ["cmac"],  # noqa: B006
+    encoder: Encoder = None,
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -62,11 +67,20 @@ def train_cmac(
     Models are the rows of the paper's Table 1: random weights, a single modality, only the attention consistency, only
     the contrastive loss, and CMAC. Tables 2 and 3 are --set levels, norm, within_negatives, within_positives. Videos
     that are broken, too short or without sound are left out and named.
+
+    With --encoder the frames' maps by that pretrained encoder are computed once and kept, and temporal convolutions on
+    them are the video encoder. Frames are then squares of the side that it was trained at, and not augmented.
     """
     models = choose_models(model, [*NAMES, "all"])
     if dataset not in ("kinetics", "vggsound"):
         raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
-    recipe = CMACRecipe.preset(preset, **changes(set, CMACRecipe))
+    changed = changes(set, CMACRecipe)
+    recipe = CMACRecipe.preset(preset, **changed)
+    pretrained = None if encoder is None else open_visual_encoder(encoder)
+    if pretrained is not None:
+        recipe = on_maps(recipe, pretrained, own_size="size" in changed)
+    elif recipe.frame_channels:
+        raise ValueError("frame_channels are those of --encoder, which sets them")
     session = Session(
         "train cmac",
         recipe,
@@ -86,16 +100,36 @@ def train_cmac(
     config = {
         "data": str(data),
         "dataset": dataset,
+        "encoder": encoder,
+        "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
         "seeds": list(range(seeds)),
         "models": models,
     }
     with session.recording(out, config, resume=resume, splits=(train, test)) as run:
+        if pretrained is not None:
+            for split, clips in zip(splits, (train, test), strict=True):
+                file = maps_file(run.path, split) if session.fabric.is_global_zero else None
+                keep_frame_maps(clips, pretrained, recipe, file)
         training = Training(session, recipe, train, test)
         for seed in range(seeds):
             for name in models:
                 training.train(name, seed)
     if session.fabric.is_global_zero:
         evaluate_run(run.finished(), train, test, data)
+
+
+def on_maps(recipe: CMACRecipe, encoder: VisualEncoder, own_size: bool) -> CMACRecipe:
+    """The recipe on maps of a pretrained encoder, of frames at its own size unless ``own_size`` says that one is given.
+
+    Raises:
+        ValueError: the given size is not one that the encoder takes.
+    """
+    size = recipe.size if own_size else encoder.size
+    if size % encoder.multiple or (not encoder.any_size and size != encoder.size):
+        sizes = f"a multiple of {encoder.multiple}" if encoder.any_size else str(encoder.size)
+        raise ValueError(f"size must be {sizes} for {encoder.name}; got {size}")
+    short_side = max(recipe.short_side, size) if own_size else size
+    return dataclasses.replace(recipe, size=size, short_side=short_side, frame_channels=encoder.channels[-1])
 
 
 class Training:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, tee
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmx_fast.data.loaders.upload import upload
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.trainable import Batch
@@ -23,13 +24,21 @@ def training_batches(
     *,
     rank: int = 0,
     world: int = 1,
+    image_features: Tensor | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Gives endless class-balanced, augmented batches of ``batch`` utterances per process, from a step on."""
+    """Gives endless class-balanced, augmented batches of ``batch`` utterances per process, from a step on.
+
+    With the ``image_features`` (pairs, d_v) of a frozen encoder a batch has those of its pairs under that name.
+    """
 
     def batches(start: int) -> Iterator[Batch]:
         stream = class_balanced(data.space, batch * world, recipe.samples_per_class, seed)
-        own_rows = (rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None))
-        for loaded in data.load(own_rows, modalities):
+        own_rows, read_ahead = tee(
+            rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None)
+        )
+        for rows, loaded in zip(own_rows, data.load(read_ahead, modalities), strict=False):
+            if image_features is not None:
+                loaded["image_features"] = upload(image_features[data.pair[rows]], data.device)
             if "logmel" in loaded:
                 loaded["logmel"] = random_crop(loaded["logmel"], recipe.frames, recipe.gain_db)
             if "image" in loaded:

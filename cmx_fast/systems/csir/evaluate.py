@@ -19,25 +19,32 @@ from cmx_fast.systems.csir.evaluation import (
     open_split,
     pretrained_image_encoder,
 )
-from cmx_fast.systems.csir.model import CSIR
+from cmx_fast.systems.csir.model import CSIR, FrozenImageEncoder
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.report import write_report
-from cmx_fast.train.options import RunData, SkipBad, default_device
+from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 Speech = Annotated[Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")]
 
 
-def evaluate_run(run: FinishedRun, data: PairData) -> Evaluation:
-    """Embed the pairs with every model of the run; print the table, write results.json and report.html."""
+def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = None) -> Evaluation:
+    """Embed the pairs with every model of the run; print the table, write results.json and report.html.
+
+    Args:
+        encoder_file: the weights of the run's pretrained encoder, if not where the run had them.
+    """
     recipe, spaces, models = run.recipe(Recipe), run.config["spaces"], run.config["models"]
     distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs])
     recalls: dict[str, list[Recalls]] = {name: [] for name in models}
     alternative: dict[str, list[Recalls]] = {name: [] for name in models}
     shown: Embeddings | None = None
     shown_model: CSIR | DSCMR | None = None
+    pretrained = run_encoder(run, encoder_file)
+    frozen = None if pretrained is None else FrozenImageEncoder(pretrained)
     for name, seed in run.models():
-        model = new_model(name, recipe, len(spaces)).to(data.device)
+        model = new_model(name, recipe, len(spaces), frozen).to(data.device)
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))
         embeddings = embed(model, data, recipe)
         recalls[name].append(retrieval.recalls(embeddings))
@@ -52,7 +59,7 @@ def evaluate_run(run: FinishedRun, data: PairData) -> Evaluation:
     run.write_results(evaluation.as_dict())
     console = Console()
     console.print(retrieval.table(recalls, evaluation.caption()))
-    before = pretrained_image_encoder(run, recipe)
+    before = None if frozen else pretrained_image_encoder(run, recipe)
     console.print(f"report: {write_report(run, evaluation, data, shown_model, before)}")
     return evaluation
 
@@ -61,6 +68,7 @@ def evaluate_csir(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train csir.")],
     data: RunData = None,
     speech: Speech = None,
+    encoder_file: EncoderFile = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on the test split: table, results.json and report.html."""
@@ -74,4 +82,4 @@ def evaluate_csir(
         speech=speech,
         skip_bad=skip_bad,
     )
-    evaluate_run(finished, test)
+    evaluate_run(finished, test, encoder_file)

@@ -15,18 +15,26 @@ from cmx_fast.evaluate.summary import seeds_note
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
-from cmx_fast.systems.csir.model import CSIR, SpeechEncoder, image_encoder, load_places365
+from cmx_fast.systems.csir.model import (
+    CSIR,
+    FrozenImageEncoder,
+    ImageEncoder,
+    SpeechEncoder,
+    image_encoder,
+    load_places365,
+)
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.run_folder import FinishedRun
 
 MODELS: dict[str, type[CSIR] | type[DSCMR]] = {"csir": CSIR, "dscmr": DSCMR}
 
 
-def new_model(name: str, recipe: Recipe, spaces: int) -> CSIR | DSCMR:
-    """A model of that name with fresh weights."""
-    return MODELS[name](
-        recipe, spaces, image_encoder(recipe.image_encoder, recipe.attention), SpeechEncoder.of(recipe)
-    )
+def new_model(
+    name: str, recipe: Recipe, spaces: int, frozen: FrozenImageEncoder | None = None
+) -> CSIR | DSCMR:
+    """A model of that name with fresh weights, but for a frozen image encoder's."""
+    image: ImageEncoder = frozen or image_encoder(recipe.image_encoder, recipe.attention)
+    return MODELS[name](recipe, spaces, image, SpeechEncoder.of(recipe))
 
 
 @torch.no_grad()

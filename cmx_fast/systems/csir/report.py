@@ -49,13 +49,13 @@ def write_report(
     evaluation: Evaluation,
     data: PairData,
     model: nn.Module,
-    before: nn.Module,
+    before: nn.Module | None,
 ) -> Path:
     """Write report.html into the run folder.
 
     Args:
         model: the model of ``evaluation.shown``, for Grad-CAM.
-        before: its image encoder before fine-tuning.
+        before: its image encoder before fine-tuning; None: it is frozen, and there is no Grad-CAM.
     """
     config, rows = run.config, run.rows()
     spaces, shown = config["spaces"], evaluation.shown
@@ -91,7 +91,7 @@ def write_report(
             "sir": speech_queries(data, shown, nearest["sir"]),
             "isr": image_queries(data, shown, nearest["isr"]),
         },
-        cams=cams(data, shown, model, before, config["recipe"]["gradcam_layer"]),
+        cams=cams(data, shown, model, before, config["recipe"]["gradcam_layer"]) if before else [],
     )
     file = run.path / "report.html"
     file.write_text(html)

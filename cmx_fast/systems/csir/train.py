@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.evaluate.retrieval import recalls
+from cmx_fast.networks.visual_encoders import open_visual_encoder
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
@@ -22,17 +24,21 @@ from cmx_fast.systems.csir.evaluate import Speech, evaluate_run
 from cmx_fast.systems.csir.evaluation import MODELS, embed, even_crops, open_split
 from cmx_fast.systems.csir.model import (
     CSIR,
+    FrozenImageEncoder,
+    ImageEncoder,
     ImagePretraining,
     SpeechPretraining,
     image_encoder,
     load_places365,
 )
 from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.train.frozen_features import frozen_rows, rows_key
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Module, Stage
 from cmx_fast.train.options import (
     FSDP,
     Compile,
+    Encoder,
     Out,
     Precision,
     Preset,
@@ -62,6 +68,7 @@ def train_csir(
             help="resnet50_places365.pth.tar; without it the image encoder is first trained on the spaces."
         ),
     ] = None,
+    encoder: Encoder = None,
     speech: Speech = None,
     precision: Precision = "fp32",
     compile: Compile = False,
@@ -71,9 +78,22 @@ def train_csir(
     skip_bad: SkipBad = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Train CSIR (and DSCMR) on image-speech pairs, evaluate on the test split, write report.html."""
+    """Train CSIR (and DSCMR) on image-speech pairs, evaluate on the test split, write report.html.
+
+    With --encoder the image encoder is a pretrained one that stays as it is: its features of all pictures, at the size
+    that it was trained at and not augmented, are computed once and kept, and no pixels are needed after that.
+    """
     models = choose_models(model, MODELS)
     recipe = Recipe.preset(preset, **changes(set, Recipe))
+    frozen = None
+    if encoder is not None:
+        if places365 is not None:
+            raise ValueError("give --encoder or --places365, not both: each is the image encoder")
+        pretrained = open_visual_encoder(encoder)
+        recipe = dataclasses.replace(recipe, image_encoder="pretrained", image_size=pretrained.size)
+        frozen = FrozenImageEncoder(pretrained)
+    elif recipe.image_encoder == "pretrained":
+        raise ValueError("image_encoder = pretrained needs its name: --encoder NAME or NAME=FILE")
     if places365 is not None:
         load_places365(
             image_encoder(recipe.image_encoder, recipe.attention), places365
@@ -99,9 +119,9 @@ def train_csir(
             + hidden
             + left_out(pairs.dataset.skipped)
         )
-    if places365 is None:
+    if places365 is None and frozen is None:
         session.say(
-            "image encoder: no --places365 weights, so it first learns to name the spaces from pictures"
+            "image encoder: no --places365 weights nor --encoder, so it first learns to name the spaces from pictures"
         )
     config = {
         "data": str(data),
@@ -110,10 +130,12 @@ def train_csir(
         "models": models,
         "spaces": spaces,
         "places365": None if places365 is None else str(places365),
+        "encoder": encoder,
+        "encoder_fingerprint": None if frozen is None else frozen.fingerprint(),
         "skip_bad": skip_bad,
     }
     with session.recording(out, config, resume=resume) as run:
-        training = Training(session, recipe, train, test, places365)
+        training = Training(session, recipe, train, test, frozen or places365)
         for seed in range(seeds):
             training.train_seed(seed, models)
     if session.fabric.is_global_zero:
@@ -129,10 +151,11 @@ class Training:
         recipe: Recipe,
         train: PairData,
         test: PairData,
-        places365: Path | None,
+        image: FrozenImageEncoder | Path | None,
     ):
         self.session, self.fabric, self.recipe = session, session.fabric, recipe
-        self.train, self.test, self.places365 = train, test, places365
+        self.train, self.test, self.image = train, test, image
+        self.image_features = self.frozen_features() if isinstance(image, FrozenImageEncoder) else None
         self.spaces = len(train.dataset.spaces)
         self.mel_mean, self.mel_std = train.mel_statistics()
 
@@ -152,10 +175,13 @@ class Training:
             ("logmel",),
             labels=("space", "rt60"),
         )
-        if self.places365 is not None:
+        image: ImageEncoder
+        if isinstance(self.image, FrozenImageEncoder):
+            image = self.image
+        elif self.image is not None:
             # The gates of an attentive encoder are in no file.
             image = initialised(seed, lambda: image_encoder(recipe.image_encoder, recipe.attention))
-            load_places365(image, self.places365)
+            load_places365(image, self.image)
         else:
             pretraining = initialised(seed, lambda: ImagePretraining(recipe, self.spaces))
             pretraining = self.train_augmented(
@@ -181,9 +207,31 @@ class Training:
                 parameter_groups(model),
                 recipe.cross_steps,
                 recipe.cross_batch,
-                ("image", "logmel"),
+                ("logmel",) if self.image_features is not None else ("image", "logmel"),
+                image_features=self.image_features,
                 evaluation=lambda model=model: self.evaluate(model),
             )
+
+    @torch.no_grad()
+    def frozen_features(self) -> Tensor:
+        """e^v (pairs, d_v) of the training pairs by the frozen encoder, kept in the run folder."""
+        assert isinstance(self.image, FrozenImageEncoder)
+        encoder, data = self.image.to(self.fabric.device), self.train
+        count = len(data.dataset.pairs)
+
+        def compute() -> Iterator[tuple[Tensor, Tensor]]:
+            first = torch.arange(count) * (len(data) // count)
+            done = 0
+            for batch in data.in_order(("image",), rows=first.tolist()):
+                values = encoder(batch["image"])
+                yield torch.arange(done, done + len(values)), values
+                done += len(values)
+
+        file = self.session.run.path / "image_features.npy" if self.fabric.is_global_zero else None
+        key = rows_key(
+            [encoder.fingerprint(), self.recipe.image_size], (pair.image for pair in data.dataset.pairs)
+        )
+        return frozen_rows(file, key, (count, encoder.width), compute)
 
     def train_augmented(
         self,
@@ -194,6 +242,7 @@ class Training:
         steps: int,
         batch: int,
         modalities: tuple[str, ...],
+        image_features: Tensor | None = None,
         **more: Any,
     ) -> Module:
         """Train a stage on augmented batches of ``batch`` utterances per process, with these modalities."""
@@ -205,6 +254,7 @@ class Training:
             seed,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
+            image_features=image_features,
         )
         return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
@@ -219,7 +269,7 @@ class Training:
 
         def batches(start: int) -> Iterator[Batch]:
             if not computed:
-                computed.append(features(model, self.train, self.recipe))
+                computed.append(features(model, self.train, self.recipe, self.image_features))
             image, speech = computed[0]
             batch, rank, world = (
                 self.recipe.head_batch,
@@ -273,16 +323,21 @@ class Training:
 
 
 @torch.no_grad()
-def features(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """e^v (pairs, 365) and e^s (utterances, d_s) of all data, not augmented, on their device."""
+def features(
+    model: CSIR | DSCMR, data: PairData, recipe: Recipe, image_features: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """e^v (pairs, d_v), unless it is given, and e^s (utterances, d_s) of all data, not augmented, on their device."""
     model.eval()
-    first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
-    image = [model.image_encoder(b["image"]) for b in data.in_order(("image",), rows=first.tolist())]
+    image = image_features
+    if image is None:
+        first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
+        batches = data.in_order(("image",), rows=first.tolist())
+        image = torch.cat([model.image_encoder(batch["image"]) for batch in batches])
     speech = [
         model.speech_encoder(even_crops(b["logmel"], recipe.frames, 1)[0]) for b in data.in_order(("logmel",))
     ]
     model.train()
-    return torch.cat(image), torch.cat(speech)
+    return image.to(data.device), torch.cat(speech)
 
 
 def parameter_groups(model: CSIR | DSCMR) -> list[dict[str, Any]]:

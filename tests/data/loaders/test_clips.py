@@ -159,6 +159,30 @@ def test_a_file_that_breaks_while_caching_is_replaced(three, tmp_path):
         drawn(clips, [torch.tensor([0, 1])])
 
 
+def test_clips_of_maps_are_cut_as_clips_of_frames_are(three, tmp_path):
+    damaged = write_broken(tmp_path)["damaged"]
+    clips = Clips(listed(damaged, *(entry.path for entry in three.entries)), **OPTIONS)
+    frames = {index: value for index, value, _ in clips.whole()}
+    assert sorted(frames) == [1, 2, 3] and [path for path, _ in clips.skipped] == [damaged]
+    assert [len(frames[i]) for i in (1, 2, 3)] == clips.frame_counts()[1:]
+    sizes = [tuple(frames[i].shape[2:]) for i in (1, 2, 3)]
+    assert [tuple(size) for size in clips.frame_sizes(torch.tensor([1, 2, 3])).tolist()] == sizes
+    rows = [torch.tensor([1, 3]), torch.tensor([2])]
+    before = drawn(clips, rows)
+    clips.keep_maps({index: value.half().mean((2, 3), keepdim=True) for index, value in frames.items()})
+    assert clips.keeps_maps and len(clips.skipped) == 1
+    for batch, whole in zip(drawn(clips, rows), before, strict=True):
+        assert batch["start"].equal(whole["start"])
+        assert (batch["wave"] - whole["wave"]).abs().max() < 1.01 / 32768
+        height, width = whole["size"][0].tolist()
+        means = whole["frames"][0, ..., :height, :width].half().mean((2, 3))
+        assert batch["frames"][0, ..., 0, 0].equal(means)
+    assert same(drawn(clips.from_files(), rows), before)
+    again = Clips(listed(damaged, *(entry.path for entry in three.entries)), **OPTIONS)
+    again.keep_maps({index: value.half() for index, value in frames.items()})
+    assert again.skipped == [(damaged, "could not be decoded when its maps were made")]
+
+
 def test_refuses(three, tmp_path):
     with pytest.raises(ValueError, match="fps must be positive, got 0"):
         Clips(three, **OPTIONS | {"fps": 0})

@@ -12,10 +12,17 @@ pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("sklearn", reason="needs the evaluate extra")
 
 from interruptions import assert_same_run, timeless, train_through_stops
+from torchvision import models
 
+from cmx_fast.data.sets.video_sets import VIDEO_SETS
+from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
 from cmx_fast.simulate.clips.simulate import simulate_clips
 from cmx_fast.systems.cmac import train as command
+from cmx_fast.systems.cmac.downstream import evaluate_retrieval
 from cmx_fast.systems.cmac.evaluate import evaluate_cmac
+from cmx_fast.systems.cmac.features import open_clips, spaced_clips
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
+from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.train import train_cmac, warmup
 
 TINY = [
@@ -157,3 +164,82 @@ def test_an_unfinished_run_is_not_evaluated(finished, tmp_path):
         evaluate_cmac(tmp_path)
     with pytest.raises(ValueError, match="is not a run folder"):
         evaluate_cmac(tmp_path / "nowhere")
+
+
+MAPS = ["size=64", "short_side=64"]
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("encoder") / "shufflenet.pth"
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def on_maps(data, one_thread, weights_file, tmp_path_factory):
+    """A run on the maps of a pretrained encoder of the frames."""
+    out = tmp_path_factory.mktemp("runs") / "maps"
+    train(data, out, *MAPS, encoder=f"shufflenet_v2_x0_5={weights_file}")
+    return out
+
+
+def test_a_run_on_a_pretrained_encoders_maps(on_maps):
+    config = json.loads((on_maps / "config.json").read_text())
+    assert config["recipe"]["frame_channels"] == 1024
+    results = json.loads((on_maps / "results.json").read_text())
+    assert {"guided", "predicted"} <= results["seeds"]["cmac"][0].keys()
+    assert (on_maps / "report.html").read_text().count('alt="spectrogram"') == 6
+    weights = torch.load(on_maps / "seed0" / "cmac.pt", weights_only=True)["module"]
+    assert weights["video.encoder.layers.0.weight"].shape == (64, 1024, 1, 1, 1)
+
+
+def test_the_maps_are_those_of_the_frames_and_computed_once(data, on_maps, weights_file, monkeypatch):
+    recipe = CMACRecipe(**json.loads((on_maps / "config.json").read_text())["recipe"])
+    clips = open_clips(VIDEO_SETS["kinetics"](data, "train"), recipe, "cpu")
+    encoder = open_visual_encoder(f"shufflenet_v2_x0_5={weights_file}")
+    row = torch.tensor([5])
+    frames = next(spaced_clips(clips, recipe, row))
+    with torch.no_grad():
+        pictures = frames.clip.transpose(1, 2).flatten(0, 1) * 0.225 + 0.45
+        expected = encoder.maps(pictures.clamp(0, 1))[-1].unflatten(0, (2, 4)).transpose(1, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(VisualEncoder, "maps", None)
+        keep_frame_maps(clips, encoder, recipe, maps_file(on_maps, "train"))
+    kept = next(spaced_clips(clips, recipe, row))
+    torch.testing.assert_close(kept.clip, expected, rtol=2e-3, atol=1e-3)
+    assert (kept.wave - frames.wave).abs().max() < 1.01 / 32768
+    assert kept.crop.sizes.equal(frames.crop.sizes)
+    assert next(spaced_clips(clips.from_files(), recipe, row)).clip.equal(frames.clip)
+
+
+def test_a_run_on_maps_is_evaluated_again_where_its_encoder_is_now(data, on_maps, weights_file, tmp_path):
+    before = json.loads((on_maps / "results.json").read_text())
+    run, moved = tmp_path / "run", tmp_path / "moved.pth"
+    shutil.copytree(on_maps, run)
+    shutil.copy(weights_file, moved)
+    evaluate_cmac(run, encoder_file=moved)
+    assert json.loads((run / "results.json").read_text()) == before
+    evaluate_retrieval(run, data, "kinetics", encoder_file=moved)
+    assert (run / "retrieval-kinetics.json").is_file()
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
+    with pytest.raises(ValueError, match="its weights are others"):
+        evaluate_cmac(run, encoder_file=moved)
+
+
+def test_an_interrupted_run_on_maps_has_the_same_numbers(data, on_maps, weights_file, tmp_path, monkeypatch):
+    spec = f"shufflenet_v2_x0_5={weights_file}"
+    begun = train_through_stops(
+        lambda: train(data, tmp_path / "run", *MAPS, encoder=spec, resume=True), monkeypatch
+    )
+    assert begun == ["seed0/cmac"]
+    assert_same_run(tmp_path / "run", on_maps)
+
+
+def test_encoders_that_can_not_be_used(data, weights_file, tmp_path):
+    spec = f"shufflenet_v2_x0_5={weights_file}"
+    with pytest.raises(ValueError, match="size must be a multiple of 32 for shufflenet_v2_x0_5; got 48"):
+        train(data, tmp_path / "run", "size=48", "short_side=48", encoder=spec)
+    with pytest.raises(ValueError, match="frame_channels are those of --encoder"):
+        train(data, tmp_path / "run", "frame_channels=8")
