@@ -198,7 +198,7 @@ class Data:
 
     Args:
         layout: one of the task's. root: its folder.
-        encoder: whose maps are kept where it stays fixed. features: folder to keep them in; None: in memory.
+        encoder: whose maps are kept where it stays fixed. features: their folder; None: in memory.
         skip_bad: leave out unreadable pictures.
 
     Raises:

@@ -102,7 +102,6 @@ def _evaluate(
     config = finished.config
     encoder = run_encoder(finished, encoder_file)
     assert encoder is not None
-    features = None if data is not None or config["features"] is None else Path(config["features"])
     opened = Data(
         task,
         config["dataset"],
@@ -110,7 +109,7 @@ def _evaluate(
         finished.recipe(RecognitionRecipe),
         encoder,
         default_device(),
-        features=features,
+        features=Path(config["features"]) if data is None else None,
         skip_bad=skip_bad,
     )
     if opened.pictures(split).class_names != config["classes"]:

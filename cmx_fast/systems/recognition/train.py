@@ -22,7 +22,10 @@ from cmx_fast.train.options import Encoder, Out, Precision, Preset, Resume, Seed
 from cmx_fast.train.session import Session, require_a_batch
 
 Features = Annotated[
-    Path | None, typer.Option(help="Folder to keep a fixed encoder's maps in; default: in memory.")
+    Path | None,
+    typer.Option(
+        help="Folder that keeps a fixed encoder's maps for several runs; default: the run folder's."
+    ),
 ]
 
 
@@ -120,6 +123,7 @@ def _train(
     if encoder is None:
         raise ValueError("--encoder names the pretrained encoder, e.g. efficientnet-lite0: docs/encoders.md")
     network = open_visual_encoder(encoder)
+    features = features or out / "maps"
     splits = Data(
         task,
         dataset,
@@ -151,7 +155,7 @@ def _train(
         "classes": train.class_names,
         "encoder": encoder,
         "encoder_fingerprint": network.fingerprint(),
-        "features": None if features is None else str(features),
+        "features": str(features),
         "skip_bad": skip_bad,
     }
     with session.recording(out, config, resume=resume, splits=(train,)) as run:

@@ -113,6 +113,7 @@ def test_kept_maps_give_the_same_and_stale_ones_are_computed_anew(
     for out in ("one", "two"):
         segment(people, encoder, tmp_path / out, dataset="atr", features=tmp_path / "maps")
         assert costless(tmp_path / out) == costless(finished)
+        assert not (tmp_path / out / "maps").exists() and (finished / "maps" / "atr-val.npy").exists()
     assert {file.name for file in (tmp_path / "maps").glob("*.npy")} == {
         f"atr-{split}.npy" for split in ("train", "val", "test")
     }
