@@ -225,9 +225,16 @@ class Data:
         self._pictures: dict[str, Pictures] = {}
         self._examples: dict[tuple[str, bool], Examples] = {}
 
+    def own_split(self, split: str) -> str:
+        """The name that the layout has for a split; a plain folder without "val" or "test" has one for both."""
+        named = SPLITS.get(self.layout, {}).get(split, split)
+        if self.layout == "folder" and not (self.root / named).is_dir():
+            named = {"val": "test", "test": "val"}.get(named, named)
+        return named
+
     def pictures(self, split: str) -> Pictures:
         """The pictures of a split; the file that is at fault is named where one is."""
-        own = self._own(split)
+        own = self.own_split(split)
         if own not in self._pictures:
             read = LAYOUTS[self.task][self.layout]
             self._pictures[own] = read(self.root, own, size=self.recipe.size, skip_bad=self.skip_bad)
@@ -235,7 +242,7 @@ class Data:
 
     def examples(self, split: str, attention: str) -> Examples:
         """The split's pictures, or a fixed encoder's maps of them, whichever the attention module's network takes."""
-        own, as_pictures = self._own(split), needs_pictures(attention, self.recipe)
+        own, as_pictures = self.own_split(split), needs_pictures(attention, self.recipe)
         if (own, as_pictures) not in self._examples:
             self._examples[own, as_pictures] = self._opened(own, as_pictures)
         return self._examples[own, as_pictures]
@@ -244,9 +251,6 @@ class Data:
         """The plan of the network with an attention module; an encoder that learns is a copy of its own."""
         encoder = self.encoder if self.recipe.freeze else copy.deepcopy(self.encoder).unfreeze()
         return Plan(self.recipe, attention, classes, self.levels, encoder)
-
-    def _own(self, split: str) -> str:
-        return SPLITS.get(self.layout, {}).get(split, split)
 
     def _opened(self, own: str, as_pictures: bool) -> Examples:
         pictures = self.pictures(own)

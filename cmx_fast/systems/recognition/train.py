@@ -136,7 +136,9 @@ def _train(
     )
     for split in ("train", "val", "test"):
         pictures = splits.pictures(split)
-        session.say(f"{split}: {len(pictures)} pictures{left_out(pictures.skipped)}")
+        own = splits.own_split(split)
+        called = "" if own == split else f", the split {own} of these data"
+        session.say(f"{split}: {len(pictures)} pictures{called}{left_out(pictures.skipped)}")
     train = splits.pictures("train")
     require_a_batch(len(train), recipe.batch, "pictures")
     if "two-level" in models and not (isinstance(train, LabelledPictures) and train.has_boxes):
