@@ -64,6 +64,10 @@ COMMANDS = {
         "cmx_fast.systems.recognition.train:train_classify",
         "Classification with attention modules beside one another (SE, FCAN, RA-CNN, ...).",
     ),
+    ("train", "detect"): (
+        "cmx_fast.systems.recognition.train:train_detect",
+        "Small detectors on a pretrained encoder: default boxes (SSD), region proposals (RPN).",
+    ),
     ("train", "icgan"): (
         "cmx_fast.systems.sound2scene.icgan.train:train_icgan",
         "A generator of pictures from the features of pictures (IC-GAN).",
@@ -96,6 +100,10 @@ COMMANDS = {
     ("evaluate", "classify"): (
         "cmx_fast.systems.recognition.evaluate:evaluate_classify",
         "Accuracy and costs of the networks of a classification run.",
+    ),
+    ("evaluate", "detect"): (
+        "cmx_fast.systems.recognition.evaluate:evaluate_detect",
+        "Average precision and costs of the networks of a detection run.",
     ),
     ("evaluate", "retrieval"): (
         "cmx_fast.systems.cmac.downstream:evaluate_retrieval",

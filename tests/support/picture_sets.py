@@ -58,6 +58,29 @@ def write_voc(root: Path, pictures: dict[str, int]) -> Path:
     return root
 
 
+def write_voc_objects(root: Path, pictures: dict[str, int]) -> Path:
+    """VOC's detection: every square is a bicycle or a bird; each picture also has a difficult car in a corner."""
+    for folder in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (root / folder).mkdir(parents=True)
+    for split, count in pictures.items():
+        names = []
+        for number, (picture, _, kind, (left, top, side, _)) in enumerate(squares(count)):
+            names.append(f"2007_{split}{number:03d}")
+            picture.save(root / "JPEGImages" / f"{names[-1]}.jpg", quality=95)
+            things = [("bicycle" if kind == 1 else "bird", 0, left, top, side), ("car", 1, 0, 0, 4)]
+            objects = "".join(
+                f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x + 1}</xmin>"
+                f"<ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + w}</ymax></bndbox></object>"
+                for name, difficult, x, y, w in things
+            )
+            size = f"<size><width>{picture.width}</width><height>{picture.height}</height></size>"
+            (root / "Annotations" / f"{names[-1]}.xml").write_text(
+                f"<annotation>{size}{objects}</annotation>"
+            )
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
 def write_classes(root: Path, pictures: dict[str, int]) -> Path:
     """Class folders."""
     for split, count in pictures.items():

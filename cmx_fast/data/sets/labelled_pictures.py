@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,17 @@ from cmx_fast.data.sets.scenes import PICTURE_SUFFIXES
 
 #: Left, top, right and bottom in pixels.
 Box = tuple[float, float, float, float]
+
+
+class WithPath(Protocol):
+    """Anything with a picture's file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+
+Entry = TypeVar("Entry", bound=WithPath)
 
 
 @dataclass(frozen=True)
@@ -61,18 +73,7 @@ class LabelledPictures(Dataset[dict[str, object]]):
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         self.size, self.class_names = size, class_names
-        self.entries: list[LabelledPicture] = []
-        self.skipped: list[tuple[Path, str]] = []
-        with ThreadPoolExecutor(CORES) as threads:
-            for entry, error in zip(entries, threads.map(_fault, entries), strict=True):
-                if error is None:
-                    self.entries.append(entry)
-                elif skip_bad:
-                    self.skipped.append((entry.path, error.reason))
-                else:
-                    raise error
-        if not self.entries:
-            raise ValueError(f"no usable picture among the {len(entries)} {source}")
+        self.entries, self.skipped = readable(entries, skip_bad=skip_bad, source=source)
         self.ids = [entry.name for entry in self.entries]
         self.has_boxes = all(entry.box is not None for entry in self.entries)
 
@@ -105,12 +106,36 @@ class LabelledPictures(Dataset[dict[str, object]]):
         return {**label, "box": torch.tensor(entry.box) / torch.tensor([width, height, width, height])}
 
 
-def _fault(entry: LabelledPicture) -> BrokenFileError | None:
+def readable(
+    entries: Sequence[Entry], *, skip_bad: bool, source: str
+) -> tuple[list[Entry], list[tuple[Path, str]]]:
+    """The entries whose ``path`` is a picture that can be decoded, and (file, reason) of the others.
+
+    Raises:
+        BrokenFileError: without ``skip_bad`` the first of the others.
+        ValueError: there is none; ``source`` is for the message.
+    """
+    usable, skipped = [], []
+    with ThreadPoolExecutor(CORES) as threads:
+        faults = threads.map(_fault, [entry.path for entry in entries])
+        for entry, error in zip(entries, faults, strict=True):
+            if error is None:
+                usable.append(entry)
+            elif skip_bad:
+                skipped.append((entry.path, error.reason))
+            else:
+                raise error
+    if not usable:
+        raise ValueError(f"no usable picture among the {len(entries)} {source}")
+    return usable, skipped
+
+
+def _fault(path: Path) -> BrokenFileError | None:
     """What is wrong with a picture's file; a JPEG file is decoded at an eighth of its size."""
-    if (problem := picture_problem(entry.path)) is not None:
-        return BrokenFileError(entry.path, problem)
+    if (problem := picture_problem(path)) is not None:
+        return BrokenFileError(path, problem)
     try:
-        stretched(entry.path, lambda *_: (32, 32), draft=True)
+        stretched(path, lambda *_: (32, 32), draft=True)
     except BrokenFileError as error:
         return error
     return None

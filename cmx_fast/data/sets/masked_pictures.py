@@ -192,9 +192,7 @@ def voc(root: Path | str, split: str, *, size: int, skip_bad: bool = False) -> M
         ValueError: no such split or list, or as :class:`MaskedPictures`.
     """
     check_split(split, ("train", "val", "trainval"))
-    root = Path(root)
-    if not (root / "ImageSets").is_dir() and (root / "VOC2012").is_dir():
-        root = root / "VOC2012"
+    root = voc_root(Path(root))
     source = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     listed = [
         (name, root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png")
@@ -209,6 +207,12 @@ def voc(root: Path | str, split: str, *, size: int, skip_bad: bool = False) -> M
         source=f"ids of {source}",
         kind="VOC's",
     )
+
+
+def voc_root(root: Path) -> Path:
+    """The folder of VOC2012 itself, where ``root`` is the VOCdevkit above it."""
+    inside = root / "VOC2012"
+    return inside if not (root / "ImageSets").is_dir() and inside.is_dir() else root
 
 
 #: Plain layouts by the name that the commands take; ATR's is :class:`cmx_fast.data.sets.atr.ATR`.

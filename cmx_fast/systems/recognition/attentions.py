@@ -20,8 +20,9 @@ from cmx_fast.nn.attention import (
 )
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 
-SEGMENT, CLASSIFY = "segment", "classify"
-TASKS = (SEGMENT, CLASSIFY)
+SEGMENT, CLASSIFY, DETECT = "segment", "classify", "detect"
+#: Tasks of the modules that are layers.
+BOTH = (SEGMENT, CLASSIFY)
 
 
 class MapSize(NamedTuple):
@@ -41,7 +42,8 @@ class Attention(NamedTuple):
         title: its name in tables.
         tasks: that it is made for.
         build: makes it to stand between the encoder's map (B, width, h, w) and the last layer. None: it is no layer
-            between the two, and its classifier is its own (:mod:`cmx_fast.systems.recognition.classifiers`).
+            between the two, but a network of its own (:mod:`cmx_fast.systems.recognition.classifiers` and
+            ``detectors``).
     """
 
     title: str
@@ -50,19 +52,19 @@ class Attention(NamedTuple):
 
 
 ATTENTIONS: dict[str, Attention] = {
-    "none": Attention("none", TASKS, lambda recipe, size: nn.Identity()),
-    "se": Attention("SE", TASKS, lambda recipe, size: SqueezeExcite(recipe.width, recipe.reduction)),
-    "cbam": Attention("CBAM", TASKS, lambda recipe, size: CBAM(recipe.width, recipe.reduction)),
+    "none": Attention("none", BOTH, lambda recipe, size: nn.Identity()),
+    "se": Attention("SE", BOTH, lambda recipe, size: SqueezeExcite(recipe.width, recipe.reduction)),
+    "cbam": Attention("CBAM", BOTH, lambda recipe, size: CBAM(recipe.width, recipe.reduction)),
     "non-local": Attention(
-        "non-local", TASKS, lambda recipe, size: NonLocal(recipe.width, subsample=size.side > 1)
+        "non-local", BOTH, lambda recipe, size: NonLocal(recipe.width, subsample=size.side > 1)
     ),
     "multi-head": Attention(
         "multi-head",
-        TASKS,
+        BOTH,
         lambda recipe, size: MultiHeadSelfAttention(recipe.width, recipe.heads, size.side),
     ),
     "residual": Attention(
-        "residual attention", TASKS, lambda recipe, size: ResidualAttention(recipe.width, depth=2)
+        "residual attention", BOTH, lambda recipe, size: ResidualAttention(recipe.width, depth=2)
     ),
     "danet": Attention(
         "DANet", (SEGMENT,), lambda recipe, size: DualAttention(recipe.width, size.classes, recipe.width)
@@ -88,6 +90,8 @@ ATTENTIONS: dict[str, Attention] = {
     "recurrent": Attention("recurrent attention", (CLASSIFY,)),
     "fcan": Attention("FCAN", (CLASSIFY,)),
     "ra-cnn": Attention("RA-CNN", (CLASSIFY,)),
+    "ssd": Attention("SSD", (DETECT,)),
+    "rpn": Attention("RPN", (DETECT,)),
 }
 
 

@@ -25,15 +25,11 @@ from cmx_fast.nn.attention import (
     ranking_loss,
     recurrent_attention_loss,
 )
-from cmx_fast.systems.recognition.attentions import CLASSIFY
-from cmx_fast.systems.recognition.model import Classifier, Plan, Segmenter, groups_of
-from cmx_fast.systems.recognition.recipe import RecognitionRecipe
+from cmx_fast.systems.recognition.model import Classifier, Plan, groups_of
 from cmx_fast.train.trainable import Batch
 
 #: The smallest probability of which the logarithm is taken.
 LEAST = 1e-12
-#: Modules that act on pictures: a fixed encoder's maps can't be kept for them.
-ON_PICTURES = ("stn", "stn-thin-plate", "ra-cnn")
 
 
 class TransformedClassifier(Classifier):
@@ -228,20 +224,3 @@ CLASSIFIERS: dict[str, type[Classifier]] = {
     "recurrent": GlimpseClassifier,
     "fcan": PartClassifier,
 }
-
-
-def new_model(task: str, plan: Plan) -> Segmenter | Classifier | ScaleClassifier:
-    """A network with fresh weights, but for the encoder's.
-
-    An encoder that stays fixed, and whose maps are given, is no part of the network.
-    """
-    if plan.attention == "ra-cnn":
-        return ScaleClassifier(plan)
-    if not needs_pictures(plan.attention, plan.recipe):
-        plan = plan._replace(encoder=None)
-    return CLASSIFIERS.get(plan.attention, Classifier)(plan) if task == CLASSIFY else Segmenter(plan)
-
-
-def needs_pictures(attention: str, recipe: RecognitionRecipe) -> bool:
-    """True for networks that see pictures; the others are given the maps of a fixed encoder."""
-    return not recipe.freeze or attention in ON_PICTURES

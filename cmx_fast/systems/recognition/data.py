@@ -16,26 +16,28 @@ from torch.utils.data import Dataset, default_collate
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.sets.atr import ATR
+from cmx_fast.data.sets.boxed_pictures import BOXED_SETS, BoxedPictures
 from cmx_fast.data.sets.labelled_pictures import LABELLED_SETS, LabelledPictures
 from cmx_fast.data.sets.masked_pictures import MASKED_SETS, MaskedPictures
 from cmx_fast.data.transforms.picture_views import Views
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import warp
-from cmx_fast.systems.recognition.attentions import CLASSIFY, SEGMENT
-from cmx_fast.systems.recognition.classifiers import needs_pictures
+from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.model import Levels, Plan
+from cmx_fast.systems.recognition.networks import needs_pictures
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.frozen_features import frozen_rows, rows_key
 from cmx_fast.train.trainable import Batch
 
-Pictures = MaskedPictures | LabelledPictures
+Pictures = MaskedPictures | LabelledPictures | BoxedPictures
 
 #: The layouts of a task by the name that the commands take.
 LAYOUTS: dict[str, dict[str, Callable[..., Pictures]]] = {
     SEGMENT: {**MASKED_SETS, "atr": ATR},
     CLASSIFY: {**LABELLED_SETS},
+    DETECT: {**BOXED_SETS},
 }
-#: The splits that a layout calls otherwise: VOC's masks of the test split are not public, CUB has two splits.
+#: The splits that a layout calls otherwise: VOC2012's test split is not public, CUB has two splits.
 SPLITS = {"voc": {"test": "val"}, "cub": {"val": "test"}}
 #: Pictures per batch where nothing is trained.
 BATCH = 32
@@ -44,8 +46,8 @@ BATCH = 32
 class Examples:
     """Pictures of a split with what a network is to say of them.
 
-    Batches have "index" (B,), "picture" (B, 3, S, S) in [0, 1], and the dataset's targets: "mask" (B, S, S), or "label"
-    (B,) and perhaps "box" (B, 4).
+    Batches have "index" (B,), "picture" (B, 3, S, S) in [0, 1], and the dataset's targets: "mask" (B, S, S); or "label"
+    (B,) and perhaps "box" (B, 4); or "boxes" (B, M, 4), "labels" (B, M) and "difficult" (B, M).
     """
 
     def __init__(self, dataset: Pictures, device: torch.device | str):
@@ -182,15 +184,23 @@ class TrainingBatches:
             mask = warp(batch["mask"][:, None].float(), views.theta, "nearest")
             changed["mask"] = mask[:, 0].long()
         if "box" in batch:
-            changed["box"] = cropped_boxes(batch["box"], views.theta)
+            changed["box"] = cropped_boxes(batch["box"][:, None], views.theta)[0][:, 0]
+        if "boxes" in batch:
+            changed["boxes"], inside = cropped_boxes(batch["boxes"], views.theta)
+            changed["labels"] = torch.where(inside, batch["labels"], 0)
         return {**batch, **changed}
 
 
-def cropped_boxes(boxes: Tensor, theta: Tensor) -> Tensor:
-    """Boxes (B, 4), as shares of the picture, after the crop of :func:`cmx_fast.nn.warp` by ``theta`` (B, 2, 3)."""
-    scale, shift = torch.stack([theta[:, 0, 0], theta[:, 1, 1]], 1), theta[:, :, 2]
-    ends = [((2 * end - 1 - shift) / scale + 1) / 2 for end in (boxes[:, :2], boxes[:, 2:])]
-    return torch.cat([torch.minimum(*ends), torch.maximum(*ends)], 1).clamp(0, 1)
+def cropped_boxes(boxes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, M, 4), as shares of the picture, after the crop of :func:`cmx_fast.nn.warp` by ``theta`` (B, 2, 3).
+
+    Also returns (B, M) bool, the boxes whose middle is in the crop: the objects that stay, as in SSD's crops.
+    """
+    scale = torch.stack([theta[:, 0, 0], theta[:, 1, 1]], 1)[:, None]
+    ends = [((2 * end - 1 - theta[:, None, :, 2]) / scale + 1) / 2 for end in boxes.split(2, 2)]
+    middle = (ends[0] + ends[1]) / 2
+    inside = ((middle > 0) & (middle < 1)).all(2)
+    return torch.cat([torch.minimum(*ends), torch.maximum(*ends)], 2).clamp(0, 1), inside
 
 
 class Data:

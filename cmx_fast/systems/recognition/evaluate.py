@@ -1,4 +1,4 @@
-"""``cmx evaluate segment`` and ``cmx evaluate classify``: a finished run's networks on held-out pictures."""
+"""``cmx evaluate segment``, ``classify`` and ``detect``: a finished run's networks on held-out pictures."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from cmx_fast.evaluate import segmentation
 from cmx_fast.evaluate.summary import SeedScores
-from cmx_fast.systems.recognition.attentions import CLASSIFY, SEGMENT
-from cmx_fast.systems.recognition.classifiers import new_model
+from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.data import Data
 from cmx_fast.systems.recognition.evaluation import (
     EXAMPLES,
     Cost,
     Evaluation,
+    Measured,
     cost,
-    count,
-    figures_of,
+    measure,
     of_classes,
     table,
 )
+from cmx_fast.systems.recognition.networks import new_model
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.systems.recognition.report import write_report
 from cmx_fast.train.frozen_features import run_encoder
@@ -40,17 +38,14 @@ def evaluate_run(run: FinishedRun, data: Data, split: str) -> Evaluation:
     pictures = data.pictures(split)
     examples = list(range(0, len(pictures), max(1, len(pictures) // EXAMPLES)))[:EXAMPLES]
     scores = SeedScores(run.config["models"])
-    by_class: dict[str, list[segmentation.Agreement]] = {}
+    measured: dict[str, list[Measured]] = {}
     costs: dict[str, Cost] = {}
-    shown: dict[str, dict[int, Tensor]] = {}
     for name, seed in run.models():
         model = new_model(data.task, data.plan(name, len(pictures.class_names)))
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))
         model.to(data.device)
-        counts, kept = count(model, data.examples(split, name), examples)
-        scores.add(name, figures_of(counts))
-        by_class.setdefault(name, []).append(segmentation.agreement(counts))
-        shown.setdefault(name, kept)
+        measured.setdefault(name, []).append(measure(model, data.examples(split, name), examples))
+        scores.add(name, measured[name][-1].figures)
         if name not in costs:
             rows = torch.arange(data.recipe.batch) % len(pictures)
             costs[name] = cost(model, next(iter(data.examples(split, name).load([rows]))))
@@ -58,11 +53,11 @@ def evaluate_run(run: FinishedRun, data: Data, split: str) -> Evaluation:
         data.task,
         split,
         scores,
-        {name: of_classes(seeds) for name, seeds in by_class.items()},
+        {name: of_classes(data.task, seeds) for name, seeds in measured.items()},
         costs,
-        float(counts.sum(0).max() / counts.sum()),
+        measured[name][0].largest,
         examples,
-        shown,
+        {name: seeds[0].shown for name, seeds in measured.items()},
     )
     run.write_results(evaluation.as_dict())
     console = Console()
@@ -91,6 +86,17 @@ def evaluate_classify(
 ) -> None:
     """Evaluate a finished run of cmx train classify: table, results.json and report.html."""
     _evaluate(CLASSIFY, run, data, split, encoder_file, skip_bad)
+
+
+def evaluate_detect(
+    run: Run,
+    data: RunData = None,
+    split: Split = "test",
+    encoder_file: EncoderFile = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Evaluate a finished run of cmx train detect: table, results.json and report.html."""
+    _evaluate(DETECT, run, data, split, encoder_file, skip_bad)
 
 
 def _evaluate(

@@ -1,11 +1,11 @@
-"""Measures networks on held-out pictures: predicted classes against true ones, and the cost of a training step."""
+"""Measures networks on held-out pictures: predictions against the truth, and the cost of a training step."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,71 +14,111 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from cmx_fast.evaluate import segmentation
+from cmx_fast.evaluate import detection, segmentation
 from cmx_fast.evaluate.summary import SeedScores, new_table, seeds_note
-from cmx_fast.systems.recognition.attentions import ATTENTIONS, SEGMENT
+from cmx_fast.systems.recognition.attentions import ATTENTIONS, CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.classifiers import ScaleClassifier
 from cmx_fast.systems.recognition.data import Examples
-from cmx_fast.systems.recognition.model import Classifier, Segmenter
+from cmx_fast.systems.recognition.detectors import Detector
+from cmx_fast.systems.recognition.networks import Network
 from cmx_fast.train.trainable import Batch
-
-Network = Segmenter | Classifier | ScaleClassifier
 
 #: Pictures in the report.
 EXAMPLES = 8
-#: The figures of each class by name, of :class:`cmx_fast.evaluate.segmentation.Agreement`, with their titles.
-BY_CLASS = {"iou": "IoU", "recall": "accuracy"}
+#: The figures of a task's table with their titles, the one that it is mostly judged by first.
+MEASURES = {
+    SEGMENT: {"miou": "mIoU", "accuracy": "accuracy", "class_accuracy": "per class"},
+    CLASSIFY: {"accuracy": "top-1", "class_accuracy": "per class"},
+    DETECT: {"map": "mAP at 0.5"},
+}
+#: The figures of each class with their titles.
+BY_CLASS = {
+    SEGMENT: {"iou": "IoU", "recall": "accuracy"},
+    CLASSIFY: {"recall": "accuracy"},
+    DETECT: {"precision": "average precision at 0.5"},
+}
 #: Steps that are timed, after one that is not.
 TIMED = 5
 
 
-@torch.no_grad()
-def predictions(model: Network, examples: Examples) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Predict every example in float32: yields indices, predicted classes and true ones.
+class Measured(NamedTuple):
+    """The figures of a network on a split.
 
-    Classes are (B, S, S) of masks, -1 where a pixel does not count, or (B,) of pictures.
+    Attributes:
+        figures: :data:`MEASURES`, each a share of 1.
+        by_class: :data:`BY_CLASS`, (classes,) each; NaN for a class that is not there.
+        shown: predictions of some examples by index: (S, S) classes, a class, or the detections.
+        largest: the accuracy of the most frequent class for everything; None of detections.
     """
-    training = model.training
-    model.eval()
-    for batch in examples.in_order():
-        logits, truth = model(batch)["logits"], batch["mask" if "mask" in batch else "label"]
-        if truth.dim() == 3:
-            logits = F.interpolate(logits, truth.shape[1:], mode="bilinear")
-        yield batch["index"].cpu(), logits.argmax(1).cpu(), truth.cpu()
-    model.train(training)
+
+    figures: dict[str, float]
+    by_class: dict[str, Tensor]
+    shown: dict[int, Any]
+    largest: float | None
 
 
-def confusion(model: Network, examples: Examples) -> Tensor:
-    """Count the pixels, or pictures, of each predicted class in each true one: (classes, classes) int64."""
-    return count(model, examples)[0]
+def measure(model: Network, examples: Examples, kept: Sequence[int] = ()) -> Measured:
+    """Measure a network on all examples, in float32; ``kept``: the examples whose predictions are shown."""
+    return (
+        _measure_boxes(model, examples, kept)
+        if isinstance(model, Detector)
+        else _measure(model, examples, kept)
+    )
 
 
-def count(model: Network, examples: Examples, kept: Sequence[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
-    """The counts of :func:`confusion`, and the predictions of some examples by index."""
+def _measure(model: Network, examples: Examples, kept: Sequence[int]) -> Measured:
+    """Count the pixels, or pictures, of each predicted class in each true one."""
     classes = len(examples.dataset.class_names)
     counts = torch.zeros(classes, classes, dtype=torch.int64)
-    shown: dict[int, Tensor] = {}
-    for index, predicted, truth in predictions(model, examples):
-        counts += segmentation.confusion(predicted, truth, classes, classes)
-        shown |= {i: row for i, row in zip(index.tolist(), predicted, strict=True) if i in kept}
-    return counts, shown
-
-
-def figures_of(counts: Tensor) -> dict[str, float]:
-    """The figures of a network from the counts of :func:`confusion`, each a share of 1."""
+    shown: dict[int, Any] = {}
+    for batch, outputs in predictions(model, examples):
+        logits, truth = outputs["logits"], batch["mask" if "mask" in batch else "label"]
+        if truth.dim() == 3:
+            logits = F.interpolate(logits, truth.shape[1:], mode="bilinear")
+        predicted = logits.argmax(1).cpu()
+        counts += segmentation.confusion(predicted, truth.cpu(), classes, classes)
+        shown |= _chosen(batch, predicted, kept)
     agreement = segmentation.agreement(counts)
-    return {
+    figures = {
         "accuracy": agreement.accuracy,
         "class_accuracy": float(agreement.recall.nanmean()),
         "miou": float(agreement.iou.nanmean()),
     }
+    by_class = {"iou": agreement.iou, "recall": agreement.recall}
+    return Measured(figures, by_class, shown, float(counts.sum(0).max() / counts.sum()))
 
 
-def measures(task: str) -> dict[str, str]:
-    """The figures of a task's table, with their titles."""
-    if task == SEGMENT:
-        return {"accuracy": "accuracy", "class_accuracy": "per class", "miou": "mIoU"}
-    return {"accuracy": "top-1", "class_accuracy": "per class"}
+def _measure_boxes(model: Detector, examples: Examples, kept: Sequence[int]) -> Measured:
+    """Compare the detections of each class with its objects."""
+    found: list[detection.Boxes] = []
+    objects: list[detection.Boxes] = []
+    shown: dict[int, Any] = {}
+    for batch, outputs in predictions(model, examples):
+        detections = model.detections(outputs)
+        found += detections
+        for boxes, labels, difficult in zip(batch["boxes"], batch["labels"], batch["difficult"], strict=True):
+            there = labels.cpu() > 0
+            objects.append(
+                detection.Boxes(boxes.cpu()[there], labels.cpu()[there], None, difficult.cpu()[there] > 0)
+            )
+        shown |= _chosen(batch, detections, kept)
+    labels = range(1, len(examples.dataset.class_names) + 1)
+    precision = torch.tensor([detection.average_precision(found, objects, label) for label in labels])
+    return Measured({"map": float(precision.nanmean())}, {"precision": precision}, shown, None)
+
+
+@torch.no_grad()
+def predictions(model: Network, examples: Examples) -> Iterator[tuple[Batch, Batch]]:
+    """Every example once: yields batches with the network's outputs in evaluation."""
+    training = model.training
+    model.eval()
+    for batch in examples.in_order():
+        yield batch, model(batch)
+    model.train(training)
+
+
+def _chosen(batch: Batch, predicted: Iterable[Any], kept: Sequence[int]) -> dict[int, Any]:
+    return {i: row for i, row in zip(batch["index"].tolist(), predicted, strict=True) if i in kept}
 
 
 class Cost(NamedTuple):
@@ -157,7 +197,7 @@ class Evaluation:
         scores: by model, each seed's.
         by_class: by model, :data:`BY_CLASS` of each class, means over the seeds; None where a class is not there.
         costs: by model.
-        largest_class: the accuracy of the most frequent class for everything.
+        largest: the accuracy of the most frequent class for everything; None of detections.
         examples: indices of the pictures in the report.
         shown: by model, the first seed's prediction of each of them.
     """
@@ -167,15 +207,15 @@ class Evaluation:
     scores: SeedScores
     by_class: dict[str, dict[str, list[float | None]]]
     costs: dict[str, Cost]
-    largest_class: float
+    largest: float | None
     examples: list[int]
-    shown: dict[str, dict[int, Tensor]]
+    shown: dict[str, dict[int, Any]]
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "split": self.split,
-            "largest_class": self.largest_class,
-            **self.scores.as_dict(list(measures(self.task))),
+            "largest_class": self.largest,
+            **self.scores.as_dict(list(MEASURES[self.task])),
             "by_class": self.by_class,
             "costs": {name: value._asdict() for name, value in self.costs.items()},
         }
@@ -183,10 +223,13 @@ class Evaluation:
 
 def table(evaluation: Evaluation, pictures: int, batch: int) -> Table:
     """The table for a terminal: percent, mean and spread over the seeds, and the costs."""
-    columns = measures(evaluation.task)
+    columns = MEASURES[evaluation.task]
+    largest = (
+        "" if evaluation.largest is None else f"; all of the largest class: {100 * evaluation.largest:.1f}"
+    )
     rows = new_table(
-        f"{pictures} pictures of the split {evaluation.split}, %; all of the largest class: "
-        f"{100 * evaluation.largest_class:.1f}; steps of {batch}" + seeds_note(evaluation.scores.seeds),
+        f"{pictures} pictures of the split {evaluation.split}, %{largest}; steps of {batch}"
+        + seeds_note(evaluation.scores.seeds),
         [*columns.values(), "parameters", "ms", "MiB kept"],
     )
     for name, cost in evaluation.costs.items():
@@ -198,9 +241,11 @@ def table(evaluation: Evaluation, pictures: int, batch: int) -> Table:
     return rows
 
 
-def of_classes(seeds: Sequence[segmentation.Agreement]) -> dict[str, list[float | None]]:
+def of_classes(task: str, seeds: Sequence[Measured]) -> dict[str, list[float | None]]:
     """The figures of each class, means over the seeds."""
-    means = {figure: torch.stack([getattr(seed, figure) for seed in seeds]).nanmean(0) for figure in BY_CLASS}
+    means = {
+        figure: torch.stack([seed.by_class[figure] for seed in seeds]).nanmean(0) for figure in BY_CLASS[task]
+    }
     return {
         figure: [None if math.isnan(value) else value for value in values.tolist()]
         for figure, values in means.items()

@@ -105,6 +105,10 @@ class Recogniser(nn.Module):
         """Parameter groups: the encoder's, unless it is fixed, and the others'."""
         return groups_of(self, self.recipe, "encoder.")
 
+    def losses(self, outputs: Batch, batch: Batch) -> Batch:
+        """The losses of a batch; "loss" is minimised."""
+        raise NotImplementedError
+
 
 def groups_of(network: nn.Module, recipe: RecognitionRecipe, encoder: str) -> list[dict[str, Any]]:
     """Parameter groups: those that learn among the parameters whose names begin with ``encoder``, and the others."""

@@ -33,8 +33,8 @@ class RecognitionRecipe(Presets):
         "freeze": True,
         "size": 192,
         "width": 64,
-        "epochs": 12,
-        "lr": 2e-3,
+        "epochs": 6,
+        "lr": 4e-3,
     }
 
     # Pictures

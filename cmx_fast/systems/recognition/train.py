@@ -1,4 +1,4 @@
-"""``cmx train segment`` and ``cmx train classify``: attention modules beside one another, from pictures to a table."""
+"""``cmx train segment``, ``classify`` and ``detect``: attention modules from pictures to one table and a report."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import typer
 from cmx_fast.data.sets.labelled_pictures import LabelledPictures
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.networks.visual_encoders import open_visual_encoder
-from cmx_fast.systems.recognition.attentions import CLASSIFY, SEGMENT, choose_attentions, of_task
-from cmx_fast.systems.recognition.classifiers import ProposalStart, ScaleClassifier, new_model
+from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT, choose_attentions, of_task
+from cmx_fast.systems.recognition.classifiers import ProposalStart, ScaleClassifier
 from cmx_fast.systems.recognition.data import LAYOUTS, Data, TrainingBatches
 from cmx_fast.systems.recognition.evaluate import evaluate_run
-from cmx_fast.systems.recognition.evaluation import confusion, figures_of
+from cmx_fast.systems.recognition.evaluation import measure
+from cmx_fast.systems.recognition.networks import new_model
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
@@ -86,6 +87,40 @@ def train_classify(
     """Train networks to classify pictures, one per attention module, evaluate them, write report.html."""
     _train(
         CLASSIFY,
+        data=data,
+        encoder=encoder,
+        dataset=dataset,
+        attention=attention,
+        features=features,
+        out=out,
+        preset=preset,
+        seeds=seeds,
+        precision=precision,
+        resume=resume,
+        skip_bad=skip_bad,
+        set=set,
+    )
+
+
+def train_detect(
+    data: Annotated[Path, typer.Option(help="Pictures with boxes around objects.")],
+    encoder: Encoder,
+    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(LAYOUTS[DETECT])}.")] = "voc",
+    attention: Annotated[
+        list[str], typer.Option(help=f"Module: {', '.join(of_task(DETECT))}, or all; repeatable.")
+    ] = ["all"],  # noqa: B006
+    features: Features = None,
+    out: Out = Path("runs/detect"),
+    preset: Preset = "paper",
+    seeds: Seeds = 1,
+    precision: Precision = "fp32",
+    resume: Resume = False,
+    skip_bad: SkipBad = False,
+    set: Set = [],  # noqa: B006
+) -> None:
+    """Train small detectors, one per kind of hard attention, evaluate them, write report.html."""
+    _train(
+        DETECT,
         data=data,
         encoder=encoder,
         dataset=dataset,
@@ -199,7 +234,7 @@ def _train_model(session: Session, splits: Data, name: str, seed: int) -> None:
             weight_decay=recipe.weight_decay,
             turns=ScaleClassifier.TURNS if isinstance(model, ScaleClassifier) else (),
             labels=None,
-            evaluation=lambda: figures_of(confusion(model, held_out)),
+            evaluation=lambda: measure(model, held_out).figures,
             evaluate_every=max(1, steps // recipe.evaluations),
         )
     )

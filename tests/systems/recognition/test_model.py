@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import shufflenet_v2_x0_5
 
+from cmx_fast.evaluate.detection import Boxes, average_precision
 from cmx_fast.networks.visual_encoders import Preprocessing, VisualEncoder
 from cmx_fast.networks.visual_trunks import SequentialTrunk
 from cmx_fast.nn import warp
 from cmx_fast.systems.recognition.attentions import ATTENTIONS, choose_attentions, of_task
-from cmx_fast.systems.recognition.classifiers import ON_PICTURES, ProposalStart, new_model
+from cmx_fast.systems.recognition.classifiers import ProposalStart
 from cmx_fast.systems.recognition.data import cropped_boxes
 from cmx_fast.systems.recognition.evaluation import cost
 from cmx_fast.systems.recognition.model import Joint, Levels, Plan, pixel_loss
+from cmx_fast.systems.recognition.networks import ON_PICTURES, new_model
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 
 TINY = {
@@ -114,6 +116,60 @@ def test_an_encoder_that_learns_has_a_rate_of_its_own(encoder):
     assert sum(count for _, count in rates) == len(list(model.parameters()))
 
 
+def objects_batch(boxes, labels, difficult):
+    maps = {f"map{n}": torch.randn(2, c, s, s) for n, (c, s) in enumerate(zip(*LEVELS[1:]))}
+    return {
+        **maps,
+        "boxes": torch.tensor(boxes),
+        "labels": torch.tensor(labels),
+        "difficult": torch.tensor(difficult),
+    }
+
+
+@pytest.mark.parametrize("attention", of_task("detect"))
+def test_every_detector_learns_and_detects(attention):
+    model = new_model("detect", Plan(RECIPE, attention, 3, LEVELS, None)).train()
+    half, corner, none = [0.0, 0.0, 0.5, 0.9], [0.7, 0.6, 1.0, 1.0], [0.0] * 4
+    batch = objects_batch([[half, corner], [none, none]], [[1, 3], [0, 0]], [[0, 1], [0, 0]])
+    assert [labels.tolist() for _, labels in model.objects(batch)] == [[1], []]
+    losses = learn(model, batch)
+    assert losses["loss"].isfinite()
+    assert cost(model, batch).kept > 0
+    with torch.no_grad():
+        found = model.eval().detections(model(batch))
+    assert len(found) == 2
+    for boxes, labels, scores, _ in found:
+        assert boxes.shape == (len(labels), 4) and len(labels) > 0 and set(labels.tolist()) <= {1, 2, 3}
+        assert (scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("attention", of_task("detect"))
+def test_detectors_find_what_they_have_learnt(attention):
+    model = new_model("detect", Plan(RECIPE, attention, 3, LEVELS, None)).train()
+    batch = objects_batch(
+        [[[0.1, 0.1, 0.5, 0.6], [0.5, 0.5, 0.9, 0.95]], [[0.3, 0.2, 0.7, 0.9], [0.0] * 4]],
+        [[1, 3], [2, 0]],
+        [[0, 0], [0, 0]],
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.losses(model(batch), batch)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = model.eval().detections(model(batch))
+    objects = [Boxes(boxes, labels) for boxes, labels in model.objects(batch)]
+    assert [average_precision(found, objects, label) for label in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_ssd_has_a_box_for_every_score():
+    model = new_model("detect", Plan(RECIPE, "ssd", 3, LEVELS, None))
+    outputs = model(objects_batch([[[0.0] * 4]] * 2, [[0]] * 2, [[0]] * 2))
+    count = 8 * 8 * 4 + 4 * 4 * 6 + 2 * 2 * 4 + 4  # maps of 8 and 4, and of 2 and 1 behind them
+    assert len(model.boxes) == count
+    assert outputs["offsets"].shape == (2, count, 4) and outputs["logits"].shape == (2, count, 4)
+
+
 def test_joint_is_a_convolution_of_the_maps_side_by_side():
     joint = Joint((6, 8), 5).eval()
     fine, coarse = torch.randn(2, 6, 8, 8), torch.randn(2, 8, 4, 4)
@@ -137,15 +193,16 @@ def test_boxes_go_with_their_picture():
     picture[:, :, 20:50, 30:60] = 1.0
     rows, columns = (warp(picture, theta)[0, 0] > 0.5).nonzero().unbind(1)
     found = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 80
-    box = cropped_boxes(torch.tensor([[30, 20, 60, 50]]) / 80, theta)[0]
-    torch.testing.assert_close(box, found, rtol=0, atol=0.02)
+    boxes, inside = cropped_boxes(torch.tensor([[[30, 20, 60, 50], [70, 70, 80, 80]]]) / 80, theta)
+    torch.testing.assert_close(boxes[0, 0], found, rtol=0, atol=0.02)
+    assert inside.tolist() == [[True, False]]
 
 
 def test_modules_are_for_their_tasks():
     assert choose_attentions(["sanet", "none", "none"], "segment") == ["none", "sanet"]
     assert choose_attentions(["all"], "segment") == of_task("segment")
     assert {"se", "cbam", "non-local", "danet", "ocnet", "encnet", "sanet"} <= set(of_task("segment"))
-    assert set(ATTENTIONS) == {*of_task("segment"), *of_task("classify")}
+    assert set(ATTENTIONS) == {*of_task("segment"), *of_task("classify"), *of_task("detect")}
     with pytest.raises(ValueError, match="attention danet is made for cmx train segment; cmx train classify"):
         choose_attentions(["danet"], "classify")
     with pytest.raises(ValueError, match="attention fcan is made for cmx train classify; cmx train segment"):

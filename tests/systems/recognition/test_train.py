@@ -9,13 +9,13 @@ import pytest
 import torch
 from atr_files import write_pictures
 from interruptions import assert_same_run, timeless, train_through_stops
-from picture_sets import write_classes, write_cub, write_masked, write_voc
+from picture_sets import write_classes, write_cub, write_masked, write_voc, write_voc_objects
 from torchvision.models import shufflenet_v2_x0_5
 
 from cmx_fast.systems.recognition import train as command
 from cmx_fast.systems.recognition.attentions import of_task
-from cmx_fast.systems.recognition.evaluate import evaluate_classify, evaluate_segment
-from cmx_fast.systems.recognition.train import train_classify, train_segment
+from cmx_fast.systems.recognition.evaluate import evaluate_classify, evaluate_detect, evaluate_segment
+from cmx_fast.systems.recognition.train import train_classify, train_detect, train_segment
 
 TINY = [
     "size=32", "width=16", "heads=2", "codewords=4", "proposal_width=8", "batch=3", "epochs=2", "scales=2",
@@ -192,6 +192,21 @@ def test_colours_are_learnt(encoder, tmp_path):
     train_classify(data, encoder, out=tmp_path / "run", preset="demo", set=[*TINY, "epochs=20", "lr=0.02"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["seeds"]["none"][0]["accuracy"] == 1
+
+
+@pytest.mark.parametrize("freeze", ["true", "false"])
+def test_objects_are_detected_in_vocs_layout(encoder, tmp_path, freeze):
+    data = write_voc_objects(tmp_path / "voc", {"train": 4, "val": 2})
+    more = ["size=64", "epochs=1", f"freeze={freeze}"]
+    train_detect(data, encoder, out=tmp_path / "run", preset="demo", set=[*TINY, *more])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["seeds"]) == ["ssd", "rpn"] and results["largest_class"] is None
+    precision = results["by_class"]["ssd"]["precision"]
+    assert [number for number, value in enumerate(precision, 1) if value is not None] == [2, 3]
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert html.count("data:image/jpeg;base64,") == 2 * (2 + 2)
+    evaluate_detect(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["seeds"] == results["seeds"]
 
 
 @pytest.mark.parametrize(
