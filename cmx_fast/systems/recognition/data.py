@@ -39,6 +39,8 @@ LAYOUTS: dict[str, dict[str, Callable[..., Pictures]]] = {
 }
 #: The splits that a layout calls otherwise: VOC2012's test split is not public, CUB has two splits.
 SPLITS = {"voc": {"test": "val"}, "cub": {"val": "test"}}
+#: Folder of a run in which a fixed encoder's maps are kept.
+MAPS = "maps"
 #: Pictures per batch where nothing is trained.
 BATCH = 32
 
@@ -243,7 +245,7 @@ class Data:
         return named
 
     def pictures(self, split: str) -> Pictures:
-        """The pictures of a split; the file that is at fault is named where one is."""
+        """The pictures of a split, opened once."""
         own = self.own_split(split)
         if own not in self._pictures:
             read = LAYOUTS[self.task][self.layout]
@@ -266,5 +268,5 @@ class Data:
         pictures = self.pictures(own)
         if as_pictures:
             return Examples(pictures, self.device)
-        file = None if self.features is None else self.features / f"{self.layout}-{own}.npy"
+        file = None if self.features is None else self.features / f"{self.task}-{self.layout}-{own}.npy"
         return KeptMaps(pictures, self.encoder, self.levels, self.device, file)

@@ -134,7 +134,8 @@ class RPNDetector(Detector):
         """The proposals' scores and offsets; and of the best of them, in all pictures together, "boxes" (R, 4) in
         pixels, "picture" (R,), "proposed" scores (R,), and "classes" (R, classes + 1), logits."""
         features = self.joint(self.maps(batch))
-        proposed = self.propose(features)
+        # Coordinates need float32, whatever the convolutions are in.
+        proposed = Proposed(*(value.float() for value in self.propose(features)))
         sides = (self.recipe.size, self.recipe.size)
         with torch.no_grad():
             best = proposals(proposed, sides, after=TRAINED if self.training else TESTED)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
-from cmx_fast.systems.recognition.data import Data
+from cmx_fast.systems.recognition.data import MAPS, Data
 from cmx_fast.systems.recognition.evaluation import (
     EXAMPLES,
     Cost,
@@ -115,7 +115,7 @@ def _evaluate(
         finished.recipe(RecognitionRecipe),
         encoder,
         default_device(),
-        features=Path(config["features"]) if data is None else None,
+        features=Path(config["features"] or run / MAPS) if data is None else None,
         skip_bad=skip_bad,
     )
     if opened.pictures(split).class_names != config["classes"]:

@@ -12,7 +12,7 @@ from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.networks.visual_encoders import open_visual_encoder
 from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT, choose_attentions, of_task
 from cmx_fast.systems.recognition.classifiers import ProposalStart, ScaleClassifier
-from cmx_fast.systems.recognition.data import LAYOUTS, Data, TrainingBatches
+from cmx_fast.systems.recognition.data import LAYOUTS, MAPS, Data, TrainingBatches
 from cmx_fast.systems.recognition.evaluate import evaluate_run
 from cmx_fast.systems.recognition.evaluation import measure
 from cmx_fast.systems.recognition.networks import new_model
@@ -158,7 +158,6 @@ def _train(
     if encoder is None:
         raise ValueError("--encoder names the pretrained encoder, e.g. efficientnet-lite0: docs/encoders.md")
     network = open_visual_encoder(encoder)
-    features = features or out / "maps"
     splits = Data(
         task,
         dataset,
@@ -166,15 +165,15 @@ def _train(
         recipe,
         network,
         session.fabric.device,
-        features=features,
+        features=features or out / MAPS,
         skip_bad=skip_bad,
     )
-    for split in ("train", "val", "test"):
-        pictures = splits.pictures(split)
+    opened = {split: splits.pictures(split) for split in ("train", "val", "test")}
+    for split, pictures in opened.items():
         own = splits.own_split(split)
         called = "" if own == split else f", the split {own} of these data"
         session.say(f"{split}: {len(pictures)} pictures{called}{left_out(pictures.skipped)}")
-    train = splits.pictures("train")
+    train = opened["train"]
     require_a_batch(len(train), recipe.batch, "pictures")
     if "two-level" in models and not (isinstance(train, LabelledPictures) and train.has_boxes):
         if "two-level" in attention:
@@ -192,10 +191,10 @@ def _train(
         "classes": train.class_names,
         "encoder": encoder,
         "encoder_fingerprint": network.fingerprint(),
-        "features": str(features),
+        "features": None if features is None else str(features),
         "skip_bad": skip_bad,
     }
-    with session.recording(out, config, resume=resume, splits=(train,)) as run:
+    with session.recording(out, config, resume=resume, splits=tuple(dict.fromkeys(opened.values()))) as run:
         for seed in range(seeds):
             for name in models:
                 _train_model(session, splits, name, seed)

@@ -113,13 +113,16 @@ def test_kept_maps_give_the_same_and_stale_ones_are_computed_anew(
     for out in ("one", "two"):
         segment(people, encoder, tmp_path / out, dataset="atr", features=tmp_path / "maps")
         assert costless(tmp_path / out) == costless(finished)
-        assert not (tmp_path / out / "maps").exists() and (finished / "maps" / "atr-val.npy").exists()
+        assert not (tmp_path / out / "maps").exists() and (finished / "maps" / "segment-atr-val.npy").exists()
     assert {file.name for file in (tmp_path / "maps").glob("*.npy")} == {
-        f"atr-{split}.npy" for split in ("train", "val", "test")
+        f"segment-atr-{split}.npy" for split in ("train", "val", "test")
     }
     assert "anew" not in capsys.readouterr().err
     segment(people, encoder, tmp_path / "three", "finest=16", dataset="atr", features=tmp_path / "maps")
-    assert "atr-train.npy holds features of other pictures or of another encoder" in capsys.readouterr().err
+    assert (
+        "segment-atr-train.npy holds features of other pictures or of another encoder"
+        in capsys.readouterr().err
+    )
 
 
 def test_evaluation_of_the_validation_part(finished):
