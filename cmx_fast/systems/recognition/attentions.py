@@ -63,9 +63,7 @@ ATTENTIONS: dict[str, Attention] = {
         BOTH,
         lambda recipe, size: MultiHeadSelfAttention(recipe.width, recipe.heads, size.side),
     ),
-    "residual": Attention(
-        "residual attention", BOTH, lambda recipe, size: ResidualAttention(recipe.width, depth=2)
-    ),
+    "residual": Attention("residual", BOTH, lambda recipe, size: ResidualAttention(recipe.width, depth=2)),
     "danet": Attention(
         "DANet", (SEGMENT,), lambda recipe, size: DualAttention(recipe.width, size.classes, recipe.width)
     ),
@@ -84,10 +82,10 @@ ATTENTIONS: dict[str, Attention] = {
         lambda recipe, size: ContextEncoding(recipe.width, size.classes, recipe.codewords),
     ),
     "sanet": Attention("SANet", (SEGMENT,), lambda recipe, size: SqueezeAttention(recipe.width)),
-    "stn": Attention("spatial transformer", (CLASSIFY,)),
-    "stn-thin-plate": Attention("spatial transformer, thin plate", (CLASSIFY,)),
+    "stn": Attention("STN", (CLASSIFY,)),
+    "stn-thin-plate": Attention("STN, thin plate", (CLASSIFY,)),
     "two-level": Attention("two-level", (CLASSIFY,)),
-    "recurrent": Attention("recurrent attention", (CLASSIFY,)),
+    "recurrent": Attention("recurrent", (CLASSIFY,)),
     "fcan": Attention("FCAN", (CLASSIFY,)),
     "ra-cnn": Attention("RA-CNN", (CLASSIFY,)),
     "ssd": Attention("SSD", (DETECT,)),
