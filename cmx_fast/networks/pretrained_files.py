@@ -25,6 +25,32 @@ PROJECTORS = ("projection_head.", "prototypes.", "dino_head.", "ibot_head.")
 LISTED = 4
 
 
+def read_checkpoint(path: Path | str) -> Any:
+    """What a PyTorch or safetensors file holds; only tensors and plain values are unpickled.
+
+    Raises:
+        as :func:`read_state`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no weights {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return require("safetensors.torch", "timm").load_file(path)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        except Exception as error:  # SafetensorError derives from Exception alone
+            if type(error).__module__.startswith("safetensors"):
+                raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+            raise
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold their arguments
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable PyTorch checkpoint: {reason}") from error
+
+
 def read_state(path: Path | str) -> dict[str, Tensor]:
     """The state dict in a PyTorch or safetensors file, out of its wrappers ``state_dict``, ``model``, ``teacher``, ...
 
@@ -38,9 +64,7 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         MissingExtraError: the file is in safetensors' format, which is not installed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no weights {path}")
-    content = _unwrapped(_read(path), path)
+    content = _unwrapped(read_checkpoint(path), path)
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         keys = ", ".join(map(str, list(content)[:LISTED])) or "nothing"
@@ -96,9 +120,11 @@ def description(state: dict[str, Tensor]) -> str:
         blocks = [numbered(names, f"layer{stage}") for stage in (1, 2, 3, 4)]
         block = "bottlenecks" if "layer1.0.conv3.weight" in names else "basic blocks"
         return f"a ResNet of {blocks} {block}"
+    if "embeddings.0.weight" in names and "features.0.weight" in names:
+        return "VGGish (vggish:FILE)"
     if "conv_block1.conv1.weight" in names:
         return f"a PANN of {numbered(names, 'conv_block', '')} blocks (panns:FILE)"
-    if "post_extract_proj.weight" in names:
+    if "patch_embedding.weight" in names:
         return "BEATs (beats:FILE)"
     return f"a network of {len(state)} tensors, the first being {_first(names)}"
 
@@ -114,24 +140,6 @@ def _first(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        try:
-            return require("safetensors.torch", "timm").load_file(path)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-        except Exception as error:  # SafetensorError derives from Exception alone
-            if type(error).__module__.startswith("safetensors"):
-                raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-            raise
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold their arguments
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable PyTorch checkpoint: {reason}") from error
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, Any]:

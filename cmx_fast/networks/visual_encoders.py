@@ -1,4 +1,4 @@
-"""Pretrained visual encoders by name: from an installed package or a local file, never from the network.
+"""Pretrained visual encoders by name: from an installed package or a local file, never from the network::
 
     efficientnet-lite0                       ImageNet weights of an installed package
     torchvision:resnet50=FILE                a classifier of torchvision's; "torchvision:" can be left out
@@ -25,6 +25,7 @@ from torchvision import models
 
 from cmx_fast._extras import MissingExtraError, package_folder, require
 from cmx_fast.networks.clip_weights import visual_tower
+from cmx_fast.networks.fixed_encoder import FixedEncoder
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.networks.pretrained_files import description, load_weights, numbered, read_state
 from cmx_fast.networks.visual_trunks import ClipTrunk, SequentialTrunk, TimmTrunk, Trunk, measure
@@ -51,14 +52,13 @@ class Preprocessing:
     interpolation: str = "bicubic"
 
 
-class VisualEncoder(nn.Module):
+class VisualEncoder(FixedEncoder):
     """A pretrained encoder: pictures (B, 3, H, W) in [0, 1] to features (B, width), or to maps.
 
     ``encoder(pictures)`` takes pictures of any size: they are resized to ``size`` x ``size``, the side that the network
     was trained at, and standardised by its own statistics. :meth:`maps` takes them as they are.
 
-    It is fixed: its parameters get no gradient and it stays in evaluation mode, until :meth:`unfreeze`. Gradients go
-    through to pictures that ask for them.
+    It is fixed until :meth:`unfreeze`: see :class:`cmx_fast.networks.fixed_encoder.FixedEncoder`.
 
     Attributes:
         name: of the network, without its file.
@@ -76,29 +76,21 @@ class VisualEncoder(nn.Module):
         super().__init__()
         self.name, self.preprocessing, self.any_size = name, preprocessing, trunk.any_size
         self.trunk = trunk.eval()
-        self.fixed = True
-        self.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
-        self.size = preprocessing.size
-        try:
-            measures = measure(trunk, self.size)
-        except ValueError as error:
-            self.size = 32 * math.ceil(self.size / 32)
-            if not self.any_size or self.size == preprocessing.size:
-                raise ValueError(f"{name} can't be an encoder: {error}") from error
-            measures = measure(trunk, self.size)
+        trained = preprocessing.size
+        sizes = (trained, 32 * math.ceil(trained / 32)) if self.any_size else (trained,)
+        for self.size in sizes:
+            try:
+                measures = measure(trunk, self.size)
+                break
+            except ValueError as error:
+                problem = error
+        else:
+            raise ValueError(f"{name} can't be an encoder: {problem}") from problem
         self.strides, self.channels, self.width = measures.strides, measures.channels, measures.width
         self.multiple = max(self.strides) if self.any_size else self.size
-
-    def train(self, mode: bool = True) -> VisualEncoder:
-        """Stay in evaluation, whatever ``mode`` is, while the network is fixed."""
-        return super().train(mode and not self.fixed)
-
-    def unfreeze(self) -> VisualEncoder:
-        """Let the network be trained from now on; gives the encoder itself."""
-        self.fixed = False
-        return self.requires_grad_(True).train()
+        self.fix()
 
     def maps(self, pictures: Tensor) -> list[Tensor]:
         """The maps (B, channels[i], H / strides[i], W / strides[i]) of pictures (B, 3, H, W) in [0, 1], finest first.

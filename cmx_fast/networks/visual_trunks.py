@@ -36,10 +36,12 @@ class SequentialTrunk(Trunk):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        *_, last = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise ValueError(f"{type(model).__name__} can't be an encoder: no linear layer ends it")
         #: Name of the layer that gives the classes' logits; the pooled vectors are its input.
-        self.classifier = last
-        model.set_submodule(last, nn.Identity())
+        self.classifier = linear[-1]
+        model.set_submodule(self.classifier, nn.Identity())
         self.model = model
 
     def steps(self) -> list[nn.Module]:
@@ -123,8 +125,10 @@ def measure(trunk: Trunk, side: int) -> Measures:
     """
     trunk.kept = None
     maps, width = _shapes(trunk, side)
-    by_side = {m.shape[2]: n for n, m in enumerate(maps) if m.dim() == 4 and m.shape[2] == m.shape[3] > 1}
-    if not by_side or any(side % s for s in by_side):
+    by_side = {m.shape[2]: n for n, m in enumerate(maps) if _is_map(m)}
+    if not _is_map(maps[-1]):
+        raise ValueError(f"its last map's shape is {tuple(maps[-1].shape)}, not (B, C, h, w)")
+    if any(side % s for s in by_side):
         raise ValueError(f"its maps' sides are {[*by_side]}, which do not divide pictures of {side} pixels")
     trunk.kept = tuple(by_side.values())
     if trunk.any_size:
@@ -132,6 +136,11 @@ def measure(trunk: Trunk, side: int) -> Measures:
         if [m.shape[2] for m in doubled] != [2 * s for s in by_side]:
             raise ValueError(f"its maps do not tile pictures of {side} pixels")
     return Measures(tuple(side // s for s in by_side), tuple(maps[n].shape[1] for n in trunk.kept), width)
+
+
+def _is_map(values: Tensor) -> bool:
+    """True for (B, C, h, h), which channels-last maps and tokens are not."""
+    return values.dim() == 4 and values.shape[2] == values.shape[3] > 1
 
 
 def _shapes(trunk: Trunk, side: int) -> tuple[list[Tensor], int]:

@@ -19,6 +19,7 @@ from cmx_fast.networks.visual_encoders import (
     relocated,
     reopen_visual_encoder,
 )
+from cmx_fast.networks.visual_trunks import SequentialTrunk, measure
 
 timm = pytest.importorskip("timm")
 
@@ -88,6 +89,15 @@ def test_other_classifiers_of_torchvision(name, strides, width, tmp_path):
     maps = encoder.maps(torch.rand(1, 3, 64, 64))
     assert [m.shape[1] for m in maps] == list(encoder.channels)
     assert [m.shape[2] for m in maps] == [64 // s for s in strides]
+
+
+def test_networks_without_maps_of_channels_first_are_refused(tmp_path):
+    swin = models.SwinTransformer([4, 4], 8, [1, 1], [1, 1], [7, 7])
+    with pytest.raises(ValueError, match=r"its last map's shape is \(1, 28, 28, 16\), not \(B, C, h, w\)"):
+        measure(SequentialTrunk(swin.eval()), 224)
+    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="SqueezeNet can't be an encoder: no linear layer ends it"):
+        open_visual_encoder(f"squeezenet1_1={tmp_path / 'weights.pth'}")
 
 
 def test_an_encoder_is_fixed_until_it_is_unfrozen(resnet):

@@ -21,6 +21,7 @@ from cmx_fast.systems.cmac import train as command
 from cmx_fast.systems.cmac.downstream import evaluate_retrieval
 from cmx_fast.systems.cmac.evaluate import evaluate_cmac
 from cmx_fast.systems.cmac.features import open_clips, spaced_clips
+from cmx_fast.systems.cmac.finetune import evaluate_finetune
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.train import train_cmac, warmup
@@ -223,6 +224,8 @@ def test_a_run_on_maps_is_evaluated_again_where_its_encoder_is_now(data, on_maps
     assert json.loads((run / "results.json").read_text()) == before
     evaluate_retrieval(run, data, "kinetics", encoder_file=moved)
     assert (run / "retrieval-kinetics.json").is_file()
+    evaluate_finetune(run, data, "kinetics", encoder_file=moved, set=["epochs=1", "clips=1"])
+    assert json.loads((run / "finetune-kinetics-cmac" / "results.json").read_text())["accuracy"] >= 0
     torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
     with pytest.raises(ValueError, match="its weights are others"):
         evaluate_cmac(run, encoder_file=moved)
