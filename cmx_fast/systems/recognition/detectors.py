@@ -111,8 +111,8 @@ class SSDDetector(Detector):
 class RPNDetector(Detector):
     """A region proposal network on the joint map, and a classifier of the features within each proposal.
 
-    It is Faster R-CNN in small: the second network tells the class and leaves the box as proposed [O]. In training the
-    objects' own boxes are among the proposals.
+    It is Faster R-CNN in small: the second network tells the class and leaves the box as proposed, and a detection's
+    score is the product of both networks' [O]. In training the objects' own boxes are among the proposals.
     """
 
     def __init__(self, plan: Plan):
@@ -177,9 +177,9 @@ class RPNDetector(Detector):
         return {"loss": proposing + classifying, "proposals": proposing, "classes": classifying}
 
     def detections(self, outputs: Batch) -> list[Boxes]:
-        chances, count = outputs["classes"].softmax(1), int(outputs["picture"].max()) + 1
+        chances = outputs["classes"].softmax(1) * outputs["proposed"][:, None]
         found = []
-        for number in range(count):
+        for number in range(len(outputs["scores"])):
             own = outputs["picture"] == number
             boxes, scores = outputs["boxes"][own] / self.recipe.size, chances[own]
             rows = []
