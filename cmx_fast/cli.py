@@ -56,6 +56,18 @@ COMMANDS = {
         "cmx_fast.systems.cmac.train:train_cmac",
         "Video and sound that learn from each other (CMAC and its ablation).",
     ),
+    ("train", "segment"): (
+        "cmx_fast.systems.recognition.train:train_segment",
+        "Segmentation with attention modules beside one another (SE, CBAM, DANet, OCNet, ...).",
+    ),
+    ("train", "classify"): (
+        "cmx_fast.systems.recognition.train:train_classify",
+        "Classification with attention modules beside one another (SE, FCAN, RA-CNN, ...).",
+    ),
+    ("train", "detect"): (
+        "cmx_fast.systems.recognition.train:train_detect",
+        "Small detectors on a pretrained encoder: default boxes (SSD), region proposals (RPN).",
+    ),
     ("train", "icgan"): (
         "cmx_fast.systems.sound2scene.icgan.train:train_icgan",
         "A generator of pictures from the features of pictures (IC-GAN).",
@@ -80,6 +92,18 @@ COMMANDS = {
     ("evaluate", "sound2scene"): (
         "cmx_fast.systems.sound2scene.evaluate:evaluate_sound2scene",
         "Pictures, retrieval and controls of a Sound2Scene run.",
+    ),
+    ("evaluate", "segment"): (
+        "cmx_fast.systems.recognition.evaluate:evaluate_segment",
+        "Accuracy, mIoU and costs of the networks of a segmentation run.",
+    ),
+    ("evaluate", "classify"): (
+        "cmx_fast.systems.recognition.evaluate:evaluate_classify",
+        "Accuracy and costs of the networks of a classification run.",
+    ),
+    ("evaluate", "detect"): (
+        "cmx_fast.systems.recognition.evaluate:evaluate_detect",
+        "Average precision and costs of the networks of a detection run.",
     ),
     ("evaluate", "retrieval"): (
         "cmx_fast.systems.cmac.downstream:evaluate_retrieval",

@@ -20,8 +20,10 @@ from cmx_fast.nn.attention import (
     ChannelAttention,
     ContextEncoding,
     DefaultBoxes,
+    MultiHeadSelfAttention,
     NonLocal,
     ObjectContext,
+    PartAttention,
     PositionAttention,
     RecurrentAttentionCrop,
     RegionProposals,
@@ -29,6 +31,7 @@ from cmx_fast.nn.attention import (
     SpatialTransformer,
     SqueezeAttention,
     SqueezeExcite,
+    ThinPlateTransformer,
     TwoLevelAttention,
     nms,
 )
@@ -39,6 +42,7 @@ SOFT: dict[str, Callable[[], nn.Module]] = {
     "squeeze_excite": lambda: SqueezeExcite(CHANNELS, 2),
     "cbam": lambda: CBAM(CHANNELS, 2),
     "non_local": lambda: NonLocal(CHANNELS),
+    "multi_head": lambda: MultiHeadSelfAttention(CHANNELS, 2, extent=SIZE),
     "residual_attention": lambda: ResidualAttention(CHANNELS, 2),
     "object_context": lambda: ObjectContext(CHANNELS, CHANNELS),
     "object_context_pyramid": lambda: ObjectContext(CHANNELS, CHANNELS, "pyramid", grids=(2,)),
@@ -124,6 +128,24 @@ def hard() -> None:
         transformer.affine.bias.copy_(torch.tensor([0.42, -0.15, 0.25, 0.15, 0.42, -0.2]))
         seen = transformer(batch)[0].permute(1, 2, 0)
     boxes("spatial_transformer", seen, [], "#38e1ff")
+    plate = ThinPlateTransformer(nn.Flatten(), batch.numel(), points=3, size=(96, 96))
+    with torch.no_grad():
+        bend = torch.tensor([[0.0, 0.35], [0.25, 0.1], [0.0, -0.35], [0.3, 0.0]])
+        plate.control.bias.view(9, 2)[[0, 1, 2, 4]] += bend
+        seen = plate(batch)[0].permute(1, 2, 0)
+    boxes("thin_plate_transformer", seen, [], "#38e1ff")
+    parts = PartAttention(3, 2, size=1, hidden=2)
+    with torch.no_grad():
+        for attend, colour in zip(parts.attend, ((1.0, 0.0, -1.0), (-1.0, 0.0, 1.0)), strict=True):
+            for layer in (attend[0], attend[2]):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            attend[0].weight[0, :, 1, 1] = torch.tensor(colour)
+            attend[2].weight[0, 0] = 1.0
+        smooth = nn.functional.avg_pool2d(batch, 21, 1, 10)
+        rows, columns = parts.eval()(smooth).locations[:, 0].T.tolist()
+    places = zip(columns, rows, strict=True)
+    boxes("part_attention", image, [(x - half, y - half, x + half, y + half) for x, y in places], "#38e1ff")
     crop = RecurrentAttentionCrop(96, least=0.1)
     with torch.no_grad():
         window = torch.tensor([[60 / 96, 38 / 96, 0.22]])

@@ -21,7 +21,9 @@ SMOOTH = [name for name, call in CALLS.items() if call.leaves and name != "NTXen
 #: In float32 whatever comes in; all else is compared in float64.
 SINGLE = {"LogMel", "LogFilterbank"}
 #: Made of torch.nn.functional.grid_sample, which has no tangents in PyTorch and says so.
-SAMPLED = {"warp", "SpatialTransformer", "RecurrentAttentionCrop"}
+SAMPLED = {
+    "warp", "SpatialTransformer", "ThinPlateTransformer", "RecurrentAttentionCrop", "RecurrentAttentionCNN",
+}  # fmt: skip
 
 
 def test_every_operator_loss_and_layer_is_tried():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cmx_fast._extras import require
 from cmx_fast.data.media.files import centred, stretched
+from cmx_fast.evaluate import segmentation
 from cmx_fast.evaluate.colours import GRID, INK, SOFT
 
 STYLE = {
@@ -62,6 +63,13 @@ def png(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def label_map(labels: Tensor, classes: int, size: int) -> str:
+    """The PNG data URI of a label map (H, W) in the classes' colours, at ``size`` pixels."""
+    colours = segmentation.colour(labels, classes).numpy()
+    image = Image.fromarray(np.ascontiguousarray(colours))
+    return png(image.resize((size, size), Image.Resampling.NEAREST))
 
 
 def sound(wave: Tensor, sample_rate: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,27 @@ def class_ious(merged: Tensor, pixels: Tensor) -> Tensor:
     """
     overlap = merged.diagonal()
     return overlap / (merged.sum(1) + pixels - overlap).clamp_min(1)
+
+
+class Agreement(NamedTuple):
+    """Predicted classes against true ones.
+
+    Attributes:
+        accuracy: the share of pixels whose class is predicted.
+        iou: (classes,) intersection over union; NaN for a class that is neither there nor predicted.
+        recall: (classes,) the share of a class's pixels that are predicted so; NaN for a class that is not there.
+    """
+
+    accuracy: float
+    iou: Tensor
+    recall: Tensor
+
+
+def agreement(counts: Tensor) -> Agreement:
+    """Score a (classes, classes) table of :func:`confusion` whose rows are predicted classes, and not clusters."""
+    counts = counts.double()
+    right, predicted, true = counts.diagonal(), counts.sum(1), counts.sum(0)
+    return Agreement(float(right.sum() / counts.sum()), right / (predicted + true - right), right / true)
 
 
 def merge(counts: Tensor, classes: Tensor) -> Tensor:

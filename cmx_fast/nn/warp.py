@@ -22,14 +22,17 @@ def affine_grid(theta: Tensor, height: int, width: int, align_corners: bool) -> 
 
     PyTorch's own is traced for one height and width only.
     """
-    x, y = (_places(theta, count, align_corners) for count in (width, height))
+    x, y = (pixel_places(theta, count, align_corners) for count in (width, height))
     across, down, shift = theta[:, None, None].unbind(4)
     return across * x[:, None] + (down * y[:, None, None] + shift)
 
 
-def _places(theta: Tensor, count: int, align_corners: bool) -> Tensor:
-    """The pixels' middles (count,), where -1 and 1 are the outermost pixels' middles or edges."""
-    steps = torch.arange(count, device=theta.device).to(theta.dtype)
+def pixel_places(like: Tensor, count: int, align_corners: bool) -> Tensor:
+    """The pixels' middles (count,) along a side, where -1 and 1 are the outermost pixels' middles or edges.
+
+    The dtype and device are those of ``like``.
+    """
+    steps = torch.arange(count, device=like.device).to(like.dtype)
     if align_corners:
         return 2 * steps / max(count - 1, 1) - min(count - 1, 1)
     return (2 * steps + 1) / count - 1

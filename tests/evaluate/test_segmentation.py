@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmx_fast.evaluate.segmentation import NO_COLOUR, colour, confusion, match, palette, scores
+from cmx_fast.evaluate.segmentation import NO_COLOUR, agreement, colour, confusion, match, palette, scores
 
 
 def test_confusion_counts_pixels_with_a_label():
@@ -17,6 +17,16 @@ def test_confusion_refuses():
         confusion(torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64), 2, 2)
     with pytest.raises(ValueError, match="masks must be below 3; found 0 to 3"):
         confusion(torch.zeros(4, dtype=torch.int64), torch.arange(4), 2, 3)
+
+
+def test_agreement_of_predicted_and_true_classes():
+    predicted, true = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 1, 1, 0])
+    measured = agreement(confusion(predicted, true, 3, 3))
+    assert measured.accuracy == pytest.approx(0.6)
+    torch.testing.assert_close(measured.iou, torch.tensor([1 / 3, 1 / 2, torch.nan]).double(), equal_nan=True)
+    torch.testing.assert_close(
+        measured.recall, torch.tensor([1 / 2, 2 / 3, torch.nan]).double(), equal_nan=True
+    )
 
 
 def test_match_is_one_to_one_for_the_whole_split():

@@ -12,7 +12,10 @@ from torch import nn
 from cmx_fast.nn.attention import (
     AttentionProposal,
     DefaultBoxes,
+    PartAttention,
+    PartSequence,
     RecurrentAttention,
+    RecurrentAttentionCNN,
     RecurrentAttentionCrop,
     RegionProposals,
     TwoLevelAttention,
@@ -24,7 +27,9 @@ from cmx_fast.nn.attention import (
     match_anchors,
     multibox_loss,
     nms,
+    part_attention_loss,
     part_places,
+    peak_windows,
     proposal_loss,
     proposals,
     ranking_loss,
@@ -127,6 +132,141 @@ def test_ranking_loss_wants_finer_scales_surer():
     p, q = (torch.softmax(x, 1)[0, 0] for x in (coarse, fine))
     torch.testing.assert_close(ranking_loss([coarse, fine], torch.tensor([0])), p - q + 0.05)
     assert ranking_loss([fine, 9 * coarse], torch.tensor([0])) == 0
+
+
+def test_peak_windows_hold_the_answers():
+    maps = torch.zeros(2, 3, 6, 8)
+    maps[0, :, 0:3, 4:8] = 1.0
+    maps[1, 1, 4, 1] = 5.0
+    windows = peak_windows(maps)
+    assert windows[0].tolist() == [0.75, 0.25, 0.25]
+    x, y, half = windows[1].tolist()
+    assert abs(x - 1.5 / 8) <= half and abs(y - 4.5 / 6) <= half
+
+
+def three_scales(steepness=1.0):
+    def features():
+        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Tanh())
+
+    return RecurrentAttentionCNN(
+        [features() for _ in range(3)],
+        [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)) for _ in range(3)],
+        [AttentionProposal(4 * side * side, 8) for side in (8, 4)],
+        RecurrentAttentionCrop(8, steepness, least=0.1),
+    )
+
+
+def test_each_scale_sees_the_window_of_the_one_before():
+    model, picture = three_scales().eval(), torch.rand(2, 1, 16, 16)
+    sequence = model(picture)
+    assert [logits.shape for logits in sequence.logits] == [(2, 3)] * 3
+    window = model.proposals[0](model.features[0](picture))
+    second = model.crop(picture, window)
+    third = model.crop(second, model.proposals[1](model.features[1](second)))
+    torch.testing.assert_close(sequence.windows[0], window)
+    torch.testing.assert_close(sequence.logits[2], model.classifiers[2](model.features[2](third)))
+
+
+def with_gradients(model):
+    return {
+        name.partition(".")[0]
+        for name, value in model.named_parameters()
+        if value.grad is not None and value.grad.any()
+    }
+
+
+def test_networks_and_proposals_learn_in_turns():
+    model, picture, labels = three_scales(), torch.rand(2, 1, 16, 16), torch.tensor([0, 2])
+    sum(F.cross_entropy(logits, labels) for logits in model(picture, "networks").logits).backward()
+    assert with_gradients(model) == {"features", "classifiers"}
+    model.zero_grad()
+    ranking_loss(model(picture, "proposals").logits, labels, margin=1.0).backward()
+    assert with_gradients(model) == {"proposals"}
+    assert all(proposal.layers[1].weight.grad.any() for proposal in model.proposals)
+    model.zero_grad()
+    windows, targets = model.proposal_targets(picture)
+    assert targets[0].equal(peak_windows(model.features[0](picture)))
+    sum(F.mse_loss(*pair) for pair in zip(windows, targets)).backward()
+    assert with_gradients(model) == {"proposals"}
+
+
+def test_scales_refuse_what_does_not_fit():
+    linear = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="proposals one fewer; got 2, 2 and 2"):
+        RecurrentAttentionCNN([linear] * 2, [linear] * 2, [linear] * 2, RecurrentAttentionCrop(8))
+    with pytest.raises(ValueError, match="learner must be all, networks or proposals; got 'crop'"):
+        three_scales()(torch.rand(1, 1, 16, 16), "crop")
+
+
+def test_part_attention_is_the_formula():
+    module = PartAttention(6, 4, parts=2, size=3, hidden=5).double().eval()
+    x = torch.randn(3, 6, 4, 5).double()
+    sequence = module(x)
+    seen = [x.mean((2, 3))]
+    for part, attend in enumerate(module.attend):
+        scores = attend(x)[:, 0]
+        weights = (scores.flatten(1).exp() / scores.flatten(1).exp().sum(1, keepdim=True)).view_as(scores)
+        torch.testing.assert_close(sequence.maps[:, part], weights)
+        glimpses_of_part = []
+        for i in range(3):
+            row, column = divmod(int(scores[i].argmax()), 5)
+            assert sequence.locations[part, i].tolist() == [row, column]
+            torch.testing.assert_close(sequence.log_policy[part, i], weights[i, row, column].log())
+            around = x[i, :, max(0, row - 1) : row + 2, max(0, column - 1) : column + 2]
+            glimpses_of_part.append(around.mean((1, 2)))
+        seen.append(torch.stack(glimpses_of_part))
+    chances = [layer(features).softmax(1) for layer, features in zip(module.classifiers, seen)]
+    for count in range(3):
+        expected = sum(chances[: count + 1]) / (count + 1)
+        torch.testing.assert_close(sequence.log_probabilities[count].exp(), expected)
+
+
+def test_a_glimpse_is_paid_at_once():
+    def chances(*rows):
+        return torch.tensor(rows).log()[:, None]
+
+    labels = torch.tensor([0])
+    policy = torch.tensor([[-1.0], [-2.0], [-3.0]])
+    # Right; right and likelier; right, but less likely than before.
+    rows = chances([0.4, 0.6], [0.6, 0.4], [0.8, 0.2], [0.7, 0.3])
+    sequence = PartSequence(rows, torch.ones(1, 3, 1, 1), torch.zeros(3, 1, 2, dtype=torch.int64), policy)
+    torch.testing.assert_close(
+        part_attention_loss(sequence, labels, 0.5), -torch.tensor(0.7).log() + 0.5 * (1.0 + 2.0)
+    )
+    assert part_attention_loss(sequence, 1 - labels, 0.5) == -torch.tensor(0.3).log()
+
+
+def test_glimpses_learn_where_the_class_shows():
+    """Two places tell the class, of which the mean of the map knows nothing."""
+    torch.manual_seed(0)
+    module = PartAttention(2, 2, parts=1, size=1, hidden=4).train()
+    optimizer = torch.optim.Adam(module.parameters(), 0.02)
+    for _ in range(200):
+        labels = torch.randint(2, (64,))
+        x = 0.1 * torch.randn(64, 2, 4, 4)
+        x[:, 0, 1, 2] = 3.0
+        x[:, 1, 1, 2] = 6.0 * labels - 3
+        x[:, 1, 3, 0] = 3 - 6.0 * labels
+        optimizer.zero_grad()
+        part_attention_loss(module(x), labels).backward()
+        optimizer.step()
+    whole, with_glimpse = (module.eval()(x).log_probabilities.argmax(2) == labels).double().mean(1)
+    assert whole < 0.75 < 0.95 < with_glimpse
+
+
+def test_part_maps_learn_by_reward_alone():
+    module, x, labels = PartAttention(6, 4), torch.randn(8, 6, 5, 5), torch.randint(4, (8,))
+    part_attention_loss(module(x), labels, weight=0.0).backward()
+    assert with_gradients(module) == {"classifiers"}
+    part_attention_loss(module(x), module(x).log_probabilities[0].argmax(1)).backward()
+    assert with_gradients(module) == {"classifiers", "attend"}
+
+
+def test_part_attention_refuses():
+    with pytest.raises(ValueError, match="parts must be at least 1 and size odd, got 2 and 4"):
+        PartAttention(8, 3, size=4)
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 8, h, w\)"):
+        PartAttention(8, 3)(torch.ones(2, 4, 3, 3))
 
 
 class Red(nn.Module):

@@ -13,6 +13,7 @@ from cmx_fast.nn.attention import (
     ContextEncoding,
     DualAttention,
     Encoding,
+    MultiHeadSelfAttention,
     NonLocal,
     ObjectContext,
     PositionAttention,
@@ -21,6 +22,7 @@ from cmx_fast.nn.attention import (
     SpatialTransformer,
     SqueezeAttention,
     SqueezeExcite,
+    ThinPlateTransformer,
     presence_loss,
 )
 
@@ -166,6 +168,8 @@ def test_what_starts_as_the_identity():
     for module in (
         NonLocal(16), NonLocal(16, mode="dot", norm=False), PositionAttention(16), ChannelAttention(),
         SpatialTransformer(localise, 4), SpatialTransformer(localise, 4, align_corners=False),
+        ThinPlateTransformer(localise, 4), ThinPlateTransformer(localise, 4, points=2, align_corners=False),
+        MultiHeadSelfAttention(16, 4), MultiHeadSelfAttention(16, 4, extent=6),
     ):  # fmt: skip
         torch.testing.assert_close(module(x), x, rtol=1e-4, atol=1e-5)
 
@@ -179,6 +183,63 @@ def test_spatial_transformer_reads_where_it_points():
     assert shift(picture).flatten().tolist() == [4, 5, 7, 8]  # the lower right quarter
     shift(picture).sum().backward()
     assert shift.affine.bias.grad.abs().sum() > 0
+
+
+def test_thin_plates_bend_as_little_as_they_can():
+    """The spline of Bookstein's section 3, whose system is solved here for each picture anew."""
+    module = ThinPlateTransformer(nn.Flatten(), 2, points=3).double()
+    bent = module.regular.double() + 0.2 * torch.randn(9, 2).double()
+    with torch.no_grad():
+        module.control.bias.copy_(bent.flatten())
+    x = torch.zeros(1, 2, 1, 1).double()
+    assert module.points(x).equal(bent[None])
+    grid = module.grid(x, 5, 7)
+    torch.testing.assert_close(grid[0, ::2, ::3].reshape(9, 2), bent, rtol=1e-5, atol=1e-5)
+    assert module.regular.view(3, 3, 2)[0, 2].tolist() == [1, -1]
+
+    def bending(p, q):
+        squares = (p - q).square().sum()
+        return squares * squares.clamp_min(1e-30).log()
+
+    knots = module.regular.double()
+    matrix = torch.tensor([[bending(p, q) for q in knots] for p in knots]).double()
+    affine = torch.cat([torch.ones(9, 1).double(), knots], 1)
+    full = torch.cat([torch.cat([matrix, affine], 1), torch.cat([affine.T, torch.zeros(3, 3).double()], 1)])
+    weights = torch.linalg.solve(full, torch.cat([bent, torch.zeros(3, 2).double()]))
+    place = torch.tensor([1 / 3, 0.5]).double()  # column 4 of 7, row 3 of 5
+    terms = torch.cat([torch.stack([bending(place, q) for q in knots]), torch.tensor([1.0]).double(), place])
+    torch.testing.assert_close(grid[0, 3, 4], terms @ weights, rtol=1e-5, atol=1e-5)
+
+
+def test_an_affine_move_of_the_points_is_an_affine_window():
+    picture = torch.randn(2, 3, 7, 6)
+    affine, plate = SpatialTransformer(nn.Flatten(), 126), ThinPlateTransformer(nn.Flatten(), 126)
+    theta = torch.tensor([[0.6, -0.2, 0.1], [0.3, 0.5, -0.2]])
+    with torch.no_grad():
+        affine.affine.bias.copy_(theta.flatten())
+        plate.control.bias.copy_((plate.regular @ theta[:, :2].T + theta[:, 2]).flatten())
+    torch.testing.assert_close(plate(picture), affine(picture), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("extent", [None, 5])
+def test_multi_head_self_attention_is_the_formula(extent):
+    module = randomise(MultiHeadSelfAttention(8, 2, extent))
+    x = torch.randn(2, 8, 3, 5).double()
+    rows = x.flatten(2).transpose(1, 2)
+    deviation = rows.var(2, unbiased=False, keepdim=True) + module.norm.eps
+    normal = (rows - rows.mean(2, keepdim=True)) / deviation.sqrt() * module.norm.weight + module.norm.bias
+    query, key, value = (normal @ module.qkv.weight.T + module.qkv.bias).split(8, 2)
+    heads = []
+    for depth in (slice(0, 4), slice(4, 8)):
+        scores = query[..., depth] @ key[..., depth].transpose(1, 2)
+        for i in range(15) if extent else ():
+            for j in range(15):
+                down, across = j // 5 - i // 5, j % 5 - i % 5
+                position = module.rows[down + 4] + module.columns[across + 4]
+                scores[:, i, j] += query[:, i, depth] @ position
+        heads.append(torch.softmax(scores / 2.0, 2) @ value[..., depth])
+    out = torch.cat(heads, 2) @ module.out.weight.T + module.out.bias
+    torch.testing.assert_close(module(x), x + out.transpose(1, 2).view_as(x))
 
 
 def test_object_context_is_the_formula():
@@ -301,6 +362,8 @@ MODULES = {
     "squeeze": lambda: SqueezeAttention(8, 2),
     "residual": lambda: ResidualAttention(8, 1),
     "transformer": lambda: SpatialTransformer(nn.Flatten(), 8 * 16),
+    "plate": lambda: ThinPlateTransformer(nn.Flatten(), 8 * 16, points=2),
+    "heads": lambda: MultiHeadSelfAttention(8, 2, extent=4),
 }  # fmt: skip
 
 
@@ -368,6 +431,14 @@ def test_names_are_those_of_public_code(make, names):
         (lambda: ResidualAttention(6), "channels must be a multiple of 4"),
         (lambda: ResidualAttentionNetwork(layers=50), "layers must be 56 or 92"),
         (lambda: SpatialTransformer(nn.Flatten(), 3)(torch.ones(2, 3)), r"x must have shape \(B, C, H, W\)"),
+        (lambda: ThinPlateTransformer(nn.Flatten(), 3, points=1), "points must be at least 2, got 1"),
+        (lambda: MultiHeadSelfAttention(12), "heads must be a divisor of channels = 12, got 8"),
+        (lambda: MultiHeadSelfAttention(8, extent=0), "extent must be at least 1, got 0"),
+        (lambda: MultiHeadSelfAttention(8)(torch.ones(2, 4, 3, 3)), r"x must have shape \(B, 8, H, W\)"),
+        (
+            lambda: MultiHeadSelfAttention(8, extent=4)(torch.ones(2, 8, 3, 5)),
+            "x is 3 x 5, longer than extent = 4",
+        ),
     ],
 )
 def test_refuses(call, message):

@@ -20,6 +20,18 @@ def _matched(offsets: Tensor, logits: Tensor, labels: Tensor, wanted: Tensor) ->
     return attention.multibox_loss(offsets, logits, targets)
 
 
+def _two_scales() -> nn.Module:
+    def pooled() -> nn.Module:
+        return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+    return attention.RecurrentAttentionCNN(
+        [nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)],
+        [nn.Sequential(pooled(), nn.Linear(16, 3)), nn.Sequential(pooled(), nn.Linear(16, 3))],
+        [nn.Sequential(pooled(), attention.AttentionProposal(16, 6))],
+        attention.RecurrentAttentionCrop(7, steepness=2.0),
+    )
+
+
 LAYERS: dict[str, Sized] = {
     "LogMel": Sized(
         "nn.logmel.LogMel",
@@ -112,6 +124,43 @@ LAYERS: dict[str, Sized] = {
             )
         ),
         maps(3),
+    ),
+    "ThinPlateTransformer": Sized(
+        "nn.attention.ThinPlateTransformer",
+        layer(
+            lambda: attention.ThinPlateTransformer(
+                nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), width=12, points=3
+            )
+        ),
+        maps(3),
+    ),
+    "MultiHeadSelfAttention": Sized(
+        "nn.attention.MultiHeadSelfAttention",
+        layer(lambda: attention.MultiHeadSelfAttention(8, 2, extent=40)),
+        maps(8, more=1),
+    ),
+    "PartAttention": Sized(
+        "nn.attention.PartAttention, nn.attention.PartSequence",
+        layer(lambda: attention.PartAttention(8, 3, hidden=4)),
+        maps(8, more=1),
+    ),
+    "part_attention_loss": Sized(
+        "nn.attention.part_attention_loss",
+        of(
+            lambda scores, policy, labels: attention.part_attention_loss(
+                attention.PartSequence(scores.log_softmax(2), scores, labels, policy), labels
+            )
+        ),
+        lambda b, n: (torch.randn(n + 1, b, 4), torch.randn(n, b), torch.randint(4, (b,))),
+        2,
+    ),
+    "RecurrentAttentionCNN": Sized(
+        "nn.attention.RecurrentAttentionCNN, nn.attention.ScaleSequence",
+        layer(_two_scales),
+        lambda b, n: (torch.randn(b, 3, n, n + 2),),
+    ),
+    "peak_windows": Sized(
+        "nn.attention.peak_windows", of(lambda x: attention.peak_windows(x)), maps(4, more=1), 0
     ),
     "AttentionProposal": Sized(
         "nn.attention.AttentionProposal",

@@ -52,10 +52,16 @@ _TURNS = {
 def orientation(image: Image.Image) -> Turn:
     """The turn that an opened file asks for (EXIF). Pillow turns TIFF files itself.
 
-    A damaged EXIF block asks for none: the picture itself is not damaged by it.
+    A damaged EXIF block asks for none: the picture itself is not damaged by it. A PNG file is decoded: Pillow looks for
+    EXIF behind its pixels.
+
+    Raises:
+        one of DAMAGE: a PNG file's pixels are damaged.
     """
     if image.format == "TIFF":
         return UPRIGHT
+    if image.format == "PNG":
+        image.load()  # else getexif() does, and after a failure that is caught here the pixels would be blank
     try:
         number = image.getexif().get(_ORIENTATION)
     except (*DAMAGE, struct.error, KeyError, TypeError, IndexError):

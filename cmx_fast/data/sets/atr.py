@@ -12,22 +12,15 @@ The labels are 0 background, 1 hat, 2 hair, 3 sunglasses, 4 upper clothes, 5 ski
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from cmx_fast.data.media.files import stretched
-from cmx_fast.data.media.picture_formats import DAMAGE, UPRIGHT, Turn, labels, orientation
 from cmx_fast.data.sets.lists import read_list, read_text
+from cmx_fast.data.sets.masked_pictures import MaskedPictures
+from cmx_fast.data.sets.recordings import check_split
 
 LABELS = 18
 SPLITS = ("train", "val", "test")
@@ -56,11 +49,8 @@ def load_merge(path: Path | None = None) -> dict[str, list[int]]:
     return merge
 
 
-class ATR(Dataset[dict[str, object]]):
+class ATR(MaskedPictures):
     """A split of ATR as square pictures and merged masks.
-
-    A picture that asks to be turned (EXIF) comes upright, and its mask with it. The mask's own EXIF decides; where it
-    has none and the mask is as large as the stored picture, the picture's does.
 
     Args:
         root: folder with the layout above.
@@ -91,106 +81,38 @@ class ATR(Dataset[dict[str, object]]):
         skip_chictopia: bool = False,
         skip_bad: bool = False,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(map(repr, SPLITS))}; got {split!r}")
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.folder, self.size = Path(root) / "humanparsing", size
+        check_split(split, SPLITS)
         classes = load_merge(merge)
-        self.class_names = list(classes)
         table = torch.empty(LABELS, dtype=torch.int64)
         for number, merged in enumerate(classes.values()):
             table[merged] = number
-        self._class_of_label = table
-        self.skipped: list[tuple[Path, str]] = []
-        self._mask_turns: dict[str, Turn] = {}
-        listed = self._read_list(Path(root), split)
-        names = [name for name in listed if not (skip_chictopia and name.startswith("dataset10k_"))]
-        self.ids = []
-        with ThreadPoolExecutor() as pool:
-            for name, check in [(name, pool.submit(self._check, name)) for name in names]:
-                try:
-                    self._mask_turns[name] = check.result()
-                except ValueError as error:
-                    if not skip_bad:
-                        pool.shutdown(cancel_futures=True)
-                        raise
-                    self.skipped.append((self._image_path(name), str(error)))
-                else:
-                    self.ids.append(name)
-        if not self.ids:
-            raise ValueError(f"no usable picture among the {len(listed)} ids of {split}_id.txt in {root}")
+        base = Path(root) / "humanparsing"
+        listed = _listed(Path(root), split)
+        if skip_chictopia:
+            listed = [name for name in listed if not name.startswith("dataset10k_")]
+        super().__init__(
+            [
+                (name, base / "JPEGImages" / f"{name}.jpg", base / "SegmentationClassAug" / f"{name}.png")
+                for name in listed
+            ],
+            table,
+            list(classes),
+            size=size,
+            skip_bad=skip_bad,
+            source=f"ids of {split}_id.txt in {root}",
+            kind="ATR's",
+            void=None,
+        )
 
-    def __len__(self) -> int:
-        return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """The item: image uint8 (3, S, S), mask int64 (S, S) of merged classes, id."""
-        return {"image": self.load_image(index), "mask": self.load_mask(index), "id": self.ids[index]}
-
-    def load_image(self, index: int) -> Tensor:
-        """The picture alone, uint8 (3, S, S)."""
-        return stretched(self._image_path(self.ids[index]), lambda *_: (self.size, self.size))
-
-    def load_images(self, indices: Sequence[int], threads: int = 1) -> list[Tensor]:
-        """The pictures as by :meth:`load_image`, decoded together by DALI and left on the GPU if there is one."""
-        dali = importlib.import_module("cmx_fast.data.media.decode_dali_files")
-        paths = [self._image_path(self.ids[index]) for index in indices]
-        decoded = dali.stretched(paths, lambda *_: (self.size, self.size), threads)
-        return [
-            self.load_image(index) if image is None else image
-            for index, image in zip(indices, decoded, strict=True)
-        ]
-
-    def load_mask(self, index: int) -> Tensor:
-        """The merged mask alone, int64 (S, S)."""
-        name = self.ids[index]
-        with Image.open(self._mask_path(name)) as mask:
-            resized = labels(mask.resize((self.size, self.size), Image.Resampling.NEAREST))
-        return self._class_of_label[self._mask_turns[name](torch.from_numpy(resized.astype(np.int64)))]
-
-    @property
-    def paths(self) -> list[Path]:
-        """The pictures' files, in the order of ``ids``."""
-        return [self._image_path(name) for name in self.ids]
-
-    def _image_path(self, name: str) -> Path:
-        return self.folder / "JPEGImages" / f"{name}.jpg"
-
-    def _mask_path(self, name: str) -> Path:
-        return self.folder / "SegmentationClassAug" / f"{name}.png"
-
-    def _read_list(self, root: Path, split: str) -> list[str]:
-        if not self.folder.is_dir():
-            raise ValueError(
-                f"{root} has no folder humanparsing; it should hold JPEGImages, SegmentationClassAug"
-            )
-        for path in (root / f"{split}_id.txt", self.folder / f"{split}_id.txt"):
-            if path.exists():
-                return read_list(path)
-        raise ValueError(f"there is no {split}_id.txt in {root} or {self.folder}")
-
-    def _check(self, name: str) -> Turn:
-        """Check a picture and its mask: readable, of one size, labels in range. Gives how the mask is to be turned.
-
-        Damage within the pixels shows only when the picture is decoded.
-        """
-        sizes, turns = [], []
-        for path in (self._image_path(name), self._mask_path(name)):
-            try:
-                with Image.open(path) as image:
-                    turns.append(orientation(image))
-                    sizes.append(image.size)
-                    highest = labels(image).max() if path.suffix == ".png" else 0
-                    image.load()
-            except FileNotFoundError as error:
-                raise ValueError(f"{path} is missing, though {name} is in the list") from error
-            except DAMAGE as error:
-                raise ValueError(f"{path} can't be read as an image: {error}") from error
-            if highest >= LABELS:
-                raise ValueError(f"{path} has label {highest}; ATR's go up to {LABELS - 1}")
-        turn = turns[0] if turns[1] == UPRIGHT and sizes[0] == sizes[1] else turns[1]
-        shown = turns[0].size(*sizes[0]), turn.size(*sizes[1])
-        if shown[0] != shown[1]:
-            raise ValueError(f"{path} is a mask of {shown[1]} pixels for a picture of {shown[0]}")
-        return turn
+def _listed(root: Path, split: str) -> list[str]:
+    """The ids of a split's list."""
+    base = root / "humanparsing"
+    if not base.is_dir():
+        raise ValueError(
+            f"{root} has no folder humanparsing; it should hold JPEGImages, SegmentationClassAug"
+        )
+    for path in (root / f"{split}_id.txt", base / f"{split}_id.txt"):
+        if path.exists():
+            return read_list(path)
+    raise ValueError(f"there is no {split}_id.txt in {root} or {base}")

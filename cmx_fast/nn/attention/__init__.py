@@ -7,13 +7,22 @@ the number of boxes depends on their values (``nms``, ``proposals``, ``proposal_
 """
 
 from cmx_fast.nn.attention.boxes import box_iou, decode, encode, nms
-from cmx_fast.nn.attention.crop import AttentionProposal, RecurrentAttentionCrop, ranking_loss
+from cmx_fast.nn.attention.crop import (
+    AttentionProposal,
+    RecurrentAttentionCNN,
+    RecurrentAttentionCrop,
+    ScaleSequence,
+    peak_windows,
+    ranking_loss,
+)
 from cmx_fast.nn.attention.default_boxes import DefaultBoxes, Matched, multibox_loss
 from cmx_fast.nn.attention.dual import ChannelAttention, DualAttention, PositionAttention
 from cmx_fast.nn.attention.encoding import ContextEncoding, Encoding, presence_loss
 from cmx_fast.nn.attention.gates import CBAM, SqueezeExcite
+from cmx_fast.nn.attention.multi_head import MultiHeadSelfAttention
 from cmx_fast.nn.attention.non_local import NonLocal
 from cmx_fast.nn.attention.object_context import ObjectContext
+from cmx_fast.nn.attention.part_glimpses import PartAttention, PartSequence, part_attention_loss
 from cmx_fast.nn.attention.recurrent import (
     GlimpseSequence,
     RecurrentAttention,
@@ -28,7 +37,7 @@ from cmx_fast.nn.attention.region_proposals import (
     proposals,
 )
 from cmx_fast.nn.attention.residual import ResidualAttention, ResidualAttentionNetwork
-from cmx_fast.nn.attention.spatial_transformer import SpatialTransformer
+from cmx_fast.nn.attention.spatial_transformer import SpatialTransformer, ThinPlateTransformer
 from cmx_fast.nn.attention.squeeze_attention import SqueezeAttention
 from cmx_fast.nn.attention.two_level import TwoLevelAttention, group_filters, part_places
 
@@ -42,18 +51,24 @@ __all__ = [
     "Encoding",
     "GlimpseSequence",
     "Matched",
+    "MultiHeadSelfAttention",
     "NonLocal",
     "ObjectContext",
+    "PartAttention",
+    "PartSequence",
     "PositionAttention",
     "Proposed",
     "RecurrentAttention",
+    "RecurrentAttentionCNN",
     "RecurrentAttentionCrop",
     "RegionProposals",
     "ResidualAttention",
     "ResidualAttentionNetwork",
+    "ScaleSequence",
     "SpatialTransformer",
     "SqueezeAttention",
     "SqueezeExcite",
+    "ThinPlateTransformer",
     "TwoLevelAttention",
     "box_iou",
     "decode",
@@ -63,7 +78,9 @@ __all__ = [
     "match_anchors",
     "multibox_loss",
     "nms",
+    "part_attention_loss",
     "part_places",
+    "peak_windows",
     "presence_loss",
     "proposal_loss",
     "proposals",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 class AttentionProposal(nn.Module):
@@ -87,3 +89,115 @@ def ranking_loss(logits: Sequence[Tensor], labels: Tensor, margin: float = 0.05)
     right = [scale.softmax(1).gather(1, labels[:, None])[:, 0] for scale in logits]
     pairs = [F.relu(before - after + margin) for before, after in itertools.pairwise(right)]
     return torch.stack(pairs).sum(0).mean()
+
+
+class ScaleSequence(NamedTuple):
+    """The record of a picture seen at S scales, coarse to fine.
+
+    Attributes:
+        logits: (B, classes) of each scale.
+        windows: (B, 3) of each scale but the last, as shares of that scale's picture.
+    """
+
+    logits: list[Tensor]
+    windows: list[Tensor]
+
+
+class RecurrentAttentionCNN(nn.Module):
+    """RA-CNN whole: a network per scale, and between two scales a proposal and its window. Fu et al., CVPR 2017.
+
+    Its two parts are trained in turns (section 3.4): the networks by the sum of the scales' cross-entropies while the
+    windows stay, and the proposals by :func:`ranking_loss` while the networks stay. Before that the networks start from
+    one pretrained network, and the proposals learn :func:`peak_windows` of the networks' maps.
+
+    Args:
+        features: of each scale, pictures to maps (the paper: three VGG-19).
+        classifiers: of each scale, maps to logits (B, classes).
+        proposals: of each scale but the last, maps to windows (B, 3); see :class:`AttentionProposal`.
+        crop: cuts and enlarges the windows.
+
+    Raises:
+        ValueError: fewer than two scales, or numbers of modules that do not fit.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[nn.Module],
+        classifiers: Sequence[nn.Module],
+        proposals: Sequence[nn.Module],
+        crop: RecurrentAttentionCrop,
+    ):
+        super().__init__()
+        scales = len(features)
+        if scales < 2 or len(classifiers) != scales or len(proposals) != scales - 1:
+            raise ValueError(
+                "features and classifiers must be as many, at least 2, and proposals one fewer; got "
+                f"{scales}, {len(classifiers)} and {len(proposals)}"
+            )
+        self.features, self.classifiers = nn.ModuleList(features), nn.ModuleList(classifiers)
+        self.proposals, self.crop = nn.ModuleList(proposals), crop
+
+    def forward(self, picture: Tensor, learner: str = "all") -> ScaleSequence:
+        """See pictures (B, 3, H, W) at all scales.
+
+        ``learner``: "networks" or "proposals": the parameters of the others get no gradient.
+        """
+        if learner not in ("all", "networks", "proposals"):
+            raise ValueError(f"learner must be all, networks or proposals; got {learner!r}")
+        run = _as_constants if learner == "proposals" else _run
+        logits, windows = [], []
+        for scale, (features, classifier) in enumerate(zip(self.features, self.classifiers, strict=True)):
+            maps = run(features, picture)
+            logits.append(run(classifier, maps))
+            if scale == len(self.proposals):
+                break
+            window = self.proposals[scale](maps.detach() if learner == "networks" else maps)
+            windows.append(window.detach() if learner == "networks" else window)
+            picture = self.crop(picture, windows[-1])
+        return ScaleSequence(logits, windows)
+
+    def proposal_targets(self, picture: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The windows that are proposed and those of :func:`peak_windows`, of each scale but the last.
+
+        They are for the proposals' first training; the networks get no gradient. A scale sees the proposed window.
+        """
+        windows, targets = [], []
+        for features, proposal in zip(self.features[:-1], self.proposals, strict=True):
+            with torch.no_grad():
+                maps = features(picture)
+            windows.append(proposal(maps))
+            targets.append(peak_windows(maps))
+            with torch.no_grad():
+                picture = self.crop(picture, windows[-1])
+        return windows, targets
+
+
+def _run(module: nn.Module, x: Any) -> Any:
+    return module(x)
+
+
+def _as_constants(module: nn.Module, x: Any) -> Any:
+    """Call a module whose parameters get no gradient; its input does."""
+    return functional_call(module, {name: value.detach() for name, value in module.named_parameters()}, (x,))
+
+
+def peak_windows(maps: Tensor) -> Tensor:
+    """The windows (B, 3) of half the side in which maps (B, C, h, w) answer most, as shares of the side.
+
+    RA-CNN's proposals learn them before they learn by ranking.
+    """
+    answers = maps.mean(1)
+    sides = [max(1, length // 2) for length in maps.shape[2:]]
+    for dim, side in enumerate(sides, 1):
+        sums = torch.cat([torch.zeros_like(answers.narrow(dim, 0, 1)), answers.cumsum(dim)], dim)
+        count = answers.shape[dim] - side + 1
+        answers = sums.narrow(dim, side, count) - sums.narrow(dim, 0, count)
+    best, columns = answers.flatten(1).argmax(1), answers.shape[2]
+    x, y = (
+        (corner + side / 2) / length
+        for corner, side, length in (
+            (best % columns, sides[1], maps.shape[3]),
+            (best // columns, sides[0], maps.shape[2]),
+        )
+    )
+    return torch.stack([x, y, torch.full_like(x, 0.25)], 1).to(maps.dtype)

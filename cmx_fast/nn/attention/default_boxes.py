@@ -54,7 +54,7 @@ class DefaultBoxes(nn.Module):
         self,
         picture: int = 300,
         maps: Sequence[int] = MAPS,
-        steps: Sequence[int] = STEPS,
+        steps: Sequence[float] = STEPS,
         sizes: Sequence[float] = SIZES,
         ratios: Sequence[Sequence[float]] = RATIOS,
         threshold: float = 0.5,

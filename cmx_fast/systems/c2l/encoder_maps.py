@@ -109,7 +109,9 @@ def _kept(
     file: Path | None,
 ) -> Tensor:
     shapes = map_shapes(encoder, recipe)
-    key = rows_key([encoder.fingerprint(), shapes, recipe.backend, *settings], pictures.dataset.paths)
+    dataset = pictures.dataset
+    paths = [dataset.path(i) for i in range(len(dataset))]
+    key = rows_key([encoder.fingerprint(), shapes, recipe.backend, *settings], paths)
     length = sum(channels * height * width for channels, height, width in shapes)
 
     def compute() -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from cmx_fast.evaluate import figures, segmentation
 from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
@@ -49,24 +47,16 @@ def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -
 def example(pictures: Pictures, evaluation: Evaluation, index: int) -> dict[str, Any]:
     """Data URIs of a picture, its mask and every model's segmentation of it."""
     dataset, picture = pictures.dataset, evaluation.examples[index]
+    classes = len(dataset.class_names)
     image = Image.fromarray(dataset.load_image(picture).permute(1, 2, 0).numpy())
     return {
         "name": dataset.ids[picture],
         "picture": figures.jpeg(image.resize((SIZE, SIZE))),
-        "truth": painted(dataset.load_mask(picture), len(dataset.class_names)),
+        "truth": figures.label_map(dataset.load_mask(picture), classes, SIZE),
         "models": {
-            name: painted(labels[index], len(dataset.class_names))
-            for name, labels in evaluation.shown.items()
+            name: figures.label_map(labels[index], classes, SIZE) for name, labels in evaluation.shown.items()
         },
     }
-
-
-def painted(labels: Tensor, classes: int) -> str:
-    """The PNG data URI of a label map (S, S) in the palette's colours."""
-    colours = segmentation.colour(labels, classes).numpy()
-    return figures.png(
-        Image.fromarray(np.ascontiguousarray(colours)).resize((SIZE, SIZE), Image.Resampling.NEAREST)
-    )
 
 
 def curves(rows: figures.Rows, models: list[str], largest: float) -> str:

@@ -161,6 +161,18 @@ def test_damaged_exif_does_not_damage_the_picture(tmp_path, content):
     assert torch.equal(*(read_picture(tmp_path / name, 32) for name in ("a.jpg", "b.jpg")))
 
 
+@pytest.mark.parametrize("exif", [{}, {"exif": told(6)}])
+def test_damaged_pixels_of_a_png_are_named_and_not_blank(tmp_path, exif):
+    path = tmp_path / "a.png"
+    clouds().save(path, **exif)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT") + 4
+    content[start : start + 100] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(BrokenFileError, match=r"a.png: can't be decoded"):
+        read_picture(path, 32)
+
+
 @pytest.mark.parametrize("number", [0, 9, 65535])
 def test_an_orientation_that_is_none_is_upright(tmp_path, number):
     clouds().save(tmp_path / "a.png", exif=told(number))
