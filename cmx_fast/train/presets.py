@@ -1,4 +1,4 @@
-"""Base of the recipes: two presets, the paper's and one for two CPU cores, and checked changes to them."""
+"""Base of the recipes: presets, the paper's and some for two CPU cores, and checked changes to them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import ClassVar, Self
 
 from cmx_fast.train.settings import Checked
 
-PRESETS = ("paper", "demo")
-
 
 class Presets(Checked):
-    """Base of a recipe's dataclass: the defaults are the "paper" preset, ``DEMO`` is what "demo" changes of it."""
+    """Base of a recipe's dataclass.
+
+    The defaults are the "paper" preset, ``DEMO`` is what "demo" changes of it, ``MORE`` has further presets by name.
+    """
 
     DEMO: ClassVar[dict[str, object]] = {}
+    MORE: ClassVar[dict[str, dict[str, object]]] = {}
 
     @classmethod
     def preset(cls, name: str, **changes: object) -> Self:
@@ -21,7 +23,8 @@ class Presets(Checked):
         Raises:
             ValueError: an unknown preset, a field that the recipe doesn't have, or a value that it can't have.
         """
-        if name not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        presets = {"paper": {}, "demo": cls.DEMO, **cls.MORE}
+        if name not in presets:
+            raise ValueError(f"preset must be one of {', '.join(presets)}; got {name!r}")
         cls.check_names(changes)
-        return cls(**{**(cls.DEMO if name == "demo" else {}), **changes})
+        return cls(**{**presets[name], **changes})

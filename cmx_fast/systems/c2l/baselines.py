@@ -24,8 +24,8 @@ BASELINES = {
     "largest": ("all of the largest class", "largest class"),
     "place": ("k-means of place", "place"),
     "colour": ("k-means of colour and place", "colour, place"),
-    "frozen": ("k-means of the first encoder's maps", "k-means of encoder"),
-    "probe": ("linear classifier of the first encoder's maps, trained with masks", "linear, with masks"),
+    "frozen": ("k-means of the first encoder's maps", "encoder's k-means"),
+    "probe": ("linear classifier of the first encoder's maps, trained with masks", "with masks"),
 }
 #: Pixels of the training pictures that are clustered, or that the classifier learns from.
 SAMPLE = 60_000

@@ -34,11 +34,11 @@ NAMES = {
 
 #: The measures of a model with their titles: clusters matched one to one, then each with the class that it meets most.
 MEASURES = {
-    "accuracy": "accuracy",
-    "miou_matched": "mIoU matched",
-    "miou_clusters": "mIoU over K",
-    "accuracy_majority": "accuracy majority",
-    "miou_majority": "mIoU majority",
+    "accuracy": "acc. 1:1",
+    "miou_matched": "mIoU 1:1",
+    "miou_clusters": "mIoU / K",
+    "accuracy_majority": "acc. maj.",
+    "miou_majority": "mIoU maj.",
 }
 
 #: Pictures in the report.

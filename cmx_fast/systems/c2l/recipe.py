@@ -1,4 +1,4 @@
-"""The numbers of a C2L run in two presets: the paper's, and one for two CPU cores."""
+"""The numbers of a C2L run in three presets: the paper's, one for simulated people, and one for photographs."""
 
 from __future__ import annotations
 
@@ -51,6 +51,24 @@ class C2LRecipe(Presets):
         "lr": 3e-4,
         "evaluations": 6,
     }
+
+    #: For photographs and a fixed pretrained encoder, --encoder, on two CPU cores.
+    PHOTOS: ClassVar[dict[str, object]] = {
+        "size": 192,
+        "cache": True,
+        "smallest_crop": 0.8,
+        "suppressed": 0.7,
+        "part": "assignment",
+        "clusters": 20,
+        "test_clusters": 20,
+        "cluster_batch": 32,
+        "init": "k-means++",
+        "kept_views": 2,
+        "attention_stride": 2,
+        "epochs": 3,
+        "batch": 16,
+    }
+    MORE: ClassVar[dict[str, dict[str, object]]] = {"photos": PHOTOS}
 
     # Data
     size: Count = 320  # [P] pixels; a multiple of 32

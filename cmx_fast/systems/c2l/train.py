@@ -28,7 +28,6 @@ from cmx_fast.train.options import (
     Encoder,
     Out,
     Precision,
-    Preset,
     Resume,
     Seeds,
     Set,
@@ -43,7 +42,9 @@ from cmx_fast.train.session import Session
 def train_c2l(
     data: Annotated[Path, typer.Option(help="Data in ATR's layout, e.g. from cmx simulate people.")],
     out: Out = Path("runs/c2l"),
-    preset: Preset = "paper",
+    preset: Annotated[
+        str, typer.Option(help="Recipe: paper, or for two CPU cores demo (simulated) or photos (--encoder).")
+    ] = "paper",
     seeds: Seeds = 1,
     model: Annotated[
         list[str], typer.Option(help="Model: picie, part, part+pixel, c2l, dff, or all; repeatable.")

@@ -159,7 +159,7 @@ def test_files_give_what_the_memory_holds(data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
+        ({"preset": "huge"}, "preset must be one of paper, demo, photos; got 'huge'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
         (
             {"model": ["clip"]},
