@@ -26,7 +26,7 @@ from torchvision import models
 from cmx_fast._extras import MissingExtraError, package_folder, require
 from cmx_fast.networks.clip_weights import visual_tower
 from cmx_fast.networks.fixed_encoder import FixedEncoder
-from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
+from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD, MapShape
 from cmx_fast.networks.pretrained_files import description, load_weights, numbered, read_state
 from cmx_fast.networks.visual_trunks import ClipTrunk, SequentialTrunk, TimmTrunk, Trunk, measure
 from cmx_fast.networks.weights import digest
@@ -105,6 +105,32 @@ class VisualEncoder(FixedEncoder):
         if any(side % self.multiple for side in sides):
             raise ValueError(f"H and W must be multiples of {self.multiple} for {self.name}; got {sides}")
         return self.trunk(self._standardised(pictures))
+
+    def check_size(self, size: int) -> None:
+        """Check that :meth:`maps` takes squares of ``size`` pixels.
+
+        Raises:
+            ValueError: it does not; says what it takes.
+        """
+        if size % self.multiple or not (self.any_size or size == self.size):
+            fitting = f"a multiple of {self.multiple}" if self.any_size else str(self.size)
+            raise ValueError(f"size must be {fitting} for {self.name}; got {size}: --set size=...")
+
+    def map_shapes(self, size: int, finest: int) -> list[MapShape]:
+        """The shapes of the maps of strides ``finest`` and more, of squares of ``size`` pixels; finest first.
+
+        Raises:
+            ValueError: there is no map that coarse, or as :meth:`check_size`.
+        """
+        self.check_size(size)
+        shapes = [
+            (channels, size // stride, size // stride)
+            for channels, stride in zip(self.channels, self.strides, strict=True)
+            if stride >= finest
+        ]
+        if not shapes:
+            raise ValueError(f"{self.name} has maps of strides {self.strides}, none of {finest} or more")
+        return shapes
 
     def forward(self, pictures: Tensor) -> Tensor:
         self._check(pictures)

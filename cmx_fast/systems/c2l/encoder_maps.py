@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from cmx_fast.data.loaders.upload import upload
-from cmx_fast.networks.fpn import MapShape, pack
+from cmx_fast.networks.fpn import pack
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.recipe import C2LRecipe
@@ -22,28 +22,6 @@ from cmx_fast.train.trainable import Batch
 
 #: Pictures that go through the encoder at a time.
 BATCH = 32
-
-
-def map_shapes(encoder: VisualEncoder, recipe: C2LRecipe) -> list[MapShape]:
-    """The shapes of the maps that the models take, finest first: those of stride ``recipe.map_stride`` and more.
-
-    Raises:
-        ValueError: the encoder does not take pictures of ``recipe.size``, or has no map that coarse.
-    """
-    if recipe.size % encoder.multiple or (not encoder.any_size and recipe.size != encoder.size):
-        sizes = f"a multiple of {encoder.multiple}" if encoder.any_size else str(encoder.size)
-        raise ValueError(f"size must be {sizes} for {encoder.name}; got {recipe.size}: --set size=...")
-    shapes = [
-        (channels, recipe.size // stride, recipe.size // stride)
-        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
-        if stride >= recipe.map_stride
-    ]
-    if not shapes:
-        raise ValueError(
-            f"{encoder.name} has maps of strides {encoder.strides}, none of {recipe.map_stride} or more: "
-            f"--set map_stride={encoder.strides[-1]}"
-        )
-    return shapes
 
 
 def keep_maps(
@@ -108,7 +86,7 @@ def _kept(
     computations: Sequence[Callable[[], Iterable[tuple[Tensor, Tensor]]]],
     file: Path | None,
 ) -> Tensor:
-    shapes = map_shapes(encoder, recipe)
+    shapes = encoder.map_shapes(recipe.size, recipe.map_stride)
     dataset = pictures.dataset
     paths = [dataset.path(i) for i in range(len(dataset))]
     key = rows_key([encoder.fingerprint(), shapes, recipe.backend, *settings], paths)
@@ -130,7 +108,7 @@ def _computation(
     title: str,
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
     """The maps of ``view(images, index)`` of all pictures, as rows from ``first`` on."""
-    levels = len(map_shapes(encoder, recipe))
+    levels = len(encoder.map_shapes(recipe.size, recipe.map_stride))
 
     @torch.no_grad()
     def compute() -> Iterator[tuple[Tensor, Tensor]]:

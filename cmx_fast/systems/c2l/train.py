@@ -13,7 +13,7 @@ from cmx_fast.networks.fpn import FPN, MapShape, load_imagenet
 from cmx_fast.networks.visual_encoders import open_visual_encoder
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
-from cmx_fast.systems.c2l.encoder_maps import KeptViews, keep_maps, keep_views, map_shapes
+from cmx_fast.systems.c2l.encoder_maps import KeptViews, keep_maps, keep_views
 from cmx_fast.systems.c2l.evaluate import Merge, SkipChictopia, evaluate_run
 from cmx_fast.systems.c2l.evaluation import FIRST, NAMES, new_model, open_split, segment
 from cmx_fast.systems.c2l.model import C2L
@@ -83,7 +83,7 @@ def train_c2l(
         if encoder is None and name in changed:
             raise ValueError(f"{name} is of the maps of --encoder, which is not given")
     pretrained = None if encoder is None else open_visual_encoder(encoder)
-    shapes = None if pretrained is None else map_shapes(pretrained, recipe)
+    shapes = None if pretrained is None else pretrained.map_shapes(recipe.size, recipe.map_stride)
     if imagenet is not None:
         load_imagenet(FPN(recipe.backbone), imagenet)  # fails before the data are read
     session = Session(

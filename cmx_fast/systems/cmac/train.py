@@ -125,9 +125,7 @@ def on_maps(recipe: CMACRecipe, encoder: VisualEncoder, own_size: bool) -> CMACR
         ValueError: the given size is not one that the encoder takes.
     """
     size = recipe.size if own_size else encoder.size
-    if size % encoder.multiple or (not encoder.any_size and size != encoder.size):
-        sizes = f"a multiple of {encoder.multiple}" if encoder.any_size else str(encoder.size)
-        raise ValueError(f"size must be {sizes} for {encoder.name}; got {size}")
+    encoder.check_size(size)
     short_side = max(recipe.short_side, size) if own_size else size
     return dataclasses.replace(recipe, size=size, short_side=short_side, frame_channels=encoder.channels[-1])
 

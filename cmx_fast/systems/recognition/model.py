@@ -29,27 +29,10 @@ class Levels(NamedTuple):
 
     @staticmethod
     def of(encoder: VisualEncoder, recipe: RecognitionRecipe) -> Levels:
-        """The maps of stride ``finest`` and more.
-
-        Raises:
-            ValueError: the encoder has none, or doesn't take pictures of the recipe's size.
-        """
-        numbers = [n for n, stride in enumerate(encoder.strides) if stride >= recipe.finest]
-        if not numbers:
-            raise ValueError(
-                f"finest = {recipe.finest} is above the strides of {encoder.name}: {encoder.strides}; --set finest=..."
-            )
-        if recipe.size % encoder.multiple or not (encoder.any_size or recipe.size == encoder.size):
-            fitting = f"a multiple of {encoder.multiple}" if encoder.any_size else encoder.size
-            raise ValueError(
-                f"size = {recipe.size} does not fit {encoder.name}, which takes {fitting}; --set size=..."
-            )
-        strides = [encoder.strides[n] for n in numbers]
-        return Levels(
-            tuple(numbers),
-            tuple(encoder.channels[n] for n in numbers),
-            tuple(recipe.size // stride for stride in strides),
-        )
+        """The maps of stride ``finest`` and more; raises as :meth:`VisualEncoder.map_shapes`."""
+        channels, sides, _ = zip(*encoder.map_shapes(recipe.size, recipe.finest), strict=True)
+        count = len(encoder.strides)
+        return Levels(tuple(range(count - len(sides), count)), channels, sides)
 
 
 class Joint(nn.Module):

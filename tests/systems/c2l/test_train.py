@@ -128,7 +128,7 @@ def test_a_fixed_encoder_is_run_once_for_all_models(data, weights, tmp_path, mon
 
 
 def test_a_fixed_encoder_refuses_what_it_cannot_take(data, weights, tmp_path):
-    with pytest.raises(ValueError, match="none of 64 or more: --set map_stride=32"):
+    with pytest.raises(ValueError, match="none of 64 or more"):
         train(data, tmp_path, "map_stride=64", encoder=f"resnet18={weights}")
     with pytest.raises(ValueError, match="kept_views is of the maps of --encoder, which is not given"):
         train(data, tmp_path, "kept_views=2")

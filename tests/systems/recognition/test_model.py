@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -211,15 +210,16 @@ def test_modules_are_for_their_tasks():
         choose_attentions(["sennet"], "segment")
 
 
-def test_levels_refuse_what_does_not_fit(encoder):
+def test_levels_refuse_what_does_not_fit(encoder, monkeypatch):
     assert Levels.of(encoder, RECIPE).sides == (8, 4, 2)
-    with pytest.raises(ValueError, match="finest = 32 is above the strides"):
-        Levels.of(SimpleNamespace(name="coarse", strides=(16,)), replace(RECIPE, finest=32))
-    with pytest.raises(ValueError, match="size = 64 does not fit vit, which takes 224; --set size=..."):
-        Levels.of(
-            SimpleNamespace(name="vit", strides=(16,), multiple=224, any_size=False, size=224, channels=(8,)),
-            RECIPE,
-        )
+    with pytest.raises(ValueError, match="none of 64 or more"):
+        encoder.map_shapes(64, 64)
+    with pytest.raises(ValueError, match=f"size must be a multiple of {encoder.multiple} for"):
+        encoder.map_shapes(65, 8)
+    monkeypatch.setattr(encoder, "any_size", False)
+    monkeypatch.setattr(encoder, "size", 96)
+    with pytest.raises(ValueError, match="size must be 96 for tiny; got 64: --set size=..."):
+        Levels.of(encoder, RECIPE)
 
 
 @pytest.mark.parametrize(
