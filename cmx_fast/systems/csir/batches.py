@@ -24,10 +24,14 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Callable[[int], Iterator[Batch]]:
-    """Gives endless class-balanced, augmented batches of ``batch`` utterances per process, from a step on."""
+    """Gives endless class-balanced, augmented batches of ``batch`` utterances per process, from a step on.
+
+    Responses without a picture are in those that have the modality "logmel" alone.
+    """
+    labels = data.space[: data.paired] if "image" in modalities else data.space
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = class_balanced(data.space, batch * world, recipe.samples_per_class, seed)
+        stream = class_balanced(labels, batch * world, recipe.samples_per_class, seed)
         own_rows = (rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None))
         for loaded in data.load(own_rows, modalities):
             if "logmel" in loaded:

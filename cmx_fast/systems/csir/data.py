@@ -25,7 +25,7 @@ STATISTICS_FROM = 1000
 class PairData:
     """The image-speech pairs of one split, with labels at hand and batches by index.
 
-    Utterance u belongs to pair u // sentences_per_air.
+    Utterance u belongs to pair u // sentences_per_air. Pairs without a picture, which are heard alone, come last.
 
     Args:
         dataset: a :class:`cmx_fast.data.sets.image2reverb.Image2Reverb`, or anything with its attributes.
@@ -34,7 +34,9 @@ class PairData:
         backend: "dali" decodes each batch's files together, in this process (JPEG on the GPU, if there is one).
 
     Attributes:
-        space: (utterances,) int64.
+        pictured: the number of pairs with a picture.
+        paired: the number of their utterances.
+        space: (utterances,) int64; -1 where a space that is heard alone is not among the training's.
         rt60: (utterances,) float32 seconds, NaN where it is not known.
         pair: (utterances,) int64.
     """
@@ -54,18 +56,25 @@ class PairData:
         check_backend(backend, FILE_BACKENDS)
         self.backend = backend
         per_pair = len(dataset) // len(dataset.pairs)
-        index = {space: i for i, space in enumerate(dataset.spaces)}
-        self.pair = torch.arange(len(dataset.pairs)).repeat_interleave(per_pair)
-        self.space = torch.tensor([index[p.space] for p in dataset.pairs]).repeat_interleave(per_pair)
-        self.rt60 = torch.tensor([p.rt60 for p in dataset.pairs]).repeat_interleave(per_pair)
+        numbers = range(len(dataset.pairs))
+        self.pictured: int = dataset.pictured
+        self.paired = self.pictured * per_pair
+        self.pair = torch.tensor(numbers).repeat_interleave(per_pair)
+        self.space = torch.tensor([dataset.class_of(i) for i in numbers]).repeat_interleave(per_pair)
+        self.rt60 = torch.tensor([dataset.rt60(u) for u in range(len(dataset))])
         self.images: Tensor | None = None
         self.logmels: Tensor | None = None
         if cache:
-            self.images = torch.stack([dataset.load_image(i) for i in range(len(dataset.pairs))]).cpu()
+            self.images = torch.stack([dataset.load_image(i) for i in range(self.pictured)]).cpu()
             self.logmels = torch.cat([batch["logmel"].half().cpu() for batch in self.in_order(("logmel",))])
 
     def __len__(self) -> int:
         return len(self.space)
+
+    @property
+    def first(self) -> Tensor:
+        """The first utterance of every pair with a picture, (pictured,) int64."""
+        return torch.arange(self.pictured) * (len(self) // len(self.dataset.pairs))
 
     @property
     def hidden_rt60(self) -> int:

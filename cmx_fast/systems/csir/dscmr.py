@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from cmx_fast.systems.csir.model import PLACES_CATEGORIES, SpeechEncoder, TwoTowers, accuracy
+from cmx_fast.systems.csir.model import SpeechEncoder, TwoTowers, accuracy
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.trainable import Batch
 
@@ -29,9 +29,9 @@ class DSCMR(TwoTowers):
     """
 
     def __init__(self, recipe: Recipe, spaces: int, image: ResNet, speech: SpeechEncoder):
-        super().__init__(image, speech)
-        self.recipe, self.spaces = recipe, spaces
-        self.image_hidden = nn.Linear(PLACES_CATEGORIES, recipe.dscmr_hidden)
+        super().__init__(recipe, image, speech)
+        self.spaces = spaces
+        self.image_hidden = nn.Linear(self.image_width, recipe.dscmr_hidden)
         self.speech_hidden = nn.Linear(speech.dim, recipe.dscmr_hidden)
         self.common = nn.Linear(recipe.dscmr_hidden, recipe.dscmr_dim)
         self.classifier = nn.Linear(recipe.dscmr_dim, spaces)

@@ -1,4 +1,4 @@
-"""``cmx train csir``: CSIR and its baseline DSCMR, from image-AIR pairs to a table and a report."""
+"""``cmx train csir``: CSIR and its baselines, from image-AIR pairs to a table and a report."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
-from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.recordings import check_split, left_out
 from cmx_fast.evaluate.retrieval import recalls
+from cmx_fast.systems.csir.baselines import DecayTime
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import PairData
-from cmx_fast.systems.csir.dscmr import DSCMR
-from cmx_fast.systems.csir.evaluate import Speech, evaluate_run
-from cmx_fast.systems.csir.evaluation import MODELS, embed, even_crops, open_split
+from cmx_fast.systems.csir.evaluate import HELD_OUT, Speech, Split, evaluate_run
+from cmx_fast.systems.csir.evaluation import MODELS, Model, embed, even_crops, open_split
 from cmx_fast.systems.csir.model import (
-    CSIR,
     ImagePretraining,
     SpeechPretraining,
     image_encoder,
@@ -47,6 +46,8 @@ from cmx_fast.train.options import (
 from cmx_fast.train.session import Session
 from cmx_fast.train.trainable import Batch
 
+Models = Annotated[list[str], typer.Option(help="Model: csir, dscmr, classifiers or rt60; repeatable.")]
+
 
 def train_csir(
     data: Annotated[
@@ -55,7 +56,7 @@ def train_csir(
     out: Out = Path("runs/csir"),
     preset: Preset = "paper",
     seeds: Seeds = 1,
-    model: Annotated[list[str], typer.Option(help="Model: csir or dscmr; repeatable.")] = [*MODELS],  # noqa: B006
+    model: Models = [*MODELS],  # noqa: B006
     places365: Annotated[
         Path | None,
         typer.Option(
@@ -63,6 +64,7 @@ def train_csir(
         ),
     ] = None,
     speech: Speech = None,
+    split: Split = "test",
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -71,7 +73,8 @@ def train_csir(
     skip_bad: SkipBad = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Train CSIR (and DSCMR) on image-speech pairs, evaluate on the test split, write report.html."""
+    """Train CSIR and its baselines on image-speech pairs, measure them on held-out pairs, write report.html."""
+    check_split(split, HELD_OUT)
     models = choose_models(model, MODELS)
     recipe = Recipe.preset(preset, **changes(set, Recipe))
     if places365 is not None:
@@ -90,12 +93,12 @@ def train_csir(
     train = open_split(data, "train", recipe, session.fabric.device, speech=speech, skip_bad=skip_bad)
     spaces = train.dataset.spaces
     test = open_split(
-        data, "test", recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
+        data, split, recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
     )
-    for split, pairs in (("train", train), ("test", test)):
+    for part, pairs in (("train", train), (split, test)):
         hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
         session.say(
-            f"{split}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
+            f"{part}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
             + hidden
             + left_out(pairs.dataset.skipped)
         )
@@ -108,6 +111,7 @@ def train_csir(
         "speech": None if speech is None else str(speech),
         "seeds": list(range(seeds)),
         "models": models,
+        "split": split,
         "spaces": spaces,
         "places365": None if places365 is None else str(places365),
         "skip_bad": skip_bad,
@@ -141,7 +145,7 @@ class Training:
         recipe = self.recipe
         speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
         speech.encoder.standardise(self.mel_mean, self.mel_std)
-        speech.standardise_rt60(self.train.rt60)
+        speech.scale.fit(self.train.rt60)
         speech = self.train_augmented(
             "speech",
             seed,
@@ -168,12 +172,15 @@ class Training:
                 ("image",),
             )
             image = pretraining.encoder
+        computed = functools.cache(lambda: features(image, speech.encoder, self.train, recipe))
         for name in models:
             encoders = copy.deepcopy(image), copy.deepcopy(speech.encoder)
-            new: Callable[[], CSIR | DSCMR] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
+            new: Callable[[], Model] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
             model = initialised(seed, new)
+            if isinstance(model, DecayTime):
+                model.scale.fit(self.train.rt60)
             if recipe.head_steps:
-                model = self.train_heads(f"{name}-heads", seed, model)
+                model = self.train_heads(f"{name}-heads", seed, model, computed)
             self.train_augmented(
                 name,
                 seed,
@@ -182,6 +189,7 @@ class Training:
                 recipe.cross_steps,
                 recipe.cross_batch,
                 ("image", "logmel"),
+                labels=("space", "rt60"),
                 evaluation=lambda model=model: self.evaluate(model),
             )
 
@@ -208,34 +216,37 @@ class Training:
         )
         return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
-    def train_heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
-        """Train the cross-modal stage before its encoders move; computed once, their features make steps cheap."""
+    def train_heads(
+        self, name: str, seed: int, model: Model, computed: Callable[[], tuple[Tensor, Tensor]]
+    ) -> Model:
+        """Train the cross-modal stage before its encoders move, on their ``computed`` features: its steps are cheap."""
         for parameter in model.encoders():
             parameter.requires_grad_(False)
         pretrained = {id(parameter) for parameter in model.encoders()}
         new = [parameter for parameter in model.parameters() if id(parameter) not in pretrained]
         groups = [{"params": new, "lr": self.recipe.head_lr}]
-        computed: list[tuple[Tensor, Tensor]] = []
 
         def batches(start: int) -> Iterator[Batch]:
-            if not computed:
-                computed.append(features(model, self.train, self.recipe))
-            image, speech = computed[0]
+            image, speech = computed()
             batch, rank, world = (
                 self.recipe.head_batch,
                 self.fabric.global_rank,
                 self.fabric.world_size,
             )
-            stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
+            labels = self.train.space[: self.train.paired]
+            stream = class_balanced(labels, batch * world, self.recipe.samples_per_class, seed)
             for rows in islice(stream, start, None):
                 own = torch.tensor(rows[rank * batch : (rank + 1) * batch])
                 yield {
                     "image_features": image[self.train.pair[own]],
                     "speech_features": speech[own],
                     "space": self.train.space[own].to(image.device),
+                    "rt60": self.train.rt60[own].to(image.device),
                 }
 
-        model = self.train_stage(name, seed, model, groups, self.recipe.head_steps, batches)
+        model = self.train_stage(
+            name, seed, model, groups, self.recipe.head_steps, batches, labels=("space", "rt60")
+        )
         for parameter in model.encoders():
             parameter.requires_grad_(True)
         return model
@@ -264,7 +275,7 @@ class Training:
         )
         return self.session.train(stage)
 
-    def evaluate(self, model: CSIR | DSCMR) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """Measure R@1 on the held-out pairs, for the curves; on the first process only."""
         if not self.fabric.is_global_zero:
             return {}
@@ -273,19 +284,22 @@ class Training:
 
 
 @torch.no_grad()
-def features(model: CSIR | DSCMR, data: PairData, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """e^v (pairs, 365) and e^s (utterances, d_s) of all data, not augmented, on their device."""
-    model.eval()
-    first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
-    image = [model.image_encoder(b["image"]) for b in data.in_order(("image",), rows=first.tolist())]
+def features(
+    image_encoder: nn.Module, speech_encoder: nn.Module, data: PairData, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """e^v (pairs, D) and e^s (utterances, d_s) of all pairs with a picture, not augmented, on their device."""
+    encoders = [encoder.to(data.device).eval() for encoder in (image_encoder, speech_encoder)]
+    image = [encoders[0](b["image"]) for b in data.in_order(("image",), rows=data.first.tolist())]
     speech = [
-        model.speech_encoder(even_crops(b["logmel"], recipe.frames, 1)[0]) for b in data.in_order(("logmel",))
+        encoders[1](even_crops(b["logmel"], recipe.frames, 1)[0])
+        for b in data.in_order(("logmel",), rows=range(data.paired))
     ]
-    model.train()
+    for encoder in encoders:
+        encoder.train()
     return torch.cat(image), torch.cat(speech)
 
 
-def parameter_groups(model: CSIR | DSCMR) -> list[dict[str, Any]]:
+def parameter_groups(model: Model) -> list[dict[str, Any]]:
     """Two groups: the pre-trained encoders at ``encoder_lr``, everything new at ``cross_lr``."""
     pretrained = {id(p) for p in model.encoders()}
     new = [p for p in model.parameters() if id(p) not in pretrained]

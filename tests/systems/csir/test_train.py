@@ -80,11 +80,13 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
         assert (finished / "seed0" / f"{stage}.pt").exists()
     results = json.loads((finished / "results.json").read_text())
     assert results["chance_R@1"] == pytest.approx(1 / 3)
-    for model in ("csir", "dscmr"):
+    for model in ("csir", "dscmr", "classifiers", "rt60"):
         (seed,) = results["seeds"][model]
         assert results["mean_and_spread"][model]["isr"]["total"]["R@1"] == [seed["isr"]["total"]["R@1"], 0.0]
     looks = [row for row in timeless(finished) if "sir R@1" in row]
-    assert [row["step"] for row in looks] == [2, 4] * 2
+    assert [row["step"] for row in looks] == [2, 4] * 4
+    (rt60,) = results["rt60"]
+    assert rt60["responses"] == 6 and rt60["median"] > 0 and 0 <= rt60["within"] <= 1
     assert (finished / "metrics.csv").read_text().startswith("stage,step,loss")
 
 
@@ -96,6 +98,9 @@ def test_report_stands_alone_and_has_its_parts(finished):
         "Where the image encoder looks",
         "Held-out",
         "Every number",
+        "RT60 alone",
+        "<td>chance</td>",
+        'id="rt60"',
     ):
         assert part in html
     assert (
@@ -110,7 +115,13 @@ def test_report_stands_alone_and_has_its_parts(finished):
 def test_an_interrupted_run_has_the_same_numbers(data, finished, tmp_path, monkeypatch):
     begun = train_through_stops(lambda: train(data, tmp_path / "run", resume=True), monkeypatch)
     assert begun == [
-        f"seed0/{stage}" for stage in ("speech", "image", "csir-heads", "csir", "dscmr-heads", "dscmr")
+        "seed0/speech",
+        "seed0/image",
+        *(
+            f"seed0/{model}{part}"
+            for model in ("csir", "dscmr", "classifiers", "rt60")
+            for part in ("-heads", "")
+        ),
     ]
     assert_same_run(tmp_path / "run", finished)
     assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
@@ -177,7 +188,8 @@ def test_loading_files_gives_what_the_memory_holds(data):
     [
         ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
-        ({"model": ["clip"]}, "model must be one or more of csir, dscmr; got clip"),
+        ({"model": ["clip"]}, "model must be one or more of csir, dscmr, classifiers, rt60; got clip"),
+        ({"split": "train"}, "split must be one of 'test', 'val'; got 'train'"),
         ({"set": ["alpha"]}, "--set takes NAME=VALUE; got 'alpha'"),
         ({"set": ["alpha=2"]}, "alpha must be between 0 and 1; got 2"),
     ],
