@@ -4,7 +4,7 @@ CXX ?= g++
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
-EXTRAS := cpu,dali,evaluate,generation,media,bench,test,dev
+EXTRAS := cpu,dali,evaluate,generation,media,timm,weights,bench,test,dev
 NATIVE := setup.py $(shell find csrc -type f)
 
 DEMO := build/demo

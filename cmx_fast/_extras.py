@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 
@@ -22,3 +24,15 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{error.name or module} is not installed; pip install 'cmx-fast[{extra}]' brings it"
         ) from error
+
+
+def package_folder(package: str, extra: str) -> Path:
+    """The folder of an installed package that is not imported: for the files that it brings.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(f"{package} is not installed; pip install 'cmx-fast[{extra}]' brings it")
+    return Path(spec.submodule_search_locations[0])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from cmx_fast._extras import require
 from cmx_fast.evaluate.frame_classifier import FrameClassifier
+from cmx_fast.networks.clip_weights import check_model, weights_only
 
 #: Pictures per batch.
 BATCH = 64
@@ -127,27 +126,10 @@ class ClipJudge:
     """
 
     def __init__(self, model: str, weights: Path, class_names: Sequence[str]):
-        open_clip = require("open_clip", "generation")
-        if not weights.is_file():
-            raise FileNotFoundError(f"there are no CLIP weights {weights}")
-        if model not in open_clip.list_models():
-            raise ValueError(f"OpenCLIP has no model {model!r}; see open_clip.list_models()")
-        by_openai = _is_by_openai(weights)
-        if f"{model}-quickgelu" in open_clip.list_models() and not open_clip.get_model_config(model).get(
-            "quick_gelu"
-        ):
-            if by_openai:
-                raise ValueError(
-                    f"{weights} are OpenAI's, trained with QuickGELU: take the model {model}-quickgelu"
-                )
-            print(
-                f"{weights}: taken as {model}'s, with GELU; OpenAI's, MetaCLIP's and DFN's need {model}-quickgelu",
-                file=sys.stderr,
-            )
+        open_clip = check_model(model, weights)
         try:
-            # Of a TorchScript archive nothing is unpickled or run, and only so its weights can be read.
             self.clip, _, _ = open_clip.create_model_and_transforms(
-                model, pretrained=str(weights), weights_only=not (by_openai and _is_script(weights))
+                model, pretrained=str(weights), weights_only=weights_only(weights)
             )
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{weights} does not fit OpenCLIP's {model}: {error}") from error
@@ -168,20 +150,6 @@ class ClipJudge:
             resized = F.interpolate(as_float(part), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
             cosines.append(F.normalize(self.clip.encode_image((resized - mean) / std), dim=1) @ self.names.T)
         return torch.cat(cosines).float()
-
-
-def _is_script(weights: Path) -> bool:
-    """True if the file is a TorchScript archive, as OpenAI published its models."""
-    if not zipfile.is_zipfile(weights):
-        return False
-    with zipfile.ZipFile(weights) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _is_by_openai(weights: Path) -> bool:
-    """True if a file's form, its name, or its model's folder in a cache of the hub says that OpenAI trained it."""
-    named = "openai" in weights.name.lower() or any(part.endswith(".openai") for part in weights.parts)
-    return named or _is_script(weights)
 
 
 def recall(scores: Tensor, labels: Tensor, k: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
+from cmx_fast.networks.weights import digest
 
 #: "resnet50": the paper's. "small": four residual blocks on small pictures, for training here.
 ENCODERS = ("resnet50", "small")
@@ -66,6 +67,10 @@ class PictureEncoder(nn.Module):
         if self.kind == "small":
             return standardised
         return F.interpolate(standardised, (224, 224), mode="bicubic", align_corners=True)
+
+    def fingerprint(self) -> str:
+        """A hash of the weights: that of features which this encoder gives."""
+        return digest([self.kind, self.state_dict()])
 
 
 def small_resnet(width: int = 16) -> nn.Sequential:

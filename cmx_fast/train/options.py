@@ -30,6 +30,16 @@ FSDP = Annotated[
     typer.Option("--fsdp", help="Under torchrun: split weights, gradients and optimiser over the processes."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run to the same numbers.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Pretrained visual encoder, NAME or NAME=FILE, e.g. efficientnet-lite0: docs/encoders.md."
+    ),
+]
+#: Option of the commands that open a run.
+EncoderFile = Annotated[
+    Path | None, typer.Option(help="Weights of the run's --encoder, if not where the run had them.")
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
 Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
 #: Option of the commands that evaluate a run.

@@ -243,7 +243,7 @@ def pictures(tmp_path):
 
 
 def test_features_are_computed_once_and_stale_ones_are_noticed(pictures, tmp_path, monkeypatch, capsys):
-    encoder, file = PictureEncoder("small"), tmp_path / "features.pt"
+    encoder, file = PictureEncoder("small"), tmp_path / "features.npy"
 
     def features(encoder=encoder, **options):
         data = SceneData(open_scenes("pictures", pictures, "train"), size=64, workers=0)
@@ -261,11 +261,11 @@ def test_features_are_computed_once_and_stale_ones_are_noticed(pictures, tmp_pat
     assert said.count("holds features of other pictures or of another encoder; computing them anew") == 2
     features()
     Image.new("RGB", (70, 70), (255, 255, 255)).save(pictures / "train" / "a" / "0.png")
-    changed = features()
+    changed = features().clone()
     assert not changed[0].equal(first[0]) and changed[1:].equal(first[1:])
     file.write_bytes(b"nothing")
     assert features().equal(changed)
-    assert "is not a readable checkpoint" in capsys.readouterr().err
+    assert "is not a readable file of features" in capsys.readouterr().err
 
 
 def test_broken_pictures_have_no_features(pictures):

@@ -17,6 +17,7 @@ from cmx_fast.systems.csir.evaluation import (
     Model,
     decay_errors,
     embed,
+    frozen_image_encoder,
     new_model,
     open_split,
     pretrained_image_logits,
@@ -24,7 +25,7 @@ from cmx_fast.systems.csir.evaluation import (
 )
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.report import write_report
-from cmx_fast.train.options import RunData, SkipBad, default_device
+from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 Speech = Annotated[
@@ -42,16 +43,23 @@ Split = Annotated[
 HELD_OUT = ("test", "val")
 
 
-def evaluate_run(run: FinishedRun, data: PairData) -> Evaluation:
-    """Embed the pairs with every model of the run; print the table, write results.json and report.html."""
+def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = None) -> Evaluation:
+    """Embed the pairs with every model of the run; print the table, write results.json and report.html.
+
+    Args:
+        encoder_file: the weights of the run's pretrained encoder, if not where the run had them.
+    """
     recipe, spaces, models = run.recipe(Recipe), run.config["spaces"], run.config["models"]
     distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs[: data.pictured]])
     recalls: dict[str, list[Recalls]] = {name: [] for name in models}
     alternative: dict[str, list[Recalls]] = {name: [] for name in models}
     shown: Embeddings | None = None
     shown_model: Model | None = None
+    frozen = frozen_image_encoder(run, encoder_file)
+    if frozen:
+        data.freeze_images(frozen)
     for name, seed in run.models():
-        model = new_model(name, recipe, len(spaces)).to(data.device)
+        model = new_model(name, recipe, len(spaces), frozen).to(data.device)
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))
         embeddings = embed(model, data, recipe)
         recalls[name].append(retrieval.recalls(embeddings))
@@ -78,8 +86,8 @@ def evaluate_run(run: FinishedRun, data: PairData) -> Evaluation:
     console.print(retrieval.table(recalls, evaluation.caption()))
     if evaluation.decays:
         console.print(evaluation.decay_note())
-    report = write_report(run, evaluation, data, shown_model, *pretrained_image_logits(run, recipe))
-    console.print(f"report: {report}")
+    before = None if frozen else pretrained_image_logits(run, recipe)
+    console.print(f"report: {write_report(run, evaluation, data, shown_model, before)}")
     return evaluation
 
 
@@ -88,6 +96,7 @@ def evaluate_csir(
     data: RunData = None,
     speech: Speech = None,
     split: Split = "test",
+    encoder_file: EncoderFile = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on held-out pairs: table, results.json and report.html."""
@@ -102,4 +111,4 @@ def evaluate_csir(
         speech=speech,
         skip_bad=skip_bad,
     )
-    evaluate_run(finished, test)
+    evaluate_run(finished, test, encoder_file)

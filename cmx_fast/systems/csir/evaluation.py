@@ -14,12 +14,15 @@ from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
 from cmx_fast.evaluate.summary import Spread, mean_and_spread, percent, seeds_note
+from cmx_fast.networks.visual_encoders import reopen_visual_encoder
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.baselines import Classifiers, DecayTime
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.dscmr import DSCMR
 from cmx_fast.systems.csir.model import (
     CSIR,
+    FrozenImageEncoder,
+    ImageEncoder,
     ImagePretraining,
     SpeechEncoder,
     SpeechPretraining,
@@ -38,11 +41,27 @@ MODELS: dict[str, type[CSIR] | type[DSCMR] | type[Classifiers] | type[DecayTime]
 }
 
 
-def new_model(name: str, recipe: Recipe, spaces: int) -> Model:
-    """A model of that name with fresh weights."""
-    return MODELS[name](
-        recipe, spaces, image_encoder(recipe.image_encoder, recipe.attention), SpeechEncoder.of(recipe)
-    )
+def new_model(name: str, recipe: Recipe, spaces: int, frozen: FrozenImageEncoder | None = None) -> Model:
+    """A model of that name with fresh weights, but for a frozen image encoder's."""
+    image: ImageEncoder = frozen or image_encoder(recipe.image_encoder, recipe.attention)
+    return MODELS[name](recipe, spaces, image, SpeechEncoder.of(recipe))
+
+
+def frozen_image_encoder(run: FinishedRun, file: Path | None = None) -> FrozenImageEncoder | None:
+    """The pretrained encoder that the run was trained with; None where it trained its own.
+
+    Args:
+        file: its weights, if not where the run had them.
+
+    Raises:
+        ValueError: ``file`` is given for a run without such an encoder, or its weights are others than the run's.
+    """
+    spec = run.config.get("encoder")
+    if spec is None:
+        if file is not None:
+            raise ValueError(f"--encoder-file {file}: {run.path} was trained without --encoder")
+        return None
+    return FrozenImageEncoder(reopen_visual_encoder(spec, run.config["encoder_fingerprint"], file))
 
 
 @torch.no_grad()
@@ -54,7 +73,7 @@ def embed(model: Model, data: PairData, recipe: Recipe) -> Embeddings:
     training = model.training
     model.eval()
     images = [
-        model.encode_image(b["image"]).float().cpu()
+        model.project_image(model.image_features(b)).float().cpu()
         for b in data.in_order(("image",), rows=data.first.tolist())
     ]
     speech = []

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
+from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.networks.resnet import AttentiveResNet, gate_weights
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.ops import supcon
 from cmx_fast.systems.csir.recipe import IMAGE_ENCODERS, Recipe
 from cmx_fast.train.trainable import Batch
@@ -100,6 +103,35 @@ def image_encoder(name: str = "resnet50", attention: str = "") -> AttentiveResNe
     if name not in IMAGE_ENCODERS:
         raise ValueError(f"image_encoder must be one of {', '.join(IMAGE_ENCODERS)}; got {name!r}")
     return AttentiveResNet(name, attention, PLACES_CATEGORIES)
+
+
+class FrozenImageEncoder(nn.Module):
+    """A pretrained encoder that is never trained: (B, 3, S, S) ImageNet-normalised -> (B, width) = e^v.
+
+    The encoder is no submodule: its weights are in no checkpoint of the run, which finds them again by name.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: VisualEncoder):
+        super().__init__()
+        self.width = encoder.width
+        self._frozen = (encoder,)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenImageEncoder:
+        self._frozen[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        return self._frozen[0]((image * self.std + self.mean).clamp(0, 1))
+
+    def fingerprint(self) -> str:
+        """The encoder's."""
+        return self._frozen[0].fingerprint()
 
 
 def load_places365(encoder: ResNet, path: Path | str) -> None:
@@ -250,6 +282,9 @@ class ImagePretraining(nn.Module):
         return {"loss": ce, "accuracy": accuracy(outputs["space"], batch["space"])}
 
 
+ImageEncoder: TypeAlias = ResNet | FrozenImageEncoder
+
+
 class TwoTowers(nn.Module):
     """Base of CSIR and its baselines: two pre-trained encoders whose features e^v and e^s are brought to one scale.
 
@@ -258,11 +293,11 @@ class TwoTowers(nn.Module):
     ``recipe.standardise`` off leaves the projections as the paper prints them.
     """
 
-    def __init__(self, recipe: Recipe, image: ResNet, speech: SpeechEncoder):
+    def __init__(self, recipe: Recipe, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__()
         self.recipe = recipe
         self.image_encoder, self.speech_encoder = image, speech
-        self.image_width = PLACES_CATEGORIES
+        self.image_width = image.width if isinstance(image, FrozenImageEncoder) else PLACES_CATEGORIES
         self.image_norm, self.speech_norm = (
             nn.BatchNorm1d(width, affine=False) if recipe.standardise else nn.Identity()
             for width in (self.image_width, speech.dim)
@@ -273,13 +308,17 @@ class TwoTowers(nn.Module):
         return [*self.image_encoder.parameters(), *self.speech_encoder.parameters()]
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """e^v (B, 365) and e^s (B, d_s), from "image" and "logmel" or given as "image_features", "speech_features"."""
-        if "image_features" in batch:
-            return batch["image_features"], batch["speech_features"]
-        return self.image_encoder(batch["image"]), self.speech_encoder(batch["logmel"])
+        """e^v (B, d_v) and e^s (B, d_s), from "image" and "logmel" or given as "image_features", "speech_features"."""
+        if "speech_features" in batch:
+            return self.image_features(batch), batch["speech_features"]
+        return self.image_features(batch), self.speech_encoder(batch["logmel"])
+
+    def image_features(self, batch: Batch) -> Tensor:
+        """e^v (B, d_v), from "image" or given."""
+        return batch["image_features"] if "image_features" in batch else self.image_encoder(batch["image"])
 
     def project_image(self, features: Tensor) -> Tensor:
-        """Map e^v (B, 365) to the common space (B, D), not normalised."""
+        """Map e^v (B, d_v) to the common space (B, D), not normalised."""
         raise NotImplementedError
 
     def project_speech(self, features: Tensor) -> Tensor:
@@ -304,7 +343,7 @@ class CSIR(TwoTowers):
     ``recipe.contrast = "cross"``, speech rows against image columns only.
     """
 
-    def __init__(self, recipe: Recipe, spaces: int, image: ResNet, speech: SpeechEncoder):
+    def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__(recipe, image, speech)
         self.image_projector = nn.Linear(self.image_width, recipe.embed_dim)
         self.speech_projector = nn.Linear(speech.dim, recipe.embed_dim)

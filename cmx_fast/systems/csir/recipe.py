@@ -73,8 +73,8 @@ class Recipe(Presets):
     backend: str = "auto"  # [O] the decoder; "dali": on the GPU if there is one
 
     # Networks
-    image_encoder: Annotated[str, OneOf(*IMAGE_ENCODERS)] = (
-        "resnet50"  # [P] torchvision's; "resnet18", or "resnet10" with one block per stage [O]
+    image_encoder: Annotated[str, OneOf(*IMAGE_ENCODERS, "pretrained")] = (
+        "resnet50"  # [P] torchvision's; "resnet18", or "resnet10" with one block per stage [O]; "pretrained": --encoder
     )
     attention: Annotated[str, OneOf(*ATTENTIONS)] = (
         ""  # [O] in the image encoder: "se", "cbam" or "non-local"

@@ -57,15 +57,14 @@ def write_report(
     evaluation: Evaluation,
     data: PairData,
     model: TwoTowers,
-    before: nn.Module,
-    before_logits: Callable[[Tensor], Tensor],
+    before: tuple[nn.Module, Callable[[Tensor], Tensor]] | None,
 ) -> Path:
     """Write report.html into the run folder.
 
     Args:
         model: the model of ``evaluation.shown``, for Grad-CAM.
-        before: its image encoder before fine-tuning.
-        before_logits: from the output of ``before`` to its own classes' logits.
+        before: its image encoder before fine-tuning, and the function from that one's output to its own classes'
+            logits. None: it is frozen, and there is no Grad-CAM.
     """
     config, rows = run.config, run.rows()
     spaces, shown = config["spaces"], evaluation.shown
@@ -104,7 +103,7 @@ def write_report(
             "sir": speech_queries(data, shown, nearest["sir"]),
             "isr": image_queries(data, shown, nearest["isr"]),
         },
-        cams=cams(data, shown, model, before, before_logits, config["recipe"]["gradcam_layer"]),
+        cams=cams(data, shown, model, *before, config["recipe"]["gradcam_layer"]) if before else [],
     )
     file = run.path / "report.html"
     file.write_text(html)

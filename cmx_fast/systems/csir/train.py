@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from cmx_fast.data.sets.recordings import check_split, left_out
 from cmx_fast.evaluate.retrieval import recalls
+from cmx_fast.networks.visual_encoders import open_visual_encoder
 from cmx_fast.systems.csir.baselines import DecayTime
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluate import HELD_OUT, Speech, Split, evaluate_run
 from cmx_fast.systems.csir.evaluation import MODELS, Model, embed, even_crops, open_split
 from cmx_fast.systems.csir.model import (
+    FrozenImageEncoder,
+    ImageEncoder,
     ImagePretraining,
     SpeechPretraining,
     image_encoder,
@@ -32,6 +36,7 @@ from cmx_fast.train.loop import Module, Stage
 from cmx_fast.train.options import (
     FSDP,
     Compile,
+    Encoder,
     Out,
     Precision,
     Preset,
@@ -63,6 +68,7 @@ def train_csir(
             help="resnet50_places365.pth.tar; without it the image encoder is first trained on the spaces."
         ),
     ] = None,
+    encoder: Encoder = None,
     speech: Speech = None,
     split: Split = "test",
     precision: Precision = "fp32",
@@ -73,10 +79,23 @@ def train_csir(
     skip_bad: SkipBad = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Train CSIR and its baselines on image-speech pairs, measure them on held-out pairs, write report.html."""
+    """Train CSIR and its baselines on image-speech pairs, measure them on held-out pairs, write report.html.
+
+    With --encoder the image encoder is a pretrained one that stays as it is: its features of all pictures, at the size
+    that it was trained at and not augmented, are computed once and kept, and no pixels are needed after that.
+    """
     check_split(split, HELD_OUT)
     models = choose_models(model, MODELS)
     recipe = Recipe.preset(preset, **changes(set, Recipe))
+    frozen = None
+    if encoder is not None:
+        if places365 is not None:
+            raise ValueError("give --encoder or --places365, not both: each is the image encoder")
+        pretrained = open_visual_encoder(encoder)
+        recipe = dataclasses.replace(recipe, image_encoder="pretrained", image_size=pretrained.size)
+        frozen = FrozenImageEncoder(pretrained)
+    elif recipe.image_encoder == "pretrained":
+        raise ValueError("image_encoder = pretrained needs its name: --encoder NAME or NAME=FILE")
     if places365 is not None:
         load_places365(
             image_encoder(recipe.image_encoder, recipe.attention), places365
@@ -102,9 +121,9 @@ def train_csir(
             + hidden
             + left_out(pairs.dataset.skipped)
         )
-    if places365 is None:
+    if places365 is None and frozen is None:
         session.say(
-            "image encoder: no --places365 weights, so it first learns to name the spaces from pictures"
+            "image encoder: no --places365 weights nor --encoder, so it first learns to name the spaces from pictures"
         )
     config = {
         "data": str(data),
@@ -114,10 +133,12 @@ def train_csir(
         "split": split,
         "spaces": spaces,
         "places365": None if places365 is None else str(places365),
+        "encoder": encoder,
+        "encoder_fingerprint": None if frozen is None else frozen.fingerprint(),
         "skip_bad": skip_bad,
     }
     with session.recording(out, config, resume=resume) as run:
-        training = Training(session, recipe, train, test, places365)
+        training = Training(session, recipe, train, test, frozen or places365)
         for seed in range(seeds):
             training.train_seed(seed, models)
     if session.fabric.is_global_zero:
@@ -133,10 +154,14 @@ class Training:
         recipe: Recipe,
         train: PairData,
         test: PairData,
-        places365: Path | None,
+        image: FrozenImageEncoder | Path | None,
     ):
         self.session, self.fabric, self.recipe = session, session.fabric, recipe
-        self.train, self.test, self.places365 = train, test, places365
+        self.train, self.test, self.image = train, test, image
+        if isinstance(image, FrozenImageEncoder):
+            kept = session.run.path / "image_features.npy" if self.fabric.is_global_zero else None
+            train.freeze_images(image, kept)
+            test.freeze_images(image)
         self.spaces = len(train.dataset.spaces)
         self.mel_mean, self.mel_std = train.mel_statistics()
 
@@ -156,10 +181,13 @@ class Training:
             ("logmel",),
             labels=("space", "rt60"),
         )
-        if self.places365 is not None:
+        image: ImageEncoder
+        if isinstance(self.image, FrozenImageEncoder):
+            image = self.image
+        elif self.image is not None:
             # The gates of an attentive encoder are in no file.
             image = initialised(seed, lambda: image_encoder(recipe.image_encoder, recipe.attention))
-            load_places365(image, self.places365)
+            load_places365(image, self.image)
         else:
             pretraining = initialised(seed, lambda: ImagePretraining(recipe, self.spaces))
             pretraining = self.train_augmented(
@@ -287,16 +315,19 @@ class Training:
 def features(
     image_encoder: nn.Module, speech_encoder: nn.Module, data: PairData, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """e^v (pairs, D) and e^s (utterances, d_s) of all pairs with a picture, not augmented, on their device."""
+    """e^v (pairs, d_v) and e^s (utterances, d_s) of all pairs with a picture, not augmented, on their device."""
     encoders = [encoder.to(data.device).eval() for encoder in (image_encoder, speech_encoder)]
-    image = [encoders[0](b["image"]) for b in data.in_order(("image",), rows=data.first.tolist())]
+    image = data.image_features
+    if image is None:
+        batches = data.in_order(("image",), rows=data.first.tolist())
+        image = torch.cat([encoders[0](batch["image"]) for batch in batches])
     speech = [
         encoders[1](even_crops(b["logmel"], recipe.frames, 1)[0])
         for b in data.in_order(("logmel",), rows=range(data.paired))
     ]
     for encoder in encoders:
         encoder.train()
-    return torch.cat(image), torch.cat(speech)
+    return image.to(data.device), torch.cat(speech)
 
 
 def parameter_groups(model: Model) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from cmx_fast.networks.biggan import Generator
 from cmx_fast.networks.biggan_weights import load_icgan_generator
 from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.networks.visual_encoders import VisualEncoder, reopen_visual_encoder
 from cmx_fast.systems.sound2scene.icgan.model import new_generator
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.model import Sound2Scene, SoundEncoder
@@ -17,11 +18,11 @@ from cmx_fast.train.run_folder import RunFolder
 
 def open_icgan(
     path: Path | str, picture_encoder: Path | str | None = None
-) -> tuple[PictureEncoder, Generator]:
+) -> tuple[PictureEncoder | VisualEncoder, Generator]:
     """Open the picture encoder and the generator of a ``cmx train icgan`` folder or of an IC-GAN checkpoint.
 
     IC-GAN's checkpoint goes with SwAV's ResNet-50, whose file is ``picture_encoder``. A run folder names its own
-    encoder; ``picture_encoder`` says where that file is now, if it has moved.
+    encoder; ``picture_encoder`` says where that one's file is now, if it has moved.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, unfinished, broken or does not fit.
@@ -41,13 +42,21 @@ def open_icgan(
     return encoder, generator
 
 
-def _open_icgan_run(path: Path, picture_encoder: Path | str | None) -> tuple[PictureEncoder, Generator]:
+def _open_icgan_run(
+    path: Path, picture_encoder: Path | str | None
+) -> tuple[PictureEncoder | VisualEncoder, Generator]:
     run = RunFolder.open_finished(path, "train icgan")
     recipe = run.recipe(ICGANRecipe)
-    encoder = PictureEncoder(recipe.encoder)
-    if recipe.encoder == "small":
+    encoder: PictureEncoder | VisualEncoder
+    if recipe.encoder == "pretrained":
+        encoder = reopen_visual_encoder(
+            run.config["encoder"], run.config["encoder_fingerprint"], picture_encoder
+        )
+    elif recipe.encoder == "small":
+        encoder = PictureEncoder("small")
         encoder.resnet.load_state_dict(_below("network.", run.weights("pictures")))
     else:
+        encoder = PictureEncoder()
         load_swav(encoder, picture_encoder or run.config["picture_encoder"])
     generator = new_generator(recipe, encoder.width)
     generator.load_state_dict(_below("average.", run.weights("generator")))
@@ -59,8 +68,8 @@ def open_sound2scene(
 ) -> Sound2Scene:
     """Open the system of a finished ``cmx train sound2scene`` folder.
 
-    ``icgan`` and ``picture_encoder`` say where the generator's folder or checkpoint and SwAV's weights are now, if not
-    where they were when the run was trained.
+    ``icgan`` and ``picture_encoder`` say where the generator's folder or checkpoint and the picture encoder's weights
+    are now, if not where they were when the run was trained.
 
     Raises:
         FileNotFoundError, ValueError: a file is missing, unfinished, broken or does not fit.

@@ -70,7 +70,7 @@ def evaluate_run(
     device = default_device()
     system = (system or open_sound2scene(run.path)).to(device)
     train_features, test_features = (
-        picture_features(system.picture_encoder, data, device, run.path / f"features_{name}.pt")
+        picture_features(system.picture_encoder, data, device, run.path / f"features_{name}.npy")
         for name, data in (("train", train), ("test", test))
     )
     scenes, sounds = sound_features(system.sound_encoder, test)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cmx_fast.networks.audio_video import ResNet18
 from cmx_fast.networks.biggan import Generator, fold_spectral_norm
 from cmx_fast.networks.picture_encoder import PictureEncoder
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import PowerSpectrogram
 from cmx_fast.nn.power_spectrogram import lasting, standardised_log
 from cmx_fast.ops import info_nce
@@ -116,7 +117,12 @@ class Sound2Scene(nn.Module):
 
     generator: Generator
 
-    def __init__(self, picture_encoder: PictureEncoder, sound_encoder: SoundEncoder, generator: Generator):
+    def __init__(
+        self,
+        picture_encoder: PictureEncoder | VisualEncoder,
+        sound_encoder: SoundEncoder,
+        generator: Generator,
+    ):
         super().__init__()
         self.picture_encoder, self.sound_encoder = picture_encoder, sound_encoder
         fold_spectral_norm(generator)
@@ -143,7 +149,10 @@ class Sound2Scene(nn.Module):
 
     def perceive(self, picture: Tensor) -> Tensor:
         """The picture encoder's features (B, D), with a gradient: for perceptual distances."""
-        return self.picture_encoder.resnet(self.picture_encoder.standardise(picture))
+        encoder = self.picture_encoder
+        if isinstance(encoder, VisualEncoder):
+            return encoder(picture)
+        return encoder.resnet(encoder.standardise(picture))
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """Noise vectors (count, dim_z), the same for the same seed on any device."""

@@ -13,5 +13,5 @@ GeneratorPath = Annotated[
     typer.Option(help="Generator's run folder or checkpoint, if not where the run had it."),
 ]
 PictureEncoderPath = Annotated[
-    Path | None, typer.Option(help="SwAV's ResNet-50 weights, if not where the run had them.")
+    Path | None, typer.Option(help="Picture encoder's weights, if not where the run had them.")
 ]

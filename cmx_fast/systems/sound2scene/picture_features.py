@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,14 +12,15 @@ from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.networks.picture_encoder import PictureEncoder
-from cmx_fast.networks.weights import load, save
+from cmx_fast.networks.visual_encoders import VisualEncoder
+from cmx_fast.train.frozen_features import frozen_rows, rows_key
 
 #: Pictures per batch.
 BATCH = 64
 
 
 def picture_features(
-    encoder: PictureEncoder,
+    encoder: PictureEncoder | VisualEncoder,
     data: SceneData,
     device: torch.device | str,
     file: Path | None = None,
@@ -37,48 +35,20 @@ def picture_features(
     Args:
         flipped: mirror the pictures.
     """
-    fingerprint = _fingerprint(encoder, data, flipped)
-    if file is not None and file.exists():
-        stored = _stored(file, fingerprint)
-        if stored is not None:
-            return stored
-    features = torch.full((len(data) * data.moments, encoder.width), math.nan)
+    count = len(data) * data.moments
+    times = [data.times(number) if entry.media else None for number, entry in enumerate(data.entries)]
+    settings = [encoder.fingerprint(), data.size, data.moments, flipped, times]
     encoder.to(device)
-    batches = torch.arange(len(features)).split(BATCH)
-    loaded: Iterator[tuple[Tensor, Tensor]] = track(
-        data.pictures(batches), "features", total=len(batches), disable=not sys.stderr.isatty()
-    )  # type: ignore[assignment]
-    for index, pictures in loaded:
-        batch = pictures.to(device).float() / 255
-        features[index] = encoder(batch.flip(3) if flipped else batch).float().cpu()
-    if file is not None:
-        save(file, {"fingerprint": fingerprint, "features": features})
-    return features
 
+    @torch.no_grad()
+    def compute() -> Iterator[tuple[Tensor, Tensor]]:
+        batches = torch.arange(count).split(BATCH)
+        loaded: Iterable[tuple[Tensor, Tensor]] = track(
+            data.pictures(batches), "features", total=len(batches), disable=not sys.stderr.isatty()
+        )
+        for index, pictures in loaded:
+            batch = pictures.to(device).float() / 255
+            yield index, encoder(batch.flip(3) if flipped else batch).float()
 
-def _stored(file: Path, fingerprint: str) -> Tensor | None:
-    """The file's features; None, with a message, if they belong to others or can't be read."""
-    try:
-        state = load(file)
-    except ValueError as error:
-        print(f"{error}; computing the features anew", file=sys.stderr)
-        return None
-    if state.get("fingerprint") == fingerprint:
-        return state["features"]
-    print(
-        f"{file} holds features of other pictures or of another encoder; computing them anew", file=sys.stderr
-    )
-    return None
-
-
-def _fingerprint(encoder: PictureEncoder, data: SceneData, flipped: bool) -> str:
-    digest = hashlib.sha256(f"{encoder.kind} {data.size} {data.moments} {flipped}".encode())
-    for name, value in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    for number, entry in enumerate(data.entries):
-        status = entry.picture.stat() if entry.picture.exists() else None
-        state = (status.st_size, status.st_mtime_ns) if status else None
-        times = data.times(number) if entry.media else None
-        digest.update(json.dumps([entry.name, str(entry.picture), state, times]).encode())
-    return digest.hexdigest()
+    key = rows_key(settings, (entry.picture for entry in data.entries))
+    return frozen_rows(file, key, (count, encoder.width), compute)

@@ -14,6 +14,7 @@ from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import SCENE_SETS, open_scenes
 from cmx_fast.data.sets.selection import read_selection
 from cmx_fast.networks.picture_encoder import PictureEncoder
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.sound2scene.checkpoints import new_sound_encoder, open_icgan
 from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.evaluate import evaluate_run
@@ -59,7 +60,8 @@ def train_sound2scene(
     out: Out = Path("runs/sound2scene"),
     preset: Preset = "paper",
     picture_encoder: Annotated[
-        Path | None, typer.Option(help="SwAV's ResNet-50, if not where the generator's run had it.")
+        Path | None,
+        typer.Option(help="Picture encoder's weights, if not where the generator's run had them."),
     ] = None,
     selection: Annotated[
         Path | None, typer.Option(help="JSON of each video's best frames: cmx select, or the authors'.")
@@ -116,7 +118,7 @@ def train_sound2scene(
 
 def train_sounds(
     session: Session,
-    encoder: PictureEncoder,
+    encoder: PictureEncoder | VisualEncoder,
     recipe: Sound2SceneRecipe,
     seed: int,
     train: SceneData,
@@ -129,10 +131,15 @@ def train_sounds(
             encoder,
             scenes,
             fabric.device,
-            session.run.path / f"features_{split}.pt" if fabric.is_global_zero else None,
+            session.run.path / f"features_{split}.npy" if fabric.is_global_zero else None,
         )
         for split, scenes in (("train", train), ("test", test))
     )
+    if recipe.positive and (features < 0).any():
+        session.say(
+            "the pictures' features have negative values, which a sound encoder that ends in a ReLU never reaches: "
+            "--set positive=false"
+        )
     module = initialised(seed, lambda: Alignment(new_sound_encoder(recipe, encoder.width), recipe.loss))
     batches = SoundBatches(
         train,

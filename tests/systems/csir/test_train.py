@@ -14,6 +14,7 @@ import soundfile
 import torch
 from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
+from torchvision import models
 
 from cmx_fast.systems.csir import train as command
 from cmx_fast.systems.csir.evaluate import evaluate_csir
@@ -206,3 +207,64 @@ def test_changes_read_numbers_and_words():
         "cache": True,
         "contrast": "cross",
     }
+
+
+def test_a_pretrained_image_encoder_stays_as_it_is_and_is_found_again(data, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    file, moved, run = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "run"
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), file)
+    spec = f"shufflenet_v2_x0_5={file}"
+    train(data, run, encoder=spec)
+    config = json.loads((run / "config.json").read_text())
+    assert config["encoder"] == spec and config["recipe"]["image_size"] == 224
+    assert not (run / "seed0" / "image.pt").exists()
+    weights = torch.load(run / "seed0" / "csir.pt", weights_only=True)["module"]
+    assert not any(name.startswith("image_encoder") for name in weights)
+    assert weights["image_projector.weight"].shape == (64, 1024)
+    features = np.load(run / "image_features.npy")
+    assert features.shape == (12, 1024) and np.isfinite(features).all()
+    results = json.loads((run / "results.json").read_text())
+    assert "Where the image encoder looks" not in (run / "report.html").read_text()
+    file.rename(moved)
+    with pytest.raises(
+        FileNotFoundError, match="was trained with shufflenet_v2_x0_5=.*a.pth; has the file moved"
+    ):
+        evaluate_csir(run)
+    evaluate_csir(run, encoder_file=moved)
+    assert json.loads((run / "results.json").read_text()) == results
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
+    with pytest.raises(ValueError, match="its weights are others"):
+        evaluate_csir(run, encoder_file=moved)
+
+
+def test_encoders_that_can_not_be_used(data, finished, tmp_path):
+    with pytest.raises(ValueError, match="give --encoder or --places365, not both"):
+        train(data, tmp_path / "run", encoder="resnet18=a", places365=tmp_path / "b")
+    with pytest.raises(ValueError, match="image_encoder = pretrained needs its name"):
+        train(data, tmp_path / "run", "image_encoder=pretrained")
+    with pytest.raises(ValueError, match="was trained without --encoder"):
+        evaluate_csir(finished, encoder_file=tmp_path / "b")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_frozen_images_are_those_of_each_rows_own_pair(data, cache):
+    class Shade(torch.nn.Module):
+        """A picture's mean red, green and blue."""
+
+        width = 3
+
+        def forward(self, image):
+            return image.mean((2, 3))
+
+        def fingerprint(self):
+            return "shade"
+
+    recipe = Recipe.preset("demo", **changes([*TINY, f"cache={cache}"], Recipe))
+    pairs = open_split(data, "train", recipe, "cpu")
+    rows = [[3, 23, 8], [0, 1, 17]]
+    before = list(pairs.load(iter(rows), ("image", "logmel")))
+    pairs.freeze_images(Shade())
+    for shown, frozen in zip(before, pairs.load(iter(rows), ("image", "logmel")), strict=True):
+        assert "image" not in frozen
+        torch.testing.assert_close(frozen["image_features"], shown["image"].mean((2, 3)))
+        torch.testing.assert_close(frozen["logmel"], shown["logmel"])

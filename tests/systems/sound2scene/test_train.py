@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ import numpy as np
 import soundfile
 from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
+from torchvision import models
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.data.sets.selection import write_selection
 from cmx_fast.evaluate import frame_classifier
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.networks.weights import save
 from cmx_fast.simulate.clips.simulate import simulate_clips
 from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
@@ -122,6 +125,33 @@ def test_evaluating_again_gives_the_same_figures(finished):
     before = json.loads((finished / "results.json").read_text())
     evaluate_sound2scene(finished)
     assert json.loads((finished / "results.json").read_text()) == before
+
+
+def test_a_pretrained_encoder_conditions_the_generator_and_is_found_again(
+    data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a: None)
+    file, moved, run = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "icgan"
+    torch.manual_seed(0)
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), file)
+    icgan(data, run, "moments=1", encoder=f"shufflenet_v2_x0_5={file}")
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["encoder"] == "pretrained" and not (run / "pictures.pt").exists()
+    file.rename(moved)
+    with pytest.raises(
+        FileNotFoundError, match="trained with shufflenet_v2_x0_5=.*a.pth; has the file moved"
+    ):
+        open_icgan(run)
+    encoder, generator = open_icgan(run, moved)
+    assert isinstance(encoder, VisualEncoder) and generator.shared_feat.weight.shape[1] == encoder.width
+    sounds(data, run, tmp_path / "sounds", "epochs=1", "moments=1", picture_encoder=moved)
+    system = open_sound2scene(tmp_path / "sounds")
+    picture = torch.rand(1, 3, 64, 64, requires_grad=True)
+    system.perceive(picture).sum().backward()
+    assert picture.grad.abs().sum() > 0
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
+    with pytest.raises(ValueError, match="its weights are others"):
+        open_icgan(run, moved)
 
 
 def test_interrupted_sounds_have_the_same_numbers(data, generator, finished, tmp_path, monkeypatch):
@@ -257,6 +287,12 @@ def test_runs_that_can_not_be_opened(finished, generator, tmp_path):
     ("options", "message"),
     [
         ({"preset": "paper"}, "encoder = resnet50 needs its weights, --picture-encoder"),
+        ({"encoder": "vgg"}, "there is no encoder 'vgg'"),
+        (
+            {"encoder": "resnet18=a", "picture_encoder": Path("b")},
+            "give --encoder or --picture-encoder, not both",
+        ),
+        ({"set": [*GENERATOR, "encoder=pretrained"]}, "encoder = pretrained needs its name"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
         ({"dataset": "imagenet"}, "dataset must be one of kinetics"),
         ({"set": [*GENERATOR, "neighbours=90"]}, "64 pictures are too few for 90 neighbours"),

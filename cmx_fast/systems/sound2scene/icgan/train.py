@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import SCENE_SETS, Scenes, open_scenes
 from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
+from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
 from cmx_fast.systems.sound2scene.icgan.model import ICGAN, TURNS
 from cmx_fast.systems.sound2scene.icgan.pretraining import PictureContrast
@@ -20,7 +22,7 @@ from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
-from cmx_fast.train.options import Compile, Out, Precision, Preset, Resume, Seed, Set, changes
+from cmx_fast.train.options import Compile, Encoder, Out, Precision, Preset, Resume, Seed, Set, changes
 from cmx_fast.train.session import Session
 
 
@@ -32,6 +34,7 @@ def train_icgan(
     picture_encoder: Annotated[
         Path | None, typer.Option(help="SwAV's ResNet-50 (swav_800ep_pretrain.pth.tar).")
     ] = None,
+    encoder: Encoder = None,
     seed: Seed = 0,
     precision: Precision = "fp32",
     compile: Compile = False,
@@ -40,14 +43,23 @@ def train_icgan(
 ) -> None:
     """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
 
-    The picture encoder is SwAV's ResNet-50 from a file, or with --set encoder=small, as in the demo preset, a small one
-    that is trained first. Pictures that are broken are left out and named.
+    The picture encoder is SwAV's ResNet-50 from a file, any other pretrained one by --encoder, or with --set
+    encoder=small, as in the demo preset, a small one that is trained first. Pictures that are broken are left out and
+    named.
     """
     recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe))
-    if (recipe.encoder == "resnet50") != (picture_encoder is not None):
+    pretrained = None
+    if encoder is not None:
+        if picture_encoder is not None:
+            raise ValueError("give --encoder or --picture-encoder, not both: each is the picture encoder")
+        recipe = dataclasses.replace(recipe, encoder="pretrained")
+        pretrained = open_visual_encoder(encoder)
+    elif recipe.encoder == "pretrained":
+        raise ValueError("encoder = pretrained needs its name: --encoder NAME or NAME=FILE")
+    elif (recipe.encoder == "resnet50") != (picture_encoder is not None):
         raise ValueError(
-            "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar; "
-            "encoder = small is trained here and takes none"
+            "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar, or another encoder, "
+            "e.g. --encoder efficientnet-lite0; encoder = small is trained here and takes none"
         )
     session = Session("train icgan", recipe, preset=preset, precision=precision, compile=compile)
     scenes = open_scenes(dataset, data, "train")
@@ -56,12 +68,13 @@ def train_icgan(
         "data": str(data),
         "dataset": dataset,
         "picture_encoder": None if picture_encoder is None else str(picture_encoder),
+        "encoder": encoder,
+        "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
         "seed": seed,
     }
     with session.recording(out, config, resume=resume, splits=(scenes,)):
         training = Training(session, recipe, scenes, seed)
-        encoder = training.train_encoder(picture_encoder)
-        training.train_generator(encoder)
+        training.train_generator(pretrained or training.train_encoder(picture_encoder))
 
 
 class Training:
@@ -110,7 +123,7 @@ class Training:
         encoder.requires_grad_(False)
         return encoder.eval()
 
-    def train_generator(self, encoder: PictureEncoder) -> ICGAN:
+    def train_generator(self, encoder: PictureEncoder | VisualEncoder) -> ICGAN:
         """Train the generator with its discriminator and its average."""
         recipe, device, seed = self.recipe, self.session.fabric.device, self.seed
         pictures = self.open(encoder.size)
@@ -119,7 +132,7 @@ class Training:
                 encoder,
                 pictures,
                 device,
-                self.session.run.path / f"features{'_mirrored' * flip}.pt",
+                self.session.run.path / f"features{'_mirrored' * flip}.npy",
                 flipped=flip,
             )
             for flip in (False, True)
