@@ -56,7 +56,7 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
     shown: Embeddings | None = None
     shown_model: Model | None = None
     frozen = frozen_image_encoder(run, encoder_file)
-    if frozen:
+    if frozen and data.image_features is None:
         data.freeze_images(frozen)
     for name, seed in run.models():
         model = new_model(name, recipe, len(spaces), frozen).to(data.device)
@@ -85,7 +85,7 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
     console = Console()
     console.print(retrieval.table(recalls, evaluation.caption()))
     if evaluation.decays:
-        console.print(evaluation.decay_note())
+        console.print(evaluation.decay_note(), soft_wrap=True)
     before = None if frozen else pretrained_image_logits(run, recipe)
     console.print(f"report: {write_report(run, evaluation, data, shown_model, before)}")
     return evaluation

@@ -16,9 +16,11 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 from torchvision import models
 
+from cmx_fast.prepare.image2reverb import prepare_image2reverb
 from cmx_fast.systems.csir import train as command
 from cmx_fast.systems.csir.evaluate import evaluate_csir
 from cmx_fast.systems.csir.evaluation import open_split
+from cmx_fast.systems.csir.model import image_encoder
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.train import changes, train_csir
 
@@ -268,3 +270,47 @@ def test_frozen_images_are_those_of_each_rows_own_pair(data, cache):
         assert "image" not in frozen
         torch.testing.assert_close(frozen["image_features"], shown["image"].mean((2, 3)))
         torch.testing.assert_close(frozen["logmel"], shown["logmel"])
+
+
+def test_the_papers_tables_from_the_published_layout(data, tmp_path):
+    """``cmx prepare image2reverb``, then ``cmx train csir --places365``: tables 1 and 2, and figure 3."""
+    indoor = tmp_path / "indoor.csv"
+    indoor.write_text("space,indoor\n0,0\n1,1\n2,1\n")
+    prepared = tmp_path / "image2reverb"
+    prepare_image2reverb(data, data / "speech", prepared, indoor=indoor, test_share=0.34)
+    counts = json.loads((prepared / "prepared.json").read_text())
+    assert counts["pairs"] == {"train": 12, "test": 6} and (counts["indoor"], counts["outdoor"]) == (2, 1)
+    weights = {f"module.{name}": value for name, value in image_encoder("resnet10").state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "places365.pth.tar")
+    train(prepared, tmp_path / "run", model=["csir"], places365=tmp_path / "places365.pth.tar")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (seed,) = results["seeds"]["csir"]
+    for direction in ("sir", "isr"):
+        assert all(seed[direction][group]["R@5"] is not None for group in ("indoor", "outdoor", "total"))
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "logit of the image encoder's own 365 places" in html
+
+
+def test_responses_heard_alone_train_and_test_the_speech_encoder_only(data, tmp_path):
+    header, *rows = (data / "manifest.csv").read_text().splitlines()
+    lines = [header]
+    for row in rows:
+        image, air, *rest, split = row.split(",")
+        split = "val" if split == "test" else split
+        lines.append(",".join([str(data / image), str(data / air), *rest, split]))
+        if ",space2," in row:
+            name = "tunnel" if split == "train" else "cave"
+            lines.append(f",{data / air},{name},,0.3,{split}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    spoken = [f"{f},{part}" for part in ("train", "val") for f in (data / "speech" / "train").iterdir()]
+    (tmp_path / "speech.csv").write_text("\n".join(["file,split", *spoken]) + "\n")
+    train(tmp_path, tmp_path / "run", model=["csir"], split="val")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["spaces"] == ["space0", "space1", "space2", "tunnel"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["split"], results["images"]["gallery"]) == ("val", 6)
+    assert results["chance_R@1"] == pytest.approx(1 / 3)
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "those of the val part" in html and "tunnel" not in html and "cave" not in html
+    with pytest.raises(ValueError, match=r"speech.csv for split 'test'"):
+        evaluate_csir(tmp_path / "run")
