@@ -16,11 +16,9 @@ from rich.progress import track
 from cmx_fast.data.media.files import BrokenFileError, audio_problem, check_enough_left, picture_problem
 from cmx_fast.data.sets.image2reverb import (
     MANIFEST,
-    SPEECH_TABLE,
     SPLITS,
     files_of_pairs,
     read_indoor,
-    write_table,
 )
 from cmx_fast.data.sets.lists import read_table
 from cmx_fast.data.sets.recordings import left_out
@@ -30,9 +28,11 @@ from cmx_fast.prepare.parts import (
     Seed,
     TestShare,
     ValShare,
+    check_free,
     check_shares,
     generator,
-    new_folder,
+    speech_counts,
+    write_tables,
 )
 from cmx_fast.prepare.responses import DecayTimes, digest
 from cmx_fast.prepare.speech import Speaker, Speech, speech_rows
@@ -158,32 +158,16 @@ def prepare_image2reverb(
         if indoor is None
         else {row["space"]: read_indoor(row) for row in read_table(indoor, ("space", "indoor"))}
     )
-    out = new_folder(out, ("manifest.csv", "speech.csv", "prepared.json"), overwrite)
+    check_free(out, overwrite)
     spoken, silent = speech_rows(speech, speaker, val_share, test_share, seed)
     pairs, skipped = pool(Path(data))
     parts = redivide(pairs, val_share, test_share, seed)
     flag = {True: "1", False: "0", None: ""}
-    rows = [
-        dict(
-            zip(
-                MANIFEST,
-                (
-                    str(pair.image.resolve()),
-                    str(pair.air.resolve()),
-                    pair.space,
-                    flag[flags.get(pair.space)],
-                    f"{pair.rt60:.3f}",
-                    part,
-                ),
-                strict=True,
-            )
-        )
-        for pair, part in sorted(
-            zip(pairs, parts, strict=True), key=lambda entry: (SPLITS.index(entry[1]), entry[0].image)
-        )
-    ]
-    write_table(out / "manifest.csv", MANIFEST, rows)
-    write_table(out / "speech.csv", SPEECH_TABLE, spoken)
+    rows = []
+    for pair, part in zip(pairs, parts, strict=True):
+        files = str(pair.image.resolve()), str(pair.air.resolve())
+        values = (*files, pair.space, flag[flags.get(pair.space)], f"{pair.rt60:.3f}", part)
+        rows.append(dict(zip(MANIFEST, values, strict=True)))
     spaces = sorted({pair.space for pair in pairs})
     counts = {
         "seed": seed,
@@ -195,11 +179,10 @@ def prepare_image2reverb(
         "responses": len({pair.air_content for pair in pairs}),
         "responses of unknown RT60": len({pair.air_content for pair in pairs if math.isnan(pair.rt60)}),
         "overlap": overlap(pairs, parts),
-        "speech": {part: sum(row["split"] == part for row in spoken) for part in SPLITS},
-        "speakers": len({row["speaker"] for row in spoken}),
+        "speech": speech_counts(spoken),
         "left out": len(skipped) + len(silent),
     }
-    (out / "prepared.json").write_text(json.dumps(counts, indent=2) + "\n")
+    write_tables(out, rows, spoken, counts)
     say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
     say(f"pairs{left_out(skipped)}" if skipped else "pairs: all usable")
     say(f"speech{left_out(silent)}" if silent else "speech: all usable")

@@ -1,15 +1,21 @@
-"""Divides what a data set has into training, validation and test parts, and opens the folder for the tables."""
+"""Divides what a data set has into training, validation and test parts, and writes the tables that say so."""
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+
+from cmx_fast.data.sets.image2reverb import MANIFEST, SPEECH_TABLE, SPLITS, write_table
+
+#: The files that a prepared set has.
+TABLES = ("manifest.csv", "speech.csv", "prepared.json")
 
 Out = Annotated[Path, typer.Option(help="Folder for the tables; must not exist or be empty.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same division.")]
@@ -55,19 +61,37 @@ def divide(
     return parts
 
 
-def new_folder(out: Path, tables: Sequence[str], overwrite: bool) -> Path:
-    """Make the folder for these tables, and remove the ones that it holds.
-
-    Raises:
-        ValueError: it holds one of them and ``overwrite`` is off, or ``out`` is a file.
+def check_free(out: Path, overwrite: bool) -> None:
     """
-    out = Path(out)
+    Raises:
+        ValueError: the folder holds tables and ``overwrite`` is off, or ``out`` is a file.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; choose a folder")
-    held = [out / table for table in tables if (out / table).exists()]
+    held = [out / table for table in TABLES if (out / table).exists()]
     if held and not overwrite:
         raise ValueError(f"out: {held[0]} is there already; choose another folder or pass --overwrite")
-    for table in held:
-        table.unlink()
+
+
+def write_tables(
+    out: Path,
+    pairs: Iterable[Mapping[str, str]],
+    spoken: Iterable[Mapping[str, str]],
+    summary: Mapping[str, object],
+) -> None:
+    """Write the :data:`TABLES`: pairs in the order of their parts, speech, and the counts of both."""
     out.mkdir(parents=True, exist_ok=True)
-    return out
+    by_part = sorted(pairs, key=lambda row: SPLITS.index(row["split"]))
+    write_table(out / "manifest.csv", MANIFEST, by_part)
+    write_table(out / "speech.csv", SPEECH_TABLE, spoken)
+    (out / "prepared.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def speech_counts(spoken: Iterable[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    """Sentences and speakers of each part."""
+    spoken = list(spoken)
+    return {
+        part: {"sentences": len(rows), "speakers": len({row["speaker"] for row in rows})}
+        for part in SPLITS
+        if (rows := [row for row in spoken if row["split"] == part])
+    }

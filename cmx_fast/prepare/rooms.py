@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,9 +17,7 @@ from cmx_fast.data.sets.image2reverb import (
     MANIFEST,
     PICTURE_SUFFIXES,
     SPEECH_SUFFIXES,
-    SPEECH_TABLE,
     SPLITS,
-    write_table,
 )
 from cmx_fast.data.sets.lists import read_table
 from cmx_fast.data.sets.recordings import left_out, of_kind
@@ -30,10 +27,12 @@ from cmx_fast.prepare.parts import (
     Seed,
     TestShare,
     ValShare,
+    check_free,
     check_shares,
     divide,
     generator,
-    new_folder,
+    speech_counts,
+    write_tables,
 )
 from cmx_fast.prepare.responses import DecayTimes
 from cmx_fast.prepare.speech import Speaker, Speech, speech_rows
@@ -42,7 +41,7 @@ from cmx_fast.prepare.speech import Speaker, Speech, speech_rows
 _DIVIDED = {"train": "train", "val": "val", "test": "test", "eval": "test"}
 
 #: Rows of a response that no photograph belongs to: each has sentences of its own.
-HEARD_ALONE = 20
+HEARD_ALONE = 10
 
 Skipped = list[tuple[Path, str]]
 
@@ -191,6 +190,81 @@ def manifest_row(image: Path | None, response: Response, space: str, part: str) 
     return dict(zip(MANIFEST, values, strict=True))
 
 
+@dataclass
+class Pairing:
+    """The pairs of all kinds, and what is in none of them.
+
+    Attributes:
+        rows: of manifest.csv.
+        counts: ``counts[kind][part]``, the number of pairs and of responses.
+        alone: responses that no photograph belongs to.
+        unused: photographs and kinds that are left out, in words.
+    """
+
+    rows: list[dict[str, str]]
+    counts: dict[str, dict[str, tuple[int, int]]]
+    alone: list[Response]
+    unused: list[str]
+
+
+def pair_kinds(
+    kinds: list[Kind],
+    pictures: dict[str, dict[str, list[Path]]],
+    airs: list[Response],
+    *,
+    share_responses: bool,
+    most: int,
+    val_share: float,
+    test_share: float,
+    seed: int,
+) -> Pairing:
+    """Pair each photograph of a kind with one of its responses of the same part, all equally often.
+
+    Raises:
+        ValueError: fewer than two kinds have photographs and responses for every part.
+    """
+    folders = {name for of in pictures.values() for name in of} - {n for k in kinds for n in k.photographs}
+    result = Pairing([], {}, list(airs), [f"photographs {name}" for name in sorted(folders)])
+    for kind in kinds:
+        own = [response for response in airs if response.space in kind.responses]
+        shown = divide_photographs(pictures, kind, val_share, test_share, seed)
+        if shown is None:
+            result.unused.append(f"kind {kind.name}, too few photographs")
+            continue
+        parts = [part for part in SPLITS if part in shown]
+        if share_responses and own:
+            heard: dict[str, list[Response]] | None = dict.fromkeys(parts, own)
+        else:
+            heard = divide_responses(own, kind.name, parts, val_share, test_share, seed)
+        if heard is None:
+            result.unused.append(f"kind {kind.name}, responses of fewer places than parts")
+            continue
+        result.alone = [response for response in result.alone if response not in own]
+        result.counts[kind.name] = {}
+        for part in parts:
+            order = generator(seed, f"pairs {kind.name} {part}").permutation(len(heard[part]))
+            images = shown[part][: most or None]
+            result.counts[kind.name][part] = len(images), len(heard[part])
+            result.rows += [
+                manifest_row(image, heard[part][order[number % len(order)]], kind.name, part)
+                for number, image in enumerate(images)
+            ]
+    if len(result.counts) < 2:
+        raise ValueError(
+            f"{len(result.counts)} kinds have photographs and responses for every part, and two are needed; not used: "
+            f"{'; '.join(result.unused)}. Name pairs of kinds with --kinds, or use responses in all parts: "
+            "--share-responses"
+        )
+    parts = [part for part in SPLITS if all(part in of for of in result.counts.values())]
+    divided = None
+    if not share_responses:
+        divided = divide_responses(result.alone, "alone", parts, val_share, test_share, seed)
+    for part, responses in (divided or {"train": result.alone}).items():
+        for response in responses:
+            result.rows += [manifest_row(None, response, response.space, part)] * HEARD_ALONE
+    return result
+
+
 def prepare_rooms(
     photographs: Annotated[
         Path, typer.Option(help="Photographs, KIND/*.jpg or {train,val,test}/KIND/*.jpg.")
@@ -224,101 +298,62 @@ def prepare_rooms(
     """Pair photographs and impulse responses of the same kind of room, and hold out some of each and some speakers.
 
     Every photograph makes a pair with one of its kind's responses, all equally often. No photograph, no speaker and,
-    without --share-responses, no place with its responses is in two parts. Responses without photographs teach
-    the speech encoder, and test its RT60. Writes manifest.csv with RT60 measured,
-    speech.csv and prepared.json; cmx train csir --data reads them. Files stay where they are.
+    without --share-responses, no place with its responses is in two parts. Responses without photographs teach the
+    speech encoder, and test its RT60. Writes manifest.csv with RT60 measured, speech.csv and prepared.json;
+    cmx train csir --data reads them. Files stay where they are.
     """
     check_shares(val_share, test_share)
-    out = new_folder(out, ("manifest.csv", "speech.csv", "prepared.json"), overwrite)
+    check_free(out, overwrite)
     spoken, silent = speech_rows(speech, speaker, val_share, test_share, seed)
-    pictures, no_pictures = read_photographs(Path(photographs))
-    airs, no_airs = read_responses(Path(responses), Path(table))
-    folders = {name for of in pictures.values() for name in of}
-    spaces = {response.space for response in airs}
-    wanted = (
-        [Kind(name, (name,), (name,)) for name in sorted(folders & spaces)]
-        if kinds is None
-        else read_kinds(kinds)
+    pictures, no_pictures = read_photographs(photographs)
+    airs, no_airs = read_responses(responses, table)
+    if kinds is None:
+        equal = {name for of in pictures.values() for name in of} & {response.space for response in airs}
+        wanted = [Kind(name, (name,), (name,)) for name in sorted(equal)]
+    else:
+        wanted = read_kinds(kinds)
+    pairing = pair_kinds(
+        wanted,
+        pictures,
+        airs,
+        share_responses=share_responses,
+        most=pairs,
+        val_share=val_share,
+        test_share=test_share,
+        seed=seed,
     )
-    rows: list[dict[str, str]] = []
-    counts: dict[str, dict[str, list[int]]] = {}
-    unused = [f"photographs {name}" for name in sorted(folders - {n for k in wanted for n in k.photographs})]
-    alone = list(airs)
-    for kind in wanted:
-        own = [response for response in airs if response.space in kind.responses]
-        shown = divide_photographs(pictures, kind, val_share, test_share, seed)
-        if shown is None:
-            unused.append(f"kind {kind.name}, too few photographs")
-            continue
-        parts = [part for part in SPLITS if part in shown]
-        heard = (
-            dict.fromkeys(parts, own)
-            if share_responses and own
-            else divide_responses(own, kind.name, parts, val_share, test_share, seed)
-        )
-        if heard is None:
-            unused.append(f"kind {kind.name}, responses of fewer places than parts")
-            continue
-        alone = [response for response in alone if response not in own]
-        counts[kind.name] = {}
-        for part in parts:
-            order = generator(seed, f"pairs {kind.name} {part}").permutation(len(heard[part]))
-            files = shown[part][: pairs or None]
-            counts[kind.name][part] = [len(files), len(heard[part])]
-            rows += [
-                manifest_row(image, heard[part][order[number % len(order)]], kind.name, part)
-                for number, image in enumerate(files)
-            ]
-    if len(counts) < 2:
-        raise ValueError(
-            f"{len(counts)} kinds have photographs and responses for every part, and two are needed; not used: "
-            f"{'; '.join(unused)}. Name pairs of kinds with --kinds, or use responses in all parts: --share-responses"
-        )
-    parts = [part for part in SPLITS if all(part in of for of in counts.values())]
-    divided = (
-        None if share_responses else divide_responses(alone, "alone", parts, val_share, test_share, seed)
-    )
-    for part, ones in (divided or {"train": alone}).items():
-        rows += [manifest_row(None, one, one.space, part) for one in ones for _ in range(HEARD_ALONE)]
-    rows.sort(key=lambda row: SPLITS.index(str(row["split"])))
-    write_table(out / "manifest.csv", MANIFEST, rows)
-    write_table(out / "speech.csv", SPEECH_TABLE, spoken)
-    unknown = [response for response in airs if math.isnan(response.rt60)]
+    alone = {
+        part: {row["air"] for row in pairing.rows if row["split"] == part and not row["image"]}
+        for part in SPLITS
+    }
+    unknown = [response.air.name for response in airs if math.isnan(response.rt60)]
     summary = {
         "seed": seed,
         "responses": "shared by all parts" if share_responses else "held out by place",
         "kinds": {
             name: {part: {"pairs": n, "responses": m} for part, (n, m) in of.items()}
-            for name, of in counts.items()
+            for name, of in pairing.counts.items()
         },
-        "speech": {part: sum(row["split"] == part for row in spoken) for part in SPLITS},
-        "speakers": {
-            part: len({row["speaker"] for row in spoken if row["split"] == part}) for part in SPLITS
-        },
-        "responses without photographs": {
-            part: len({row["air"] for row in rows if row["split"] == part and not row["image"]})
-            for part in SPLITS
-        },
-        "responses of unknown RT60": [response.air.name for response in unknown],
-        "not used": unused,
+        "speech": speech_counts(spoken),
+        "responses without photographs": {part: len(files) for part, files in alone.items()},
+        "responses of unknown RT60": unknown,
+        "not used": pairing.unused,
     }
-    (out / "prepared.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_tables(out, pairing.rows, spoken, summary)
     say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
     for name, skipped in (("photographs", no_pictures), ("responses", no_airs), ("speech", silent)):
         if skipped:
             say(f"{name}{left_out(skipped)}")
     if unknown:
-        say(
-            f"{len(unknown)} responses of unknown RT60: {', '.join(response.air.name for response in unknown)}"
-        )
-    if alone:
-        say(f"{len(alone)} responses have no photographs, and are heard alone")
-    if unused:
-        say(f"not used: {'; '.join(unused)}")
-    Console().print(_table(counts))
+        say(f"{len(unknown)} responses of unknown RT60: {', '.join(unknown)}")
+    if pairing.alone:
+        say(f"{len(pairing.alone)} responses have no photographs, and are heard alone")
+    if pairing.unused:
+        say(f"not used: {'; '.join(pairing.unused)}")
+    Console().print(_table(pairing.counts))
 
 
-def _table(counts: dict[str, dict[str, list[int]]]) -> Table:
+def _table(counts: dict[str, dict[str, tuple[int, int]]]) -> Table:
     """Pairs and responses of each kind by part, for a terminal."""
     table = Table(title="pairs / responses", title_justify="left")
     parts = [part for part in SPLITS if any(part in of for of in counts.values())]

@@ -22,7 +22,7 @@ def write_response(path, rt60, seed=0, noise=0.0):
     rng = np.random.default_rng(seed)
     time = np.arange(round((rt60 + 0.2) * RATE)) / RATE
     decay = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
-    soundfile.write(path, 0.1 * (decay + noise * rng.standard_normal(len(time))), RATE, subtype="FLOAT")
+    soundfile.write(path, 0.1 * (decay + noise * rng.standard_normal(len(time))), RATE, subtype="PCM_16")
 
 
 def write_picture(path, level):
