@@ -34,7 +34,7 @@ class SpeechEncoder(nn.Module):
     (B, n_mels, frames) float -> (B, dim) float; dim = 64 * (n_mels // 32) * (frames // 32) + n_mels, which is
     2432 for the paper's 128 x 301. The paper names the branches, the average over time and the flattening;
     layers and sizes are those of the public emotion-recognition network with the same two branches (with one
-    CNN, as the paper says): 3 x [3x3 convolution, batch norm, ReLU, max pool 2/4/4, dropout 0.3] of 16, 32,
+    CNN, as the paper says): 3 x [3x3 convolution, batch norm, ReLU, max pool 2/4/4, dropout] of 16, 32,
     64 channels, flattened; max pool over 4 frames, then 4 post-norm layers of width n_mels, 4 heads, 512
     hidden, dropout 0.4, no positions, averaged. The input is standardised per mel band with the training
     set's statistics (ours), kept as buffers.
@@ -46,7 +46,7 @@ class SpeechEncoder(nn.Module):
     mel_std: Tensor
 
     def __init__(
-        self, n_mels: int = 128, frames: int = 301, cnn_dropout: float = 0.3, transformer_dropout: float = 0.4
+        self, n_mels: int = 128, frames: int = 301, cnn_dropout: float = 0.0, transformer_dropout: float = 0.4
     ):
         super().__init__()
         if n_mels % 32 or frames < 32:

@@ -42,7 +42,6 @@ class Recipe(Presets):
         "image_size": 64,
         "image_encoder": "resnet10",
         "gradcam_layer": "layer3",
-        "cnn_dropout": 0.0,
         "transformer_dropout": 0.0,
         "speech_steps": 500,
         "speech_batch": 16,
@@ -83,7 +82,9 @@ class Recipe(Presets):
     crop_seconds: Positive = (
         6.0  # [O] length of the speech encoder's input; the paper's is the whole utterance
     )
-    cnn_dropout: ShareBelowOne = 0.3  # [R]
+    #: [O] The reference's 0.3 lifts the maxima of the pools behind it while training, so that batch norm's running
+    #: statistics fit no evaluation: RT60 by ear comes out too long, by a half with 0.1.
+    cnn_dropout: ShareBelowOne = 0.0
     transformer_dropout: ShareBelowOne = 0.4  # [R]
     standardise: bool = True  # [O] batch norm without parameters before the projections; the paper has none
     embed_dim: Count = 64  # [P] common space

@@ -261,3 +261,19 @@ def test_places365_errors_name_what_is_wrong(places, tmp_path):
     file.write_text("<html>404</html>")
     with pytest.raises(ValueError, match="not a readable PyTorch checkpoint"):
         load_places365(encoder, file)
+
+
+def test_what_batch_norm_learns_in_training_fits_evaluation():
+    """With the reference's dropout before its pools, features in evaluation would be a good deal smaller."""
+
+    def shift(dropout):
+        torch.manual_seed(0)
+        encoder = SpeechEncoder(32, 64, cnn_dropout=dropout)
+        speech = torch.randn(16, 32, 64)
+        for _ in range(100):
+            training = encoder.cnn(speech[:, None]).mean()
+        return (encoder.eval().cnn(speech[:, None]).mean() / training - 1).abs().item()
+
+    with torch.no_grad():
+        assert shift(Recipe().cnn_dropout) < 0.03
+        assert shift(0.3) > 0.3
