@@ -226,7 +226,8 @@ def test_a_pretrained_image_encoder_stays_as_it_is_and_is_found_again(data, tmp_
     features = np.load(run / "image_features.npy")
     assert features.shape == (12, 1024) and np.isfinite(features).all()
     results = json.loads((run / "results.json").read_text())
-    assert "Where the image encoder looks" not in (run / "report.html").read_text()
+    html = (run / "report.html").read_text()
+    assert "Where the image encoder looks" not in html and f"<code>{spec}</code>, fixed" in html
     file.rename(moved)
     with pytest.raises(
         FileNotFoundError, match="was trained with shufflenet_v2_x0_5=.*a.pth; has the file moved"
