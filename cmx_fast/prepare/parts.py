@@ -17,7 +17,7 @@ from cmx_fast.data.sets.image2reverb import MANIFEST, SPEECH_TABLE, SPLITS, writ
 #: The files that a prepared set has.
 TABLES = ("manifest.csv", "speech.csv", "prepared.json")
 
-Out = Annotated[Path, typer.Option(help="Folder for the tables; must not exist or be empty.")]
+Out = Annotated[Path, typer.Option(help="Folder for the tables; an empty or a new one.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same division.")]
 Overwrite = Annotated[bool, typer.Option(help="Write anew the tables that the folder holds.")]
 ValShare = Annotated[float, typer.Option(help="Share of the validation part, to choose settings by.")]
