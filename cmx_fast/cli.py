@@ -23,6 +23,7 @@ app = typer.Typer(
 # group -> help, then command -> (the function that declares its own options, one line for the overview)
 GROUPS = {
     "simulate": "Write small data sets in the layouts of the real ones.",
+    "prepare": "Write the tables of a data set from files that stay where they are.",
     "train": "Train a system; the run folder holds checkpoints, metrics and report.html.",
     "evaluate": "Evaluate a trained run.",
     "bench": "Time the operators (cmx bench [NAMES]), loading your own files (data DIR), or training steps (steps).",
@@ -43,6 +44,14 @@ COMMANDS = {
     ("simulate", "clips"): (
         "cmx_fast.simulate.clips.simulate:simulate_clips",
         "Videos of moving objects of which one sounds (Kinetics, VGGSound layouts).",
+    ),
+    ("prepare", "image2reverb"): (
+        "cmx_fast.prepare.image2reverb:prepare_image2reverb",
+        "Image2Reverb divided anew within its spaces, with dry speech by speaker (CSIR's paper).",
+    ),
+    ("prepare", "rooms"): (
+        "cmx_fast.prepare.rooms:prepare_rooms",
+        "Pairs from your own photographs by kind of room, impulse responses and speech.",
     ),
     ("train", "csir"): (
         "cmx_fast.systems.csir.train:train_csir",

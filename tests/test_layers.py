@@ -26,6 +26,7 @@ LAW = {
     "networks": {"losses", "nn", "ops"},
     "data": {"nn", "ops", "reference"},
     "simulate": {"data"},
+    "prepare": {"data"},
     "evaluate": {"cluster", "data", "networks", "nn", "ops"},
     "train": {"data", "distributed", "losses", "networks", "nn", "ops"},
     "systems": {

@@ -1,26 +1,26 @@
-"""Grad-CAM of the paired score: which parts of a picture bring it close to the speech of that room."""
+"""Grad-CAM: the parts of a picture that raise a score of it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def gradcam(model: Any, encoder: nn.Module, image: Tensor, speech: Tensor, layer: str = "layer4") -> Tensor:
-    """Heat maps in [0, 1] for score_b = cos(z^v_b, z^s_b): (B, 3, S, S), (B, D) -> (B, S, S).
+def gradcam(
+    encoder: nn.Module, image: Tensor, score: Callable[[Tensor], Tensor], layer: str = "layer4"
+) -> Tensor:
+    """Heat maps in [0, 1] of the pictures' own scores: (B, 3, S, S) -> (B, S, S).
 
     Channel weights are the spatial means of d score / d activation of the layer's last block; the map is the
     positive part of the weighted sum, shifted and scaled to [0, 1] per picture and resized (Selvaraju et al.
-    2017, with the normalisation of the code that the CSIR paper uses). The paper leaves its score open; the
-    paired cosine is ours.
+    2017, with the normalisation of the code that the CSIR paper uses).
 
     Args:
-        model: has ``project_image``, from the encoder's output to the common space.
-        encoder: the image encoder to look into: the model's own, or the one before fine-tuning.
-        speech: z^s of each picture's speech, not differentiated.
+        encoder: the image encoder to look into.
+        score: from the encoder's output (B, D) to a score of each picture (B,).
         layer: name of a ResNet stage; the paper's is "layer4".
     """
     stages = [name for name, _ in encoder.named_children() if name.startswith("layer")]
@@ -34,8 +34,7 @@ def gradcam(model: Any, encoder: nn.Module, image: Tensor, speech: Tensor, layer
     encoder.eval()
     try:
         with torch.enable_grad():
-            score = F.cosine_similarity(model.project_image(encoder(image)), speech.detach())
-            (gradient,) = torch.autograd.grad(score.sum(), kept[0])
+            (gradient,) = torch.autograd.grad(score(encoder(image)).sum(), kept[0])
     finally:
         hook.remove()
         encoder.train(was_training)

@@ -25,8 +25,11 @@ class Pyramid(nn.Module):
     """A feature pyramid on maps that a fixed encoder has made: rows (B, R) of :func:`pack` to (B, width, h_0, w_0).
 
     Lin et al. 2017 as in PiCIE's code: 1x1 lateral convolutions with bias to ``width`` channels (128 in the C2L paper,
-    instead of 256), bilinear upsampling, sum, no smoothing convolution, and only the finest map as output. An encoder's
-    maps have scales of their own, so every place of each is first divided by its root mean square (ours).
+    instead of 256), bilinear upsampling, sum, no smoothing convolution, and only the finest map as output.
+
+    Two things are ours. An encoder's maps have scales of their own, so every place of each is first divided by its root
+    mean square. The lateral convolutions start as orthogonal projections without bias, so that what the encoder tells
+    apart is apart from the start.
 
     Args:
         shapes: (channels, height, width) of the packed maps, finest first.
@@ -35,7 +38,11 @@ class Pyramid(nn.Module):
     def __init__(self, shapes: Sequence[MapShape], width: int = 128):
         super().__init__()
         self.shapes = list(shapes)
-        self.lateral = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels, _, _ in shapes)
+        lateral = [nn.Conv2d(channels, width, 1) for channels, _, _ in shapes]
+        for layer in lateral:
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.lateral = nn.ModuleList(lateral)
 
     def activations(self, rows: Tensor) -> list[Tensor]:
         """The packed maps, not negative, as :meth:`FPN.activations` gives them."""

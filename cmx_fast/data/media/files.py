@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmx_fast._extras import require
 from cmx_fast.data.media.resampling import RATES, resample
+from cmx_fast.data.media.sphere import is_shortened, read_shortened, shortened_samples
 
 #: The largest ratio of a picture's sides: beyond it the resized picture would fill the memory.
 LONGEST_SIDE = 16
@@ -54,6 +55,8 @@ def audio_problem(path: Path) -> str | None:
     soundfile = require("soundfile", "media")
     if not path.is_file():
         return "missing"
+    if is_shortened(path):
+        return None if shortened_samples(path) else "has no samples"
     try:
         info = soundfile.info(os.fsencode(path))  # names may be any bytes
     except soundfile.LibsndfileError as error:
@@ -99,6 +102,9 @@ def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = Fa
     """
     soundfile = require("soundfile", "media")
     try:
+        if path.is_file() and is_shortened(path):
+            samples, rate = read_shortened(path, max_samples / sample_rate)
+            return sounding(path, torch.from_numpy(samples), rate, sample_rate, max_samples, mix=mix)
         with soundfile.SoundFile(os.fsencode(path)) as stream:
             rate = stream.samplerate
             if rate not in RATES:

@@ -2,21 +2,26 @@
 
 Reads the published layout and the one that ``cmx simulate rooms`` writes, which is the same::
 
-    <root>/{train,test}_A/<space>_<pair>_label.jpg     pictures (any size; JPEG or PNG)
-    <root>/{train,test}_B/<space>_<pair>_img.wav       acoustic impulse responses (AIR)
-    <root>/speech/{train,test}/*.wav                   dry sentences (or another folder, ``speech=``)
-    <root>/manifest.csv                                optional: image,air,space,indoor,rt60,split
+    <root>/{train,val,test}_A/<space>_<pair>_label.jpg     pictures (any size; JPEG or PNG)
+    <root>/{train,val,test}_B/<space>_<pair>_img.wav       acoustic impulse responses (AIR)
+    <root>/speech/{train,val,test}/**/*.wav                dry sentences (or another folder, ``speech=``)
+    <root>/manifest.csv                                    optional: image,air,space,indoor,rt60,split
+    <root>/speech.csv                                      optional: file,split[,speaker]
+
+The two tables take the place of the folders, and may name files anywhere: ``cmx prepare`` writes them. A row without an
+image is a response that is heard alone.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import math
 import os
 import warnings
 import zlib
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,33 +38,116 @@ from cmx_fast.data.media.files import (
     read_audio,
     read_picture,
 )
-from cmx_fast.data.sets.lists import read_table
-from cmx_fast.data.sets.recordings import of_kind
-from cmx_fast.data.transforms.reverberation import peak_normalise, reverberate
+from cmx_fast.data.sets.lists import Row, read_table
+from cmx_fast.data.sets.recordings import check_split, of_kind
+from cmx_fast.data.transforms.reverberation import damp, peak_normalise, reverberate
 from cmx_fast.data.transforms.schroeder import reverberation_time
 
 # ImageNet's channel statistics, which the Places365 weights expect.
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+#: The parts of a set; not every set has a "val".
+SPLITS = ("train", "val", "test")
+#: The columns of manifest.csv and of speech.csv.
+MANIFEST = ("image", "air", "space", "indoor", "rt60", "split")
+SPEECH_TABLE = ("file", "split", "speaker")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
+#: Dry speech: WAV, FLAC, OGG, and SPHERE by the names that LDC uses; WSJ0's .wv2 are of a far microphone.
+SPEECH_SUFFIXES = (".wav", ".flac", ".ogg", ".sph", ".nist", ".wv1")
 #: Seconds of a response from which its RT60 is taken: it may be longer than the speech.
 _LONGEST_RESPONSE = 30.0
 _TRUE, _FALSE = ("1", "true", "yes", "indoor"), ("0", "false", "no", "outdoor")
+
+
+def read_indoor(row: Row) -> bool | None:
+    """The column "indoor" of a row: True, False, or None where it is empty.
+
+    Raises:
+        ValueError: it is anything else; names the line.
+    """
+    value = row["indoor"].lower()
+    if value not in (*_TRUE, *_FALSE, ""):
+        raise ValueError(f"{row.where}: indoor is {row['indoor']!r}, expected 1 or 0")
+    return value in _TRUE if value else None
+
+
+def measure_rt60(air: Path, sample_rate: int) -> float:
+    """RT60 in seconds of a response's first channel; NaN where noise hides its decay.
+
+    Raises:
+        BrokenFileError: the file can't be decoded.
+    """
+    response = read_audio(air, sample_rate, round(_LONGEST_RESPONSE * sample_rate))
+    return reverberation_time(response.numpy(), sample_rate)
+
+
+def write_table(file: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write one of a set's tables; names of files may be any bytes."""
+    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A picture and an impulse response of the same space.
 
-    ``indoor`` is None where no manifest says it; ``rt60`` is NaN where no manifest says it and noise hides the decay.
+    ``image`` is None for a response that is heard alone. ``indoor`` is None where no manifest says it; ``rt60`` is NaN
+    where no manifest says it and noise hides the decay.
     """
 
-    image: Path
+    image: Path | None
     air: Path
     space: str
     indoor: bool | None
     rt60: float
     name: str
+
+
+@dataclass
+class PairFiles:
+    """The files of one part of the published layout.
+
+    Attributes:
+        pairs: (picture, response, space), by name.
+        alone: (file, reason) of pictures and responses that have no partner, or a name without a space.
+        others: (file, reason) of files that don't belong to the layout.
+    """
+
+    pairs: list[tuple[Path, Path, str]]
+    alone: list[tuple[Path, str]]
+    others: list[tuple[Path, str]]
+
+
+def files_of_pairs(root: Path, split: str) -> PairFiles:
+    """Pair the pictures of ``<root>/<split>_A`` with the responses of ``<root>/<split>_B`` by their names.
+
+    Raises:
+        ValueError: one of the folders is not there.
+    """
+    found = PairFiles([], [], [])
+
+    def identities(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+        if not folder.is_dir():
+            raise ValueError(f"root: no folder {folder}; expected Image2Reverb's layout or a manifest.csv")
+        files, others = of_kind(folder, suffixes)
+        unnamed = [(p, f"is not called <space>_<pair>{ending}") for p in files if not p.stem.endswith(ending)]
+        found.others += others + unnamed
+        return {p.stem.removesuffix(ending): p for p in files if p.stem.endswith(ending)}
+
+    images = identities(root / f"{split}_A", "_label", PICTURE_SUFFIXES)
+    airs = identities(root / f"{split}_B", "_img", (".wav",))
+    for identity in sorted(images.keys() | airs.keys()):
+        if identity not in airs:
+            found.alone.append((images[identity], f"has no partner {split}_B/{identity}_img.wav"))
+        elif identity not in images:
+            found.alone.append((airs[identity], f"has no partner {split}_A/{identity}_label.jpg"))
+        elif "_" not in identity:
+            found.alone.append((images[identity], "name is not <space>_<pair>_label"))
+        else:
+            found.pairs.append((images[identity], airs[identity], identity.rsplit("_", 1)[0]))
+    return found
 
 
 class _Cache:
@@ -84,12 +172,15 @@ class _Cache:
 class Image2Reverb(Dataset[dict[str, Any]]):
     """A split of Image2Reverb with an item per (pair, sentence): the picture, and the sentence in the pair's space.
 
-    ``root``, ``split`` ("train" or "test"): the folder and the half to read. ``speech``: folder of dry sentences
-    (default ``<root>/speech/<split>``). ``sentences_per_air``: sentences drawn without replacement for each AIR, by
-    ``seed`` and the pair's name, so they do not depend on which other files are there (paper: 5). ``seconds`` and
+    ``root``, ``split`` ("train", "val" or "test"): the folder and the part to read. ``speech``: folder of dry sentences
+    (default: those of ``speech.csv``, else ``<root>/speech/<split>``): WAV, FLAC, OGG or SPHERE, at any depth.
+    ``sentences_per_air``: sentences drawn without replacement for each pair, by ``seed`` and the names of its picture
+    and its response, so they do not depend on which other files are there (paper: 5). ``seconds`` and
     ``sample_rate``: length and rate of the speech (paper: 6 s, 22,050 Hz); files of another rate are resampled.
     ``image_size``: pictures are resized and centre-cropped to this (paper: 224). ``spaces``: names that fix the
-    class numbers; pass ``train.spaces`` for the test split. ``cache_bytes`` bounds each of the three caches of
+    class numbers; pass ``train.spaces`` for the other splits. ``damping``: each utterance's response is damped so that
+    its RT60 is (1 - damping) to 1 of the measured one, log-uniform by ``seed``; for training. ``cache_bytes`` bounds
+    each of the three caches of
     decoded files (pictures, AIRs, speech).
 
     The constructor checks every file's header and end. A broken, missing or unpaired file raises
@@ -114,11 +205,13 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         image_size: int = 224,
         spaces: list[str] | None = None,
         skip_bad: bool = False,
+        damping: float = 0.0,
         seed: int = 0,
         cache_bytes: int = 1 << 30,
     ) -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        check_split(split, SPLITS)
+        if not 0 <= damping < 1:
+            raise ValueError(f"damping must be in [0, 1), got {damping}")
         if sentences_per_air < 1 or seconds <= 0 or sample_rate < 1 or image_size < 1:
             raise ValueError(
                 f"sentences_per_air ({sentences_per_air}), seconds ({seconds}), sample_rate ({sample_rate}) and "
@@ -138,9 +231,7 @@ class Image2Reverb(Dataset[dict[str, Any]]):
                 f"root: no folder {self.root}; write one with `cmx simulate rooms --out {self.root}`"
             )
 
-        self.speech_files = self._find_speech(
-            Path(speech) if speech is not None else self.root / "speech" / split
-        )
+        self.speech_files = self._checked_speech(None if speech is None else Path(speech))
         if len(self.speech_files) < sentences_per_air:
             raise ValueError(
                 f"speech: {len(self.speech_files)} sentences, fewer than sentences_per_air={sentences_per_air}"
@@ -152,26 +243,38 @@ class Image2Reverb(Dataset[dict[str, Any]]):
                 f"root: {self.root} has no usable pairs for split {split!r} ({len(self.skipped)} skipped)"
             )
 
-        present = sorted({pair.space for pair in self.pairs})
-        self.spaces = present if spaces is None else list(spaces)
-        unknown = sorted(set(present) - set(self.spaces))
+        self.pairs.sort(key=lambda pair: pair.image is None)
+        seen = {pair.space for pair in self.pairs if pair.image}
+        heard = {pair.space for pair in self.pairs} - seen
+        self.spaces = [*sorted(seen), *sorted(heard)] if spaces is None else list(spaces)
+        unknown = sorted(seen - set(self.spaces))
         if unknown:
             raise ValueError(
                 f"spaces: {unknown[:5]} of split {split!r} are not among the {len(self.spaces)} given"
             )
         self._class_of = {space: number for number, space in enumerate(self.spaces)}
-        self._sentences = [self._draw_sentences(pair, seed) for pair in self.pairs]
+        self._sentences, self._dampings = self._draw(seed, damping)
 
     def _bad(self, path: Path, reason: str) -> None:
         if not self._skip_bad:
             raise BrokenFileError(path, reason)
         self.skipped.append((path, reason))
 
-    def _find_speech(self, folder: Path) -> list[Path]:
-        files, others = of_kind(folder, (".wav", ".flac")) if folder.is_dir() else ([], [])
-        self.skipped += others
+    def _checked_speech(self, folder: Path | None) -> list[Path]:
+        table = self.root / "speech.csv"
+        if folder is None and table.is_file():
+            rows = read_table(table, ("file", "split"))
+            files = [self.root / row["file"] for row in rows if row.one_of("split", SPLITS) == self.split]
+            place = f"{table} for split {self.split!r}"
+        else:
+            folder = folder or self.root / "speech" / self.split
+            files, others = of_kind(folder, SPEECH_SUFFIXES, nested=True) if folder.is_dir() else ([], [])
+            self.skipped += others
+            place = str(folder)
         if not files:
-            raise ValueError(f"speech: no WAV or FLAC files in {folder}; give a folder of dry sentences")
+            raise ValueError(
+                f"speech: no WAV, FLAC, OGG or SPHERE files in {place}; give a folder of dry sentences"
+            )
         good = []
         for path in files:
             problem = audio_problem(path)
@@ -184,21 +287,19 @@ class Image2Reverb(Dataset[dict[str, Any]]):
     def _pairs_of_manifest(self, manifest: Path) -> list[Pair]:
         pairs = []
         for row in read_table(manifest, ("image", "air", "space", "indoor", "split")):
-            if row.one_of("split", ("train", "test")) != self.split:
+            if row.one_of("split", SPLITS) != self.split:
                 continue
-            indoor = row["indoor"].lower()
-            if indoor not in (*_TRUE, *_FALSE, ""):
-                raise ValueError(f"{row.where}: indoor is {row['indoor']!r}, expected 1 or 0")
+            indoor = read_indoor(row)
             rt60 = row.real("rt60") if row.get("rt60") else None
             if rt60 is not None and (rt60 < 0 or math.isinf(rt60)):
                 raise ValueError(
                     f"{row.where}: rt60 is {row['rt60']!r}, expected 0 or more seconds, nan where unknown"
                 )
             pair = self._checked_pair(
-                self.root / row["image"],
+                self.root / row["image"] if row["image"] else None,
                 self.root / row["air"],
                 row["space"],
-                indoor in _TRUE if indoor else None,
+                indoor,
                 rt60,
             )
             if pair:
@@ -206,55 +307,45 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         return pairs
 
     def _pairs_of_folders(self) -> list[Pair]:
-        def identities(folder: Path, ending: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-            if not folder.is_dir():
-                raise ValueError(
-                    f"root: no folder {folder}; expected Image2Reverb's layout or a manifest.csv"
-                )
-            files, others = of_kind(folder, suffixes)
-            unnamed = [
-                (p, f"is not called <space>_<pair>{ending}") for p in files if not p.stem.endswith(ending)
-            ]
-            self.skipped += others + unnamed
-            return {p.stem.removesuffix(ending): p for p in files if p.stem.endswith(ending)}
-
-        images = identities(self.root / f"{self.split}_A", "_label", _PICTURE_SUFFIXES)
-        airs = identities(self.root / f"{self.split}_B", "_img", (".wav",))
-        pairs = []
-        for identity in sorted(images.keys() | airs.keys()):
-            if identity not in airs:
-                self._bad(images[identity], f"has no partner {self.split}_B/{identity}_img.wav")
-            elif identity not in images:
-                self._bad(airs[identity], f"has no partner {self.split}_A/{identity}_label.jpg")
-            elif "_" not in identity:
-                self._bad(images[identity], "name is not <space>_<pair>_label")
-            else:
-                pair = self._checked_pair(
-                    images[identity], airs[identity], identity.rsplit("_", 1)[0], None, None
-                )
-                if pair:
-                    pairs.append(pair)
-        return pairs
+        found = files_of_pairs(self.root, self.split)
+        self.skipped += found.others
+        for path, reason in found.alone:
+            self._bad(path, reason)
+        checked = (self._checked_pair(image, air, space, None, None) for image, air, space in found.pairs)
+        return [pair for pair in checked if pair]
 
     def _checked_pair(
-        self, image: Path, air: Path, space: str, indoor: bool | None, rt60: float | None
+        self, image: Path | None, air: Path, space: str, indoor: bool | None, rt60: float | None
     ) -> Pair | None:
-        for path, problem in ((image, picture_problem(image)), (air, audio_problem(air))):
-            if problem:
+        for path, check in ((image, picture_problem), (air, audio_problem)):
+            if path and (problem := check(path)):
                 self._bad(path, problem)
                 return None
         if rt60 is None:
             try:
-                response = read_audio(air, self.sample_rate, round(_LONGEST_RESPONSE * self.sample_rate))
-                rt60 = reverberation_time(response.numpy(), self.sample_rate)
+                rt60 = measure_rt60(air, self.sample_rate)
             except BrokenFileError as error:
                 self._bad(air, error.reason)
                 return None
-        return Pair(image, air, space, indoor, rt60, image.stem.removesuffix("_label"))
+        name = image.stem.removesuffix("_label") if image else air.stem
+        return Pair(image, air, space, indoor, rt60, name)
 
-    def _draw_sentences(self, pair: Pair, seed: int) -> list[int]:
-        rng = np.random.default_rng([seed, zlib.crc32(os.fsencode(pair.name))])
-        return rng.choice(len(self.speech_files), self.sentences_per_air, replace=False).tolist()
+    def _draw(self, seed: int, damping: float) -> tuple[list[list[int]], list[list[float]]]:
+        """For each pair its sentences, and the factor of RT60 for each of them."""
+        sentences, factors = [], []
+        repeated: Counter[bytes] = Counter()
+        for pair in self.pairs:
+            name = os.fsencode(f"{pair.image.stem if pair.image else ''}/{pair.air.stem}")
+            rng = np.random.default_rng([seed, zlib.crc32(name), repeated[name]])
+            repeated[name] += 1
+            sentences.append(
+                rng.choice(len(self.speech_files), self.sentences_per_air, replace=False).tolist()
+            )
+            known = pair.rt60 > 0
+            factors.append(
+                [(1 - damping) ** rng.random() if known else 1.0 for _ in range(self.sentences_per_air)]
+            )
+        return sentences, factors
 
     def __len__(self) -> int:
         return len(self.pairs) * self.sentences_per_air
@@ -264,22 +355,37 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         number = index // self.sentences_per_air
         pair = self.pairs[number]
         item: dict[str, Any] = {
-            "image": self.load_image(number),
             "wave": self.load_wave(index),
-            "space": torch.tensor(self._class_of[pair.space]),
-            "rt60": torch.tensor(pair.rt60, dtype=torch.float32),
+            "space": torch.tensor(self.class_of(number)),
+            "rt60": torch.tensor(self.rt60(index), dtype=torch.float32),
             "pair": torch.tensor(number),
             "utterance": torch.tensor(index),
         }
+        if pair.image is not None:
+            item["image"] = self.load_image(number)
         if pair.indoor is not None:
             item["indoor"] = torch.tensor(pair.indoor)
         return item
+
+    @property
+    def pictured(self) -> int:
+        """The number of pairs that have a picture; they come first."""
+        return sum(pair.image is not None for pair in self.pairs)
+
+    def class_of(self, pair_index: int) -> int:
+        """The class number of a pair's space; -1 for a response heard alone whose space is not among ``spaces``."""
+        return self._class_of.get(self.pairs[pair_index].space, -1)
+
+    def rt60(self, utterance_index: int) -> float:
+        """RT60 in seconds of the response that an utterance is heard through, damped; NaN where it is not known."""
+        number, order = divmod(utterance_index, self.sentences_per_air)
+        return self.pairs[number].rt60 * self._dampings[number][order]
 
     def load_image(self, pair_index: int) -> Tensor:
         """The normalised picture of a pair, float32 (3, S, S); on the GPU where DALI decoded it there."""
         pixels = self._decoded(
             self._pictures,
-            [self.pairs[i].image for i in self._stand_ins(pair_index)],
+            [image for i in self._stand_ins(pair_index) if (image := self.pairs[i].image)],
             lambda path: read_picture(path, self.image_size),
         )
         mean, std = _MEAN.to(pixels.device), _STD.to(pixels.device)
@@ -294,10 +400,10 @@ class Image2Reverb(Dataset[dict[str, Any]]):
         number, chosen = self._spoken(utterance_index)
         others = [self.speech_files[chosen - i] for i in range(len(self.speech_files))]
         airs = [self.pairs[i].air for i in self._stand_ins(number)]
-        return (
-            self._decoded(self._dry, others, self._read_sound),
-            self._decoded(self._airs, airs, self._read_sound),
-        )
+        dry = self._decoded(self._dry, others, self._read_sound)
+        air = self._decoded(self._airs, airs, self._read_sound)
+        factor = self._dampings[number][utterance_index % self.sentences_per_air]
+        return dry, air if factor == 1 else damp(air, self.sample_rate, self.pairs[number].rt60, factor)
 
     def decode_ahead(self, pairs: Iterable[int], utterances: Iterable[int], threads: int = 1) -> None:
         """Decode by DALI, together, the pictures of these pairs and the sounds of these utterances.
@@ -314,7 +420,7 @@ class Image2Reverb(Dataset[dict[str, Any]]):
             return dali.read_sounds(paths, self.sample_rate, self.samples, threads=threads)
 
         for cache, paths, read in (
-            (self._pictures, [self.pairs[pair].image for pair in pairs], pictures),
+            (self._pictures, [image for pair in pairs if (image := self.pairs[pair].image)], pictures),
             (self._airs, [self.pairs[pair].air for pair, _ in spoken], sounds),
             (self._dry, [self.speech_files[sentence] for _, sentence in spoken], sounds),
         ):

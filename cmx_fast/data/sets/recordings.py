@@ -67,12 +67,19 @@ def collect(
     return result
 
 
-def of_kind(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[tuple[Path, str]]]:
+def of_kind(
+    folder: Path, suffixes: tuple[str, ...], *, nested: bool = False
+) -> tuple[list[Path], list[tuple[Path, str]]]:
     """The files of a folder that end in one of ``suffixes``, sorted, and the others with the reason.
 
-    Folders and hidden files are neither.
+    Folders and what is hidden are neither. ``nested``: the files of its folders count, too.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    entries = sorted(folder.rglob("*") if nested else folder.iterdir())
+    files = [
+        path
+        for path in entries
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     right = [path for path in files if path.suffix.lower() in suffixes]
     reason = f"does not end in {', '.join(suffixes)}"
     return right, [(path, reason) for path in files if path.suffix.lower() not in suffixes]

@@ -49,3 +49,15 @@ def peak_normalise(wave: Tensor) -> Tensor:
     """Scale ``(*, samples)`` so that the largest magnitude of each row is 1; silence stays silence."""
     peak = wave.abs().amax(dim=-1, keepdim=True)
     return wave / peak.clamp_min(torch.finfo(wave.dtype).tiny)
+
+
+def damp(air: Tensor, sample_rate: int, rt60: float, factor: float) -> Tensor:
+    """Shorten the decay of a response ``(samples,)`` to ``factor`` of its ``rt60`` seconds.
+
+    The response is multiplied by an exponential that begins with its largest sample, the direct sound, as if the room's
+    surfaces absorbed more. ``factor`` is in (0, 1]: a longer decay would lift the noise.
+    """
+    if not (0 < factor <= 1 and rt60 > 0):
+        raise ValueError(f"factor must be in (0, 1] and rt60 above 0, got {factor} and {rt60}")
+    time = torch.arange(len(air), dtype=air.dtype, device=air.device) - air.abs().argmax()
+    return air * 10 ** (-3 * (1 / factor - 1) / rt60 * time.clamp_min(0) / sample_rate)

@@ -1,14 +1,13 @@
-"""Draws spaces and chooses a set of them that differ by ear and by eye."""
+"""Draws spaces of every kind."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cmx_fast.simulate.rooms.furniture import FloorPlan
-from cmx_fast.simulate.rooms.geometry import SURFACES, WALLS, Patch, Room, Vec3, predicted_decay_times
+from cmx_fast.simulate.rooms.geometry import WALLS, Patch, Room, Vec3, predicted_decay_times
 from cmx_fast.simulate.rooms.kinds import INDOOR, OUTDOOR, Kind
 
 _INDOOR_DECAY_SECONDS = (
@@ -16,9 +15,7 @@ _INDOOR_DECAY_SECONDS = (
     2.4,
 )  # Eyring, mean of 500 Hz and 1 kHz; a hall beyond it needs over 3 s of response
 _OUTDOOR_EVERY = 6  # 1 in 6: 4 of 24, so that the outdoor columns of the table are more than one space
-_CANDIDATES = 32
-_SWEEPS = 4
-_BAND_WEIGHTS = np.array([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5])
+_DRAWS = 32
 
 
 class _WallPlan:
@@ -96,44 +93,30 @@ def draw_room(kind: Kind, indoor: bool, rng: np.random.Generator) -> Room:
     return Room(kind.name, kind.name, indoor, size, surfaces, tuple(patches), tuple(plan.boxes), tints)
 
 
-def _signature(room: Room) -> NDArray[np.float64]:
-    """The features that tell spaces apart: octaves of decay time per band (speech's in full), size and openness."""
-    decay = np.log2(predicted_decay_times(room)) * _BAND_WEIGHTS
-    openness = sum(room.surfaces[s] == "open" for s in SURFACES)
-    return np.concatenate([decay, [np.log2(room.volume) / 6, 0.5 * openness]])
-
-
-def _candidates(kind: Kind, indoor: bool, rng: np.random.Generator) -> list[Room]:
-    """Random spaces of a kind; indoors those whose decay is nearest to the wanted range."""
-    rooms = [draw_room(kind, indoor, rng) for _ in range(_CANDIDATES)]
-    if not indoor:
-        return rooms
+def _excess(room: Room) -> float:
+    """Seconds by which a room's decay is outside the wanted range."""
     low, high = _INDOOR_DECAY_SECONDS
-    middle = [float(predicted_decay_times(room)[2:4].mean()) for room in rooms]
-    excess = [max(low - t, t - high, 0.0) for t in middle]
-    return [room for room, e in zip(rooms, excess, strict=True) if e <= min(excess)]
+    decay = float(predicted_decay_times(room)[2:4].mean())
+    return max(low - decay, decay - high, 0.0)
 
 
 def make_rooms(count: int, seed: int) -> list[Room]:
     """``count`` spaces, every sixth outdoors, named ``<index>-<kind>``.
 
-    The kinds come in a fixed order. Each place takes, of 32 random spaces of its kind, the one that differs most from
-    all the others (the largest of the smallest distances in decay time per band, size and openness). A few rounds of
-    this spread the whole set over all audible differences.
+    The kinds come in a fixed order, and each space is drawn on its own: two of them may sound alike, as real ones do.
+    Indoors a draw whose decay lies outside the wanted range is drawn again, up to 32 times.
     """
-    choices: list[list[Room]] = []
+    rooms = []
     for index in range(count):
         indoor = index % _OUTDOOR_EVERY != 2
         outdoors_before = (index + 3) // _OUTDOOR_EVERY
         kinds, position = (INDOOR, index - outdoors_before) if indoor else (OUTDOOR, outdoors_before)
         rng = np.random.default_rng([seed, index, 0])
-        choices.append(_candidates(kinds[position % len(kinds)], indoor, rng))
-    signatures = [np.array([_signature(room) for room in rooms]) for rooms in choices]
-    chosen = [0] * count
-    for _ in range(_SWEEPS if count > 1 else 0):
-        for index in range(count):
-            others = np.array([signatures[i][chosen[i]] for i in range(count) if i != index])
-            gaps = np.linalg.norm(signatures[index][:, None] - others, axis=2).min(axis=1)
-            chosen[index] = int(np.argmax(gaps))
-    picked = [rooms[which] for rooms, which in zip(choices, chosen, strict=True)]
-    return [replace(room, name=f"{i:02d}-{room.kind.replace(' ', '-')}") for i, room in enumerate(picked)]
+        kind = kinds[position % len(kinds)]
+        room = draw_room(kind, indoor, rng)
+        for _ in range(_DRAWS - 1):
+            if not indoor or _excess(room) == 0:
+                break
+            room = min(room, draw_room(kind, indoor, rng), key=_excess)
+        rooms.append(replace(room, name=f"{index:02d}-{room.kind.replace(' ', '-')}"))
+    return rooms

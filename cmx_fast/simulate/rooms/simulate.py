@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from PIL import Image
 from rich.progress import track
 
 from cmx_fast._extras import require
+from cmx_fast.data.sets.image2reverb import MANIFEST, write_table
 from cmx_fast.data.transforms.schroeder import reverberation_time
 from cmx_fast.simulate.rooms.acoustics import impulse_response
 from cmx_fast.simulate.rooms.catalogue import make_rooms
@@ -27,7 +27,6 @@ from cmx_fast.simulate.rooms.renderer import render
 from cmx_fast.simulate.rooms.speech import SPLITS, find_recordings, synthesise_speech
 
 SAMPLE_RATE = 22050
-MANIFEST_FIELDS = ("image", "air", "space", "indoor", "rt60", "split")
 Row = dict[str, Any]  # one line of the manifest
 Description = dict[str, Any]  # one space in rooms.json
 
@@ -54,7 +53,7 @@ def _simulate_room(
         Image.fromarray(render(room, camera, image_size)).save(out / image, quality=92)
         rt60 = reverberation_time(written, SAMPLE_RATE)
         values = (image, air, room.name, int(room.indoor), f"{rt60:.3f}", split)
-        rows.append(dict(zip(MANIFEST_FIELDS, values, strict=True)))
+        rows.append(dict(zip(MANIFEST, values, strict=True)))
         stands = {"source": source, "microphone": microphone, "camera": asdict(camera)}
         placed.append({"air": air, "image": image, "split": split} | stands)
     description = asdict(room) | {
@@ -142,10 +141,7 @@ def simulate_rooms(
         rows = [row for room_rows, _ in results for row in room_rows]
         descriptions = [description for _, description in results]
         rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
-        with open(staging / "manifest.csv", "w", newline="") as stream:
-            writer = csv.DictWriter(stream, MANIFEST_FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(staging / "manifest.csv", MANIFEST, rows)
         (staging / "rooms.json").write_text(json.dumps({"seed": seed, "rooms": descriptions}, indent=1))
         if out.exists():
             shutil.rmtree(out)

@@ -63,8 +63,9 @@ class C2LRecipe(Presets):
         "test_clusters": 20,
         "cluster_batch": 32,
         "init": "k-means++",
+        "map_stride": 16,
         "kept_views": 2,
-        "attention_stride": 2,
+        "width": 256,
         "epochs": 3,
         "batch": 16,
     }

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice, tee
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmx_fast.data.loaders.upload import upload
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.train.trainable import Batch
@@ -24,21 +23,17 @@ def training_batches(
     *,
     rank: int = 0,
     world: int = 1,
-    image_features: Tensor | None = None,
 ) -> Callable[[int], Iterator[Batch]]:
     """Gives endless class-balanced, augmented batches of ``batch`` utterances per process, from a step on.
 
-    With the ``image_features`` (pairs, d_v) of a frozen encoder a batch has those of its pairs under that name.
+    Responses without a picture are in those that have the modality "logmel" alone.
     """
+    labels = data.space[: data.paired] if "image" in modalities else data.space
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = class_balanced(data.space, batch * world, recipe.samples_per_class, seed)
-        own_rows, read_ahead = tee(
-            rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None)
-        )
-        for rows, loaded in zip(own_rows, data.load(read_ahead, modalities), strict=False):
-            if image_features is not None:
-                loaded["image_features"] = upload(image_features[data.pair[rows]], data.device)
+        stream = class_balanced(labels, batch * world, recipe.samples_per_class, seed)
+        own_rows = (rows[rank * batch : (rank + 1) * batch] for rows in islice(stream, start, None))
+        for loaded in data.load(own_rows, modalities):
             if "logmel" in loaded:
                 loaded["logmel"] = random_crop(loaded["logmel"], recipe.frames, recipe.gain_db)
             if "image" in loaded:

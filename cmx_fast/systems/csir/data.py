@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.media.decode import FILE_BACKENDS, check_backend
 from cmx_fast.data.transforms.reverberation import peak_normalise, reverberate
+from cmx_fast.systems.csir.model import FrozenImageEncoder
+from cmx_fast.train.frozen_features import frozen_rows, rows_key
 from cmx_fast.train.trainable import Batch
 
 #: Utterances, evenly spaced over the training set, from which each band's mean and standard deviation are taken.
@@ -25,7 +29,7 @@ STATISTICS_FROM = 1000
 class PairData:
     """The image-speech pairs of one split, with labels at hand and batches by index.
 
-    Utterance u belongs to pair u // sentences_per_air.
+    Utterance u belongs to pair u // sentences_per_air. Pairs without a picture, which are heard alone, come last.
 
     Args:
         dataset: a :class:`cmx_fast.data.sets.image2reverb.Image2Reverb`, or anything with its attributes.
@@ -34,7 +38,9 @@ class PairData:
         backend: "dali" decodes each batch's files together, in this process (JPEG on the GPU, if there is one).
 
     Attributes:
-        space: (utterances,) int64.
+        pictured: the number of pairs with a picture.
+        paired: the number of their utterances.
+        space: (utterances,) int64; -1 where a space that is heard alone is not among the training's.
         rt60: (utterances,) float32 seconds, NaN where it is not known.
         pair: (utterances,) int64.
     """
@@ -54,18 +60,46 @@ class PairData:
         check_backend(backend, FILE_BACKENDS)
         self.backend = backend
         per_pair = len(dataset) // len(dataset.pairs)
-        index = {space: i for i, space in enumerate(dataset.spaces)}
-        self.pair = torch.arange(len(dataset.pairs)).repeat_interleave(per_pair)
-        self.space = torch.tensor([index[p.space] for p in dataset.pairs]).repeat_interleave(per_pair)
-        self.rt60 = torch.tensor([p.rt60 for p in dataset.pairs]).repeat_interleave(per_pair)
-        self.images: Tensor | None = None
+        numbers = range(len(dataset.pairs))
+        self.pictured: int = dataset.pictured
+        self.paired = self.pictured * per_pair
+        self.pair = torch.tensor(numbers).repeat_interleave(per_pair)
+        self.space = torch.tensor([dataset.class_of(i) for i in numbers]).repeat_interleave(per_pair)
+        self.rt60 = torch.tensor([dataset.rt60(u) for u in range(len(dataset))])
+        self.image_features: Tensor | None = None
         self.logmels: Tensor | None = None
         if cache:
-            self.images = torch.stack([dataset.load_image(i) for i in range(len(dataset.pairs))]).cpu()
             self.logmels = torch.cat([batch["logmel"].half().cpu() for batch in self.in_order(("logmel",))])
 
     def __len__(self) -> int:
         return len(self.space)
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """Every picture, (pictured, 3, S, S), kept once it is asked for."""
+        return torch.stack([self.dataset.load_image(i) for i in range(self.pictured)]).cpu()
+
+    @torch.no_grad()
+    def freeze_images(self, encoder: FrozenImageEncoder, file: Path | None = None) -> None:
+        """From now on, give a frozen encoder's features of the pictures instead of the pictures.
+
+        They are computed once, at the pictures' size and not augmented, and kept in ``file`` if there is one.
+        """
+        encoder = encoder.to(self.device)
+
+        def compute() -> Iterator[tuple[Tensor, Tensor]]:
+            for pairs in torch.arange(self.pictured).split(32):
+                pictures = torch.stack([self.dataset.load_image(pair) for pair in pairs.tolist()])
+                yield pairs, encoder(pictures.to(self.device))
+
+        paths = [pair.image for pair in self.dataset.pairs[: self.pictured]]
+        key = rows_key([encoder.fingerprint(), self.dataset.image_size], paths)
+        self.image_features = frozen_rows(file, key, (self.pictured, encoder.width), compute)
+
+    @property
+    def first(self) -> Tensor:
+        """The first utterance of every pair with a picture, (pictured,) int64."""
+        return torch.arange(self.pictured) * (len(self) // len(self.dataset.pairs))
 
     @property
     def hidden_rt60(self) -> int:
@@ -82,9 +116,13 @@ class PairData:
     def load(self, rows: Iterator[list[int]], modalities: tuple[str, ...]) -> Iterator[Batch]:
         """For each of ``rows``, utterances' numbers, a batch on the device.
 
-        It has "space", "rt60" and, of the ``modalities``, "image" (B, 3, S, S) and "logmel" (B, mels, T).
+        It has "space", "rt60", "pair" and, of the ``modalities``, "image" (B, 3, S, S) and "logmel" (B, mels, T).
+        Frozen images are "image_features" (B, d_v) instead.
         """
         loader: Iterable[Batch]
+        frozen = self.image_features if "image" in modalities else None
+        if frozen is not None:
+            modalities = tuple(name for name in modalities if name != "image")
         if self.logmels is not None:
             loader = (self._from_memory(torch.tensor(batch), modalities) for batch in rows)
         else:
@@ -103,12 +141,13 @@ class PairData:
                     waves = reverberate(batch.pop("dry"), batch.pop("air"), self.dataset.samples)
                     level = self.logmel(peak_normalise(waves))
                     batch["logmel"] = level.maximum(level.amax((1, 2), keepdim=True) - self.range_db)
+            if frozen is not None:
+                batch["image_features"] = upload(frozen[batch["pair"].cpu()], self.device)
             yield batch
 
     def _from_memory(self, rows: Tensor, modalities: tuple[str, ...]) -> Batch:
-        assert self.images is not None
         assert self.logmels is not None
-        batch = {"space": self.space[rows], "rt60": self.rt60[rows]}
+        batch = {"space": self.space[rows], "rt60": self.rt60[rows], "pair": self.pair[rows]}
         if "logmel" in modalities:
             batch["logmel"] = self.logmels[rows].float()
         if "image" in modalities:
@@ -158,7 +197,11 @@ class _Items(Dataset[Batch]):
         return [self[utterance] for utterance in utterances]
 
     def __getitem__(self, utterance: int) -> Batch:
-        item = {"space": self.space[utterance], "rt60": self.rt60[utterance]}
+        item = {
+            "space": self.space[utterance],
+            "rt60": self.rt60[utterance],
+            "pair": self.pair[utterance],
+        }
         if "logmel" in self.modalities:
             item["dry"], item["air"] = self.dataset.load_sounds(utterance)
         if "image" in self.modalities:

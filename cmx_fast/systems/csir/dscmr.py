@@ -28,8 +28,8 @@ class DSCMR(TwoTowers):
     """
 
     def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
-        super().__init__(image, speech)
-        self.recipe, self.spaces = recipe, spaces
+        super().__init__(recipe, image, speech)
+        self.spaces = spaces
         self.image_hidden = nn.Linear(self.image_width, recipe.dscmr_hidden)
         self.speech_hidden = nn.Linear(speech.dim, recipe.dscmr_hidden)
         self.common = nn.Linear(recipe.dscmr_hidden, recipe.dscmr_dim)

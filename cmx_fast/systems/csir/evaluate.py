@@ -8,25 +8,40 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cmx_fast.data.sets.recordings import check_split
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
 from cmx_fast.systems.csir.data import PairData
-from cmx_fast.systems.csir.dscmr import DSCMR
 from cmx_fast.systems.csir.evaluation import (
     Evaluation,
+    Model,
+    decay_errors,
     embed,
     new_model,
     open_split,
-    pretrained_image_encoder,
+    pretrained_image_logits,
+    pretrained_speech,
 )
-from cmx_fast.systems.csir.model import CSIR, FrozenImageEncoder
+from cmx_fast.systems.csir.model import FrozenImageEncoder
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.report import write_report
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
-Speech = Annotated[Path | None, typer.Option(help="Dry sentences, <split>/*.wav; default DATA/speech.")]
+Speech = Annotated[
+    Path | None,
+    typer.Option(help="Dry sentences, <split>/**/*.wav; default DATA/speech.csv, then DATA/speech."),
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="Part that is measured: test, or val to choose settings by without looking at the test."
+    ),
+]
+
+#: The parts of the data that are measured.
+HELD_OUT = ("test", "val")
 
 
 def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = None) -> Evaluation:
@@ -36,13 +51,15 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
         encoder_file: the weights of the run's pretrained encoder, if not where the run had them.
     """
     recipe, spaces, models = run.recipe(Recipe), run.config["spaces"], run.config["models"]
-    distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs])
+    distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs[: data.pictured]])
     recalls: dict[str, list[Recalls]] = {name: [] for name in models}
     alternative: dict[str, list[Recalls]] = {name: [] for name in models}
     shown: Embeddings | None = None
-    shown_model: CSIR | DSCMR | None = None
+    shown_model: Model | None = None
     pretrained = run_encoder(run, encoder_file)
     frozen = None if pretrained is None else FrozenImageEncoder(pretrained)
+    if frozen and data.image_features is None:
+        data.freeze_images(frozen)
     for name, seed in run.models():
         model = new_model(name, recipe, len(spaces), frozen).to(data.device)
         model.load_state_dict(run.weights(f"seed{seed}/{name}"))
@@ -53,13 +70,25 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
             shown, shown_model = embeddings, model
     assert shown is not None
     assert shown_model is not None
+    decays = [
+        decay_errors(pretrained_speech(run, seed, recipe).to(data.device), data, recipe)
+        for seed in run.config["seeds"]
+    ]
     evaluation = Evaluation(
-        recalls, alternative, (len(shown.image), len(distinct)), retrieval.chance(shown), shown
+        data.dataset.split,
+        recalls,
+        alternative,
+        (len(shown.image), len(distinct)),
+        retrieval.chance(shown),
+        [seed for seed in decays if seed],
+        shown,
     )
     run.write_results(evaluation.as_dict())
     console = Console()
     console.print(retrieval.table(recalls, evaluation.caption()))
-    before = None if frozen else pretrained_image_encoder(run, recipe)
+    if evaluation.decays:
+        console.print(evaluation.decay_note(), soft_wrap=True)
+    before = None if frozen else pretrained_image_logits(run, recipe)
     console.print(f"report: {write_report(run, evaluation, data, shown_model, before)}")
     return evaluation
 
@@ -68,14 +97,16 @@ def evaluate_csir(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train csir.")],
     data: RunData = None,
     speech: Speech = None,
+    split: Split = "test",
     encoder_file: EncoderFile = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Evaluate a finished run on the test split: table, results.json and report.html."""
+    """Evaluate a finished run on held-out pairs: table, results.json and report.html."""
+    check_split(split, HELD_OUT)
     finished = RunFolder.open_finished(run, "train csir")
     test = open_split(
         data or Path(finished.config["data"]),
-        "test",
+        split,
         finished.recipe(Recipe),
         default_device(),
         spaces=finished.config["spaces"],

@@ -34,7 +34,7 @@ class SpeechEncoder(nn.Module):
     (B, n_mels, frames) float -> (B, dim) float; dim = 64 * (n_mels // 32) * (frames // 32) + n_mels, which is
     2432 for the paper's 128 x 301. The paper names the branches, the average over time and the flattening;
     layers and sizes are those of the public emotion-recognition network with the same two branches (with one
-    CNN, as the paper says): 3 x [3x3 convolution, batch norm, ReLU, max pool 2/4/4, dropout 0.3] of 16, 32,
+    CNN, as the paper says): 3 x [3x3 convolution, batch norm, ReLU, max pool 2/4/4, dropout] of 16, 32,
     64 channels, flattened; max pool over 4 frames, then 4 post-norm layers of width n_mels, 4 heads, 512
     hidden, dropout 0.4, no positions, averaged. The input is standardised per mel band with the training
     set's statistics (ours), kept as buffers.
@@ -46,7 +46,7 @@ class SpeechEncoder(nn.Module):
     mel_std: Tensor
 
     def __init__(
-        self, n_mels: int = 128, frames: int = 301, cnn_dropout: float = 0.3, transformer_dropout: float = 0.4
+        self, n_mels: int = 128, frames: int = 301, cnn_dropout: float = 0.0, transformer_dropout: float = 0.4
     ):
         super().__init__()
         if n_mels % 32 or frames < 32:
@@ -177,33 +177,62 @@ def load_places365(encoder: ResNet, path: Path | str) -> None:
         ) from error
 
 
+class RT60Scale(nn.Module):
+    """RT60 as networks learn it: the logarithm, standardised over the training set (ours).
+
+    Reverberation times are heard, and their errors are reported, as ratios. Times below 50 ms count as 50 ms.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def fit(self, seconds: Tensor) -> None:
+        """Set mean and standard deviation of the known ones among the training set's RT60."""
+        known = _log_seconds(seconds[~seconds.isnan()])
+        if len(known):
+            self.mean.copy_(known.mean())
+            self.std.copy_(known.std(correction=min(1, len(known) - 1)).clamp_min(1e-3))
+
+    def seconds(self, value: Tensor) -> Tensor:
+        """RT60 in seconds of a network's output."""
+        return (value * self.std + self.mean).exp()
+
+    def squared_error(self, value: Tensor, seconds: Tensor) -> Tensor:
+        """The mean squared error of a network's output (B,) over those whose RT60 is not NaN; 0 if there are none."""
+        known = ~seconds.isnan()
+        target = torch.where(known, (_log_seconds(seconds) - self.mean) / self.std, 0.0)
+        error = torch.where(known, value, 0.0) - target
+        return error.square().sum() / known.sum().clamp_min(1)
+
+
+def _log_seconds(seconds: Tensor) -> Tensor:
+    return seconds.clamp_min(0.05).log()
+
+
 class SpeechPretraining(nn.Module):
     """The speech encoder's own training: space, RT60 and supervised contrast (section 2.1).
 
-    L = CE(space) + w_r * MSE(standardised RT60) + w_c * SupCon(normalised projection). The paper names the
-    three terms; equal weights, the squared error and the linear heads are ours. The squared error is the mean over the
-    utterances whose RT60 is known.
+    L = CE(space) + w_r * RT60's squared error + w_c * SupCon(normalised projection). The paper names the three terms;
+    equal weights, the squared error of the standardised logarithm and the linear heads are ours.
     """
-
-    rt60_mean: Tensor
-    rt60_std: Tensor
 
     def __init__(self, recipe: Recipe, spaces: int):
         super().__init__()
         self.recipe = recipe
         self.encoder = SpeechEncoder.of(recipe)
+        self.scale = RT60Scale()
         self.space_head = nn.Linear(self.encoder.dim, spaces)
         self.rt60_head = nn.Linear(self.encoder.dim, 1)
         self.projector = nn.Linear(self.encoder.dim, recipe.pretrain_dim)
-        self.register_buffer("rt60_mean", torch.zeros(()))
-        self.register_buffer("rt60_std", torch.ones(()))
 
-    def standardise_rt60(self, seconds: Tensor) -> None:
-        """Set the mean and standard deviation of the known ones among the training set's RT60."""
-        known = seconds[~seconds.isnan()]
-        if len(known):
-            self.rt60_mean.copy_(known.mean())
-            self.rt60_std.copy_(known.std(correction=min(1, len(known) - 1)).clamp_min(1e-3))
+    def estimate_rt60(self, logmel: Tensor) -> Tensor:
+        """RT60 in seconds by ear: (B, n_mels, frames) -> (B,)."""
+        return self.scale.seconds(self.rt60_head(self.encoder(logmel)).squeeze(1))
 
     def forward(self, batch: Batch) -> Batch:
         features = self.encoder(batch["logmel"])
@@ -217,10 +246,7 @@ class SpeechPretraining(nn.Module):
         """Loss, its three parts and the accuracy; the batch has "space" (B,) int64 and "rt60" (B,) seconds or NaN."""
         recipe, space = self.recipe, batch["space"]
         ce = F.cross_entropy(outputs["space"], space)
-        known = ~batch["rt60"].isnan()
-        target = torch.where(known, (batch["rt60"] - self.rt60_mean) / self.rt60_std, 0.0)
-        error = torch.where(known, outputs["rt60"], 0.0) - target
-        rt60 = error.square().sum() / known.sum().clamp_min(1)
+        rt60 = self.scale.squared_error(outputs["rt60"], batch["rt60"])
         contrast = supcon(
             outputs["projection"],
             space,
@@ -260,18 +286,22 @@ ImageEncoder: TypeAlias = ResNet | FrozenImageEncoder
 
 
 class TwoTowers(nn.Module):
-    """Base of CSIR and DSCMR: two pre-trained encoders whose features e^v and e^s are brought to one scale.
+    """Base of CSIR and its baselines: two pre-trained encoders whose features e^v and e^s are brought to one scale.
 
     The features are standardised over the batch (batch norm without parameters, ours). The image's are logits and the
-    speech's rectified averages: not standardised, both methods spend their first thousand steps on the features' means.
+    speech's rectified averages: not standardised, the methods spend their first thousand steps on the features' means.
+    ``recipe.standardise`` off leaves the projections as the paper prints them.
     """
 
-    def __init__(self, image: ImageEncoder, speech: SpeechEncoder):
+    def __init__(self, recipe: Recipe, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__()
+        self.recipe = recipe
         self.image_encoder, self.speech_encoder = image, speech
         self.image_width = image.width if isinstance(image, FrozenImageEncoder) else PLACES_CATEGORIES
-        self.image_norm = nn.BatchNorm1d(self.image_width, affine=False)
-        self.speech_norm = nn.BatchNorm1d(speech.dim, affine=False)
+        self.image_norm, self.speech_norm = (
+            nn.BatchNorm1d(width, affine=False) if recipe.standardise else nn.Identity()
+            for width in (self.image_width, speech.dim)
+        )
 
     def encoders(self) -> list[nn.Parameter]:
         """The parameters that come pre-trained."""
@@ -279,10 +309,13 @@ class TwoTowers(nn.Module):
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """e^v (B, d_v) and e^s (B, d_s), from "image" and "logmel" or given as "image_features", "speech_features"."""
-        image = batch["image_features"] if "image_features" in batch else self.image_encoder(batch["image"])
         if "speech_features" in batch:
-            return image, batch["speech_features"]
-        return image, self.speech_encoder(batch["logmel"])
+            return self.image_features(batch), batch["speech_features"]
+        return self.image_features(batch), self.speech_encoder(batch["logmel"])
+
+    def image_features(self, batch: Batch) -> Tensor:
+        """e^v (B, d_v), from "image" or given."""
+        return batch["image_features"] if "image_features" in batch else self.image_encoder(batch["image"])
 
     def project_image(self, features: Tensor) -> Tensor:
         """Map e^v (B, d_v) to the common space (B, D), not normalised."""
@@ -311,8 +344,7 @@ class CSIR(TwoTowers):
     """
 
     def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
-        super().__init__(image, speech)
-        self.recipe = recipe
+        super().__init__(recipe, image, speech)
         self.image_projector = nn.Linear(self.image_width, recipe.embed_dim)
         self.speech_projector = nn.Linear(speech.dim, recipe.embed_dim)
         width = 2 * recipe.embed_dim

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.evaluate import figures, retrieval
@@ -16,6 +18,7 @@ from cmx_fast.evaluate.pages import render
 from cmx_fast.evaluate.summary import percent
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluation import Evaluation
+from cmx_fast.systems.csir.model import TwoTowers
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Queries per direction in the retrieval gallery, and answers to each.
@@ -25,7 +28,12 @@ CAMS = 6
 #: Pixels of a picture in the report.
 SIZE = 168
 
-NAMES = {"csir": "CSIR", "dscmr": "DSCMR"}
+NAMES = {
+    "csir": "CSIR",
+    "dscmr": "DSCMR",
+    "classifiers": "Image classifier + speech classifier",
+    "rt60": "RT60 alone",
+}
 
 
 @dataclass
@@ -48,14 +56,15 @@ def write_report(
     run: FinishedRun,
     evaluation: Evaluation,
     data: PairData,
-    model: nn.Module,
-    before: nn.Module | None,
+    model: TwoTowers,
+    before: tuple[nn.Module, Callable[[Tensor], Tensor]] | None,
 ) -> Path:
     """Write report.html into the run folder.
 
     Args:
         model: the model of ``evaluation.shown``, for Grad-CAM.
-        before: its image encoder before fine-tuning; None: it is frozen, and there is no Grad-CAM.
+        before: its image encoder before fine-tuning, and the function from that one's output to its own classes'
+            logits. None: it is frozen, and there is no Grad-CAM.
     """
     config, rows = run.config, run.rows()
     spaces, shown = config["spaces"], evaluation.shown
@@ -63,6 +72,7 @@ def write_report(
         "sir": retrieval.rank(shown.speech, shown.image, ANSWERS),
         "isr": retrieval.rank(shown.image, shown.speech, ANSWERS),
     }
+    seen = shown.image_space.unique()
     counts = torch.zeros(len(spaces), len(spaces))
     answers = shown.image_space[nearest["sir"][:, 0]]
     counts.index_put_((shown.speech_space, answers), torch.ones(len(answers)), accumulate=True)
@@ -70,7 +80,8 @@ def write_report(
         "systems/csir/report.html.j2",
         config=config,
         recipe=config["recipe"],
-        spaces=spaces,
+        spaces=[spaces[i] for i in seen],
+        split=evaluation.split,
         names=NAMES,
         directions=retrieval.DIRECTIONS,
         groups=retrieval.GROUPS,
@@ -86,12 +97,13 @@ def write_report(
         percent=percent,
         pretraining=pretraining_curves(rows),
         training=cross_modal_curves(rows, evaluation.chance),
-        confusion=figures.confusion(counts, spaces),
+        decay_note=evaluation.decay_note(),
+        confusion=figures.confusion(counts[seen][:, seen], [spaces[i] for i in seen]),
         gallery={
             "sir": speech_queries(data, shown, nearest["sir"]),
             "isr": image_queries(data, shown, nearest["isr"]),
         },
-        cams=cams(data, shown, model, before, config["recipe"]["gradcam_layer"]) if before else [],
+        cams=cams(data, shown, model, *before, config["recipe"]["gradcam_layer"]) if before else [],
     )
     file = run.path / "report.html"
     file.write_text(html)
@@ -205,16 +217,32 @@ def sound_uri(data: PairData, utterance: int) -> str:
 
 
 def cams(
-    data: PairData, e: retrieval.Embeddings, model: Any, before: nn.Module, layer: str
+    data: PairData,
+    e: retrieval.Embeddings,
+    model: TwoTowers,
+    before: nn.Module,
+    before_logits: Callable[[Tensor], Tensor],
+    layer: str,
 ) -> list[dict[str, str]]:
-    """Pictures of different spaces with heat maps of cos(z^v, z^s), by the encoder before and after fine-tuning."""
+    """Pictures of different spaces with two heat maps each.
+
+    Before fine-tuning the score is the largest logit of the encoder's own classes, which is the default of the code
+    that the paper uses; after it, cos(z^v, z^s) with the sentence of the picture's own pair (ours).
+    """
     pairs = choose(torch.ones(len(e.image), dtype=torch.bool), e.image_space, CAMS)
     utterances = [int((e.speech_pair == p).nonzero()[0]) for p in pairs]
     images = torch.stack([data.dataset.load_image(p) for p in pairs]).to(data.device)
     speech = e.speech[utterances].to(data.device)
     maps = {
-        name: gradcam(model, encoder.to(data.device), images, speech, layer).cpu()
-        for name, encoder in (("before", before), ("after", model.image_encoder))
+        "before": gradcam(
+            before.to(data.device), images, lambda features: before_logits(features).amax(1), layer
+        ).cpu(),
+        "after": gradcam(
+            model.image_encoder,
+            images,
+            lambda features: F.cosine_similarity(model.project_image(features), speech),
+            layer,
+        ).cpu(),
     }
     return [
         {

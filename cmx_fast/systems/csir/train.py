@@ -1,4 +1,4 @@
-"""``cmx train csir``: CSIR and its baseline DSCMR, from image-AIR pairs to a table and a report."""
+"""``cmx train csir``: CSIR and its baselines, from image-AIR pairs to a table and a report."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
-from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.data.sets.recordings import check_split, left_out
 from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.networks.visual_encoders import open_visual_encoder
+from cmx_fast.systems.csir.baselines import DecayTime
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import PairData
-from cmx_fast.systems.csir.dscmr import DSCMR
-from cmx_fast.systems.csir.evaluate import Speech, evaluate_run
-from cmx_fast.systems.csir.evaluation import MODELS, embed, even_crops, open_split
+from cmx_fast.systems.csir.evaluate import HELD_OUT, Speech, Split, evaluate_run
+from cmx_fast.systems.csir.evaluation import MODELS, Model, embed, even_crops, open_split
 from cmx_fast.systems.csir.model import (
-    CSIR,
     FrozenImageEncoder,
     ImageEncoder,
     ImagePretraining,
@@ -32,7 +31,6 @@ from cmx_fast.systems.csir.model import (
     load_places365,
 )
 from cmx_fast.systems.csir.recipe import Recipe
-from cmx_fast.train.frozen_features import frozen_rows, rows_key
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Module, Stage
 from cmx_fast.train.options import (
@@ -53,6 +51,8 @@ from cmx_fast.train.options import (
 from cmx_fast.train.session import Session
 from cmx_fast.train.trainable import Batch
 
+Models = Annotated[list[str], typer.Option(help="Model: csir, dscmr, classifiers or rt60; repeatable.")]
+
 
 def train_csir(
     data: Annotated[
@@ -61,7 +61,7 @@ def train_csir(
     out: Out = Path("runs/csir"),
     preset: Preset = "paper",
     seeds: Seeds = 1,
-    model: Annotated[list[str], typer.Option(help="Model: csir or dscmr; repeatable.")] = [*MODELS],  # noqa: B006
+    model: Models = [*MODELS],  # noqa: B006
     places365: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +70,7 @@ def train_csir(
     ] = None,
     encoder: Encoder = None,
     speech: Speech = None,
+    split: Split = "test",
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -78,11 +79,12 @@ def train_csir(
     skip_bad: SkipBad = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Train CSIR (and DSCMR) on image-speech pairs, evaluate on the test split, write report.html.
+    """Train CSIR and its baselines on image-speech pairs, measure them on held-out pairs, write report.html.
 
     With --encoder the image encoder is a pretrained one that stays as it is: its features of all pictures, at the size
     that it was trained at and not augmented, are computed once and kept, and no pixels are needed after that.
     """
+    check_split(split, HELD_OUT)
     models = choose_models(model, MODELS)
     recipe = Recipe.preset(preset, **changes(set, Recipe))
     frozen = None
@@ -110,12 +112,12 @@ def train_csir(
     train = open_split(data, "train", recipe, session.fabric.device, speech=speech, skip_bad=skip_bad)
     spaces = train.dataset.spaces
     test = open_split(
-        data, "test", recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
+        data, split, recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
     )
-    for split, pairs in (("train", train), ("test", test)):
+    for part, pairs in (("train", train), (split, test)):
         hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
         session.say(
-            f"{split}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
+            f"{part}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
             + hidden
             + left_out(pairs.dataset.skipped)
         )
@@ -128,6 +130,7 @@ def train_csir(
         "speech": None if speech is None else str(speech),
         "seeds": list(range(seeds)),
         "models": models,
+        "split": split,
         "spaces": spaces,
         "places365": None if places365 is None else str(places365),
         "encoder": encoder,
@@ -155,7 +158,10 @@ class Training:
     ):
         self.session, self.fabric, self.recipe = session, session.fabric, recipe
         self.train, self.test, self.image = train, test, image
-        self.image_features = self.frozen_features() if isinstance(image, FrozenImageEncoder) else None
+        if isinstance(image, FrozenImageEncoder):
+            kept = session.run.path / "image_features.npy" if self.fabric.is_global_zero else None
+            train.freeze_images(image, kept)
+            test.freeze_images(image)
         self.spaces = len(train.dataset.spaces)
         self.mel_mean, self.mel_std = train.mel_statistics()
 
@@ -164,7 +170,7 @@ class Training:
         recipe = self.recipe
         speech = initialised(seed, lambda: SpeechPretraining(recipe, self.spaces))
         speech.encoder.standardise(self.mel_mean, self.mel_std)
-        speech.standardise_rt60(self.train.rt60)
+        speech.scale.fit(self.train.rt60)
         speech = self.train_augmented(
             "speech",
             seed,
@@ -194,12 +200,15 @@ class Training:
                 ("image",),
             )
             image = pretraining.encoder
+        computed = functools.cache(lambda: features(image, speech.encoder, self.train, recipe))
         for name in models:
             encoders = copy.deepcopy(image), copy.deepcopy(speech.encoder)
-            new: Callable[[], CSIR | DSCMR] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
+            new: Callable[[], Model] = functools.partial(MODELS[name], recipe, self.spaces, *encoders)
             model = initialised(seed, new)
+            if isinstance(model, DecayTime):
+                model.scale.fit(self.train.rt60)
             if recipe.head_steps:
-                model = self.train_heads(f"{name}-heads", seed, model)
+                model = self.train_heads(f"{name}-heads", seed, model, computed)
             self.train_augmented(
                 name,
                 seed,
@@ -207,31 +216,10 @@ class Training:
                 parameter_groups(model),
                 recipe.cross_steps,
                 recipe.cross_batch,
-                ("logmel",) if self.image_features is not None else ("image", "logmel"),
-                image_features=self.image_features,
+                ("image", "logmel"),
+                labels=("space", "rt60"),
                 evaluation=lambda model=model: self.evaluate(model),
             )
-
-    @torch.no_grad()
-    def frozen_features(self) -> Tensor:
-        """e^v (pairs, d_v) of the training pairs by the frozen encoder, kept in the run folder."""
-        assert isinstance(self.image, FrozenImageEncoder)
-        encoder, data = self.image.to(self.fabric.device), self.train
-        count = len(data.dataset.pairs)
-
-        def compute() -> Iterator[tuple[Tensor, Tensor]]:
-            first = torch.arange(count) * (len(data) // count)
-            done = 0
-            for batch in data.in_order(("image",), rows=first.tolist()):
-                values = encoder(batch["image"])
-                yield torch.arange(done, done + len(values)), values
-                done += len(values)
-
-        file = self.session.run.path / "image_features.npy" if self.fabric.is_global_zero else None
-        key = rows_key(
-            [encoder.fingerprint(), self.recipe.image_size], (pair.image for pair in data.dataset.pairs)
-        )
-        return frozen_rows(file, key, (count, encoder.width), compute)
 
     def train_augmented(
         self,
@@ -242,7 +230,6 @@ class Training:
         steps: int,
         batch: int,
         modalities: tuple[str, ...],
-        image_features: Tensor | None = None,
         **more: Any,
     ) -> Module:
         """Train a stage on augmented batches of ``batch`` utterances per process, with these modalities."""
@@ -254,38 +241,40 @@ class Training:
             seed,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
-            image_features=image_features,
         )
         return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
-    def train_heads(self, name: str, seed: int, model: CSIR | DSCMR) -> CSIR | DSCMR:
-        """Train the cross-modal stage before its encoders move; computed once, their features make steps cheap."""
+    def train_heads(
+        self, name: str, seed: int, model: Model, computed: Callable[[], tuple[Tensor, Tensor]]
+    ) -> Model:
+        """Train the cross-modal stage before its encoders move, on their ``computed`` features: its steps are cheap."""
         for parameter in model.encoders():
             parameter.requires_grad_(False)
         pretrained = {id(parameter) for parameter in model.encoders()}
         new = [parameter for parameter in model.parameters() if id(parameter) not in pretrained]
         groups = [{"params": new, "lr": self.recipe.head_lr}]
-        computed: list[tuple[Tensor, Tensor]] = []
 
         def batches(start: int) -> Iterator[Batch]:
-            if not computed:
-                computed.append(features(model, self.train, self.recipe, self.image_features))
-            image, speech = computed[0]
+            image, speech = computed()
             batch, rank, world = (
                 self.recipe.head_batch,
                 self.fabric.global_rank,
                 self.fabric.world_size,
             )
-            stream = class_balanced(self.train.space, batch * world, self.recipe.samples_per_class, seed)
+            labels = self.train.space[: self.train.paired]
+            stream = class_balanced(labels, batch * world, self.recipe.samples_per_class, seed)
             for rows in islice(stream, start, None):
                 own = torch.tensor(rows[rank * batch : (rank + 1) * batch])
                 yield {
                     "image_features": image[self.train.pair[own]],
                     "speech_features": speech[own],
                     "space": self.train.space[own].to(image.device),
+                    "rt60": self.train.rt60[own].to(image.device),
                 }
 
-        model = self.train_stage(name, seed, model, groups, self.recipe.head_steps, batches)
+        model = self.train_stage(
+            name, seed, model, groups, self.recipe.head_steps, batches, labels=("space", "rt60")
+        )
         for parameter in model.encoders():
             parameter.requires_grad_(True)
         return model
@@ -314,7 +303,7 @@ class Training:
         )
         return self.session.train(stage)
 
-    def evaluate(self, model: CSIR | DSCMR) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """Measure R@1 on the held-out pairs, for the curves; on the first process only."""
         if not self.fabric.is_global_zero:
             return {}
@@ -324,23 +313,24 @@ class Training:
 
 @torch.no_grad()
 def features(
-    model: CSIR | DSCMR, data: PairData, recipe: Recipe, image_features: Tensor | None = None
+    image_encoder: nn.Module, speech_encoder: nn.Module, data: PairData, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """e^v (pairs, d_v), unless it is given, and e^s (utterances, d_s) of all data, not augmented, on their device."""
-    model.eval()
-    image = image_features
+    """e^v (pairs, d_v) and e^s (utterances, d_s) of all pairs with a picture, not augmented, on their device."""
+    encoders = [encoder.to(data.device).eval() for encoder in (image_encoder, speech_encoder)]
+    image = data.image_features
     if image is None:
-        first = torch.arange(len(data.dataset.pairs)) * (len(data) // len(data.dataset.pairs))
-        batches = data.in_order(("image",), rows=first.tolist())
-        image = torch.cat([model.image_encoder(batch["image"]) for batch in batches])
+        batches = data.in_order(("image",), rows=data.first.tolist())
+        image = torch.cat([encoders[0](batch["image"]) for batch in batches])
     speech = [
-        model.speech_encoder(even_crops(b["logmel"], recipe.frames, 1)[0]) for b in data.in_order(("logmel",))
+        encoders[1](even_crops(b["logmel"], recipe.frames, 1)[0])
+        for b in data.in_order(("logmel",), rows=range(data.paired))
     ]
-    model.train()
+    for encoder in encoders:
+        encoder.train()
     return image.to(data.device), torch.cat(speech)
 
 
-def parameter_groups(model: CSIR | DSCMR) -> list[dict[str, Any]]:
+def parameter_groups(model: Model) -> list[dict[str, Any]]:
     """Two groups: the pre-trained encoders at ``encoder_lr``, everything new at ``cross_lr``."""
     pretrained = {id(p) for p in model.encoders()}
     new = [p for p in model.parameters() if id(p) not in pretrained]

@@ -212,7 +212,7 @@ def test_own_speech_folder_and_its_absence(simulated, damageable):
     data = Image2Reverb(simulated, "test", speech=simulated / "speech" / "train")
     assert data.speech_files[0].parent.name == "train"
     shutil.rmtree(damageable / "speech" / "test")
-    with pytest.raises(ValueError, match="speech: no WAV or FLAC files"):
+    with pytest.raises(ValueError, match="speech: no WAV, FLAC, OGG or SPHERE files"):
         Image2Reverb(damageable, "test")
     with pytest.raises(ValueError, match="sentences_per_air=500"):
         Image2Reverb(simulated, "train", sentences_per_air=500)
@@ -237,7 +237,9 @@ def test_broken_manifest(damageable, replacement, message):
 
 def test_refuses(simulated, tmp_path):
     with pytest.raises(ValueError, match="split must be"):
-        Image2Reverb(simulated, "val")
+        Image2Reverb(simulated, "validation")
+    with pytest.raises(ValueError, match=r"damping must be in \[0, 1\), got 1"):
+        Image2Reverb(simulated, "train", damping=1)
     with pytest.raises(ValueError, match="root: no folder"):
         Image2Reverb(tmp_path / "nowhere", "train")
     with pytest.raises(ValueError, match=r"seconds \(0\)"):
@@ -248,3 +250,56 @@ def test_labels_agree_with_the_files(simulated):
     pair = Image2Reverb(simulated, "test").pairs[3]
     response, rate = soundfile.read(pair.air)
     assert pair.rt60 == pytest.approx(reverberation_time(response, rate), abs=6e-4)
+
+
+def test_sentences_are_drawn_by_picture_and_response(damageable):
+    manifest = damageable / "manifest.csv"
+    header, first_row, *rest = manifest.read_text().splitlines()
+    image, _, rest_of_row = first_row.split(",", 2)
+    airs = [row.split(",")[1] for row in (first_row, *rest) if row.split(",")[2] == rest_of_row.split(",")[0]]
+    manifest.write_text("\n".join([header, *(f"{image},{air},{rest_of_row}" for air in airs)]) + "\n")
+    sentences = Image2Reverb(damageable, "train")._sentences
+    assert len(sentences) > 1
+    assert len({tuple(drawn) for drawn in sentences}) == len(sentences)
+
+
+def test_damping_shortens_responses_and_their_rt60(simulated):
+    plain = Image2Reverb(simulated, "train", seconds=1.0)
+    damped = Image2Reverb(simulated, "train", seconds=1.0, damping=0.6)
+    factors = [damped.rt60(i) / plain.rt60(i) for i in range(len(plain))]
+    assert 0.4 <= min(factors) < 0.5 and 0.9 < max(factors) <= 1
+    for i in (0, 7):
+        (dry, air), (same, before) = damped.load_sounds(i), plain.load_sounds(i)
+        assert torch.equal(dry, same)
+        measured = [reverberation_time(sound.numpy(), plain.sample_rate) for sound in (air, before)]
+        assert measured[0] / measured[1] == pytest.approx(factors[i], rel=0.15)
+
+
+def test_speech_may_lie_in_folders_and_be_of_any_kind(simulated, tmp_path):
+    dry, rate = soundfile.read(first(simulated / "speech" / "test", "*.wav"))
+    for name, options in {
+        "a/b/1.flac": {},
+        "c/2.ogg": {},
+        "c/3.wv1": {"format": "NIST", "subtype": "PCM_16"},
+        "c/notes.txt": None,
+        ".hidden/4.wav": {},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if options is None:
+            (tmp_path / name).write_text("words")
+        else:
+            soundfile.write(tmp_path / name, dry, rate, **options)
+    data = Image2Reverb(simulated, "test", speech=tmp_path, sentences_per_air=1, seconds=0.5)
+    assert [path.name for path in data.speech_files] == ["1.flac", "2.ogg", "3.wv1"]
+    assert [path.name for path, _ in data.skipped] == ["notes.txt"]
+    assert data.load_wave(0).abs().max() == pytest.approx(1)
+
+
+def test_a_table_names_the_speech(damageable):
+    files = sorted((damageable / "speech" / "train").glob("*.wav"))[:6]
+    lines = [f"{file},{'test' if i else 'train'}" for i, file in enumerate(files)]
+    (damageable / "speech.csv").write_text("\n".join(["file,split", *lines]) + "\n")
+    assert Image2Reverb(damageable, "test").speech_files == files[1:]
+    (damageable / "speech.csv").write_text("file,split\nx.wav,training\n")
+    with pytest.raises(ValueError, match="line 2: split is 'training'"):
+        Image2Reverb(damageable, "test")

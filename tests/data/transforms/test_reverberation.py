@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.signal import fftconvolve
 
-from cmx_fast.data.transforms.reverberation import _smooth_length, peak_normalise, reverberate
+from cmx_fast.data.transforms.reverberation import _smooth_length, damp, peak_normalise, reverberate
+from cmx_fast.data.transforms.schroeder import reverberation_time
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,20 @@ def test_peak_is_one_and_silence_stays():
     waves = torch.stack([0.01 * torch.randn(100), torch.zeros(100)])
     got = peak_normalise(waves)
     torch.testing.assert_close(got.abs().amax(1), torch.tensor([1.0, 0.0]))
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.7, 1.0])
+def test_damping_shortens_the_decay_and_keeps_the_direct_sound(factor):
+    rate, rt60 = 8000, 1.2
+    time = torch.arange(2 * rate) / rate
+    decay = torch.cat([torch.zeros(400), 10 ** (-3 * time / rt60)])  # 50 ms before the direct sound
+    damped = damp(decay, rate, rt60, factor)
+    assert reverberation_time(damped.numpy(), rate) == pytest.approx(factor * rt60, rel=0.01)
+    assert torch.equal(damped[:401], decay[:401])
+    with pytest.raises(ValueError, match="factor must be in"):
+        damp(decay, rate, rt60, 1.1)
+    with pytest.raises(ValueError, match="rt60 above 0, got 0.5 and nan"):
+        damp(decay, rate, float("nan"), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from itertools import islice
 
 import pytest
 import torch
 
-from cmx_fast.systems.csir.batches import class_balanced, random_crop, random_zoom, training_batches
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.batches import class_balanced, random_crop, random_zoom
 
 
 def test_batches_are_balanced_and_use_every_row():
@@ -28,28 +27,6 @@ def test_the_stream_depends_on_the_seed_alone():
     stream = list(islice(class_balanced(labels, 8, 4, seed=3), 30))
     assert list(islice(class_balanced(labels, 8, 4, seed=3), 20, 30)) == stream[20:]
     assert list(islice(class_balanced(labels, 8, 4, seed=4), 30)) != stream
-
-
-class Pairs:
-    """Six pairs of two utterances each, loaded two batches ahead."""
-
-    space, pair, device = torch.arange(6).repeat_interleave(2), torch.arange(6).repeat_interleave(2), "cpu"
-
-    def load(self, rows, modalities):
-        ahead = deque(islice(rows, 2))
-        for more in rows:
-            ahead.append(more)
-            yield {"space": self.space[ahead.popleft()]}
-
-
-def test_frozen_features_are_those_of_the_batchs_own_pairs_from_any_step_on():
-    features = torch.arange(6.0)[:, None]  # a pair's feature is its space
-    batches = training_batches(Pairs(), Recipe(), 8, ("logmel",), 0, image_features=features)
-    straight = list(islice(batches(0), 6))
-    for batch in straight:
-        assert batch["image_features"][:, 0].tolist() == batch["space"].tolist()
-    for batch, again in zip(straight[3:], batches(3)):
-        assert again["image_features"].equal(batch["image_features"])
 
 
 def test_random_crop_takes_consecutive_frames_and_one_gain_each():

@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cmx_fast.systems.csir.baselines import Classifiers, DecayTime
 from cmx_fast.systems.csir.dscmr import DSCMR
+from cmx_fast.systems.csir.evaluation import MODELS
 from cmx_fast.systems.csir.model import (
     CSIR,
     ImagePretraining,
+    RT60Scale,
     SpeechEncoder,
     SpeechPretraining,
     image_encoder,
@@ -70,7 +73,7 @@ def test_csir_outputs(csir):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", [CSIR, DSCMR])
+@pytest.mark.parametrize("model", MODELS.values())
 def test_features_may_be_given_instead_of_pictures_and_speech(csir, model):
     it = model(RECIPE, SPACES, csir.image_encoder, csir.speech_encoder).eval()
     rows = batch()
@@ -78,8 +81,8 @@ def test_features_may_be_given_instead_of_pictures_and_speech(csir, model):
     given = it({"image_features": image, "speech_features": speech})
     for name, value in it(rows).items():
         torch.testing.assert_close(given[name], value)
-    torch.testing.assert_close(given["image"], it.encode_image(rows["image"]))
-    torch.testing.assert_close(given["speech"], it.encode_speech(rows["logmel"]))
+    torch.testing.assert_close(it.project_image(image), it.encode_image(rows["image"]))
+    torch.testing.assert_close(it.project_speech(speech), it.encode_speech(rows["logmel"]))
     assert {id(p) for p in it.encoders()} < {id(p) for p in it.parameters()}
     csir.train()
 
@@ -110,9 +113,9 @@ def test_csir_cross_contrast_is_eq_7_on_speech_rows_and_image_columns(csir, redu
 
 def test_speech_pretraining_losses():
     model = SpeechPretraining(RECIPE, SPACES)
-    model.rt60_mean.fill_(0.5)
-    model.rt60_std.fill_(0.25)
-    rows = {"space": torch.tensor([0, 0, 1, 1]), "rt60": torch.tensor([0.5, 0.75, 1.0, 0.25])}
+    model.scale.mean.fill_(math.log(0.5))
+    model.scale.std.fill_(math.log(2))
+    rows = {"space": torch.tensor([0, 0, 1, 1]), "rt60": torch.tensor([0.5, 1.0, 2.0, 0.25])}
     outputs = {
         "space": torch.zeros(4, SPACES),
         "rt60": torch.tensor([0.0, 1.0, 2.0, 0.0]),
@@ -125,19 +128,29 @@ def test_speech_pretraining_losses():
     assert model(batch())["projection"].shape == (6, 64)
 
 
+def test_rt60_is_learned_as_its_logarithm():
+    scale = RT60Scale()
+    seconds = torch.tensor([0.5, math.nan, 2.0, 0.0])
+    scale.fit(seconds[:3])
+    assert scale.mean.item() == pytest.approx(0, abs=1e-6)
+    assert scale.std.item() == pytest.approx(math.log(4) / math.sqrt(2))
+    torch.testing.assert_close(scale.seconds(torch.tensor([0.0])), torch.tensor([1.0]))
+    right = (seconds.clamp_min(0.05).log() / scale.std).nan_to_num()
+    assert scale.squared_error(right, seconds) == 0
+    torch.testing.assert_close(scale.seconds(right)[[0, 2]], seconds[[0, 2]])
+
+
 def test_an_unknown_rt60_is_left_out_of_the_loss():
     model = SpeechPretraining(RECIPE, SPACES)
-    seconds = torch.tensor([0.5, math.nan, 1.0, math.nan])
-    model.standardise_rt60(seconds)
-    assert model.rt60_mean.item() == 0.75
-    assert model.rt60_std.item() == pytest.approx(0.5 / math.sqrt(2))
+    seconds = torch.tensor([0.5, math.nan, 2.0, math.nan])
+    model.scale.fit(seconds)
     outputs = {
         "space": torch.zeros(4, SPACES),
         "rt60": torch.tensor([1.0, 2.0, 3.0, math.inf], requires_grad=True),
         "projection": torch.ones(4, 64),
     }
     rows = {"space": torch.tensor([0, 0, 1, 1]), "rt60": seconds}
-    wanted = (seconds - 0.75) / model.rt60_std
+    wanted = seconds.log() / model.scale.std
     losses = model.losses(outputs, rows)
     assert losses["rt60"].item() == pytest.approx(((1 - wanted[0]) ** 2 + (3 - wanted[2]) ** 2).item() / 2)
     losses["loss"].backward()
@@ -145,9 +158,9 @@ def test_an_unknown_rt60_is_left_out_of_the_loss():
     none = model.losses(outputs, rows | {"rt60": torch.full((4,), math.nan)})
     assert none["rt60"] == 0 and none["loss"].isfinite()
     for known in (torch.full((3,), math.nan), torch.tensor([0.5, math.nan])):
-        fresh = SpeechPretraining(RECIPE, SPACES)
-        fresh.standardise_rt60(known)
-        assert fresh.rt60_mean.isfinite() and fresh.rt60_std > 0
+        fresh = RT60Scale()
+        fresh.fit(known)
+        assert fresh.mean.isfinite() and fresh.std > 0
 
 
 def test_image_pretraining_names_the_space():
@@ -177,6 +190,38 @@ def test_dscmr_objective_written_out(csir):
     assert losses["discrimination"].item() == pytest.approx(discrimination, rel=1e-5)
     assert losses["loss"].item() == pytest.approx(labels + 1e-3 * discrimination + 0.1 * invariance, rel=1e-5)
     assert outputs["image"].shape == (4, 1024)
+
+
+def test_classifiers_rank_by_the_probabilities_of_the_spaces(csir):
+    model = Classifiers(RECIPE, SPACES, csir.image_encoder, csir.speech_encoder).eval()
+    for side, width in (("image", 365), ("speech", csir.speech_encoder.dim)):
+        embedded = getattr(model, f"project_{side}")(torch.randn(6, width))
+        assert embedded.shape == (6, SPACES)
+        torch.testing.assert_close(embedded.sum(1), torch.ones(6))
+    outputs = {"image_space": torch.zeros(6, SPACES), "speech_space": torch.zeros(6, SPACES)}
+    assert model.losses(outputs, batch())["loss"].item() == pytest.approx(2 * math.log(SPACES))
+
+
+def test_rt60_alone_ranks_by_the_difference_of_the_estimates(csir):
+    model = DecayTime(RECIPE, SPACES, csir.image_encoder, csir.speech_encoder).eval()
+    model.scale.fit(torch.tensor([0.5, 2.0]))
+    picture = model.project_image(torch.randn(1, 365))
+    speech = model.project_speech(torch.randn(50, csir.speech_encoder.dim))
+    estimates = [torch.atan2(rows[:, 1], rows[:, 0]) for rows in (picture, speech)]
+    nearest = (estimates[0] - estimates[1]).abs().argsort()
+    assert torch.equal(nearest, F.cosine_similarity(picture, speech).argsort(descending=True))
+    rows = batch() | {"rt60": torch.tensor([0.5, 1.0, 2.0, math.nan, 1.0, 1.0])}
+    exact = (rows["rt60"].log() / model.scale.std).nan_to_num()
+    losses = model.losses({"image_rt60": exact, "speech_rt60": exact + 1}, rows)
+    assert losses["image_rt60"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["loss"].item() == pytest.approx(1)
+
+
+def test_projections_without_batch_norm(csir):
+    model = CSIR(Recipe.preset("demo", standardise=False), SPACES, csir.image_encoder, csir.speech_encoder)
+    features = torch.randn(4, 365) + 3
+    torch.testing.assert_close(model.project_image(features), model.image_projector(features))
+    assert not any("norm" in name for name, _ in model.named_buffers() if "encoder" not in name)
 
 
 @pytest.fixture
@@ -216,3 +261,19 @@ def test_places365_errors_name_what_is_wrong(places, tmp_path):
     file.write_text("<html>404</html>")
     with pytest.raises(ValueError, match="not a readable PyTorch checkpoint"):
         load_places365(encoder, file)
+
+
+def test_what_batch_norm_learns_in_training_fits_evaluation():
+    """With the reference's dropout before its pools, features in evaluation would be a good deal smaller."""
+
+    def shift(dropout):
+        torch.manual_seed(0)
+        encoder = SpeechEncoder(32, 64, cnn_dropout=dropout)
+        speech = torch.randn(16, 32, 64)
+        for _ in range(100):
+            training = encoder.cnn(speech[:, None]).mean()
+        return (encoder.eval().cnn(speech[:, None]).mean() / training - 1).abs().item()
+
+    with torch.no_grad():
+        assert shift(Recipe().cnn_dropout) < 0.03
+        assert shift(0.3) > 0.3

@@ -16,9 +16,11 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 from torchvision import models
 
+from cmx_fast.prepare.image2reverb import prepare_image2reverb
 from cmx_fast.systems.csir import train as command
 from cmx_fast.systems.csir.evaluate import evaluate_csir
 from cmx_fast.systems.csir.evaluation import open_split
+from cmx_fast.systems.csir.model import image_encoder
 from cmx_fast.systems.csir.recipe import Recipe
 from cmx_fast.systems.csir.train import changes, train_csir
 
@@ -81,11 +83,13 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
         assert (finished / "seed0" / f"{stage}.pt").exists()
     results = json.loads((finished / "results.json").read_text())
     assert results["chance_R@1"] == pytest.approx(1 / 3)
-    for model in ("csir", "dscmr"):
+    for model in ("csir", "dscmr", "classifiers", "rt60"):
         (seed,) = results["seeds"][model]
         assert results["mean_and_spread"][model]["isr"]["total"]["R@1"] == [seed["isr"]["total"]["R@1"], 0.0]
     looks = [row for row in timeless(finished) if "sir R@1" in row]
-    assert [row["step"] for row in looks] == [2, 4] * 2
+    assert [row["step"] for row in looks] == [2, 4] * 4
+    (rt60,) = results["rt60"]
+    assert rt60["responses"] == 6 and rt60["median"] > 0 and 0 <= rt60["within"] <= 1
     assert (finished / "metrics.csv").read_text().startswith("stage,step,loss")
 
 
@@ -97,6 +101,9 @@ def test_report_stands_alone_and_has_its_parts(finished):
         "Where the image encoder looks",
         "Held-out",
         "Every number",
+        "RT60 alone",
+        "<td>chance</td>",
+        'id="rt60"',
     ):
         assert part in html
     assert (
@@ -111,7 +118,13 @@ def test_report_stands_alone_and_has_its_parts(finished):
 def test_an_interrupted_run_has_the_same_numbers(data, finished, tmp_path, monkeypatch):
     begun = train_through_stops(lambda: train(data, tmp_path / "run", resume=True), monkeypatch)
     assert begun == [
-        f"seed0/{stage}" for stage in ("speech", "image", "csir-heads", "csir", "dscmr-heads", "dscmr")
+        "seed0/speech",
+        "seed0/image",
+        *(
+            f"seed0/{model}{part}"
+            for model in ("csir", "dscmr", "classifiers", "rt60")
+            for part in ("-heads", "")
+        ),
     ]
     assert_same_run(tmp_path / "run", finished)
     assert (tmp_path / "run" / "results.json").read_text() == (finished / "results.json").read_text()
@@ -178,7 +191,8 @@ def test_loading_files_gives_what_the_memory_holds(data):
     [
         ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
-        ({"model": ["clip"]}, "model must be one or more of csir, dscmr; got clip"),
+        ({"model": ["clip"]}, "model must be one or more of csir, dscmr, classifiers, rt60; got clip"),
+        ({"split": "train"}, "split must be one of 'test', 'val'; got 'train'"),
         ({"set": ["alpha"]}, "--set takes NAME=VALUE; got 'alpha'"),
         ({"set": ["alpha=2"]}, "alpha must be between 0 and 1; got 2"),
     ],
@@ -212,7 +226,8 @@ def test_a_pretrained_image_encoder_stays_as_it_is_and_is_found_again(data, tmp_
     features = np.load(run / "image_features.npy")
     assert features.shape == (12, 1024) and np.isfinite(features).all()
     results = json.loads((run / "results.json").read_text())
-    assert "Where the image encoder looks" not in (run / "report.html").read_text()
+    html = (run / "report.html").read_text()
+    assert "Where the image encoder looks" not in html and f"<code>{spec}</code>, fixed" in html
     file.rename(moved)
     with pytest.raises(
         FileNotFoundError, match="was trained with shufflenet_v2_x0_5=.*a.pth; has the file moved"
@@ -232,3 +247,71 @@ def test_encoders_that_can_not_be_used(data, finished, tmp_path):
         train(data, tmp_path / "run", "image_encoder=pretrained")
     with pytest.raises(ValueError, match="was trained without --encoder"):
         evaluate_csir(finished, encoder_file=tmp_path / "b")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_frozen_images_are_those_of_each_rows_own_pair(data, cache):
+    class Shade(torch.nn.Module):
+        """A picture's mean red, green and blue."""
+
+        width = 3
+
+        def forward(self, image):
+            return image.mean((2, 3))
+
+        def fingerprint(self):
+            return "shade"
+
+    recipe = Recipe.preset("demo", **changes([*TINY, f"cache={cache}"], Recipe))
+    pairs = open_split(data, "train", recipe, "cpu")
+    rows = [[3, 23, 8], [0, 1, 17]]
+    before = list(pairs.load(iter(rows), ("image", "logmel")))
+    pairs.freeze_images(Shade())
+    for shown, frozen in zip(before, pairs.load(iter(rows), ("image", "logmel")), strict=True):
+        assert "image" not in frozen
+        torch.testing.assert_close(frozen["image_features"], shown["image"].mean((2, 3)))
+        torch.testing.assert_close(frozen["logmel"], shown["logmel"])
+
+
+def test_the_papers_tables_from_the_published_layout(data, tmp_path):
+    """``cmx prepare image2reverb``, then ``cmx train csir --places365``: tables 1 and 2, and figure 3."""
+    indoor = tmp_path / "indoor.csv"
+    indoor.write_text("space,indoor\n0,0\n1,1\n2,1\n")
+    prepared = tmp_path / "image2reverb"
+    prepare_image2reverb(data, data / "speech", prepared, indoor=indoor, test_share=0.34)
+    counts = json.loads((prepared / "prepared.json").read_text())
+    assert counts["pairs"] == {"train": 12, "test": 6} and (counts["indoor"], counts["outdoor"]) == (2, 1)
+    weights = {f"module.{name}": value for name, value in image_encoder("resnet10").state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "places365.pth.tar")
+    train(prepared, tmp_path / "run", model=["csir"], places365=tmp_path / "places365.pth.tar")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (seed,) = results["seeds"]["csir"]
+    for direction in ("sir", "isr"):
+        assert all(seed[direction][group]["R@5"] is not None for group in ("indoor", "outdoor", "total"))
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "logit of the image encoder's own 365 places" in html
+
+
+def test_responses_heard_alone_train_and_test_the_speech_encoder_only(data, tmp_path):
+    header, *rows = (data / "manifest.csv").read_text().splitlines()
+    lines = [header]
+    for row in rows:
+        image, air, *rest, split = row.split(",")
+        split = "val" if split == "test" else split
+        lines.append(",".join([str(data / image), str(data / air), *rest, split]))
+        if ",space2," in row:
+            name = "tunnel" if split == "train" else "cave"
+            lines.append(f",{data / air},{name},,0.3,{split}")
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    spoken = [f"{f},{part}" for part in ("train", "val") for f in (data / "speech" / "train").iterdir()]
+    (tmp_path / "speech.csv").write_text("\n".join(["file,split", *spoken]) + "\n")
+    train(tmp_path, tmp_path / "run", model=["csir"], split="val")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["spaces"] == ["space0", "space1", "space2", "tunnel"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["split"], results["images"]["gallery"]) == ("val", 6)
+    assert results["chance_R@1"] == pytest.approx(1 / 3)
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "those of the val part" in html and "tunnel" not in html and "cave" not in html
+    with pytest.raises(ValueError, match=r"speech.csv for split 'test'"):
+        evaluate_csir(tmp_path / "run")
