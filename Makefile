@@ -16,7 +16,7 @@ PROCESSES ?= 2
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
 
-.PHONY: install build demo test test-torchcodec gates bench docs lint format sanitize compile-cuda test-torch-latest clean
+.PHONY: install build demo demo-people test test-torchcodec gates bench docs lint format sanitize compile-cuda test-torch-latest clean
 .DELETE_ON_ERROR:
 
 install: build
@@ -47,7 +47,15 @@ build/.built: $(VENV)/.packages $(NATIVE)
 demo: build
 	@test -e $(DEMO)/rooms/manifest.csv || $(BIN)/cmx simulate rooms --out $(DEMO)/rooms $(DEMO_ROOMS)
 	@rm -rf $(DEMO)/run
-	$(BIN)/cmx train csir --data $(DEMO)/rooms --preset demo $(DEMO_TRAINING) --seeds $(SEEDS) --out $(DEMO)/run
+	$(BIN)/cmx train csir --data $(DEMO)/rooms --preset demo --model csir --model dscmr $(DEMO_TRAINING) --seeds $(SEEDS) \
+		--out $(DEMO)/run
+
+# The parts of people in one's own photographs, on a pretrained encoder: DATA is a folder in ATR's layout, with masks to
+# measure by (docs/systems/c2l.md).
+demo-people: build
+	@test -n "$(DATA)" || { echo "make: give the photographs' folder, DATA=..." >&2; exit 1; }
+	@rm -rf $(DEMO)/people
+	$(BIN)/cmx train c2l --data "$(DATA)" --preset photos --encoder efficientnet-lite0 --seeds $(SEEDS) --out $(DEMO)/people
 
 # Two processes share the tests, a file at a time: what measures memory measures its own process, and nothing that a
 # test decides by is a time. Their threads sleep while they wait: the other process has the core.

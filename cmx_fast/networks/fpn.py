@@ -22,7 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Pyramid(nn.Module):
-    """A feature pyramid on maps that a fixed encoder has made: rows (B, R) of :func:`pack` to (B, width, h_0, w_0).
+    """A feature pyramid on maps that a fixed encoder has made: rows (B, R) of :func:`pack` to (B, width, side, side).
 
     Lin et al. 2017 as in PiCIE's code: 1x1 lateral convolutions with bias to ``width`` channels (128 in the C2L paper,
     instead of 256), bilinear upsampling, sum, no smoothing convolution, and only the finest map as output.
@@ -33,11 +33,12 @@ class Pyramid(nn.Module):
 
     Args:
         shapes: (channels, height, width) of the packed maps, finest first.
+        side: of the output, to which a coarser sum is enlarged bilinearly; None: that of the finest map.
     """
 
-    def __init__(self, shapes: Sequence[MapShape], width: int = 128):
+    def __init__(self, shapes: Sequence[MapShape], width: int = 128, side: int | None = None):
         super().__init__()
-        self.shapes = list(shapes)
+        self.shapes, self.side = list(shapes), side or shapes[0][1]
         lateral = [nn.Conv2d(channels, width, 1) for channels, _, _ in shapes]
         for layer in lateral:
             nn.init.orthogonal_(layer.weight)
@@ -49,7 +50,10 @@ class Pyramid(nn.Module):
         return [F.relu(x) for x in unpack(rows, self.shapes)]
 
     def forward(self, rows: Tensor) -> Tensor:
-        return top_down(self.lateral, [even(x) for x in unpack(rows, self.shapes)])
+        top = top_down(self.lateral, [even(x) for x in unpack(rows, self.shapes)])
+        return (
+            F.interpolate(top, (self.side, self.side), mode="bilinear") if top.shape[2] != self.side else top
+        )
 
 
 class FPN(nn.Module):

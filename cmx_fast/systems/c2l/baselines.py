@@ -85,12 +85,15 @@ def baseline_counts(
 
 
 def encoder_features(encoder: FPN | Pyramid, batch: Tensor) -> Tensor:
-    """The encoder's maps one behind the other on the finest one's grid: unit vectors (B, D, h, w).
+    """The encoder's maps one behind the other on the models' grid, or the finest one's: unit vectors (B, D, h, w).
 
     A ResNet's maps of stride 4 are left out: they tell edges and colours.
     """
-    maps = unpack(batch, encoder.shapes) if isinstance(encoder, Pyramid) else encoder.activations(batch)[1:]
-    side = maps[0].shape[2:]
+    if isinstance(encoder, Pyramid):
+        maps, side = unpack(batch, encoder.shapes), (encoder.side, encoder.side)
+    else:
+        maps = encoder.activations(batch)[1:]
+        side = maps[0].shape[2], maps[0].shape[3]
     levels = [F.interpolate(even(x.float()), side, mode="bilinear") for x in maps]
     return F.normalize(torch.cat(levels, 1), dim=1)
 

@@ -44,7 +44,7 @@ class PiCIE(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.encoder = new_encoder(recipe, shapes)
-        self.side = recipe.size // 4 if shapes is None else shapes[0][1]
+        self.side = recipe.size // 4 if isinstance(self.encoder, FPN) else self.encoder.side
         self.register_buffer("centroids", torch.zeros(recipe.test_clusters, recipe.width))
 
     def represent(self, maps: Tensor) -> Tensor:
@@ -57,9 +57,16 @@ class PiCIE(nn.Module):
         return self.represent(maps if theta is None else warp(maps, theta))
 
     def logits(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Unit features against the centroids, enlarged bilinearly (PiCIE's code): (B, 3, S, S) to (B, K, *size)."""
+        """Unit features against the centroids, enlarged bilinearly (PiCIE's code): (B, 3, S, S) to (B, K, *size).
+
+        Where ``recipe.suppressed`` sets pixels to zero, whose products are all 0, half the centroids' squares are taken
+        off: the largest logit is then the nearest centroid's.
+        """
         features = F.normalize(self.features(image).float(), dim=1)
-        return F.interpolate(F.conv2d(features, self.centroids[:, :, None, None]), size, mode="bilinear")
+        bias = -self.centroids.square().sum(1) / 2 if self.recipe.suppressed else None
+        return F.interpolate(
+            F.conv2d(features, self.centroids[:, :, None, None], bias), size, mode="bilinear"
+        )
 
     def forward(self, batch: Batch) -> Batch:
         return {
@@ -83,7 +90,7 @@ def new_encoder(recipe: C2LRecipe, shapes: Sequence[MapShape] | None) -> FPN | P
     """The recipe's ResNet with a pyramid, or a pyramid on a fixed encoder's maps of these shapes."""
     if shapes is None:
         return FPN(recipe.backbone, recipe.width, recipe.attention, recipe.gradients)
-    return Pyramid(shapes, recipe.width)
+    return Pyramid(shapes, recipe.width, max(shapes[0][1], recipe.size // recipe.grid_stride))
 
 
 def cluster_loss(outputs: Batch, batch: Batch, features: int, clusters: int) -> Tensor:

@@ -79,7 +79,7 @@ def train_c2l(
             raise ValueError("--imagenet is for the ResNet that is trained; with --encoder there is none")
         changed.setdefault("backbone", "resnet18")  # the file's, whatever the preset has
     recipe = C2LRecipe.preset(preset, **changed)
-    for name in ("map_stride", "kept_views"):
+    for name in ("map_stride", "grid_stride", "kept_views"):
         if encoder is None and name in changed:
             raise ValueError(f"{name} is of the maps of --encoder, which is not given")
     pretrained = None if encoder is None else open_visual_encoder(encoder)

@@ -60,8 +60,31 @@ def test_a_pyramid_on_an_encoders_maps():
     torch.testing.assert_close(pyramid(pack(maps)), pyramid(pack([3 * maps[0], maps[1]])))
     for activation, x in zip(pyramid.activations(pack(maps)), maps):
         torch.testing.assert_close(activation, x.relu())
+    enlarged = Pyramid(shapes, 16, side=12)
+    enlarged.load_state_dict(pyramid.state_dict())
+    expected = F.interpolate(pyramid(pack(maps)), (12, 12), mode="bilinear")
+    torch.testing.assert_close(enlarged(pack(maps)), expected)
     with pytest.raises(ValueError, match=r"rows must have shape \(B, 352\)"):
         pyramid(torch.randn(2, 351))
+
+
+def test_a_pyramid_starts_by_keeping_what_the_encoder_tells_apart():
+    maps = torch.randn(2, 4, 8, 8)
+    top = Pyramid([(4, 8, 8)], 16)(pack([maps]))
+    between = F.normalize(maps, dim=1).flatten(2)
+    projected = F.normalize(top, dim=1).flatten(2)
+    torch.testing.assert_close(projected.mT @ projected, between.mT @ between)
+
+
+def test_suppressed_pixels_belong_to_the_cluster_at_zero():
+    recipe = C2LRecipe.preset("demo", size=32, width=4, heads=2, clusters=3, suppressed=0.5)
+    model = PiCIE(recipe)
+    model.features = lambda image: torch.stack(
+        [torch.zeros(4, 2, 2), 5 * torch.eye(4)[1].expand(2, 2, 4).movedim(2, 0)]
+    )
+    model.centroids.copy_(torch.tensor([[0.9, 0, 0, 0], [0, 0.9, 0, 0], [0.0, 0, 0, 0]]))
+    labels = model.logits(torch.rand(2, 3, 32, 32), (4, 4)).argmax(1)
+    assert labels.flatten(1).unique(dim=1).flatten().tolist() == [2, 1]
 
 
 def test_fpn_refuses():
