@@ -127,7 +127,7 @@ def test_what_does_not_match_is_listed(tmp_path):
     ("changes", "message"),
     [
         ({"resolution": 96}, "resolution must be 64 or 128; got 96"),
-        ({"encoder": "vit"}, "encoder must be resnet50 or small; got 'vit'"),
+        ({"encoder": "vit"}, "encoder must be one of resnet50, small, pretrained; got 'vit'"),
         ({"average": 1.0}, r"average must be in \[0, 1\); got 1.0"),
         ({"batch": 1}, "batch must be at least 2"),
         ({"neighbours": 0}, "neighbours must be at least 1; got 0"),
