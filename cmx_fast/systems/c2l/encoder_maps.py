@@ -28,8 +28,11 @@ def keep_maps(
     pictures: Pictures, encoder: VisualEncoder, recipe: C2LRecipe, file: Path | None = None
 ) -> None:
     """Put the encoder's maps in the place of the pictures; they are read from ``file`` if it has them."""
-    compute = _computation(pictures, encoder, recipe, lambda images, index: images, 0, "maps")
-    pictures.maps = _kept(pictures, encoder, recipe, [], len(pictures), [compute], file)
+
+    def compute() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from _loaded(pictures, "maps")
+
+    pictures.maps = _kept(pictures, encoder, recipe, [], len(pictures), compute, file)
 
 
 @dataclass
@@ -61,20 +64,30 @@ def keep_views(
     pictures: Pictures, encoder: VisualEncoder, recipe: C2LRecipe, file: Path | None = None
 ) -> KeptViews:
     """Draw the views once, by seed 0 for all models and seeds, and keep their maps, or read them from ``file``."""
-    count, computations = len(pictures), []
-    for draw in range(recipe.kept_views):
-        for view in (1, 2):
+    count = len(pictures)
 
-            def drawn(images: Tensor, index: Tensor, draw: int = draw, view: int = view) -> Tensor:
-                return draw_views(recipe, images, index, 0, draw, images.device)[f"image{view}"]
+    def compute() -> Iterator[tuple[Tensor, Tensor]]:
+        for draw in range(recipe.kept_views):
+            for index, images in _loaded(pictures, f"views {draw + 1} of {recipe.kept_views}"):
+                views = draw_views(recipe, images, index, 0, draw, images.device)
+                for view in (0, 1):
+                    yield (2 * draw + view) * count + index, views[f"image{view + 1}"]
 
-            first = (2 * draw + view - 1) * count
-            computations.append(
-                _computation(pictures, encoder, recipe, drawn, first, f"views {draw + 1}.{view}")
-            )
     settings = [recipe.kept_views, recipe.jitter, recipe.hue, recipe.smallest_crop]
     total = 2 * recipe.kept_views * count
-    return KeptViews(_kept(pictures, encoder, recipe, settings, total, computations, file), pictures, recipe)
+    return KeptViews(_kept(pictures, encoder, recipe, settings, total, compute, file), pictures, recipe)
+
+
+def _loaded(pictures: Pictures, title: str) -> Iterable[tuple[Tensor, Tensor]]:
+    """Indices and pictures of all batches, with a progress bar."""
+    batches = torch.arange(len(pictures)).split(BATCH)
+    return track(
+        pictures.load_images(batches),
+        title,
+        total=len(batches),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
 
 
 def _kept(
@@ -83,45 +96,20 @@ def _kept(
     recipe: C2LRecipe,
     settings: Sequence[object],
     count: int,
-    computations: Sequence[Callable[[], Iterable[tuple[Tensor, Tensor]]]],
+    inputs: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     file: Path | None,
 ) -> Tensor:
+    """The packed maps of ``inputs``, row numbers (B,) and pictures (B, 3, S, S), float16 (count, R)."""
     shapes = encoder.map_shapes(recipe.size, recipe.map_stride)
     dataset = pictures.dataset
     paths = [dataset.path(i) for i in range(len(dataset))]
     key = rows_key([encoder.fingerprint(), shapes, recipe.backend, *settings], paths)
     length = sum(channels * height * width for channels, height, width in shapes)
-
-    def compute() -> Iterator[tuple[Tensor, Tensor]]:
-        for computation in computations:
-            yield from computation()
-
-    return frozen_rows(file, key, (count, length), compute, torch.float16)
-
-
-def _computation(
-    pictures: Pictures,
-    encoder: VisualEncoder,
-    recipe: C2LRecipe,
-    view: Callable[[Tensor, Tensor], Tensor],
-    first: int,
-    title: str,
-) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """The maps of ``view(images, index)`` of all pictures, as rows from ``first`` on."""
-    levels = len(encoder.map_shapes(recipe.size, recipe.map_stride))
+    encoder.to(pictures.device)
 
     @torch.no_grad()
     def compute() -> Iterator[tuple[Tensor, Tensor]]:
-        encoder.to(pictures.device)
-        batches = torch.arange(len(pictures)).split(BATCH)
-        loaded: Iterable[tuple[Tensor, Tensor]] = track(
-            pictures.load_images(batches),
-            title,
-            total=len(batches),
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
-        for index, images in loaded:
-            yield first + index, pack(encoder.maps(view(images, index))[-levels:])
+        for rows, images in inputs():
+            yield rows, pack(encoder.maps(images)[-len(shapes) :])
 
-    return compute
+    return frozen_rows(file, key, (count, length), compute, torch.float16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cmx_fast.data.sets.boxed_pictures import BOXED_SETS, BoxedPictures
 from cmx_fast.data.sets.labelled_pictures import LABELLED_SETS, LabelledPictures
 from cmx_fast.data.sets.masked_pictures import MASKED_SETS, MaskedPictures
 from cmx_fast.data.transforms.picture_views import Views
+from cmx_fast.networks.fpn import pack, unpack
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import warp
 from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
@@ -106,7 +108,7 @@ class KeptMaps(Examples):
     ):
         super().__init__(dataset, device)
         self.shapes = [(c, side, side) for c, side in zip(levels.channels, levels.sides, strict=True)]
-        self.sizes = [c * side * side for c, side in zip(levels.channels, levels.sides, strict=True)]
+        length = sum(math.prod(shape) for shape in self.shapes)
         encoder.to(device)
 
         @torch.no_grad()
@@ -115,24 +117,20 @@ class KeptMaps(Examples):
             total = -(-len(self) // BATCH)
             for batch in track(batches, "maps", total, disable=not sys.stderr.isatty(), transient=True):
                 maps = encoder.maps(batch["picture"])
-                kept = [maps[number].flatten(1) for number in levels.numbers]
-                yield batch["index"].cpu(), torch.cat(kept, 1)
+                yield batch["index"].cpu(), pack(maps[number] for number in levels.numbers)
 
         settings = ["maps", encoder.fingerprint(), dataset.size, levels.numbers]
         key = rows_key(settings, [dataset.path(i) for i in range(len(dataset))])
-        self.rows = frozen_rows(file, key, (len(dataset), sum(self.sizes)), compute, torch.float16)
+        self.rows = frozen_rows(file, key, (len(dataset), length), compute, torch.float16)
         self.targets = _compact(default_collate([dataset.target(i) for i in range(len(dataset))]))
 
     def load(self, rows: Iterable[Tensor]) -> Iterator[Batch]:
         for index in rows:
-            parts = upload(self.rows[index], self.device).float().split(self.sizes, 1)
+            maps = unpack(upload(self.rows[index], self.device).float(), self.shapes)
             targets = {name: upload(value[index], self.device) for name, value in self.targets.items()}
             yield {
                 "index": index,
-                **{
-                    f"map{n}": part.unflatten(1, shape)
-                    for n, (part, shape) in enumerate(zip(parts, self.shapes, strict=True))
-                },
+                **{f"map{n}": x for n, x in enumerate(maps)},
                 **{
                     name: value if value.is_floating_point() else value.long()
                     for name, value in targets.items()
