@@ -26,7 +26,7 @@ LISTED = 4
 
 
 def read_checkpoint(path: Path | str) -> Any:
-    """What a PyTorch or safetensors file holds; only tensors and plain values are unpickled.
+    """The contents of a PyTorch or safetensors file; only tensors and plain values are unpickled.
 
     Raises:
         as :func:`read_state`.

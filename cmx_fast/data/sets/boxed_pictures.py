@@ -77,7 +77,7 @@ class BoxedPictures(Dataset[dict[str, object]]):
         return stretched(self.path(index), lambda *_: (self.size, self.size), draft=True)
 
     def target(self, index: int) -> dict[str, Tensor]:
-        """What a network is to say of the picture: "boxes" (M, 4), "labels" (M,) and "difficult" (M,).
+        """The answer that a network should give: "boxes" (M, 4), "labels" (M,) and "difficult" (M,).
 
         M is the largest number of objects in a picture; rows without object have label 0.
         """

@@ -93,7 +93,7 @@ class LabelledPictures(Dataset[dict[str, object]]):
         return stretched(self.path(index), lambda *_: (self.size, self.size), draft=True)
 
     def target(self, index: int) -> dict[str, Tensor]:
-        """What a network is to say of the picture: "label", 0-d int64; with boxes also "box".
+        """The answer that a network should give: "label", 0-d int64; with boxes also "box".
 
         A box (4,) has left, top, right and bottom as shares of the picture's sides.
         """
@@ -131,7 +131,7 @@ def readable(
 
 
 def _fault(path: Path) -> BrokenFileError | None:
-    """What is wrong with a picture's file; a JPEG file is decoded at an eighth of its size."""
+    """The fault of a picture's file, None if there is none; a JPEG file is decoded at an eighth of its size."""
     if (problem := picture_problem(path)) is not None:
         return BrokenFileError(path, problem)
     try:

@@ -124,7 +124,7 @@ class MaskedPictures(Dataset[dict[str, object]]):
         return self._class_of_label[self._turns[index](torch.from_numpy(resized.astype(np.int64)))]
 
     def target(self, index: int) -> dict[str, Tensor]:
-        """What a network is to say of the picture: "mask"."""
+        """The answer that a network should give: "mask"."""
         return {"mask": self.load_mask(index)}
 
     def _check(self, name: str, picture: Path, mask: Path) -> Turn:
