@@ -26,7 +26,7 @@ from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.train import OPTIMIZERS
 from cmx_fast.systems.csir.batches import random_crop, random_zoom
 from cmx_fast.systems.csir.model import CSIR, SpeechEncoder, image_encoder
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.csir.train import parameter_groups
 from cmx_fast.systems.sound2scene.model import Alignment, SoundEncoder
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
@@ -78,7 +78,7 @@ def formulas_only() -> Iterator[None]:
 
 def csir(preset: str, batch: int | None, device: torch.device) -> System:
     """CSIR's cross-modal stage: rooms and sentences convolved, log-mels, crops and zooms; both encoders train."""
-    recipe = Recipe.preset(preset)
+    recipe = CSIRRecipe.preset(preset)
     batch = batch or recipe.cross_batch
     samples = int(recipe.seconds * recipe.sample_rate)
     model = CSIR(

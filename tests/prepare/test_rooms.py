@@ -15,7 +15,7 @@ from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.data.sets.lists import read_table
 from cmx_fast.prepare.rooms import prepare_rooms, read_kinds
 from cmx_fast.systems.csir.evaluation import open_split
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 
 RATE = 8000
 SPACES = {"nave": ("church", "a"), "crypt": ("church", "b"), "choir": ("church", "c"), "choir2": ("church", "c"),
@@ -134,7 +134,7 @@ def test_responses_without_photographs_are_heard_alone(files, tmp_path, capsys):
     assert "image" not in alone and alone["space"] == -1 and alone["rt60"] > 0
     waves = [train.load_wave(i) for i in range(train.pictured, train.pictured + 3)]
     assert any(not waves[0].equal(wave) for wave in waves[1:])  # each row draws its own sentences
-    recipe = Recipe.preset("demo", seconds=0.5, crop_seconds=0.5, sample_rate=RATE, image_size=16, n_mels=32,
+    recipe = CSIRRecipe.preset("demo", seconds=0.5, crop_seconds=0.5, sample_rate=RATE, image_size=16, n_mels=32,
                            sentences_per_air=1)  # fmt: skip
     data = open_split(tmp_path, "test", recipe, "cpu", spaces=train.spaces)
     assert len(data.images) == data.pictured == data.paired < len(data)

@@ -13,7 +13,7 @@ import pytest
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.cmac.finetune import FinetuneRecipe
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
@@ -23,7 +23,7 @@ from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import NAMES, Checked, OneOf, Range
 
 RECIPES = [
-    Recipe,
+    CSIRRecipe,
     C2LRecipe,
     CMACRecipe,
     FinetuneRecipe,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.systems.csir.model import ImageEncoder, RT60Scale, SpeechEncoder, TwoTowers, accuracy
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.trainable import Batch
 
 
@@ -22,7 +22,7 @@ class Classifiers(TwoTowers):
     Neither side sees the other. L = CE(space from the image) + CE(space from the speech).
     """
 
-    def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
+    def __init__(self, recipe: CSIRRecipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__(recipe, image, speech)
         self.image_classifier = nn.Linear(self.image_width, spaces)
         self.speech_classifier = nn.Linear(speech.dim, spaces)
@@ -59,7 +59,7 @@ class DecayTime(TwoTowers):
     pi v / 8: the cosine between angles falls as their difference grows. L = the squared errors of both sides.
     """
 
-    def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
+    def __init__(self, recipe: CSIRRecipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__(recipe, image, speech)
         self.scale = RT60Scale()
         self.image_rt60 = nn.Linear(self.image_width, 1)

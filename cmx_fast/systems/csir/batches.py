@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.systems.csir.data import PairData
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.trainable import Batch
 
 
 def training_batches(
     data: PairData,
-    recipe: Recipe,
+    recipe: CSIRRecipe,
     batch: int,
     modalities: tuple[str, ...],
     seed: int,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.systems.csir.model import ImageEncoder, SpeechEncoder, TwoTowers, accuracy
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.trainable import Batch
 
 
@@ -27,7 +27,7 @@ class DSCMR(TwoTowers):
     with alpha = 1e-3, beta = 0.1, S_ij = 1 for rows of the same space, and row norms that are not squared.
     """
 
-    def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
+    def __init__(self, recipe: CSIRRecipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__(recipe, image, speech)
         self.spaces = spaces
         self.image_hidden = nn.Linear(self.image_width, recipe.dscmr_hidden)

@@ -23,7 +23,7 @@ from cmx_fast.systems.csir.evaluation import (
     pretrained_speech,
 )
 from cmx_fast.systems.csir.model import FrozenImageEncoder
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.csir.report import write_report
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
@@ -50,7 +50,7 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
     Args:
         encoder_file: the weights of the run's pretrained encoder, if not where the run had them.
     """
-    recipe, spaces, models = run.recipe(Recipe), run.config["spaces"], run.config["models"]
+    recipe, spaces, models = run.recipe(CSIRRecipe), run.config["spaces"], run.config["models"]
     distinct = retrieval.distinct_images([p.image for p in data.dataset.pairs[: data.pictured]])
     recalls: dict[str, list[Recalls]] = {name: [] for name in models}
     alternative: dict[str, list[Recalls]] = {name: [] for name in models}
@@ -107,7 +107,7 @@ def evaluate_csir(
     test = open_split(
         data or Path(finished.config["data"]),
         split,
-        finished.recipe(Recipe),
+        finished.recipe(CSIRRecipe),
         default_device(),
         spaces=finished.config["spaces"],
         speech=speech,

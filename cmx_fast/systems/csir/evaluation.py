@@ -28,7 +28,7 @@ from cmx_fast.systems.csir.model import (
     image_encoder,
     load_places365,
 )
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.run_folder import FinishedRun
 
 Model = CSIR | DSCMR | Classifiers | DecayTime
@@ -40,14 +40,14 @@ MODELS: dict[str, type[CSIR] | type[DSCMR] | type[Classifiers] | type[DecayTime]
 }
 
 
-def new_model(name: str, recipe: Recipe, spaces: int, frozen: FrozenImageEncoder | None = None) -> Model:
+def new_model(name: str, recipe: CSIRRecipe, spaces: int, frozen: FrozenImageEncoder | None = None) -> Model:
     """A model of that name with fresh weights, but for a frozen image encoder's."""
     image: ImageEncoder = frozen or image_encoder(recipe.image_encoder, recipe.attention)
     return MODELS[name](recipe, spaces, image, SpeechEncoder.of(recipe))
 
 
 @torch.no_grad()
-def embed(model: Model, data: PairData, recipe: Recipe) -> Embeddings:
+def embed(model: Model, data: PairData, recipe: CSIRRecipe) -> Embeddings:
     """Embed every image and every utterance of its responses in the common space, not augmented, in float32.
 
     The embedding of an utterance that is longer than the encoder's input is the mean over ``eval_crops`` crops.
@@ -97,7 +97,7 @@ class DecayErrors:
 
 
 @torch.no_grad()
-def decay_errors(model: SpeechPretraining, data: PairData, recipe: Recipe) -> DecayErrors | None:
+def decay_errors(model: SpeechPretraining, data: PairData, recipe: CSIRRecipe) -> DecayErrors | None:
     """Errors of the speech encoder's RT60 on a split; None where no RT60 is known."""
     model.eval()
     by_response: dict[Path, list[Tensor]] = defaultdict(list)
@@ -176,14 +176,16 @@ class Evaluation:
         }
 
 
-def pretrained_speech(run: FinishedRun, seed: int, recipe: Recipe) -> SpeechPretraining:
+def pretrained_speech(run: FinishedRun, seed: int, recipe: CSIRRecipe) -> SpeechPretraining:
     """A seed's speech encoder with its heads, before the cross-modal stage."""
     model = SpeechPretraining(recipe, len(run.config["spaces"]))
     model.load_state_dict(run.weights(f"seed{seed}/speech"))
     return model
 
 
-def pretrained_image_logits(run: FinishedRun, recipe: Recipe) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def pretrained_image_logits(
+    run: FinishedRun, recipe: CSIRRecipe
+) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
     """The first seed's image encoder before the cross-modal stage, and the function from its output to class logits.
 
     With Places365 weights the classes are theirs, and the encoder's output has their logits. Without, the classes are
@@ -201,7 +203,7 @@ def pretrained_image_logits(run: FinishedRun, recipe: Recipe) -> tuple[nn.Module
 def open_split(
     root: Path,
     split: str,
-    recipe: Recipe,
+    recipe: CSIRRecipe,
     device: torch.device | str,
     *,
     spaces: list[str] | None = None,

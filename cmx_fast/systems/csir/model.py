@@ -21,7 +21,7 @@ from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.networks.resnet import AttentiveResNet, gate_weights
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.ops import supcon
-from cmx_fast.systems.csir.recipe import IMAGE_ENCODERS, Recipe
+from cmx_fast.systems.csir.recipe import IMAGE_ENCODERS, CSIRRecipe
 from cmx_fast.train.trainable import Batch
 
 #: Places365 has 365 categories; the image feature e^v is the vector of their logits (d_v = 365 in the paper).
@@ -74,7 +74,7 @@ class SpeechEncoder(nn.Module):
         self.dim = 64 * (n_mels // 32) * (frames // 2 // 4 // 4) + n_mels
 
     @classmethod
-    def of(cls, recipe: Recipe) -> SpeechEncoder:
+    def of(cls, recipe: CSIRRecipe) -> SpeechEncoder:
         """An encoder of the recipe's size."""
         return cls(recipe.n_mels, recipe.frames, recipe.cnn_dropout, recipe.transformer_dropout)
 
@@ -221,7 +221,7 @@ class SpeechPretraining(nn.Module):
     equal weights, the squared error of the standardised logarithm and the linear heads are ours.
     """
 
-    def __init__(self, recipe: Recipe, spaces: int):
+    def __init__(self, recipe: CSIRRecipe, spaces: int):
         super().__init__()
         self.recipe = recipe
         self.encoder = SpeechEncoder.of(recipe)
@@ -269,7 +269,7 @@ class ImagePretraining(nn.Module):
     e^v stays the 365 outputs; a linear head on them names the space, and is thrown away afterwards.
     """
 
-    def __init__(self, recipe: Recipe, spaces: int):
+    def __init__(self, recipe: CSIRRecipe, spaces: int):
         super().__init__()
         self.encoder = image_encoder(recipe.image_encoder, recipe.attention)
         self.space_head = nn.Linear(PLACES_CATEGORIES, spaces)
@@ -293,7 +293,7 @@ class TwoTowers(nn.Module):
     ``recipe.standardise`` off leaves the projections as the paper prints them.
     """
 
-    def __init__(self, recipe: Recipe, image: ImageEncoder, speech: SpeechEncoder):
+    def __init__(self, recipe: CSIRRecipe, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__()
         self.recipe = recipe
         self.image_encoder, self.speech_encoder = image, speech
@@ -343,7 +343,7 @@ class CSIR(TwoTowers):
     ``recipe.contrast = "cross"``, speech rows against image columns only.
     """
 
-    def __init__(self, recipe: Recipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
+    def __init__(self, recipe: CSIRRecipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__(recipe, image, speech)
         self.image_projector = nn.Linear(self.image_width, recipe.embed_dim)
         self.speech_projector = nn.Linear(speech.dim, recipe.embed_dim)

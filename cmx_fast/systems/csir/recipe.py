@@ -23,7 +23,7 @@ IMAGE_ENCODERS = ("resnet10", "resnet18", "resnet50")
 
 
 @dataclass(frozen=True)
-class Recipe(Presets):
+class CSIRRecipe(Presets):
     """Every number of a CSIR run.
 
     The defaults are the "paper" preset. [P]: stated by the paper. [R]: the public code that the part follows

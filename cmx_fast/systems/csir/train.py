@@ -30,7 +30,7 @@ from cmx_fast.systems.csir.model import (
     image_encoder,
     load_places365,
 )
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Module, Stage
 from cmx_fast.train.options import (
@@ -86,7 +86,7 @@ def train_csir(
     """
     check_split(split, HELD_OUT)
     models = choose_models(model, MODELS)
-    recipe = Recipe.preset(preset, **changes(set, Recipe))
+    recipe = CSIRRecipe.preset(preset, **changes(set, CSIRRecipe))
     frozen = None
     if encoder is not None:
         if places365 is not None:
@@ -151,7 +151,7 @@ class Training:
     def __init__(
         self,
         session: Session,
-        recipe: Recipe,
+        recipe: CSIRRecipe,
         train: PairData,
         test: PairData,
         image: FrozenImageEncoder | Path | None,
@@ -313,7 +313,7 @@ class Training:
 
 @torch.no_grad()
 def features(
-    image_encoder: nn.Module, speech_encoder: nn.Module, data: PairData, recipe: Recipe
+    image_encoder: nn.Module, speech_encoder: nn.Module, data: PairData, recipe: CSIRRecipe
 ) -> tuple[Tensor, Tensor]:
     """e^v (pairs, d_v) and e^s (utterances, d_s) of all pairs with a picture, not augmented, on their device."""
     encoders = [encoder.to(data.device).eval() for encoder in (image_encoder, speech_encoder)]

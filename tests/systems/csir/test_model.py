@@ -18,9 +18,9 @@ from cmx_fast.systems.csir.model import (
     image_encoder,
     load_places365,
 )
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 
-RECIPE = Recipe.preset("demo", image_size=32, crop_seconds=1.0, n_mels=128)
+RECIPE = CSIRRecipe.preset("demo", image_size=32, crop_seconds=1.0, n_mels=128)
 SPACES = 5
 
 
@@ -99,7 +99,7 @@ def test_csir_loss_of_identical_features(csir):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_csir_cross_contrast_is_eq_7_on_speech_rows_and_image_columns(csir, reduction):
-    recipe = Recipe.preset("demo", contrast="cross", supcon_reduction=reduction)
+    recipe = CSIRRecipe.preset("demo", contrast="cross", supcon_reduction=reduction)
     model = CSIR(recipe, SPACES, csir.image_encoder, csir.speech_encoder)
     image, speech, space = torch.randn(6, 64), torch.randn(6, 64), torch.tensor([0, 1, 0, 2, 2, 2])
     losses = model.losses(
@@ -218,7 +218,9 @@ def test_rt60_alone_ranks_by_the_difference_of_the_estimates(csir):
 
 
 def test_projections_without_batch_norm(csir):
-    model = CSIR(Recipe.preset("demo", standardise=False), SPACES, csir.image_encoder, csir.speech_encoder)
+    model = CSIR(
+        CSIRRecipe.preset("demo", standardise=False), SPACES, csir.image_encoder, csir.speech_encoder
+    )
     features = torch.randn(4, 365) + 3
     torch.testing.assert_close(model.project_image(features), model.image_projector(features))
     assert not any("norm" in name for name, _ in model.named_buffers() if "encoder" not in name)
@@ -275,5 +277,5 @@ def test_what_batch_norm_learns_in_training_fits_evaluation():
         return (encoder.eval().cnn(speech[:, None]).mean() / training - 1).abs().item()
 
     with torch.no_grad():
-        assert shift(Recipe().cnn_dropout) < 0.03
+        assert shift(CSIRRecipe().cnn_dropout) < 0.03
         assert shift(0.3) > 0.3

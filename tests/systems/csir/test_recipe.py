@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 
 
 def test_default_is_the_paper():
-    recipe = Recipe()
-    assert Recipe.preset("paper") == recipe
+    recipe = CSIRRecipe()
+    assert CSIRRecipe.preset("paper") == recipe
     assert (recipe.n_fft, recipe.hop, recipe.n_mels, recipe.sample_rate, recipe.seconds) == (
         2048,
         441,
@@ -20,7 +20,7 @@ def test_default_is_the_paper():
 
 
 def test_demo_keeps_the_method():
-    demo, paper = Recipe.preset("demo"), Recipe()
+    demo, paper = CSIRRecipe.preset("demo"), CSIRRecipe()
     for name in (
         "alpha",
         "embed_dim",
@@ -50,9 +50,9 @@ def test_demo_keeps_the_method():
 )
 def test_bad_numbers_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Recipe.preset("paper", **change)
+        CSIRRecipe.preset("paper", **change)
 
 
 def test_unknown_preset():
     with pytest.raises(ValueError, match="preset must be one of paper, demo; got 'tiny'"):
-        Recipe.preset("tiny")
+        CSIRRecipe.preset("tiny")

@@ -21,7 +21,7 @@ from cmx_fast.systems.csir import train as command
 from cmx_fast.systems.csir.evaluate import evaluate_csir
 from cmx_fast.systems.csir.evaluation import open_split
 from cmx_fast.systems.csir.model import image_encoder
-from cmx_fast.systems.csir.recipe import Recipe
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.csir.train import changes, train_csir
 
 RATE = 22050
@@ -175,9 +175,9 @@ def test_bfloat16_trains(data, tmp_path):
 
 
 def test_loading_files_gives_what_the_memory_holds(data):
-    recipe = changes(TINY, Recipe)
-    kept = open_split(data, "test", Recipe.preset("demo", **recipe), "cpu")
-    read = open_split(data, "test", Recipe.preset("demo", **{**recipe, "cache": False}), "cpu")
+    recipe = changes(TINY, CSIRRecipe)
+    kept = open_split(data, "test", CSIRRecipe.preset("demo", **recipe), "cpu")
+    read = open_split(data, "test", CSIRRecipe.preset("demo", **{**recipe, "cache": False}), "cpu")
     for a, b in zip(kept.in_order(("image", "logmel")), read.in_order(("image", "logmel")), strict=True):
         assert torch.equal(a["space"], b["space"])
         torch.testing.assert_close(a["image"], b["image"])
@@ -204,7 +204,7 @@ def test_bad_options_are_refused_before_any_work(tmp_path, options, message, mon
 
 
 def test_changes_read_numbers_and_words():
-    assert changes(["alpha=0.5", "cache=True", "contrast=cross"], Recipe) == {
+    assert changes(["alpha=0.5", "cache=True", "contrast=cross"], CSIRRecipe) == {
         "alpha": 0.5,
         "cache": True,
         "contrast": "cross",
@@ -262,7 +262,7 @@ def test_frozen_images_are_those_of_each_rows_own_pair(data, cache):
         def fingerprint(self):
             return "shade"
 
-    recipe = Recipe.preset("demo", **changes([*TINY, f"cache={cache}"], Recipe))
+    recipe = CSIRRecipe.preset("demo", **changes([*TINY, f"cache={cache}"], CSIRRecipe))
     pairs = open_split(data, "train", recipe, "cpu")
     rows = [[3, 23, 8], [0, 1, 17]]
     before = list(pairs.load(iter(rows), ("image", "logmel")))
