@@ -42,18 +42,18 @@ def average_precision(
         raise ValueError(f"detections are of {len(detections)} pictures and objects of {len(objects)}")
     scores, right = [], []
     asked = 0
-    for found, there in zip(detections, objects, strict=True):
-        own, of_class = found.labels == label, there.labels == label
-        boxes = there.boxes[of_class]
+    for detected, actual in zip(detections, objects, strict=True):
+        predicted, wanted = detected.labels == label, actual.labels == label
+        boxes = actual.boxes[wanted]
         easy = torch.ones(len(boxes), dtype=torch.bool)
-        if there.difficult is not None:
-            easy = ~there.difficult[of_class]
+        if actual.difficult is not None:
+            easy = ~actual.difficult[wanted]
         asked += int(easy.sum())
-        assert found.scores is not None
-        order = found.scores[own].sort(descending=True, stable=True).indices
-        shares = box_iou(found.boxes[own][order], boxes)
+        assert detected.scores is not None
+        order = detected.scores[predicted].sort(descending=True, stable=True).indices
+        shares = box_iou(detected.boxes[predicted][order], boxes)
         taken = torch.zeros(len(boxes), dtype=torch.bool)
-        for score, share in zip(found.scores[own][order].tolist(), shares, strict=True):
+        for score, share in zip(detected.scores[predicted][order].tolist(), shares, strict=True):
             best = int(share.argmax()) if len(boxes) else -1
             if best < 0 or share[best] < overlap:
                 hit = False

@@ -181,13 +181,13 @@ class _LogSumExp(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, columns, logit_scale, statistics = ctx.saved_tensors
-        of_rows, of_columns = ctx.needs_input_grad[:2]
+        needs_rows, needs_columns = ctx.needs_input_grad[:2]
         softmax = softmax_slopes(statistics, grad, torch.zeros_like(grad), grad)
         drows, dcolumns = block_gradients(
-            rows, columns, logit_scale, softmax, need_x=of_rows, need_y=of_columns
+            rows, columns, logit_scale, softmax, need_x=needs_rows, need_y=needs_columns
         )
         return (
-            drows.to(rows.dtype) if of_rows else None,
-            dcolumns.to(columns.dtype) if of_columns else None,
+            drows.to(rows.dtype) if needs_rows else None,
+            dcolumns.to(columns.dtype) if needs_columns else None,
             None,
         )

@@ -72,9 +72,9 @@ class MemoryBank(nn.Module):
             raise ValueError(f"keys must have shape (N, {dim}), got {tuple(keys.shape)}")
         if ids is not None and ids.shape != keys.shape[:1]:
             raise ValueError(f"ids must have shape ({len(keys)},), one per key; got {tuple(ids.shape)}")
-        of_keys = torch.full((len(keys),), -1) if ids is None else ids.cpu()
+        key_ids = torch.full((len(keys),), -1) if ids is None else ids.cpu()
         keys = keys[-size:]
-        self.ids = torch.cat([self.ids, of_keys])[-size:]
+        self.ids = torch.cat([self.ids, key_ids])[-size:]
         start = self.rows.storage_offset()
         end = start + self.rows.numel()
         if (end + keys.numel()) * self.rows.element_size() > self.rows.untyped_storage().nbytes():

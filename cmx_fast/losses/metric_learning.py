@@ -80,13 +80,13 @@ class SupConLoss(nn.Module):
             raise ValueError("ref_labels were given without ref_emb, their rows")
         columns = embeddings if ref_emb is None else ref_emb
         one = ref_emb is None or ref_labels is labels
-        labels, of_columns = (
+        labels, column_labels = (
             _checked("labels", labels, embeddings),
             _checked("ref_labels", ref_labels, columns),
         )
         # The identity of the tensor is kept: pairs (i, i) depend on it.
-        of_columns = labels if one else of_columns
-        losses = self._losses(embeddings, columns, labels, of_columns, indices_tuple)
+        column_labels = labels if one else column_labels
+        losses = self._losses(embeddings, columns, labels, column_labels, indices_tuple)
         if self.reducer is not None:
             indices = torch.arange(len(losses), device=losses.device)
             terms = {"loss": {"losses": losses, "indices": indices, "reduction_type": "element"}}
@@ -99,7 +99,7 @@ class SupConLoss(nn.Module):
         embeddings: Tensor,
         columns: Tensor,
         labels: Tensor | None,
-        of_columns: Tensor | None,
+        column_labels: Tensor | None,
         indices_tuple: Sequence[Tensor] | None,
     ) -> Tensor:
         """One loss per anchor, (N,); 0 for all without a positive or without a negative pair."""
@@ -109,26 +109,26 @@ class SupConLoss(nn.Module):
             )
             # pytorch-metric-learning takes a single pair of each kind for none.
             few = all(len(index) <= 1 for index in indices_tuple)
-        elif labels is None or of_columns is None:
+        elif labels is None or column_labels is None:
             raise ValueError("labels (with ref_emb also ref_labels) or indices_tuple must be given")
         else:
             few = len(embeddings) * len(columns) <= 2
             # Without ref_emb, or with other labels for it: pairs that the operator knows.
-            if self.distance is None and not few and (columns is embeddings) == (of_columns is labels):
+            if self.distance is None and not few and (columns is embeddings) == (column_labels is labels):
                 losses = supcon(
                     embeddings,
                     labels,
                     1 / self.temperature,
                     ref_features=None if columns is embeddings else columns,
-                    ref_labels=None if columns is embeddings else of_columns,
+                    ref_labels=None if columns is embeddings else column_labels,
                     normalize=True,
                     reduction="none",
                 )
-                several = (labels != labels[:1]).any() | (of_columns != labels[:1]).any()
+                several = (labels != labels[:1]).any() | (column_labels != labels[:1]).any()
                 return torch.where(several, losses, 0 * losses)
-            positive = labels[:, None] == of_columns
+            positive = labels[:, None] == column_labels
             negative, valid = ~positive, torch.ones((), dtype=torch.bool, device=labels.device)
-            if of_columns is labels:
+            if column_labels is labels:
                 positive.fill_diagonal_(False)
         if self.distance is None:
             similarity = F.normalize(embeddings, dim=1) @ F.normalize(columns, dim=1).T

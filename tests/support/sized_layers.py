@@ -181,7 +181,7 @@ LAYERS: dict[str, Sized] = {
     ),
     "RecurrentAttention": Sized(
         "nn.attention.RecurrentAttention, nn.attention.GlimpseSequence, nn.attention.glimpses",
-        layer(lambda: attention.RecurrentAttention(3, 2, size=4, steps=2, of_patch=8, of_place=8)),
+        layer(lambda: attention.RecurrentAttention(3, 2, size=4, steps=2, patch_width=8, location_width=8)),
         lambda b, n: (torch.randn(b, 2, 8 + n, 9 + n),),
     ),
     "recurrent_attention_loss": Sized(

@@ -72,11 +72,11 @@ class DefaultBoxes(nn.Module):
             )
         self.threshold = threshold
         rows = []
-        for side, step, (size, larger), of_map in zip(
+        for side, step, (size, larger), map_ratios in zip(
             maps, steps, itertools.pairwise(sizes), ratios, strict=True
         ):
             shapes = [(size, size), ((size * larger) ** 0.5,) * 2]
-            for ratio in of_map:
+            for ratio in map_ratios:
                 shapes += [(size * ratio**0.5, size / ratio**0.5), (size / ratio**0.5, size * ratio**0.5)]
             for row, column in itertools.product(range(side), repeat=2):
                 x, y = ((i + 0.5) * step / picture for i in (column, row))
@@ -172,6 +172,6 @@ def multibox_loss(offsets: Tensor, logits: Tensor, matched: Sequence[Matched], n
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     hardest = losses.detach().masked_fill(positive, -torch.inf).argsort(1, descending=True).argsort(1)
     chosen = positive | (hardest < (negatives * count).clamp(max=labels.shape[1] - 1)[:, None])
-    of_boxes = F.smooth_l1_loss(offsets, wanted, reduction="none").sum(2)
-    total = torch.where(chosen, losses, 0).sum() + torch.where(positive, of_boxes, 0).sum()
+    box_losses = F.smooth_l1_loss(offsets, wanted, reduction="none").sum(2)
+    total = torch.where(chosen, losses, 0).sum() + torch.where(positive, box_losses, 0).sum()
     return torch.where(known, total / count.sum().clamp_min(1), torch.nan)

@@ -52,9 +52,9 @@ class _MixChannels(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         x, weights = ctx.saved_tensors
         slopes = torch.bmm(grad, x.transpose(1, 2))
-        of_products = torch._softmax_backward_data(slopes, weights, 2, weights.dtype)
-        through_weights = torch.bmm(weights.transpose(1, 2), grad)
-        return torch.baddbmm(through_weights, of_products + of_products.transpose(1, 2), x, alpha=-1)
+        product_gradient = torch._softmax_backward_data(slopes, weights, 2, weights.dtype)
+        value_gradient = torch.bmm(weights.transpose(1, 2), grad)
+        return torch.baddbmm(value_gradient, product_gradient + product_gradient.transpose(1, 2), x, alpha=-1)
 
 
 def _mix_channels(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,8 +68,8 @@ def _cells(maps: Tensor, dim: int, count: int) -> list[Tensor]:
 
 def _attend(keys: Tensor, values: Tensor) -> Tensor:
     """The mean of values (B, E, h, w) at each place, by the softmax of the products of keys (B, D, h, w)."""
-    flat, of_values = (m.flatten(2).transpose(1, 2) for m in (keys, values))
-    return attention(flat, flat, of_values).transpose(1, 2).unflatten(2, values.shape[2:])
+    flat, flat_values = (m.flatten(2).transpose(1, 2) for m in (keys, values))
+    return attention(flat, flat, flat_values).transpose(1, 2).unflatten(2, values.shape[2:])
 
 
 class ObjectContext(nn.Module):

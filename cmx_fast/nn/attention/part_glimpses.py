@@ -86,9 +86,9 @@ def part_attention_loss(sequence: PartSequence, labels: Tensor, weight: float = 
     A glimpse is paid at once, and not at the end of the sequence: 1 if the class is right with it and, but for the
     first, likelier than without it; else 0. The weight is ours.
     """
-    of_parts = sequence.log_probabilities.detach()[1:]  # (T, B, classes)
-    right = of_parts.argmax(2) == labels
-    likelihood = of_parts.gather(2, labels.expand(of_parts.shape[:2])[..., None])[..., 0]
+    part_scores = sequence.log_probabilities.detach()[1:]  # (T, B, classes)
+    right = part_scores.argmax(2) == labels
+    likelihood = part_scores.gather(2, labels.expand(part_scores.shape[:2])[..., None])[..., 0]
     likelier = likelihood.diff(dim=0, prepend=torch.full_like(likelihood[:1], -torch.inf)) > 0
     reinforce = -(sequence.log_policy * (right & likelier)).sum(0).mean()
     return F.nll_loss(sequence.log_probabilities[-1], labels) + weight * reinforce

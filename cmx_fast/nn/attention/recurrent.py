@@ -51,10 +51,12 @@ def glimpses(picture: Tensor, location: Tensor, size: int, scales: int = 1, fact
 class _GlimpseNetwork(nn.Module):
     """The glimpse network f_g of section 3.1: a patch and its location as one vector."""
 
-    def __init__(self, pixels: int, of_patch: int, of_place: int):
+    def __init__(self, pixels: int, patch_width: int, location_width: int):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(pixels, of_patch), nn.Linear(2, of_place)
-        self.fc3, self.fc4 = (nn.Linear(width, of_patch + of_place) for width in (of_patch, of_place))
+        self.fc1, self.fc2 = nn.Linear(pixels, patch_width), nn.Linear(2, location_width)
+        self.fc3, self.fc4 = (
+            nn.Linear(width, patch_width + location_width) for width in (patch_width, location_width)
+        )
 
     def forward(self, patch: Tensor, location: Tensor) -> Tensor:
         seen = self.fc3(F.relu(self.fc1(patch)))
@@ -96,7 +98,7 @@ class RecurrentAttention(nn.Module):
     Args:
         classes. channels: of the pictures. size, scales, factor: of :func:`glimpses` (8, 1, 1: the common code's).
         steps: glimpses (6). deviation: of the Gaussian that locations are drawn from in training (0.05); evaluation
-            takes its mean. of_patch, of_place: widths whose sum is the state's (128 and 128).
+            takes its mean. patch_width, location_width: widths whose sum is the state's (128 and 128).
     """
 
     def __init__(
@@ -109,15 +111,15 @@ class RecurrentAttention(nn.Module):
         factor: int = 1,
         steps: int = 6,
         deviation: float = 0.05,
-        of_patch: int = 128,
-        of_place: int = 128,
+        patch_width: int = 128,
+        location_width: int = 128,
     ):
         super().__init__()
         if min(steps, size, scales, factor) < 1 or deviation <= 0:
             raise ValueError("steps, size, scales and factor must be at least 1, and deviation positive")
         self.size, self.scales, self.factor = size, scales, factor
-        self.steps, self.deviation, self.width = steps, deviation, of_patch + of_place
-        self.sensor = _GlimpseNetwork(scales * channels * size * size, of_patch, of_place)
+        self.steps, self.deviation, self.width = steps, deviation, patch_width + location_width
+        self.sensor = _GlimpseNetwork(scales * channels * size * size, patch_width, location_width)
         self.rnn = _CoreNetwork(self.width)
         self.locator = _Locator(self.width)
         self.classifier, self.baseliner = _Layer(self.width, classes), _Layer(self.width, 1)

@@ -124,12 +124,12 @@ def match_anchors(anchors: Tensor, objects: Tensor, size: tuple[int, int]) -> tu
     if not len(objects):
         return labels.masked_fill(inside, 0), torch.zeros_like(labels)
     share = box_iou(anchors, objects).masked_fill(~inside[:, None], -1)
-    best, object_of = share.max(1)
+    best, object_index = share.max(1)
     labels[inside & (best < 0.3)] = 0
-    of_object = share.max(0).values
-    labels[((share == of_object) & (of_object > 0)).any(1)] = 1
+    highest = share.max(0).values
+    labels[((share == highest) & (highest > 0)).any(1)] = 1
     labels[best >= 0.7] = 1
-    return labels, object_of
+    return labels, object_index
 
 
 def proposal_loss(
@@ -146,8 +146,8 @@ def proposal_loss(
     objects' offsets over the same number.
     """
     losses = []
-    for logits, offsets, of_picture in zip(proposed.logits, proposed.offsets, objects, strict=True):
-        labels, object_of = match_anchors(proposed.anchors, of_picture, size)
+    for logits, offsets, boxes in zip(proposed.logits, proposed.offsets, objects, strict=True):
+        labels, object_index = match_anchors(proposed.anchors, boxes, size)
         positive, negative = (_some((labels == kind).nonzero()[:, 0], generator) for kind in (1, 0))
         positive = positive[: sampled // 2]
         negative = negative[: sampled - len(positive)]
@@ -156,10 +156,10 @@ def proposal_loss(
             logits[chosen], labels[chosen].to(logits.dtype), reduction="sum"
         )
         if len(positive):
-            wanted = encode(of_picture[object_of[positive]].to(offsets.dtype), proposed.anchors[positive])
+            wanted = encode(boxes[object_index[positive]].to(offsets.dtype), proposed.anchors[positive])
             loss = loss + F.smooth_l1_loss(offsets[positive], wanted, beta=BETA, reduction="sum")
         # Off the CPU an object without area is not refused, and no anchor overlaps it.
-        known = has_area(of_picture[:, 2:] - of_picture[:, :2]).all()
+        known = has_area(boxes[:, 2:] - boxes[:, :2]).all()
         losses.append(torch.where(known, loss / max(1, len(chosen)), torch.nan))
     return torch.stack(losses).mean()
 
