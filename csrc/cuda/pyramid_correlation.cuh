@@ -73,12 +73,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int c = lanes.group * P::kStep; c < problem.channels; c += lanes.groups * P::kStep) {
       P patch;
       patch.load(x + c * problem.strides.c, problem.strides, place);
-      float filter_values[P::kStep], of_channel[P::kPositions];
+      float filter_values[P::kStep], values[P::kPositions];
       P::load_filter(filter + c, filter_values);
 #pragma unroll
       for (int i = 0; i < P::kStep; ++i) {
-        patch.unpack(i, of_channel);
-        response.add(of_channel, filter_values[i]);
+        patch.unpack(i, values);
+        response.add(values, filter_values[i]);
       }
     }
   }
@@ -119,35 +119,35 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The gradient of the maps at a patch, the same in every channel: a position gets `along` of the filter and, with
-// cosines, `own` of the sum of each window around it.
+// The gradient of the maps at a patch, the same in every channel: a position gets `filter_factors` of the filter and,
+// with cosines, `window_factors` of the sum of each window around it.
 template <class P>
-struct Pull {
-  float along[P::kPositions], own[P::kCells];
+struct PatchGradient {
+  float filter_factors[P::kPositions], window_factors[P::kCells];
 
-  __device__ Pull(const Pyramid& pyramid, const typename P::Place& place, const float* along_cells,
-                  const float* own_cells) {
+  __device__ PatchGradient(const Pyramid& pyramid, const typename P::Place& place, const float* filter_cells,
+                           const float* window_cells) {
     const auto read = [&](const float* cells, int level, int i) {
       const int cell = place.cell(pyramid, level, i);
       return cells && cell >= 0 ? cells[cell] : 0.f;
     };
 #pragma unroll
     for (int i = 0; i < P::kPositions; ++i) {
-      along[i] = read(along_cells, 0, i);
-      own[i] = read(own_cells, 0, i);
+      filter_factors[i] = read(filter_cells, 0, i);
+      window_factors[i] = read(window_cells, 0, i);
     }
-    if constexpr (P::kLevels > 1) read_level<1, P::kPositions>(read, along_cells, own_cells);
-    if constexpr (P::kLevels > 2) read_level<2, P::kPositions + P::kPositions / 4>(read, along_cells, own_cells);
+    if constexpr (P::kLevels > 1) read_level<1, P::kPositions>(read, filter_cells, window_cells);
+    if constexpr (P::kLevels > 2) read_level<2, P::kPositions + P::kPositions / 4>(read, filter_cells, window_cells);
   }
 
   // From x to its gradient, in place.
   __device__ void apply(float (&x)[P::kPositions], float filter, bool with_own) const {
     float gradient[P::kPositions];
 #pragma unroll
-    for (int i = 0; i < P::kPositions; ++i) gradient[i] = along[i] * filter;
+    for (int i = 0; i < P::kPositions; ++i) gradient[i] = filter_factors[i] * filter;
     if (with_own) {
 #pragma unroll
-      for (int i = 0; i < P::kPositions; ++i) gradient[i] += own[i] * x[i];
+      for (int i = 0; i < P::kPositions; ++i) gradient[i] += window_factors[i] * x[i];
       if constexpr (P::kLevels > 1) {
         float windows[P::kPositions / 4];
         P::pool(x, P::kColumns, windows);
@@ -157,12 +157,12 @@ struct Pull {
 #pragma unroll
           for (int i = 0; i < P::kPositions / 4; ++i) {
             const int window = parent(i, P::kColumns / 2);
-            windows[i] =
-                own[P::kPositions + i] * windows[i] + own[P::kPositions + P::kPositions / 4 + window] * larger[window];
+            windows[i] = window_factors[P::kPositions + i] * windows[i] +
+                         window_factors[P::kPositions + P::kPositions / 4 + window] * larger[window];
           }
         } else {
 #pragma unroll
-          for (int i = 0; i < P::kPositions / 4; ++i) windows[i] *= own[P::kPositions + i];
+          for (int i = 0; i < P::kPositions / 4; ++i) windows[i] *= window_factors[P::kPositions + i];
         }
 #pragma unroll
         for (int i = 0; i < P::kPositions; ++i) gradient[i] += windows[parent(i, P::kColumns)];
@@ -177,15 +177,15 @@ struct Pull {
   __device__ static constexpr int parent(int i, int wide) { return i / wide / 2 * (wide / 2) + i % wide / 2; }
 
   template <int LEVEL, int BEGIN, class Read>
-  __device__ void read_level(const Read& read, const float* along_cells, const float* own_cells) {
+  __device__ void read_level(const Read& read, const float* filter_cells, const float* window_cells) {
     constexpr int kWide = P::kColumns >> LEVEL;
 #pragma unroll
     for (int i = 0; i < (P::kPositions >> 2 * LEVEL); ++i) {
-      own[BEGIN + i] = read(own_cells, LEVEL, i);
-      const float value = read(along_cells, LEVEL, i);
+      window_factors[BEGIN + i] = read(window_cells, LEVEL, i);
+      const float value = read(filter_cells, LEVEL, i);
 #pragma unroll
       for (int p = 0; p < P::kPositions; ++p)
-        if ((p / P::kColumns >> LEVEL) * kWide + (p % P::kColumns >> LEVEL) == i) along[p] += value;
+        if ((p / P::kColumns >> LEVEL) * kWide + (p % P::kColumns >> LEVEL) == i) filter_factors[p] += value;
     }
   }
 };
@@ -193,12 +193,12 @@ struct Pull {
 constexpr int kMostRepeats = 4;  // channels of a patch that a thread takes one after the other, channels first
 
 // Both gradients. A block takes all positions of a sample in `repeats` times as many channels as it has groups, so that
-// the filter's gradient is whole in it. `turn` (B, turns) adds up to the multiple of the filter that its gradient
-// loses; without `own` (B, cells) it is not read.
+// the filter's gradient is whole in it. `radial` (B, radial_parts) adds up to the multiple of the filter that its
+// gradient loses; without `window_factors` (B, cells) it is not read.
 template <class P>
 __global__ void __launch_bounds__(kThreads, 1)
-    gradient_kernel(const Problem<typename P::Element> problem, const float* __restrict__ along,
-                    const float* __restrict__ own, const float* __restrict__ turn, int turns,
+    gradient_kernel(const Problem<typename P::Element> problem, const float* __restrict__ filter_factors,
+                    const float* __restrict__ window_factors, const float* __restrict__ radial, int radial_parts,
                     typename P::Element* __restrict__ dfeatures, const Strides out, float* __restrict__ dfilters,
                     int blocks, int width, int repeats) {
   extern __shared__ float shared[];
@@ -216,7 +216,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       P::load_filter(filter + channel(repeat), filter_values[repeat]);
   for (int patch_index = lanes.patch; patch_index < P::per_sample(pyramid); patch_index += lanes.patches) {
     const typename P::Place place(pyramid, patch_index);
-    const Pull<P> pull(pyramid, place, along + b * pyramid.cells(), own ? own + b * pyramid.cells() : nullptr);
+    const PatchGradient<P> patch_gradient(pyramid, place, filter_factors + b * pyramid.cells(),
+                                          window_factors ? window_factors + b * pyramid.cells() : nullptr);
     const auto* const x = problem.features + b * problem.strides.b + place.offset(problem.strides);
     auto* const dx = dfeatures + b * out.b + place.offset(out);
 #pragma unroll
@@ -227,19 +228,20 @@ __global__ void __launch_bounds__(kThreads, 1)
       patch.load(x + c * problem.strides.c, problem.strides, place);
 #pragma unroll
       for (int i = 0; i < P::kStep; ++i) {
-        float of_channel[P::kPositions];
-        patch.unpack(i, of_channel);
+        float values[P::kPositions];
+        patch.unpack(i, values);
 #pragma unroll
-        for (int p = 0; p < P::kPositions; ++p) products[repeat * P::kStep + i] += of_channel[p] * pull.along[p];
-        pull.apply(of_channel, filter_values[repeat][i], own != nullptr);
-        patch.pack(i, of_channel);
+        for (int p = 0; p < P::kPositions; ++p)
+          products[repeat * P::kStep + i] += values[p] * patch_gradient.filter_factors[p];
+        patch_gradient.apply(values, filter_values[repeat][i], window_factors != nullptr);
+        patch.pack(i, values);
       }
       patch.store(dx + c * out.c, out, place);
     }
   }
   float lost = 0;
-  if (own) {
-    for (int i = threadIdx.x; i < turns; i += kThreads) lost += turn[b * turns + i];
+  if (window_factors) {
+    for (int i = threadIdx.x; i < radial_parts; i += kThreads) lost += radial[b * radial_parts + i];
     lost = sum_block(lost, shared);
   }
   if constexpr (P::kChannelsLast) {
@@ -248,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int c = (first + item / P::kStep) * P::kStep + item % P::kStep;
       if (c < problem.channels)
         dfilters[b * problem.channels + c] =
-            shared[item % P::kStep * width + item / P::kStep] - (own ? lost * filter[c] : 0.f);
+            shared[item % P::kStep * width + item / P::kStep] - (window_factors ? lost * filter[c] : 0.f);
     }
   } else {
 #pragma unroll
@@ -256,7 +258,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const float sum = sum_neighbours(products[repeat], width);
       const int c = channel(repeat);
       if (lanes.patch == 0 && repeat < repeats && c < problem.channels)
-        dfilters[b * problem.channels + c] = sum - (own ? lost * filter_values[repeat][0] : 0.f);
+        dfilters[b * problem.channels + c] = sum - (window_factors ? lost * filter_values[repeat][0] : 0.f);
     }
   }
 }

@@ -126,18 +126,18 @@ std::tuple<Tensor, Tensor> pyramid_correlation_bwd(Tensor grad_map, Tensor featu
   const int64_t batch = features.size(0), cells = pyramid.cells();
   const Tensor dfeatures = torch::stable::empty_like(features), dfilters = torch::stable::empty_like(filters);
   if (!batch) return {dfeatures, dfilters};
-  const Tensor along = torch::stable::new_empty(filters, {batch, cells});
-  const Tensor own = torch::stable::new_empty(filters, {cosine ? batch : 0, cells});
-  const Tensor turn = torch::stable::new_empty(filters, {cosine ? batch : 0, pull_blocks(pyramid)});
-  float* const own_cells = cosine ? floats(own) : nullptr;
+  const Tensor filter_factors = torch::stable::new_empty(filters, {batch, cells});
+  const Tensor window_factors = torch::stable::new_empty(filters, {cosine ? batch : 0, cells});
+  const Tensor radial = torch::stable::new_empty(filters, {cosine ? batch : 0, window_blocks(pyramid)});
+  float* const window_cells = cosine ? floats(window_factors) : nullptr;
   const Launch launch(features);
   with_element(features, [&](auto element) {
     using Element = decltype(element);
     const auto problem = problem_of<Element>(features, filters, pyramid);
-    pull(launch, problem, floats(grad_map), floats(map), floats(cosines), floats(inverse_norms), norm, floats(along),
-         own_cells, floats(turn));
-    push(launch, problem, floats(along), own_cells, floats(turn), static_cast<Element*>(dfeatures.data_ptr()),
-         strides_of(dfeatures), floats(dfilters));
+    window_gradients(launch, problem, floats(grad_map), floats(map), floats(cosines), floats(inverse_norms), norm,
+                     floats(filter_factors), window_cells, floats(radial));
+    feature_gradients(launch, problem, floats(filter_factors), window_cells, floats(radial),
+                      static_cast<Element*>(dfeatures.data_ptr()), strides_of(dfeatures), floats(dfilters));
   });
   return {dfeatures, dfilters};
 }

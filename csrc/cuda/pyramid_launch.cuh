@@ -76,20 +76,23 @@ void make_map(const Launch& launch, const float* values, const float* prediction
          blocks);
 }
 
-// Blocks that share a sample's pull, each with a share of the turn.
-inline int pull_blocks(const Pyramid& pyramid) { return int(ceil_div(pyramid.cells(), kThreads)); }
+// Blocks that share a sample's windows, each with a part of the radial sum.
+inline int window_blocks(const Pyramid& pyramid) { return int(ceil_div(pyramid.cells(), kThreads)); }
 
 template <class Launch, class Element>
-void pull(const Launch& launch, const Problem<Element>& problem, const float* gradient, const float* map,
-          const float* cosines, const float* inverse_norms, Norm norm, float* along, float* own, float* turn) {
-  const int blocks = pull_blocks(problem.pyramid);
-  launch(pull_kernel, int64_t(problem.batch) * blocks, kThreads, kWarps, gradient, map, problem.filters, cosines,
-         inverse_norms, along, own, turn, problem.pyramid, problem.channels, norm, blocks);
+void window_gradients(const Launch& launch, const Problem<Element>& problem, const float* gradient, const float* map,
+                      const float* cosines, const float* inverse_norms, Norm norm, float* filter_factors,
+                      float* window_factors, float* radial) {
+  const int blocks = window_blocks(problem.pyramid);
+  launch(window_gradients_kernel, int64_t(problem.batch) * blocks, kThreads, kWarps, gradient, map, problem.filters,
+         cosines, inverse_norms, filter_factors, window_factors, radial, problem.pyramid, problem.channels, norm,
+         blocks);
 }
 
 template <class Launch, class Element>
-void push(const Launch& launch, const Problem<Element>& problem, const float* along, const float* own,
-          const float* turn, Element* dfeatures, const Strides& out, float* dfilters) {
+void feature_gradients(const Launch& launch, const Problem<Element>& problem, const float* filter_factors,
+                       const float* window_factors, const float* radial, Element* dfeatures, const Strides& out,
+                       float* dfilters) {
   with_patch(problem, static_cast<const Element*>(dfeatures), out, [&](auto of_layout) {
     using P = decltype(of_layout);
     const int64_t steps = ceil_div(problem.channels, P::kStep);
@@ -101,8 +104,8 @@ void push(const Launch& launch, const Problem<Element>& problem, const float* al
     while (repeats > 1 && problem.batch * ceil_div(steps, groups * repeats) < kManyBlocks) repeats /= 2;
     const int blocks = int(ceil_div(steps, groups * repeats));
     const int floats = P::kChannelsLast ? kWarps * P::kStep * width : kWarps;
-    launch(gradient_kernel<P>, int64_t(problem.batch) * blocks, kThreads, floats, problem, along, own, turn,
-           pull_blocks(problem.pyramid), dfeatures, out, dfilters, blocks, width, repeats);
+    launch(gradient_kernel<P>, int64_t(problem.batch) * blocks, kThreads, floats, problem, filter_factors,
+           window_factors, radial, window_blocks(problem.pyramid), dfeatures, out, dfilters, blocks, width, repeats);
   });
 }
 

@@ -68,14 +68,15 @@ __global__ void __launch_bounds__(kMapThreads)
   }
 }
 
-// The gradient by every window's value, from that of the map (B, positions): `along` (B, cells), the multiple of the
-// filter that a window's positions get, and with cosines `own` (B, cells), that of the window's own sum. `turn` (B,
-// blocks) adds up to the multiple of the filter that its gradient loses.
+// The gradient by every window's value, from that of the map (B, positions): `filter_factors` (B, cells), the multiple
+// of the filter that a window's positions get, and with cosines `window_factors` (B, cells), that of the window's own
+// sum. `radial` (B, blocks) adds up to the multiple of the filter that its gradient loses.
 __global__ void __launch_bounds__(kThreads, 1)
-    pull_kernel(const float* __restrict__ gradient, const float* __restrict__ map, const float* __restrict__ filters,
-                const float* __restrict__ cosines, const float* __restrict__ inverse_norms, float* __restrict__ along,
-                float* __restrict__ own, float* __restrict__ turn, const Pyramid pyramid, int channels, Norm norm,
-                int blocks) {
+    window_gradients_kernel(const float* __restrict__ gradient, const float* __restrict__ map,
+                            const float* __restrict__ filters, const float* __restrict__ cosines,
+                            const float* __restrict__ inverse_norms, float* __restrict__ filter_factors,
+                            float* __restrict__ window_factors, float* __restrict__ radial, const Pyramid pyramid,
+                            int channels, Norm norm, int blocks) {
   extern __shared__ float shared[];
   const int64_t b = blockIdx.x / blocks;
   const int n = pyramid.positions(), cell = blockIdx.x % blocks * blockDim.x + threadIdx.x;
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     mean += sum_block(rest, shared);
   }
   if (norm == Norm::kCosine) scale = filter_inverse_length(filters + b * channels, channels, shared);
-  float turned = 0;
+  float lost = 0;
   if (cell < pyramid.cells()) {
     int level = 0;
     while (level + 1 < pyramid.levels && cell >= pyramid.begin(level + 1)) ++level;
@@ -99,30 +100,30 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int t = window / columns / rows, i = window / columns % rows, j = window % columns;
     // The positions that lie between this window and its neighbours; of level 0 the position itself.
     const int margin = side / 2;
-    float pulled = 0;
+    float slope = 0;
     for (int y = max(i * side - margin, 0); y < min((i + 1) * side + margin, pyramid.height); ++y)
       for (int x = max(j * side - margin, 0); x < min((j + 1) * side + margin, pyramid.width); ++x) {
         const float row = fminf(fmaxf((y + 0.5f) / side - 0.5f, 0.f), rows - 1.f);
         const float column = fminf(fmaxf((x + 0.5f) / side - 0.5f, 0.f), columns - 1.f);
         const float share = fmaxf(1 - fabsf(row - i), 0.f) * fmaxf(1 - fabsf(column - j), 0.f);
         const int p = (t * pyramid.height + y) * pyramid.width + x;
-        pulled += share * (norm == Norm::kSoftmax ? map[b * n + p] * (map_gradient[p] - mean) : map_gradient[p]);
+        slope += share * (norm == Norm::kSoftmax ? map[b * n + p] * (map_gradient[p] - mean) : map_gradient[p]);
       }
-    pulled /= pyramid.levels;
+    slope /= pyramid.levels;
     const int count = pyramid.count(level, i, j);
     const int64_t out = b * pyramid.cells() + cell;
     if (norm == Norm::kCosine) {
-      pulled /= 2;
+      slope /= 2;
       const float inverse = inverse_norms[out];
-      turned = pulled * cosines[out];
-      own[out] = -turned * inverse * inverse / (float(count) * count);
-      pulled *= inverse;
+      lost = slope * cosines[out];
+      window_factors[out] = -lost * inverse * inverse / (float(count) * count);
+      slope *= inverse;
     }
-    along[out] = scale * pulled / count;
+    filter_factors[out] = scale * slope / count;
   }
   if (norm == Norm::kCosine) {
-    turned = sum_block(turned, shared);
-    if (threadIdx.x == 0) turn[blockIdx.x] = turned * scale * scale;
+    lost = sum_block(lost, shared);
+    if (threadIdx.x == 0) radial[blockIdx.x] = lost * scale * scale;
   }
 }
 

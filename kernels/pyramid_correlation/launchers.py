@@ -174,11 +174,11 @@ def pyramid_correlation_forward_kernel(
 def pyramid_correlation_backward_kernel(
     x_ptr,  # (B, C, T, H, W)
     filter_ptr,  # (B, C)
-    along_ptr,  # (B, CELLS): multiple of the filter in the gradient of a window's positions
-    own_ptr,  # (B, CELLS): multiple of the window's own sum in it; or None
-    turn_ptr,  # (B, LEVELS): multiple of the filter that its gradient loses; None also with several splits
+    filter_factors_ptr,  # (B, CELLS): multiple of the filter in the gradient of a window's positions
+    window_factors_ptr,  # (B, CELLS): multiple of the window's own sum in it; or None
+    radial_ptr,  # (B, LEVELS): multiple of the filter that its gradient loses; None also with several splits
     dx_ptr,  # out, (B, C, T, H, W)
-    dfilter_ptr,  # out, (B, n_splits, C): sums of features times `along`
+    dfilter_ptr,  # out, (B, n_splits, C): sums of features times `filter_factors`
     C,
     T,
     H,
@@ -220,23 +220,23 @@ def pyramid_correlation_backward_kernel(
         values = tl.load(x_ptr + offsets[:, :, None] + channel * stride_c, mask=mask, other=0.0).to(
             tl.float32
         )
-        along = tl.zeros((TILE, INNER), tl.float32)
+        filter_factors = tl.zeros((TILE, INNER), tl.float32)
         gradient = tl.zeros((TILE, INNER, CHANNELS), tl.float32)
         sums = values
         h, w, offset = H, W, b * CELLS
         for level in tl.static_range(LEVELS):
             # (TILE, INNER): each position reads the cell of its window.
             cell = offset + (t * h + (y >> level)) * w + (x >> level)
-            along += tl.load(along_ptr + cell, mask=inside, other=0.0)
-            if own_ptr is not None:
+            filter_factors += tl.load(filter_factors_ptr + cell, mask=inside, other=0.0)
+            if window_factors_ptr is not None:
                 if level > 0:
                     sums = window_sums(sums, TILE, INNER // 4 ** (level - 1), CHANNELS)
                 spread = tl.broadcast_to(sums[:, :, None, :], (TILE, INNER // 4**level, 4**level, CHANNELS))
-                own = tl.load(own_ptr + cell, mask=inside, other=0.0)
-                gradient += tl.reshape(spread, (TILE, INNER, CHANNELS)) * own[:, :, None]
+                window_factors = tl.load(window_factors_ptr + cell, mask=inside, other=0.0)
+                gradient += tl.reshape(spread, (TILE, INNER, CHANNELS)) * window_factors[:, :, None]
             offset += T * h * w
             h, w = tl.cdiv(h, 2), tl.cdiv(w, 2)
-        gradient += along[:, :, None] * kernel[None, None, :]
+        gradient += filter_factors[:, :, None] * kernel[None, None, :]
         out = (
             b * out_stride_b
             + t * out_stride_t
@@ -246,10 +246,10 @@ def pyramid_correlation_backward_kernel(
         # (TILE, INNER, CHANNELS)
         out_ptr = dx_ptr + out[:, :, None] + channel * out_stride_c
         tl.store(out_ptr, gradient.to(dx_ptr.dtype.element_ty), mask=mask)
-        dfilter += tl.sum(tl.sum(values * along[:, :, None], axis=1), axis=0)
-    if turn_ptr is not None:
+        dfilter += tl.sum(tl.sum(values * filter_factors[:, :, None], axis=1), axis=0)
+    if radial_ptr is not None:
         for level in tl.static_range(LEVELS):
-            dfilter -= tl.load(turn_ptr + b * LEVELS + level) * kernel
+            dfilter -= tl.load(radial_ptr + b * LEVELS + level) * kernel
     # (CHANNELS,)
     tl.store(dfilter_ptr + (b * n_splits + split) * C + c, dfilter, mask=c < C)
 
@@ -342,7 +342,7 @@ def pyramid_correlation_bwd(
     dfeatures = torch.empty_like(features)
     if not batch:
         return dfeatures, torch.empty_like(filters)
-    along, own, turn = window_gradients(
+    filter_factors, window_factors, radial = window_gradients(
         pyramid, grad_map.contiguous(), attention.contiguous(), filters, cosines, inverse_norms, norm
     )
     tiles = tiling(pyramid, channels)
@@ -352,7 +352,8 @@ def pyramid_correlation_bwd(
     splits = max(1, min(2 * multiprocessors(features.device) // (batch * chunks), n_tiles // FEWEST_TILES))
     sums = filters.new_empty(batch, splits, channels)
     pyramid_correlation_backward_kernel[(batch * splits, chunks)](
-        features, filters, along, own, turn if splits == 1 else None, dfeatures, sums, channels, *size, pyramid.cells,
-        tiles.pop("N_TILES"), splits, *features.stride(), *dfeatures.stride(), LEVELS=levels, num_warps=4, **tiles,
+        features, filters, filter_factors, window_factors, radial if splits == 1 else None, dfeatures, sums, channels,
+        *size, pyramid.cells, tiles.pop("N_TILES"), splits, *features.stride(), *dfeatures.stride(), LEVELS=levels,
+        num_warps=4, **tiles,
     )  # fmt: skip
-    return dfeatures, sums[:, 0] if splits == 1 else sum_filters(sums, filters, turn)
+    return dfeatures, sums[:, 0] if splits == 1 else sum_filters(sums, filters, radial)

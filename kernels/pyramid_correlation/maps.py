@@ -2,8 +2,8 @@
 
 Forward, a program of the map kernel owns a whole sample and walks its positions BLOCK at a time: a softmax needs the
 sample's maximum and sum, which it finds online in a first walk, and a consistency loss its sum of squares. Backward, a
-program of the pull kernel owns a sample and a level and walks the level's windows BLOCK at a time; each window gathers
-from the positions that read it, so nothing is scattered and nothing added atomically.
+program of the windows kernel owns a sample and a level and walks the level's windows BLOCK at a time; each window
+gathers from the positions that read it, so nothing is scattered and nothing added atomically.
 
 Why it is right: the enlargement is bilinear with half-pixel centres, as F.interpolate(scale_factor=2^level) has it, and
 its transpose is the same tent function of position and window, so forward and backward agree. Every mask keeps its
@@ -143,15 +143,15 @@ def pyramid_correlation_map_kernel(
 
 
 @triton.jit
-def pyramid_correlation_pull_kernel(
+def pyramid_correlation_windows_kernel(
     grad_ptr,  # (B, P)
     map_ptr,  # (B, P), read behind a softmax
     filter_ptr,  # (B, C)
     cosine_ptr,  # (B, CELLS) or None
     inverse_ptr,  # (B, CELLS) or None
-    along_ptr,  # out, (B, CELLS): multiple of the filter in the gradient of a window's positions
-    own_ptr,  # out, (B, CELLS): multiple of the window's own sum in it; or None
-    turn_ptr,  # out, (B, LEVELS): multiple of the filter that its gradient loses; or None
+    filter_factors_ptr,  # out, (B, CELLS): multiple of the filter in the gradient of a window's positions
+    window_factors_ptr,  # out, (B, CELLS): multiple of the window's own sum in it; or None
+    radial_ptr,  # out, (B, LEVELS): multiple of the filter that its gradient loses; or None
     C,
     P,
     T,
@@ -165,9 +165,9 @@ def pyramid_correlation_pull_kernel(
     """Gradients by every window's value, as the multiples that the features' pass applies.
 
     With g the gradient by a window's value and n its positions: of a mean product g / n of the filter. Of a cosine
-    c = <f, m> / (|f| |m|), with m the window's mean, the derivative by m is (f / |f| - c m / |m|) / |m|: ``along`` is
-    g / (n |f| |m|), and ``own``, to be multiplied with the window's sum, -g c / (n |m|)^2. The derivative by f likewise
-    loses c f / |f|^2: ``turn`` is the sum of g c / |f|^2.
+    c = <f, m> / (|f| |m|), with m the window's mean, the derivative by m is (f / |f| - c m / |m|) / |m|:
+    ``filter_factors`` is g / (n |f| |m|), and ``window_factors``, to be multiplied with the window's sum,
+    -g c / (n |m|)^2. The derivative by f likewise loses c f / |f|^2: ``radial`` is the sum of g c / |f|^2.
     """
     b, level = tl.program_id(0).to(tl.int64), tl.program_id(1)
     mean = 0.0
@@ -184,13 +184,13 @@ def pyramid_correlation_pull_kernel(
         scale = filter_inverse(filter_ptr, b, C, BLOCK)
     h, w, offset = level_size(level, T, H, W)
     side = 1 << level
-    turn = tl.zeros((BLOCK,), tl.float32)
+    radial = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, T * h * w, BLOCK):
         q = start + tl.arange(0, BLOCK)
         valid = q < T * h * w
         t, i, j = q // (h * w), q // w % h, q % w
         # The positions that lie between this window and its neighbours; of level 0 the position itself.
-        pulled = tl.zeros((BLOCK,), tl.float32)
+        slope = tl.zeros((BLOCK,), tl.float32)
         margin = side // 2
         for down in range(-margin, side + margin):
             for right in range(-margin, side + margin):
@@ -204,29 +204,31 @@ def pyramid_correlation_pull_kernel(
                 grad = tl.load(grad_ptr + p, mask=inside, other=0.0)
                 if SOFTMAX:
                     grad = tl.load(map_ptr + p, mask=inside, other=0.0) * (grad - mean)
-                pulled += tl.where(inside, share * grad, 0.0)
-        pulled /= LEVELS
+                slope += tl.where(inside, share * grad, 0.0)
+        slope /= LEVELS
         rows = tl.minimum(H - (i << level), side)
         count = (rows * tl.minimum(W - (j << level), side)).to(tl.float32)
         # (BLOCK,) each, of these windows
         cell = b * CELLS + offset + q
         if cosine_ptr is not None:
-            pulled /= 2
+            slope /= 2
             cosine = tl.load(cosine_ptr + cell, mask=valid, other=0.0)
             inverse = tl.load(inverse_ptr + cell, mask=valid, other=0.0)
-            turn += tl.where(valid, pulled * cosine, 0.0)
-            tl.store(own_ptr + cell, -pulled * cosine * inverse * inverse / (count * count), mask=valid)
-            pulled = pulled * inverse
-        tl.store(along_ptr + cell, scale * pulled / count, mask=valid)
+            radial += tl.where(valid, slope * cosine, 0.0)
+            tl.store(
+                window_factors_ptr + cell, -slope * cosine * inverse * inverse / (count * count), mask=valid
+            )
+            slope = slope * inverse
+        tl.store(filter_factors_ptr + cell, scale * slope / count, mask=valid)
     if cosine_ptr is not None:
-        tl.store(turn_ptr + b * LEVELS + level, tl.sum(turn, axis=0) * scale * scale)
+        tl.store(radial_ptr + b * LEVELS + level, tl.sum(radial, axis=0) * scale * scale)
 
 
 @triton.jit
 def pyramid_correlation_filters_kernel(
     partial_ptr,  # (B, PROGRAMS, C)
     filter_ptr,  # (B, C)
-    turn_ptr,  # (B, LEVELS) or None
+    radial_ptr,  # (B, LEVELS) or None
     out_ptr,  # (B, C)
     PROGRAMS,
     C,
@@ -239,11 +241,11 @@ def pyramid_correlation_filters_kernel(
     for program in range(PROGRAMS):
         # (BLOCK,)
         total += tl.load(partial_ptr + (b * PROGRAMS + program) * C + c, mask=c < C, other=0.0)
-    if turn_ptr is not None:
-        turn = 0.0
+    if radial_ptr is not None:
+        radial = 0.0
         for level in tl.static_range(LEVELS):
-            turn += tl.load(turn_ptr + b * LEVELS + level)
-        total -= turn * tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
+            radial += tl.load(radial_ptr + b * LEVELS + level)
+        total -= radial * tl.load(filter_ptr + b * C + c, mask=c < C, other=0.0)
     # (BLOCK,)
     tl.store(out_ptr + b * C + c, total, mask=c < C)
 
@@ -272,31 +274,34 @@ def window_gradients(
     inverse_norms: Tensor,
     norm: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """along (B, cells), own (B, cells) and turn (B, levels) of the pull kernel; the last two None but for cosines."""
+    """``filter_factors`` and ``window_factors`` (B, cells) and ``radial`` (B, levels) of the windows kernel.
+
+    The last two are None but for cosines.
+    """
     batch, cosine = len(grad_map), norm == "cosine"
-    along = filters.new_empty(batch, pyramid.cells)
-    own = filters.new_empty(batch, pyramid.cells) if cosine else None
-    turn = filters.new_empty(batch, pyramid.levels) if cosine else None
-    pyramid_correlation_pull_kernel[(batch, pyramid.levels)](
-        grad_map, attention, filters, cosines if cosine else None, inverse_norms if cosine else None, along, own, turn,
-        filters.shape[1], pyramid.positions, *pyramid[:3], pyramid.cells, LEVELS=pyramid.levels,
+    filter_factors = filters.new_empty(batch, pyramid.cells)
+    window_factors = filters.new_empty(batch, pyramid.cells) if cosine else None
+    radial = filters.new_empty(batch, pyramid.levels) if cosine else None
+    pyramid_correlation_windows_kernel[(batch, pyramid.levels)](
+        grad_map, attention, filters, cosines if cosine else None, inverse_norms if cosine else None, filter_factors,
+        window_factors, radial, filters.shape[1], pyramid.positions, *pyramid[:3], pyramid.cells, LEVELS=pyramid.levels,
         SOFTMAX=norm == "softmax", BLOCK=BLOCK,
     )  # fmt: skip
-    return along, own, turn
+    return filter_factors, window_factors, radial
 
 
-def sum_filters(partial: Tensor, filters: Tensor, turn: Tensor | None) -> Tensor:
+def sum_filters(partial: Tensor, filters: Tensor, radial: Tensor | None) -> Tensor:
     """The filters' gradient (B, C) from the programs' sums, in their order."""
     batch, programs, channels = partial.shape
     out = filters.new_empty(batch, channels)
     pyramid_correlation_filters_kernel[(batch, ceil_div(channels, BLOCK))](
         partial,
         filters,
-        turn,
+        radial,
         out,
         programs,
         channels,
-        LEVELS=1 if turn is None else turn.shape[1],
+        LEVELS=1 if radial is None else radial.shape[1],
         BLOCK=BLOCK,
     )
     return out

@@ -3,7 +3,8 @@
 // Algorithm: one pass over the features gives every position's product with the filter and, for cosines, the squares of
 // the window sums of every level; what follows works on maps without channels. A window's mean product is the mean of
 // its positions' products, so only its square needs the channels together. The backward pass makes the window sums
-// again beside the gradient: to a position `along` of the filter and `own` of the sum of each window around it.
+// again beside the gradient: to a position `filter_factors` of the filter and `window_factors` of the sum of each
+// window around it.
 //
 // Tile and owner: a task owns up to 128 channels of some whole frames of a sample (cpu/tiles/feature_planes.h), whose
 // maps stay in the first-level cache, and walks its channels; forward it sums over them into maps of its own, which are
@@ -167,22 +168,23 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& features, const Ten
   return {map, cosines, inverse_norms};
 }
 
-// The map's gradient, brought to the features' side: `along`, each position's multiple of the filter, and `own`, each
-// window's multiple of its own sum. The features' gradient follows from these channel by channel.
+// The map's gradient, brought to the features' side: `filter_factors`, each position's multiple of the filter, and
+// `window_factors`, each window's multiple of its own sum. The features' gradient follows from these channel by
+// channel.
 //
 // With g the gradient by a window's cosine c = <f, m> / (|f| |m|) of its mean m over n positions, the derivative by m
-// is (f / |f| - c m / |m|) / |m|: along takes g / (n |f| |m|), own -g c / (n |m|)^2 for the window's sum n m. The
-// derivative by f likewise loses c f / |f|^2: turn is the sum of g c / |f|^2.
+// is (f / |f| - c m / |m|) / |m|: filter_factors takes g / (n |f| |m|), window_factors -g c / (n |m|)^2 for the
+// window's sum n m. The derivative by f likewise loses c f / |f|^2: radial is the sum of g c / |f|^2.
 template <class T>
-struct Pull {
-  Buffer<T> along, own;      // (B, positions), (B, cells) or empty
-  std::vector<double> turn;  // (B,) multiple of the filter that its gradient loses
+struct MapGradient {
+  Buffer<T> filter_factors, window_factors;  // (B, positions), (B, cells) or empty
+  std::vector<double> radial;                // (B,) multiple of the filter that its gradient loses
 
-  Pull(const Planes<T>& planes, const Tensor& grad_map, const Tensor& filters, const Tensor& map, const Tensor& cosines,
-       const Tensor& inverse_norms, const std::string& norm)
-      : along(planes.batch * planes.pyramid.positions()),
-        own(norm == "cosine" ? planes.batch * planes.pyramid.cells() : 0),
-        turn(planes.batch) {
+  MapGradient(const Planes<T>& planes, const Tensor& grad_map, const Tensor& filters, const Tensor& map,
+              const Tensor& cosines, const Tensor& inverse_norms, const std::string& norm)
+      : filter_factors(planes.batch * planes.pyramid.positions()),
+        window_factors(norm == "cosine" ? planes.batch * planes.pyramid.cells() : 0),
+        radial(planes.batch) {
     const Pyramid& pyramid = planes.pyramid;
     const int64_t n = pyramid.positions(), cells = pyramid.cells();
     run_tasks(planes.batch, [&](int64_t b) {
@@ -196,38 +198,38 @@ struct Pull {
         upstream[p] = norm == "cosine" ? grad[p] / 2.0 : norm == "softmax" ? values[p] * (grad[p] - mean) : grad[p];
       pyramid.gather(upstream.data(), cell_gradients.data());
       double filter_inverse = 1;
-      if (own.size()) {
+      if (window_factors.size()) {
         const T* filter = static_cast<const T*>(filters.data_ptr()) + b * planes.channels;
         filter_inverse = inverse_norm(dot(filter, filter, planes.channels), 1);
-        turn[b] = split(pyramid, static_cast<const T*>(cosines.data_ptr()) + b * cells,
-                        static_cast<const T*>(inverse_norms.data_ptr()) + b * cells, cell_gradients.data(),
-                        own.data() + b * cells) *
-                  filter_inverse * filter_inverse;
+        radial[b] = split(pyramid, static_cast<const T*>(cosines.data_ptr()) + b * cells,
+                          static_cast<const T*>(inverse_norms.data_ptr()) + b * cells, cell_gradients.data(),
+                          window_factors.data() + b * cells) *
+                    filter_inverse * filter_inverse;
       }
-      sum_levels(pyramid, filter_inverse, cell_gradients.data(), along.data() + b * n);
+      sum_levels(pyramid, filter_inverse, cell_gradients.data(), filter_factors.data() + b * n);
     });
   }
 
  private:
   // From the gradient by a window's cosine to that by its product, in place, and by its own mean, per position of it.
   static double split(const Pyramid& pyramid, const T* cosines, const T* inverse_norms, double* cell_gradients,
-                      T* own) {
-    double turn = 0;
+                      T* window_factors) {
+    double radial = 0;
     for (int64_t level = 0; level < pyramid.levels(); ++level) {
       const Frames frames = pyramid.frames(level);
       for (int64_t q = 0, i = pyramid.offset(level); q < frames.positions(); ++q, ++i) {
         const double count = pyramid.counts(level)[q % (frames.h * frames.w)];
-        turn += cell_gradients[i] * cosines[i];
+        radial += cell_gradients[i] * cosines[i];
         // The pass multiplies sums over the window, not means: the count once more.
-        own[i] = T(-cell_gradients[i] * cosines[i] * inverse_norms[i] * inverse_norms[i] / (count * count));
+        window_factors[i] = T(-cell_gradients[i] * cosines[i] * inverse_norms[i] * inverse_norms[i] / (count * count));
         cell_gradients[i] *= inverse_norms[i];
       }
     }
-    return turn;
+    return radial;
   }
 
   // Every position's share of its windows' gradients.
-  static void sum_levels(const Pyramid& pyramid, double factor, const double* cell_gradients, T* along) {
+  static void sum_levels(const Pyramid& pyramid, double factor, const double* cell_gradients, T* filter_factors) {
     const Frames all = pyramid.frames(0);
     for (int64_t p = 0; p < all.positions(); ++p) {
       double sum = 0;
@@ -237,7 +239,7 @@ struct Pull {
         const int64_t q = (p / all.w / all.h * frames.h + i) * frames.w + j;
         sum += cell_gradients[pyramid.offset(level) + q] / pyramid.counts(level)[i * frames.w + j];
       }
-      along[p] = T(factor * sum);
+      filter_factors[p] = T(factor * sum);
     }
   }
 };
@@ -247,7 +249,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
                                         const Tensor& map, const Tensor& cosines, const Tensor& inverse_norms,
                                         int64_t levels, const std::string& norm) {
   const Planes<T> planes(features, levels);
-  const Pull<T> pull(planes, grad_map, filters, map, cosines, inverse_norms, norm);
+  const MapGradient<T> map_gradient(planes, grad_map, filters, map, cosines, inverse_norms, norm);
   const int64_t channels = planes.channels, blocks = planes.blocks;
   const Tensor dfeatures = empty_in_workspace(features), dfilters = torch::stable::empty_like(filters);
   const T* filter = static_cast<const T*>(filters.data_ptr());
@@ -260,14 +262,16 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
     const Frames frames = planes.frames(block, 0);
     Windows<T> windows(planes);
     Buffer<T> rounded;
-    const T* along = pull.along.data() + b * planes.pyramid.positions() + planes.begin(block, 0);
-    const T* own = pull.own.size() ? pull.own.data() + b * planes.pyramid.cells() : nullptr;
+    const T* filter_factors =
+        map_gradient.filter_factors.data() + b * planes.pyramid.positions() + planes.begin(block, 0);
+    const T* window_factors =
+        map_gradient.window_factors.size() ? map_gradient.window_factors.data() + b * planes.pyramid.cells() : nullptr;
     const int64_t end = std::min(channels, (group + 1) * Planes<T>::kChannelsPerTask);
     for (int64_t c = group * Planes<T>::kChannelsPerTask; c < end; ++c) {
       int64_t stride;
       const T* x = planes.load(b, c, 1, block, windows.loaded, &stride);
       const T* spread_windows = nullptr;
-      if (own && levels > 1) {
+      if (window_factors && levels > 1) {
         const T* finer = x;
         for (int64_t level = 1; level < levels; ++level) {
           T* const sums = windows.levels[level].data();
@@ -276,8 +280,8 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
         }
         for (int64_t level = levels - 1; level > 0; --level) {
           T* const sums = windows.levels[level].data();
-          planes.kernels.scale(sums, own + planes.begin(block, level), spread_windows, planes.frames(block, level),
-                               sums);
+          planes.kernels.scale(sums, window_factors + planes.begin(block, level), spread_windows,
+                               planes.frames(block, level), sums);
           planes.kernels.spread(sums, planes.frames(block, level - 1), windows.row_pairs.data());
           spread_windows = windows.row_pairs.data();
         }
@@ -290,9 +294,9 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
           gradient = elements;
         else
           rounded.resize(frames.positions()), gradient = rounded.data();
-        products.data()[(b * blocks + block) * channels + c] =
-            planes.kernels.gradient(x, filter[b * channels + c], along, own ? own + planes.begin(block, 0) : nullptr,
-                                    spread_windows, frames, gradient);
+        products.data()[(b * blocks + block) * channels + c] = planes.kernels.gradient(
+            x, filter[b * channels + c], filter_factors,
+            window_factors ? window_factors + planes.begin(block, 0) : nullptr, spread_windows, frames, gradient);
         if constexpr (!std::is_same_v<Element, T>)
           for (int64_t p = 0; p < frames.positions(); ++p) elements[p] = static_cast<Element>(gradient[p]);
       });
@@ -302,7 +306,7 @@ std::tuple<Tensor, Tensor> run_backward(const Tensor& grad_map, const Tensor& fe
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
       for (int64_t block = 0; block < blocks; ++block) sum += products.data()[(b * blocks + block) * channels + c];
-      filter_gradients[b * channels + c] = T(sum - pull.turn[b] * filter[b * channels + c]);
+      filter_gradients[b * channels + c] = T(sum - map_gradient.radial[b] * filter[b * channels + c]);
     }
   return {dfeatures, dfilters};
 }
