@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -18,14 +17,15 @@ DEFAULT_ARCH_LIST = "8.0;9.0;10.0;12.0+PTX"
 # Linkers drop an unused libtorch, and with it goes the current-stream symbol, weak for a CPU torch's sake.
 CUDA_LINK = ["-Wl,--no-as-needed", "-ltorch", "-lcudart_static", "-ldl", "-lrt"]
 ROOT = Path(__file__).resolve().parent
+# kernels/ and benchmarks/ lie at the root, where discovery would miss them silently.
+FOLDERS = {"cmx_fast": "cmx_fast", "cmx_fast.benchmarks": "benchmarks", "cmx_fast.kernels": "kernels"}
 
 
 def packages():
-    """Every package below cmx_fast and the folders that pyproject.toml maps into it."""
-    mapped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+    """Every package in FOLDERS."""
     return [
         name
-        for package, folder in {"cmx_fast": "cmx_fast", **mapped}.items()
+        for package, folder in FOLDERS.items()
         for name in (package, *(f"{package}.{inner}" for inner in find_packages(str(ROOT / folder))))
     ]
 
@@ -60,13 +60,12 @@ def instruction_sets():
 
 
 def native():
-    """The two extension modules, and the command that builds them with ninja."""
+    """The two extension modules, for every Python from 3.10 on, and the command that builds them with ninja."""
     try:
-        import pybind11
         import torch
         from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
     except ImportError as error:
-        sys.exit(f"cmx_fast: {error}; install torch, pybind11, ninja, then use pip --no-build-isolation")
+        sys.exit(f"cmx_fast: {error}; without pip's build isolation install torch and ninja first")
 
     cu_files = sources("csrc/cuda/*.cu")
     cuda, why = decide_cuda(cu_files, torch.version.cuda, CUDA_HOME)
@@ -87,10 +86,12 @@ def native():
         extra_compile_args={"cxx": cxx + abi, "nvcc": nvcc + abi},
         library_dirs=[f"{home}/lib64" for home in (CUDA_HOME, "/usr/local/cuda")] if cuda else [],
         extra_link_args=CUDA_LINK if cuda else [],
-        py_limited_api=True,  # one _C for every Python; the wheel is per version because _host is pybind11
+        py_limited_api=True,
     )
-    host = CppExtension("cmx_fast._host", sources("csrc/host/*.cpp"), extra_compile_args={"cxx": cxx})
-    host.include_dirs, host.libraries = [pybind11.get_include()], []  # loads where torch does not
+    host = CppExtension(
+        "cmx_fast._host", sources("csrc/host/*.cpp"), extra_compile_args={"cxx": cxx}, py_limited_api=True
+    )
+    host.include_dirs, host.libraries = [], []  # loads where torch does not
     facts = {"CXX_FLAGS": " ".join(cxx), "ISA": isa, "CUDA": torch.version.cuda if cuda else ""}
     facts |= {"CUDA_ARCH_LIST": arch_list, "TORCH_VERSION": torch.__version__, "TORCH_ABI_TARGET": ABI_TARGET}
     host.define_macros = [(f"CMX_{name}", f'"{value}"') for name, value in facts.items()]
@@ -100,11 +101,12 @@ def native():
             super().finalize_options()
             self.build_temp = str(ROOT / "build" / "temp")  # kept, unlike pip's own: rebuilds are incremental
 
-    return {"ext_modules": [operators, host], "cmdclass": {"build_ext": Build}}
+    wheel = {"bdist_wheel": {"py_limited_api": "cp310"}}
+    return {"ext_modules": [operators, host], "cmdclass": {"build_ext": Build}, "options": wheel}
 
 
 if os.environ.get("CMX_NO_EXTENSION", "0") == "1":
     print("cmx_fast: CMX_NO_EXTENSION=1, installing pure Python")
-    setup(packages=packages())
+    setup(packages=packages(), package_dir=FOLDERS)
 else:
-    setup(packages=packages(), **native())
+    setup(packages=packages(), package_dir=FOLDERS, **native())

@@ -6,9 +6,8 @@ import colorsys
 from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-
-from cmx_fast.ops import linear_assignment
 
 #: Colours of the first classes, RGB; more are spread over the hues.
 FIRST_COLOURS = ((32, 36, 43), (226, 104, 58), (60, 140, 200))
@@ -39,10 +38,10 @@ def confusion(labels: Tensor, masks: Tensor, clusters: int, classes: int) -> Ten
 
 def match(counts: Tensor) -> Tensor:
     """Match clusters with classes one to one so that most pixels agree (Hungarian): classes (K,) int64, -1 for none."""
-    clusters, classes = linear_assignment(counts.double(), maximize=True)
-    result = clusters.new_full((len(counts),), -1)
-    result[clusters] = classes
-    return result
+    clusters, classes = linear_sum_assignment(counts.double().cpu().numpy(), maximize=True)
+    result = torch.full((len(counts),), -1, dtype=torch.int64)
+    result[torch.from_numpy(clusters)] = torch.from_numpy(classes)
+    return result.to(counts.device)
 
 
 def scores(counts: Tensor) -> dict[str, float]:

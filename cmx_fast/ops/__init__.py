@@ -13,7 +13,6 @@ from cmx_fast.ops.channel_gate import channel_gate
 from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
-from cmx_fast.ops.linear_assignment import linear_assignment
 from cmx_fast.ops.position_gate import pool_channels, position_gate
 from cmx_fast.ops.prepare_frames import prepare_frames
 from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_correlation
@@ -36,7 +35,6 @@ __all__ = [
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
-    "linear_assignment",
     "pool_channels",
     "position_gate",
     "prepare_frames",

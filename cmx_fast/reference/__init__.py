@@ -6,7 +6,6 @@ from cmx_fast.reference.channel_gate import channel_gate
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
 from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step, unit_rows
-from cmx_fast.reference.linear_assignment import linear_assignment
 from cmx_fast.reference.position_gate import pool_channels, position_gate
 from cmx_fast.reference.prepare_frames import blend, grey, prepare_frames
 from cmx_fast.reference.pyramid_correlation import attention_consistency, pyramid_correlation
@@ -29,7 +28,6 @@ __all__ = [
     "info_nce",
     "kmeans_assign",
     "kmeans_step",
-    "linear_assignment",
     "pool_channels",
     "position_gate",
     "prepare_frames",

@@ -1,43 +1,56 @@
-// cmx_fast._host: what is not a tensor operator. pybind11, without torch, so that it answers when torch does not load.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
-#include <memory>
+// cmx_fast._host: what is not a tensor operator. It does not need torch, so that it answers when torch does not load.
+//
+// Python's limited API, so that one file serves every Python from 3.10 on. pybind11 binds one Python version at a time,
+// and nanobind's stable ABI begins with 3.12; two functions without arguments need neither.
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
 
 #include "build_info.h"
-#include "linear_assignment.h"
-
-namespace py = pybind11;
 
 namespace {
 
-using Costs = py::array_t<double, py::array::c_style | py::array::forcecast>;
+PyObject* object(const std::string& value) { return PyUnicode_FromString(value.c_str()); }
+PyObject* object(bool value) { return PyBool_FromLong(value); }
 
-py::tuple linear_assignment(const Costs& costs, int threads) {
-  const py::ssize_t items = costs.shape(0), rows = costs.shape(1), columns = costs.shape(2);
-  py::array_t<int64_t> row({items, std::min(rows, columns)}), column({items, std::min(rows, columns)});
-  py::array_t<bool> solved(items);
-  const double* data = costs.data();
-  int64_t *row_data = row.mutable_data(), *column_data = column.mutable_data();
-  bool* solved_data = solved.mutable_data();
-  {
-    const py::gil_scoped_release release;
-    cmx_fast::host::linear_assignment(data, items, rows, columns, threads, row_data, column_data, solved_data);
+// A new dict of a map, or null with Python's error set.
+template <class Map>
+PyObject* dict(const Map& map) {
+  PyObject* const result = PyDict_New();
+  for (const auto& [name, value] : map) {
+    PyObject* const item = result ? object(value) : nullptr;
+    const bool stored = item && PyDict_SetItemString(result, name.c_str(), item) == 0;
+    Py_XDECREF(item);
+    if (!stored) {
+      Py_XDECREF(result);
+      return nullptr;
+    }
   }
-  return py::make_tuple(row, column, solved);
+  return result;
 }
+
+PyObject* build_info(PyObject*, PyObject*) { return dict(cmx_fast::host::build_info()); }
+PyObject* cpu_features(PyObject*, PyObject*) { return dict(cmx_fast::host::cpu_features()); }
+
+PyMethodDef functions[] = {
+    {"build_info", build_info, METH_NOARGS,
+     "dict[str, str]: compiler, flags, isa, cuda, cuda_arch_list, torch, torch_abi_target of this build."},
+    {"cpu_features", cpu_features, METH_NOARGS,
+     "dict[str, bool]: the instruction sets the kernels can use that this processor offers."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    "_host",
+    "Build information and processor features of cmx_fast.",
+    0,
+    functions,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+};
 
 }  // namespace
 
-PYBIND11_MODULE(_host, m) {
-  m.doc() = "Build information and host-only helpers of cmx_fast.";
-  m.def("build_info", &cmx_fast::host::build_info,
-        "dict[str, str]: compiler, flags, isa, cuda, cuda_arch_list, torch, torch_abi_target of this build.");
-  m.def("cpu_features", &cmx_fast::host::cpu_features,
-        "dict[str, bool]: the instruction sets the kernels can use that this processor offers.");
-  m.def("linear_assignment", &linear_assignment, py::arg("costs"), py::arg("threads"),
-        "(rows, columns, solved) of float64 costs (items, R, C): the pairs (items, min(R, C)) at the least total cost, "
-        "and which items have one of finite cost. Runs without the interpreter's lock.");
-}
+PyMODINIT_FUNC PyInit__host() { return PyModule_Create(&definition); }

@@ -199,7 +199,7 @@ CALLS: dict[str, Sized] = {
 
 #: Public names that are no computation on tensors, or whose results' shapes hang on values: lists of boxes, pairs.
 APART = {
-    "ops.cache_budget", "ops.set_cache_budget", "ops.implementations", "ops.linear_assignment",
+    "ops.cache_budget", "ops.set_cache_budget", "ops.implementations",
     "nn.attention.DefaultBoxes", "nn.attention.nms", "nn.attention.proposals", "nn.attention.match_anchors",
     "nn.attention.proposal_loss", "nn.attention.group_filters",
 }  # fmt: skip

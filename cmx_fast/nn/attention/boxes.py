@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from cmx_fast._extras import require
+
 
 def is_checked(tensor: Tensor) -> bool:
     """True where values are checked: not on a GPU, which the check would wait for, nor in a compiled graph.
@@ -117,9 +119,10 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, most: int | None = None
     """Non-maximum suppression: the indices of the kept boxes, best first, int64.
 
     A box goes when its overlap with a better one that stays is above ``threshold``. Of equal scores the lower index
-    comes first. Memory: the matrix of all overlaps, N x N.
+    comes first. torchvision's, with these checks; a box without area suppresses none.
 
     Raises:
+        MissingExtraError: torchvision is not installed.
         ValueError: another number of scores than of boxes, NaN (not checked on a GPU), or a threshold outside [0, 1].
     """
     if scores.shape != boxes.shape[:1] or boxes.dim() != 2 or boxes.shape[1] != 4:
@@ -130,17 +133,6 @@ def nms(boxes: Tensor, scores: Tensor, threshold: float, most: int | None = None
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     require_numbers("boxes", boxes)
     require_numbers("scores", scores)
-    order = scores.sort(descending=True, stable=True).indices
-    sorted_boxes = boxes[order]
-    # Worse boxes that each one would suppress; resolved best first, on the CPU: each row depends on those before.
-    too_close = (box_iou(sorted_boxes, sorted_boxes) > threshold).triu(1).cpu()
-    alive = torch.ones(len(boxes), dtype=torch.bool)
-    kept = []
-    for index in range(len(boxes)):
-        if not alive[index]:
-            continue
-        kept.append(index)
-        if len(kept) == most:
-            break
-        alive &= ~too_close[index]
-    return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
+    precise = torch.promote_types(boxes.dtype, torch.float32)
+    kept = require("torchvision.ops", "train").nms(boxes.to(precise), scores.to(precise), threshold)
+    return kept[:most]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from cmx_fast.networks.fpn import MapShape
 from cmx_fast.nn import SparseCode, warp
-from cmx_fast.ops import info_nce, linear_assignment
+from cmx_fast.ops import info_nce
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.trainable import Batch
@@ -23,6 +25,21 @@ from cmx_fast.train.trainable import Batch
 #: The steps of Table 1 from PiCIE to C2L: the feed-forward of the pixel consistent module, None without that module.
 #: All have the part contrastive module.
 FEED_FORWARD = {"part": None, "part+pixel": "mlp", "c2l": "sparse"}
+
+
+def match_parts(similarity: Tensor) -> Tensor:
+    """Match each picture's parts one to one at the largest total of similarities (B, K, K): partners (B, K) int64.
+
+    SciPy's Hungarian matching, a picture after the other on the host.
+
+    Raises:
+        ValueError: a similarity that is NaN, or infinite.
+    """
+    pictures = similarity.detach().double().cpu().numpy()
+    if not np.isfinite(pictures).all():
+        raise ValueError("the parts' similarities hold NaN or infinity: the network has diverged")
+    partners = [linear_sum_assignment(picture, maximize=True)[1] for picture in pictures]
+    return torch.from_numpy(np.stack(partners)).to(similarity.device)
 
 
 class GroupParts(nn.Module):
@@ -54,8 +71,8 @@ class GroupParts(nn.Module):
 
         A part's positive is its partner in the Hungarian matching by cosine, which carries no gradient.
         """
-        _, own = linear_assignment(view1.detach() @ view2.detach().transpose(1, 2), maximize=True)
-        losses = info_nce(view1, view2, 1 / temperature, target=own, symmetric=False, reduction="none")
+        partner = match_parts(view1.detach() @ view2.detach().transpose(1, 2))
+        losses = info_nce(view1, view2, 1 / temperature, target=partner, symmetric=False, reduction="none")
         return losses.sum(1).mean()
 
 
