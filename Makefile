@@ -4,7 +4,7 @@ CXX ?= g++
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
-EXTRAS := cpu,dali,evaluate,generation,media,timm,weights,bench,test,dev
+EXTRAS := all,cpu,dali,bench,test,dev
 NATIVE := setup.py $(shell find csrc -type f)
 
 DEMO := build/demo
@@ -16,7 +16,7 @@ PROCESSES ?= 2
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
 
-.PHONY: install build demo demo-people test test-torchcodec gates bench docs lint format sanitize compile-cuda test-torch-latest clean
+.PHONY: install build wheel demo demo-people test test-torchcodec gates bench docs lint format sanitize compile-cuda test-torch-latest clean
 .DELETE_ON_ERROR:
 
 install: build
@@ -33,7 +33,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.packages: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -q torch ninja pybind11 setuptools wheel
+	$(PIP) -q torch ninja setuptools wheel
 	$(PIP) -q --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
@@ -41,6 +41,11 @@ build/.built: $(VENV)/.packages $(NATIVE)
 	@mkdir -p build
 	$(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
+
+# One wheel for every Python from 3.10, named after the oldest glibc that it runs on. torch's libraries stay torch's.
+wheel: build
+	rm -rf build/lib* build/bdist* build/wheel && $(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --strip -w dist --exclude 'libtorch*' --exclude 'libc10*' build/wheel/*.whl
 
 # Rooms are simulated once; training starts anew each time, so that the table is of the code as it is now. SEEDS=3 adds
 # the spread between seeds.

@@ -1,10 +1,54 @@
-"""Fast kernels and training for audio-visual contrastive learning."""
+"""Fast kernels and training for audio-visual contrastive learning.
 
-import importlib.util
+Its subpackages are imported when they are first named: ``cmx_fast.losses.ClipLoss`` works after ``import cmx_fast``,
+which itself imports nothing, not even torch. A program of torch.export that holds these operators needs
+``import cmx_fast.ops`` before it is loaded.
+"""
 
-import torch  # noqa: F401  (before _C, which links against its libraries)
+from __future__ import annotations
 
-if importlib.util.find_spec("cmx_fast._C") is not None:
-    from . import _C  # noqa: F401
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from cmx_fast import (
+        cluster,
+        data,
+        distributed,
+        evaluate,
+        losses,
+        networks,
+        nn,
+        ops,
+        reference,
+        simulate,
+        systems,
+        train,
+    )
+
+__all__ = [
+    "cluster",
+    "data",
+    "distributed",
+    "evaluate",
+    "losses",
+    "networks",
+    "nn",
+    "ops",
+    "reference",
+    "simulate",
+    "systems",
+    "train",
+]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"cmx_fast.{name}")
+    raise AttributeError(f"module 'cmx_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -26,6 +26,36 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
+#: The modules that ``pip install 'cmx-fast[train]'`` brings.
+TRAIN = (
+    "jinja2",
+    "lightning_fabric",
+    "matplotlib",
+    "PIL",
+    "rich",
+    "scipy",
+    "sklearn",
+    "torchaudio",
+    "torchvision",
+    "typer",
+)
+
+
+def require_all(modules: tuple[str, ...], extra: str) -> None:
+    """Look for the modules of an extra, without importing them.
+
+    Raises:
+        MissingExtraError: some are not installed.
+    """
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise MissingExtraError(
+            f"{', '.join(missing)} {verb} not installed; pip install 'cmx-fast[{extra}]' brings what training, "
+            "evaluation, data sets and the command line need"
+        )
+
+
 def package_folder(package: str, extra: str) -> Path:
     """The folder of an installed package that is not imported: for the files that it brings.
 

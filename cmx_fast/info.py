@@ -26,8 +26,8 @@ OPTIONAL = (
     ("PyAV", "av", ("av",), "media"),
     ("faiss", "faiss", ("faiss-gpu", "faiss-cpu"), "cpu or cuda"),
     ("soundfile", "soundfile", ("soundfile",), "media"),
-    ("pyroomacoustics", "pyroomacoustics", ("pyroomacoustics",), "media"),
-    ("espeak-ng", "espeakng_loader", ("espeakng-loader",), "media"),
+    ("pyroomacoustics", "pyroomacoustics", ("pyroomacoustics",), "simulate"),
+    ("espeak-ng", "espeakng_loader", ("espeakng-loader",), "simulate"),
 )
 # a package's needs from the system, where its own message is a page long
 NEEDS = {"TorchCodec": "FFmpeg's shared libraries (libavcodec and its siblings) were not found"}

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "setup.py").exists():
     pytest.skip("needs a source tree", allow_module_level=True)
+tomllib = pytest.importorskip("tomllib", reason="TOML is read from Python 3.11 on")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAPPED = {"cmx_fast": "cmx_fast", "cmx_fast.benchmarks": "benchmarks", "cmx_fast.kernels": "kernels"}
 
@@ -81,7 +81,7 @@ def test_every_dependency_is_pinned():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines)
     names = {re.split(r"[<>=!~ ;\[]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
-    assert names - pins.keys() == set()
+    assert names - pins.keys() == {"cmx-fast"}, "extras name each other by the package itself"
     assert lines == sorted(lines), "constraints.txt is sorted"
 
 

@@ -47,7 +47,7 @@ def measure(case: Case, *, seconds: float, device: str = "cpu") -> dict[str, Any
         "dtype": str(case.dtype).removeprefix("torch."),
         "shape": {"n": case.n, "d": case.d, "bank": case.bank, "clusters": case.clusters, "size": case.size},
         "implementation": implementations().get(case.operator, LAYER)[device][0],
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "sources": source_hashes(case.operator, device),
         "providers": rows,
     }

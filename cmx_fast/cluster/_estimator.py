@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import numbers
 import warnings
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from cmx_fast.cluster._conventions import (
     Base,

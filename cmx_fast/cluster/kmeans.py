@@ -6,11 +6,11 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from cmx_fast._extras import require
 from cmx_fast.cluster._conventions import ConvergenceWarning, check_flag

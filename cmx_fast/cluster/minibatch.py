@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from cmx_fast.cluster._conventions import check_column_names, check_flag, check_integer, check_number
 from cmx_fast.cluster._estimator import Array, Estimator, RandomState, generator_of, mean_variance, means

@@ -85,7 +85,7 @@ class _Extractor(nn.Module):
 
 def frechet_distance(networks: Networks, real: Pictures, generated: Pictures) -> float:
     """FID of Heusel et al. 2017 between two sets of pictures; with few pictures it is biased upwards."""
-    fid = require("torchmetrics.image.fid", "evaluate")
+    fid = require("torchmetrics.image.fid", "generation")
     metric = fid.FrechetInceptionDistance(_Extractor(networks.features, networks.width))
     for pictures, is_real in ((real, True), (generated, False)):
         for part in pictures.split(BATCH):
@@ -98,7 +98,7 @@ def inception_score(networks: Networks, generated: Pictures) -> float:
 
     From 1 to the number of classes.
     """
-    inception = require("torchmetrics.image.inception", "evaluate")
+    inception = require("torchmetrics.image.inception", "generation")
     splits = max(1, min(SPLITS, len(generated) // LEAST_PER_SPLIT))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # it keeps all logits: these are few

@@ -21,7 +21,7 @@ def classify(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
         MissingExtraError: scikit-learn is not installed; names the extra.
         ValueError: fewer than two classes in the labels.
     """
-    require("sklearn", "evaluate")
+    require("sklearn", "train")
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -5,10 +5,24 @@
 ``InfoNCELoss`` and ``MemoryBank`` are this package's own.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from cmx_fast.losses.clip import ClipLoss
 from cmx_fast.losses.info_nce import InfoNCE, InfoNCELoss
-from cmx_fast.losses.memory_bank import MemoryBank
 from cmx_fast.losses.ntxent import NTXentLoss
 from cmx_fast.losses.supcon import SupConLoss
 
+if TYPE_CHECKING:
+    from cmx_fast.losses.memory_bank import MemoryBank
+
 __all__ = ["ClipLoss", "InfoNCE", "InfoNCELoss", "MemoryBank", "NTXentLoss", "SupConLoss"]
+
+
+def __getattr__(name: str) -> Any:
+    # What leaves torch.compile's graphs imports Dynamo, a second that the other losses need not take.
+    if name == "MemoryBank":
+        return importlib.import_module("cmx_fast.losses.memory_bank").MemoryBank
+    raise AttributeError(f"module 'cmx_fast.losses' has no attribute {name!r}")

@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cmx_fast import distributed
-from cmx_fast.distributed.exchange import Exchange, all_rows
+import cmx_fast
 from cmx_fast.ops import info_nce
 
 
@@ -88,7 +87,7 @@ class ClipLoss(nn.Module):
         if self.world_size < 2:
             loss = info_nce(image_features, text_features, logit_scale)
         else:
-            loss = distributed.info_nce(
+            loss = cmx_fast.distributed.info_nce(
                 image_features,
                 text_features,
                 logit_scale,
@@ -145,7 +144,7 @@ class ClipLoss(nn.Module):
 
     def _of_all(self, features: Tensor) -> Tensor:
         """The features of all processes, in their order; gradients reach the others' with ``gather_with_grad``."""
-        counts = [rows for (rows,) in Exchange(None, "gather").counts(features)]
+        counts = [rows for (rows,) in cmx_fast.distributed.exchange.Exchange(None, "gather").counts(features)]
         if len(set(counts)) > 1:
             raise ValueError(f"get_logits needs as many rows in every process, got {counts}")
         if self.gather_with_grad:
@@ -153,6 +152,8 @@ class ClipLoss(nn.Module):
             from torch.distributed.nn.functional import all_gather
 
             return torch.cat(all_gather(features))
-        everyone = list(all_rows(features).split(counts[0])) if counts[0] else [features] * len(counts)
+        everyone = [features] * len(counts)
+        if counts[0]:
+            everyone = list(cmx_fast.distributed.all_rows(features).split(counts[0]))
         everyone[self.rank] = features
         return torch.cat(everyone)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast import distributed
-from cmx_fast.distributed.exchange import all_rows
+import cmx_fast
 from cmx_fast.losses._checks import check_temperature
-from cmx_fast.losses.memory_bank import MemoryBank
 from cmx_fast.ops import info_nce, supcon
+
+if TYPE_CHECKING:
+    from cmx_fast.losses.memory_bank import MemoryBank
 
 
 class NTXentLoss(nn.Module):
@@ -71,13 +73,13 @@ class NTXentLoss(nn.Module):
         #: Keys of a bank that waits for the first batch, to know their features.
         self.keys_to_come = size[0] if len(size) == 1 else 0
         if len(size) == 2 and size[0]:
-            self.memory_bank = MemoryBank(*size)
+            self.memory_bank = cmx_fast.losses.MemoryBank(*size)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         if out0.shape != out1.shape or out0.dim() != 2:
             raise ValueError(f"out0 and out1 must both have shape (N, D), got {out0.shape} and {out1.shape}")
         if self.keys_to_come:
-            self.memory_bank = MemoryBank(self.keys_to_come, out0.shape[1]).to(out0.device)
+            self.memory_bank = cmx_fast.losses.MemoryBank(self.keys_to_come, out0.shape[1]).to(out0.device)
             self.keys_to_come = 0
         if self.memory_bank is None:
             pair = torch.arange(out0.shape[0], device=out0.device).repeat(2)
@@ -85,7 +87,7 @@ class NTXentLoss(nn.Module):
             if self.gather_distributed and dist.is_initialized():
                 # No pair of one process is a pair of another.
                 pair = pair + (dist.get_rank() << 40)
-                return distributed.supcon(views, pair, 1 / self.temperature, normalize=True)
+                return cmx_fast.distributed.supcon(views, pair, 1 / self.temperature, normalize=True)
             return supcon(views, pair, 1 / self.temperature, normalize=True)
         bank = self.memory_bank.rows.to(out0.dtype)
         loss = info_nce(
@@ -93,7 +95,7 @@ class NTXentLoss(nn.Module):
         )
         if out0.requires_grad:
             keys = F.normalize(out1.detach(), dim=1)
-            self.memory_bank.enqueue(all_rows(keys) if self.gather_distributed else keys)
+            self.memory_bank.enqueue(cmx_fast.distributed.all_rows(keys) if self.gather_distributed else keys)
         return loss
 
     def extra_repr(self) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 from torch import nn
+from typing_extensions import Self
 
 
 class FixedEncoder(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
+from cmx_fast._extras import require
 from cmx_fast.ops import band_reach, band_spectrogram
 
 _FLOOR = 1e-10
@@ -39,9 +39,8 @@ class LogMel(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         self.n_fft, self.hop = n_fft, hop
-        triangles = torchaudio.functional.melscale_fbanks(
-            n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate
-        )
+        functional = require("torchaudio.functional", "train")
+        triangles = functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("bands", triangles.T.contiguous(), persistent=False)
         self.register_buffer("reach", band_reach(self.bands), persistent=False)

@@ -48,8 +48,10 @@ logger = logging.getLogger("cmx_fast")
 
 
 # Looked up once at import: torch.compile must not trace through a search.
-# The extension holds the operators' schemas and CPU kernels; cmx_fast/__init__.py has loaded it where it exists.
-HAS_EXTENSION = hasattr(torch.ops.cmx_fast, "info_nce_fwd")
+# The extension holds the operators' schemas and CPU kernels. It links against the libraries of torch, now loaded.
+HAS_EXTENSION = importlib.util.find_spec("cmx_fast._C") is not None
+if HAS_EXTENSION:
+    importlib.import_module("cmx_fast._C")
 COMPILED_FOR_CUDA = frozenset(
     op
     for op, name in CUDA_OPERATORS.items()

@@ -1,1 +1,5 @@
 """The engine of training: options and session of a command, recipes, the loop and its run folder."""
+
+from cmx_fast._extras import TRAIN, require_all
+
+require_all(TRAIN, "train")

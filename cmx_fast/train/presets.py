@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
+
+from typing_extensions import Self
 
 from cmx_fast.train.settings import Checked
 

@@ -9,7 +9,9 @@ import sys
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
+
+from typing_extensions import Self
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ def impulse_response(
     It starts 2 ms before the direct sound and ends where the last -60 dB are reached. The same seed gives the
     same samples. About 0.1 s of one core for a small room, 1 s for a hall.
     """
-    pra = require("pyroomacoustics", "media")
+    pra = require("pyroomacoustics", "simulate")
     pra.constants.set("num_threads", 1)
     pra.random.seed(numpy=seed, libroom=seed)
     materials = {

@@ -28,7 +28,7 @@ class _Synthesiser:
     """espeak-ng through ctypes. The library holds one global voice, so there is one instance at a time."""
 
     def __init__(self) -> None:
-        espeakng_loader = require("espeakng_loader", "media")
+        espeakng_loader = require("espeakng_loader", "simulate")
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.sample_rate = self._library.espeak_Initialize(
             _SYNCHRONOUS_RETRIEVAL, 0, str(espeakng_loader.get_data_path()).encode(), 0
