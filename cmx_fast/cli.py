@@ -126,6 +126,14 @@ COMMANDS = {
         "cmx_fast.systems.cmac.finetune:evaluate_finetune",
         "Action recognition by fine-tuning a CMAC run's video encoder.",
     ),
+    ("embed",): (
+        "cmx_fast.search.commands:embed",
+        "Embed your own pictures, sounds and videos by a trained run.",
+    ),
+    ("search",): (
+        "cmx_fast.search.commands:search",
+        "The nearest of the embedded files to a picture, a sound or a video; a table and a page.",
+    ),
     ("select",): (
         "cmx_fast.systems.sound2scene.localiser.inference:select",
         "The moments of videos that agree best with their sound, as JSON.",

@@ -32,6 +32,8 @@ LAW = {
     "systems": {
         "cluster", "data", "distributed", "evaluate", "losses", "networks", "nn", "ops", "simulate", "train",
     },
+    # Which system embeds is looked up by name when a run is opened.
+    "search": {"data", "evaluate", "networks", "systems"},
     "benchmarks": {
         "cluster", "data", "evaluate", "kernels", "losses", "networks", "nn", "ops", "reference", "simulate",
         "systems", "train",

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
 from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 from torchvision import models
 
 from cmx_fast.prepare.image2reverb import prepare_image2reverb
+from cmx_fast.search.commands import embed as embed_command
+from cmx_fast.search.commands import search
 from cmx_fast.systems.csir import train as command
+from cmx_fast.systems.csir.embedder import CSIREmbedder
 from cmx_fast.systems.csir.evaluate import evaluate_csir
-from cmx_fast.systems.csir.evaluation import open_split
+from cmx_fast.systems.csir.evaluation import embed, open_split
 from cmx_fast.systems.csir.model import image_encoder
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.csir.train import changes, train_csir
@@ -315,3 +319,53 @@ def test_responses_heard_alone_train_and_test_the_speech_encoder_only(data, tmp_
     assert "those of the val part" in html and "tunnel" not in html and "cave" not in html
     with pytest.raises(ValueError, match=r"speech.csv for split 'test'"):
         evaluate_csir(tmp_path / "run")
+
+
+def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
+    """A picture and its sentence's reverberant wave, as files of their own, have the rows of the evaluation."""
+    embedder = CSIREmbedder.from_run(finished)
+    recipe = embedder.recipe
+    test = open_split(data, "test", recipe, "cpu", spaces=["space0", "space1", "space2"])
+    rows = embed(embedder.model, test, recipe)
+    soundfile.write(tmp_path / "wave.wav", test.dataset.load_wave(3).numpy(), RATE, subtype="FLOAT")
+    spoken = embedder.embed(tmp_path / "wave.wav", "audio")
+    seen = embedder.embed(test.dataset.pairs[2].image, "image")
+    torch.testing.assert_close(
+        spoken, F.normalize(rows.speech[3], dim=0), rtol=0, atol=2e-3
+    )  # kept as float16
+    torch.testing.assert_close(seen, F.normalize(rows.image[2], dim=0), rtol=0, atol=1e-5)
+    quiet = embedder.encode_speech(1e-3 * test.dataset.load_wave(3)[None])[0]
+    torch.testing.assert_close(quiet, spoken, rtol=0, atol=1e-3)  # level does not count
+    for options in ({"model": "rt60"}, {"model": "csir", "seed": 7}):
+        with pytest.raises(ValueError, match="that embeds; it has csir, dscmr of the seeds 0"):
+            CSIREmbedder.from_run(finished, **options)
+
+
+def test_ones_own_files_are_embedded_and_found(data, finished, tmp_path, capsys):
+    files = tmp_path / "files"
+    files.mkdir()
+    for i, image in enumerate(sorted((data / "test_A").iterdir())):
+        (files / f"{i}.jpg").write_bytes(image.read_bytes())
+    (files / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (files / "notes.txt").touch()
+    embed_command(finished, [files], tmp_path / "index")
+    said = capsys.readouterr().out
+    assert "6 image, 64 numbers each" in said and "not looked at: 1 .txt" in said
+    assert re.search(r"left out: \S*broken\.jpg: ", said)
+    search(tmp_path / "index", audio=data / "speech/test/0.wav", top=3)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"\d\.jpg", said)) >= 3 and "cosine" in said
+    page = (tmp_path / "index/search.html").read_text()
+    assert page.count("data:image/jpeg") == 3 and page.count("<audio") == 1
+    # A picture is nearest to itself among pictures.
+    search(tmp_path / "index", image=files / "4.jpg", top=1, among=["image"])
+    assert re.search(r"1\.000 .*image", said := capsys.readouterr().out) and "4.jpg" in said
+    for options, message in (
+        ({}, "give one of --image, --audio and --video"),
+        ({"image": files / "none.jpg"}, "there is no such file"),
+        ({"image": files / "broken.jpg"}, "--image .*broken.jpg: "),
+        ({"video": files / "notes.txt"}, "embeds image and audio, not video"),
+        ({"image": files / "0.jpg", "among": ["text"]}, "--among must be image, audio, video; got 'text'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search(tmp_path / "index", **options)

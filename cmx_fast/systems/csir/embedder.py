@@ -1,0 +1,107 @@
+"""Embeds pictures of rooms and reverberant speech by a trained CSIR run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmx_fast.data.media.files import read_audio, read_picture
+from cmx_fast.data.transforms.reverberation import peak_normalise
+from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
+from cmx_fast.nn.logmel import LogMel
+from cmx_fast.systems.csir.evaluation import even_crops, new_model
+from cmx_fast.systems.csir.model import FrozenImageEncoder, TwoTowers
+from cmx_fast.systems.csir.recipe import CSIRRecipe
+from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.options import default_device
+from cmx_fast.train.run_folder import RunFolder
+
+
+class CSIREmbedder(nn.Module):
+    """Pictures and speech as unit vectors of CSIR's common space, as the evaluation has them.
+
+    Example::
+
+        csir = CSIREmbedder.from_run("runs/csir")
+        similarity = csir.encode_picture(pictures) @ csir.encode_speech(waves).T
+    """
+
+    kinds = ("image", "audio")
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: TwoTowers):
+        super().__init__()
+        self.model, self.recipe = model, model.recipe
+        recipe = self.recipe
+        self.logmel = LogMel(recipe.sample_rate, recipe.n_fft, recipe.hop, recipe.n_mels)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def from_run(
+        cls, folder: Path | str, *, model: str | None = None, seed: int | None = None
+    ) -> CSIREmbedder:
+        """Open a model of a finished ``cmx train csir`` folder, on the GPU if there is one.
+
+        Args:
+            model: "csir" or "dscmr"; default the run's first of them.
+            seed: one of the run's; default its first.
+
+        Raises:
+            ValueError: no finished run, or it has no such model or seed.
+        """
+        run = RunFolder.open_finished(Path(folder), "train csir")
+        recipe = run.recipe(CSIRRecipe)
+        trained = [name for name in run.config["models"] if name in ("csir", "dscmr")]
+        name = model or (trained or ["csir"])[0]
+        seed = run.config["seeds"][0] if seed is None else seed
+        if name not in trained or seed not in run.config["seeds"]:
+            raise ValueError(
+                f"{folder} has no model {name!r} of seed {seed} that embeds; it has {', '.join(trained) or 'none'} of "
+                f"the seeds {', '.join(map(str, run.config['seeds']))}"
+            )
+        encoder = run_encoder(run)
+        frozen = None if encoder is None else FrozenImageEncoder(encoder)
+        towers = new_model(name, recipe, len(run.config["spaces"]), frozen)
+        towers.load_state_dict(run.weights(f"seed{seed}/{name}"))
+        assert isinstance(towers, TwoTowers)
+        return cls(towers).to(default_device())
+
+    @torch.no_grad()
+    def encode_picture(self, picture: Tensor) -> Tensor:
+        """Embed pictures (B, 3, S, S) in [0, 1], S the recipe's ``image_size``: (B, D) unit rows."""
+        return F.normalize(self.model.encode_image((picture - self.mean) / self.std).float(), dim=1)
+
+    @torch.no_grad()
+    def encode_speech(self, wave: Tensor) -> Tensor:
+        """Embed reverberant speech (B, samples), mono at the recipe's ``sample_rate``: (B, D) unit rows.
+
+        Of longer ones the recipe's first ``seconds`` count; shorter ones end in silence. Level does not count.
+        """
+        recipe = self.recipe
+        samples = round(recipe.seconds * recipe.sample_rate)
+        wave = F.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))
+        level = self.logmel(peak_normalise(wave))
+        level = level.maximum(level.amax((1, 2), keepdim=True) - recipe.range_db)
+        crops = even_crops(level, recipe.frames, recipe.eval_crops)
+        return F.normalize(
+            torch.stack([self.model.encode_speech(crop).float() for crop in crops]).mean(0), dim=1
+        )
+
+    def embed(self, file: Path, kind: str) -> Tensor:
+        """The unit vector (D,) of a picture ("image") or of a recording ("audio"), float32 on the CPU.
+
+        Raises:
+            BrokenFileError: the file can't be decoded, or is silent.
+        """
+        recipe, device = self.recipe, self.mean.device
+        if kind == "image":
+            picture = read_picture(file, recipe.image_size).to(device)
+            return self.encode_picture(picture[None] / 255)[0].cpu()
+        wave = read_audio(file, recipe.sample_rate, round(recipe.seconds * recipe.sample_rate))
+        return self.encode_speech(wave[None].to(device))[0].cpu()
