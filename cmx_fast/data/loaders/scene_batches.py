@@ -44,7 +44,7 @@ class SceneData:
 
     Args:
         size: pixels of the square pictures, the largest centred ones.
-        whole: squeeze the whole picture into the square instead, as boxes that are shares of its sides ask for.
+        stretch: take whole pictures and change their aspect ratio instead.
         heard: seconds of the sound that are used (the paper's ablation: 1 and 5 s); None: as many as ``seconds``.
         selection: see :mod:`cmx_fast.data.sets.selection`; ``selected`` counts the scenes that it names.
         backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this
@@ -67,7 +67,7 @@ class SceneData:
         scenes: Scenes,
         *,
         size: int = 256,
-        whole: bool = False,
+        stretch: bool = False,
         moments: int = 1,
         seconds: float = 10.0,
         heard: float | None = None,
@@ -92,9 +92,9 @@ class SceneData:
         self.entries, self.class_names = scenes.entries, scenes.class_names
         self.skipped = list(scenes.skipped)
         self.labels = torch.tensor([scene.label for scene in self.entries], dtype=torch.int64)
-        if whole and backend == "dali":
-            raise ValueError("backend must not be 'dali' where whole pictures are asked for; take 'auto'")
-        self.size, self.whole, self.moments = size, whole, moments
+        if stretch and backend == "dali":
+            raise ValueError("backend must not be 'dali' where pictures are stretched; take 'auto'")
+        self.size, self.stretch, self.moments = size, stretch, moments
         self.seconds, self.heard, self.sample_rate = seconds, heard or seconds, sample_rate
         self.selection = selection or {}
         self.selected = sum(key(entry.name) in self.selection for entry in self.entries)
@@ -182,12 +182,12 @@ class SceneData:
         entry = self.entries[scene]
         square = (self.size, self.size)
         if entry.media is None:
-            if self.whole:
+            if self.stretch:
                 return stretched(entry.picture, lambda *_: square, draft=True)[None]
             return read_picture(entry.picture, self.size, shorter=self.size)[None]
         times = self.times(scene)[moments]
         frames = read_frames(entry.picture, times, short_side=self.size, backend=self.backend)
-        if self.whole:
+        if self.stretch:
             return F.interpolate(frames, square, mode="bilinear", antialias=True)
         return centred(frames, self.size).contiguous()
 

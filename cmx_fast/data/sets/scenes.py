@@ -85,7 +85,7 @@ def pairs(root: Path | str, split: str) -> Scenes:
     table = root / "vggsound.csv"
     listed, classes = vggsound_list(table, split)
     numbers = {name: number for number, name in enumerate(classes)}
-    return of_files(
+    return _of_files(
         [
             Scene(
                 printable(name),
@@ -127,7 +127,7 @@ def vegas(root: Path | str, split: str) -> Scenes:
                     folder / "audios" / f"{name}.wav",
                 )
             )
-    return of_files(scenes, classes, f"{root} has no scene of the split {split!r} that can be used")
+    return _of_files(scenes, classes, f"{root} has no scene of the split {split!r} that can be used")
 
 
 def pictures(root: Path | str, split: str) -> Scenes:
@@ -154,12 +154,12 @@ def pictures(root: Path | str, split: str) -> Scenes:
         for file in files
     ]
     names = [printable(name) for name in classes]
-    scenes = of_files(listed, names, f"{folder} has no picture in a class folder that can be used")
+    scenes = _of_files(listed, names, f"{folder} has no picture in a class folder that can be used")
     scenes.skipped += [other for _, others in kinds.values() for other in others]
     return scenes
 
 
-def of_files(listed: list[Scene], class_names: list[str], nothing: str) -> Scenes:
+def _of_files(listed: list[Scene], class_names: list[str], nothing: str) -> Scenes:
     """The scenes whose files are whole as far as headers and ends tell; decodes nothing."""
     scenes = Scenes([], class_names)
     for scene in listed:

@@ -57,12 +57,10 @@ def test_files_that_are_missing_are_named_and_boxes_stay_with_theirs(root):
 
 
 def test_whole_pictures_are_squeezed_as_the_boxes_are(root):
-    data = SceneData(vggss(root).scenes, size=32, whole=True, seconds=0.25, workers=0)
+    data = SceneData(vggss(root).scenes, size=32, stretch=True, seconds=0.25, workers=0)
     picture = data.read_picture(0).double()
     assert picture.shape == (3, 32, 32)
     assert picture[0, :, :14].mean() > 200 and picture[2, :, 18:].mean() > 200
-    with pytest.raises(ValueError, match="backend must not be 'dali' where whole pictures"):
-        SceneData(vggss(root).scenes, whole=True, backend="dali")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ def evaluate_localiser(
     localiser = Localiser(recipe)
     localiser.load_state_dict(finished.weights("localiser"))
     objects = OBJECT_SETS[dataset](data or Path(finished.config["data"]))
-    scenes = SceneData(objects.scenes, size=recipe.size, whole=True, seconds=recipe.seconds, workers=workers)
+    scenes = SceneData(
+        objects.scenes, size=recipe.size, stretch=True, seconds=recipe.seconds, workers=workers
+    )
     result = measure(localiser.to(default_device()), objects, scenes, validation)
     print(f"{dataset}: {result.pictures} pictures{left_out(scenes.skipped)}", file=sys.stderr)
     finished.write_results({"dataset": dataset, **result.as_dict()})

@@ -76,7 +76,7 @@ class Deaf(Listening):
 
 def measured(root, localiser, validation=0.3):
     objects = vggss(root)
-    data = SceneData(objects.scenes, size=64, whole=True, seconds=0.25, workers=0)
+    data = SceneData(objects.scenes, size=64, stretch=True, seconds=0.25, workers=0)
     return measure(localiser, objects, data, validation)
 
 
