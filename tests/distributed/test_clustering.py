@@ -72,6 +72,11 @@ def test_what_is_kept_is_as_large_as_announced():
     assert clustering_bytes(recipe, 14, 16) == kept.start + kept.labels + kept.features
 
 
+def test_few_pictures_have_fewer_pixels_than_asked_for():
+    recipe = C2LRecipe.preset("demo", width=16, cluster_batch=4)
+    assert clustering_bytes(recipe, 14, 16) == 14 * 256 * 2 * (16 * 4 + 1) + 4 * 256 * 16 * 4
+
+
 def test_the_papers_numbers_stay_below_three_gigabytes():
     recipe = C2LRecipe()
     assert 2.7e9 < clustering_bytes(recipe, 6000, 80) < 2.9e9

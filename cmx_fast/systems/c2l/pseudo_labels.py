@@ -225,5 +225,6 @@ def clustering_bytes(recipe: C2LRecipe, pictures: int, side: int, processes: int
     share = -(-recipe.cluster_batch // processes)
     vector = 4 * recipe.width
     start = -(-recipe.init_pixels // recipe.init_batches) * recipe.init_batches
+    start = min(start, min(recipe.init_batches * recipe.cluster_batch, pictures) * side**2)
     label = 1 if recipe.clusters <= 256 else 4
     return 2 * start * vector // processes + 2 * pictures * side**2 * label + share * side**2 * vector
