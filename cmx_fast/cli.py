@@ -102,6 +102,10 @@ COMMANDS = {
         "cmx_fast.systems.sound2scene.evaluate:evaluate_sound2scene",
         "Pictures, retrieval and controls of a Sound2Scene run.",
     ),
+    ("evaluate", "localiser"): (
+        "cmx_fast.systems.sound2scene.localiser.evaluate:evaluate_localiser",
+        "Where a localiser points (VGG-SS, Flickr-SoundNet), and what it answers to silence and noise.",
+    ),
     ("evaluate", "segment"): (
         "cmx_fast.systems.recognition.evaluate:evaluate_segment",
         "Accuracy, mIoU and costs of the networks of a segmentation run.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,33 @@ from cmx_fast.ops import _checks, kmeans_assign, kmeans_step
 SPLIT = 1 / 1024
 # Pixels among which k-means++ chooses.
 PLUS_PLUS_PIXELS = 65_536
-_STATE = (
-    "cluster_centers_", "counts_", "loss_", "_start", "_updates", "_in_group", "_sums", "_counts", "_distance"
-)  # fmt: skip
+_STATE = ("cluster_centers_", "counts_", "loss_", "_updates", "_in_group", "_sums", "_counts", "_distance")
+_LISTS = ("_start", "_places", "_lengths")
+
+
+class Processes(Protocol):
+    """Processes that cluster together, of which this one is ``rank``, as :class:`cmx_fast.distributed.RowsOfAll`."""
+
+    rank: int
+    size: int
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes."""
+
+    def kmeans_step(self, x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """:func:`cmx_fast.ops.kmeans_step` of the unit rows of all processes; the labels are of this one's."""
+
+
+class _Alone:
+    """This process alone."""
+
+    rank, size = 0, 1
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def kmeans_step(self, x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return kmeans_step(x, centroids, normalize=True)
 
 
 class PiCIEClustering:
@@ -45,6 +69,10 @@ class PiCIEClustering:
             65,536 pixels, which finds rare clusters and passes over vectors that are all alike.
         update_every: batches per update (reference: 1); the last group is left out when it is not full.
         random_state: seed of the pixels that the start begins with.
+        processes: those that cluster together; None: this one alone. Each passes its share of every batch, pictures
+            ``rank``, ``rank + size``, ... of it, which may be none, and calls :meth:`update` and :meth:`flush` as often
+            as the others. The centroids are those of one process with all pictures, but for the order of float32's
+            sums, and the same in all.
 
     Attributes:
         cluster_centers_: (K, D) float32. This and the others are there from the end of the start on.
@@ -52,7 +80,8 @@ class PiCIEClustering:
         loss_: mean over the updates of a pixel's mean squared distance to its centroid, 0-d; before the first update
             that of the start.
 
-    Memory: the batches of the start, until it is made. Cost: one read of the features per update.
+    Memory: the batches of the start, or ``init_pixels`` vectors of them, until it is made; of several processes each
+    has its share. Cost: one read of the features per update.
     """
 
     cluster_centers_: Tensor
@@ -72,6 +101,7 @@ class PiCIEClustering:
         init: str = "random",
         update_every: int = 1,
         random_state: int = 0,
+        processes: Processes | None = None,
     ):
         options = {
             "n_clusters": n_clusters,
@@ -88,7 +118,12 @@ class PiCIEClustering:
         self.init_pixels, self.init = init_pixels, init
         self.n_clusters, self.init_iterations, self.update_every = n_clusters, init_iterations, update_every
         self.init_batches, self.random_state = init_batches, random_state
+        self.processes: Processes = processes or _Alone()
+        # Each batch's vectors in the start; their places among those of all processes, of one alone None; the number
+        # that all have together.
         self._start: list[Tensor] = []
+        self._places: list[Tensor | None] = []
+        self._lengths: list[int] = []
         self._updates, self._in_group = 0, 0
 
     def update(self, features: Tensor) -> None:
@@ -100,20 +135,21 @@ class PiCIEClustering:
                 changes nothing.
         """
         started = hasattr(self, "cluster_centers_")
-        _check(features, self.cluster_centers_ if started else next(iter(self._start), None))
+        before = self.cluster_centers_ if started else next(iter(self._start), None)
+        _check(features, before, may_be_empty=self.processes.size > 1)
         features = features.detach()
         if not started:
             if _checks.readable(features) and not features.isfinite().all():
                 raise ValueError(_not_finite(features))
-            self._start.append(self._drawn(features))
+            self._keep(features)
             if len(self._start) >= self.init_batches:
                 self.flush()
             return
-        _, sums, counts, inertia = kmeans_step(features, self.cluster_centers_, normalize=True)
+        _, sums, counts, inertia = self.processes.kmeans_step(features, self.cluster_centers_)
         if _checks.readable(inertia) and not inertia.isfinite():
             raise ValueError(_not_finite(features))
         self._sums, self._counts = self._sums + sums, self._counts + counts
-        self._distance = self._distance + inertia / _count(features)
+        self._distance = self._distance + inertia / counts.sum()
         self._in_group += 1
         if self._in_group == self.update_every:
             self.counts_ = self.counts_ + self._counts
@@ -134,7 +170,7 @@ class PiCIEClustering:
         _, self.counts_, inertia = self._lloyd(centroids)
         self.cluster_centers_ = centroids
         self.loss_ = inertia / self.counts_.sum()
-        self._start = []
+        self._start, self._places, self._lengths = [], [], []
         self._open_group()
 
     def assign(self, features: Tensor) -> Tensor:
@@ -146,7 +182,7 @@ class PiCIEClustering:
     def state_dict(self) -> dict[str, Any]:
         """The state from which :meth:`load_state_dict`, with the same options, continues to the same numbers."""
         state = {name: getattr(self, name) for name in _STATE if hasattr(self, name)}
-        return state | {"_start": list(self._start)}
+        return state | {name: list(getattr(self, name)) for name in _LISTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state_dict`, on its tensors' device."""
@@ -155,7 +191,7 @@ class PiCIEClustering:
             raise ValueError(f"the state has {len(centers)} clusters, this clustering {self.n_clusters}")
         for name in _STATE:
             self.__dict__.pop(name, None)
-        self.__dict__.update(state, _start=list(state["_start"]))
+        self.__dict__.update(state | {name: list(state[name]) for name in _LISTS})
 
     def _open_group(self) -> None:
         self._in_group = 0
@@ -165,48 +201,62 @@ class PiCIEClustering:
     def _lloyd(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums, counts and inertia of all batches of the start."""
         results = [kmeans_step(batch, centroids, normalize=True)[1:] for batch in self._start]
-        sums, counts, inertia = (torch.stack(parts).sum(0) for parts in zip(*results, strict=True))
+        sums, counts, inertia = (
+            self.processes.sum(torch.stack(parts).sum(0)) for parts in zip(*results, strict=True)
+        )
         return sums, counts, inertia
 
-    def _drawn(self, features: Tensor) -> Tensor:
-        """The batch's share of the start's pixels: the batch itself, or rows (n, D) drawn from it."""
-        if self.init_pixels is None:
-            return features
-        share = -(-self.init_pixels // self.init_batches)
-        if _count(features) <= share:
-            return features
-        generator = torch.Generator().manual_seed(self.random_state * 1_000_003 + len(self._start))
-        drawn = torch.randperm(_count(features), generator=generator)[:share].to(features.device)
-        return _rows(features)[drawn]
+    def _keep(self, features: Tensor) -> None:
+        """Take the batch's share of the start's pixels: the batch itself, or rows (n, D) drawn from all processes'."""
+        rank, size = self.processes.rank, self.processes.size
+        total, area = _count(features), features.shape[2:].numel()
+        if size > 1:
+            total = int(self.processes.sum(torch.tensor(total, device=features.device)))
+        share = total if self.init_pixels is None else min(total, -(-self.init_pixels // self.init_batches))
+        if size == 1 and share == total:
+            self._start.append(features)
+            self._places.append(None)
+        else:
+            generator = torch.Generator().manual_seed(self.random_state * 1_000_003 + len(self._start))
+            drawn = (
+                torch.randperm(total, generator=generator)[:share] if share < total else torch.arange(total)
+            )
+            # Picture p of the batch is picture p // size of process p % size.
+            places = (drawn // area % size == rank).nonzero()[:, 0]
+            mine = drawn[places]
+            own = mine // area // size * area + mine % area
+            self._start.append(_rows(features)[own.to(features.device)])
+            self._places.append(None if size == 1 else places)
+        self._lengths.append(share)
 
     def _first_centroids(self) -> Tensor:
         """Unit vectors (K, D) among the start's pixels."""
-        if self.init == "random":
-            return self._random_pixels()
-        rows = torch.cat([_rows(batch) for batch in self._start])
-        generator = torch.Generator().manual_seed(self.random_state)
-        drawn = torch.randperm(len(rows), generator=generator)[:PLUS_PLUS_PIXELS].to(rows.device)
-        if len(drawn) < self.n_clusters:
-            raise ValueError(f"{len(rows)} feature vectors came, fewer than the {self.n_clusters} clusters")
-        unit = F.normalize(rows[drawn].float(), dim=1)
-        return plus_plus(Samples(unit, None, metric="l2", normalize=False), self.n_clusters, generator)
-
-    def _random_pixels(self) -> Tensor:
-        """Draw K different pixels of the start as unit vectors."""
-        sizes = torch.tensor([_count(batch) for batch in self._start])
-        total = int(sizes.sum())
+        total = sum(self._lengths)
         if total < self.n_clusters:
             raise ValueError(f"{total} feature vectors came, fewer than the {self.n_clusters} clusters")
         generator = torch.Generator().manual_seed(self.random_state)
-        chosen = torch.randperm(total, generator=generator)[: self.n_clusters]
-        first = sizes.cumsum(0) - sizes
-        pixels = []
-        for index in chosen.tolist():
-            batch = int((first <= index).sum()) - 1
-            place, maps = index - int(first[batch]), self._start[batch]
-            area = maps[0, 0].numel()
-            pixels.append(maps.flatten(2)[place // area, :, place % area] if maps.dim() == 4 else maps[place])
-        return F.normalize(torch.stack(pixels).float(), dim=1)
+        numbers = torch.randperm(total, generator=generator)
+        if self.init == "random":
+            return self._pick(numbers[: self.n_clusters])
+        unit = self._pick(numbers[:PLUS_PLUS_PIXELS])
+        return plus_plus(Samples(unit, None, metric="l2", normalize=False), self.n_clusters, generator)
+
+    def _pick(self, numbers: Tensor) -> Tensor:
+        """The start's vectors of these numbers, counted over its batches, whichever process has them: unit (n, D)."""
+        slots = torch.full((sum(self._lengths),), -1)
+        slots[numbers] = torch.arange(len(numbers))
+        first = self._start[0]
+        picked = first.new_zeros(len(numbers), first.shape[1], dtype=torch.float32)
+        for batch, places, of_batch in zip(
+            self._start, self._places, slots.split(self._lengths), strict=True
+        ):
+            here = of_batch if places is None else of_batch[places]
+            rows = (here >= 0).nonzero()[:, 0]
+            area = batch.shape[2:].numel()
+            index = rows.to(batch.device)
+            chosen = batch.flatten(2)[index // area, :, index % area] if batch.dim() == 4 else batch[index]
+            picked[here[rows].to(batch.device)] = chosen.float()
+        return F.normalize(self.processes.sum(picked), dim=1)
 
 
 def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
@@ -226,13 +276,14 @@ def _split_largest(centroids: Tensor, counts: Tensor) -> Tensor:
     return centroids[source] * (1 + apart * signs)
 
 
-def _check(features: Tensor, before: Tensor | None) -> None:
+def _check(features: Tensor, before: Tensor | None, *, may_be_empty: bool) -> None:
     """Refuse features of another kind or shape, or of another width or device than those before.
 
     The start would not notice any of these before its end.
     """
     _checks.check_floating("features", features, 2, "(B, D, H, W) or (N, D)")
-    if features.dim() not in (2, 4) or features.numel() == 0:
+    empty = features.numel() == 0 and not (may_be_empty and features.shape[1:].numel())
+    if features.dim() not in (2, 4) or empty:
         raise ValueError(
             f"features must have shape (B, D, H, W) or (N, D) without a 0, got {tuple(features.shape)}"
         )

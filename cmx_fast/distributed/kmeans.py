@@ -42,3 +42,26 @@ def kmeans_step(
     )
     sums, counts, inertia = (together.sum(total) for total in totals)
     return labels, sums, counts, inertia
+
+
+class RowsOfAll:
+    """The processes of a group, by which :class:`cmx_fast.cluster.PiCIEClustering` clusters the rows of all together.
+
+    Args:
+        group: the process group, by default the default one.
+
+    Attributes:
+        rank, size: this process's number in the group, and the group's size.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        self._group, self._exchange = group, Exchange(group, "gather")
+        self.rank, self.size = self._exchange.rank, self._exchange.size
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, a new tensor without gradient."""
+        return self._exchange.sum(tensor)
+
+    def kmeans_step(self, x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """:func:`kmeans_step` of the unit rows."""
+        return kmeans_step(x, centroids, group=self._group, normalize=True)

@@ -9,12 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cmx_fast.data.loaders.workers import CORES, load_batches
 from cmx_fast.data.media.decode import check_backend, read_frames, read_wave
-from cmx_fast.data.media.files import BrokenFileError, centred, check_enough_left, read_audio, read_picture
+from cmx_fast.data.media.files import (
+    BrokenFileError,
+    centred,
+    check_enough_left,
+    read_audio,
+    read_picture,
+    stretched,
+)
 from cmx_fast.data.sets.scenes import Scenes
 from cmx_fast.data.sets.selection import FPS, Selection, key
 from cmx_fast.nn.power_spectrogram import lasting
@@ -36,6 +44,7 @@ class SceneData:
 
     Args:
         size: pixels of the square pictures, the largest centred ones.
+        stretch: take whole pictures and change their aspect ratio instead.
         heard: seconds of the sound that are used (the paper's ablation: 1 and 5 s); None: as many as ``seconds``.
         selection: see :mod:`cmx_fast.data.sets.selection`; ``selected`` counts the scenes that it names.
         backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this
@@ -58,6 +67,7 @@ class SceneData:
         scenes: Scenes,
         *,
         size: int = 256,
+        stretch: bool = False,
         moments: int = 1,
         seconds: float = 10.0,
         heard: float | None = None,
@@ -82,7 +92,9 @@ class SceneData:
         self.entries, self.class_names = scenes.entries, scenes.class_names
         self.skipped = list(scenes.skipped)
         self.labels = torch.tensor([scene.label for scene in self.entries], dtype=torch.int64)
-        self.size, self.moments = size, moments
+        if stretch and backend == "dali":
+            raise ValueError("backend must not be 'dali' where pictures are stretched; take 'auto'")
+        self.size, self.stretch, self.moments = size, stretch, moments
         self.seconds, self.heard, self.sample_rate = seconds, heard or seconds, sample_rate
         self.selection = selection or {}
         self.selected = sum(key(entry.name) in self.selection for entry in self.entries)
@@ -168,10 +180,15 @@ class SceneData:
     def read_pictures(self, scene: int, moments: slice = slice(None)) -> Tensor:
         """uint8 (moments, 3, size, size) of one scene."""
         entry = self.entries[scene]
+        square = (self.size, self.size)
         if entry.media is None:
+            if self.stretch:
+                return stretched(entry.picture, lambda *_: square, draft=True)[None]
             return read_picture(entry.picture, self.size, shorter=self.size)[None]
         times = self.times(scene)[moments]
         frames = read_frames(entry.picture, times, short_side=self.size, backend=self.backend)
+        if self.stretch:
+            return F.interpolate(frames, square, mode="bilinear", antialias=True)
         return centred(frames, self.size).contiguous()
 
     def read_sound(self, scene: int) -> Tensor:

@@ -11,7 +11,13 @@ import numpy as np
 Array = np.ndarray
 
 #: Radius of the largest object at rest, a share of the frame's shorter side, and the smallest one's, a share of that.
+#: An object of radius r covers AREA r², whatever its shape.
 LARGEST, SMALLEST = 0.19, 0.1 / 0.19
+AREA = 1.68
+#: The farthest that any shape reaches from its centre, in radii.
+REACH = 1.14
+#: The visible radius at the height of a beat, in radii at rest.
+GROWTH = 1.14
 #: Hues beyond this look like the first ones again.
 HUES = 0.82
 
@@ -52,17 +58,24 @@ def _crescent(x: Array, y: Array) -> Array:
     return np.maximum(np.hypot(x, y) - 1, 0.86 - np.hypot(x - 0.5, y))
 
 
-#: Class -> distance to the outline of a shape of radius 1, negative inside.
-SHAPES: dict[str, Callable[[Array, Array], Array]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
-    "bar": _bar,
-    "crescent": _crescent,
+#: Class -> distance to the outline of a shape of radius 1, negative inside, and the area of that shape.
+SHAPES: dict[str, tuple[Callable[[Array, Array], Array], float]] = {
+    "disc": (_disc, 3.1416),
+    "ring": (_ring, 2.5289),
+    "square": (_square, 2.9584),
+    "triangle": (_triangle, 1.299),
+    "star": (_star, 1.6692),
+    "cross": (_cross, 2.2576),
+    "bar": (_bar, 1.68),
+    "crescent": (_crescent, 1.3634),
 }
+
+
+def outline(shape: str, x: Array, y: Array) -> Array:
+    """Distance to the outline of a shape scaled to :data:`AREA`, negative inside."""
+    distance, area = SHAPES[shape]
+    scale = (AREA / area) ** 0.5
+    return distance(x / scale, y / scale) * scale
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class MovingObject:
 
     def size(self, seconds: Array) -> Array:
         """The visible radius in pixels."""
-        return self.radius * (0.86 + 0.28 * self.strength(seconds))
+        return self.radius * (GROWTH - 0.28 + 0.28 * self.strength(seconds))
 
 
 def random_object(
@@ -117,7 +130,7 @@ def random_object(
 ) -> MovingObject:
     """A random object that stays within the frame."""
     radius = generator.uniform(SMALLEST * largest, largest) * min(width, height)
-    room = [side / 2 - 1.2 * radius for side in (width, height)]
+    room = [side / 2 - REACH * GROWTH * radius for side in (width, height)]
     swing = [generator.uniform(0.15, 0.6) * r for r in room]
     centre = [
         side / 2 + generator.uniform(-1, 1) * (r - s)
@@ -162,8 +175,8 @@ def draw(frame: Array, thing: MovingObject, second: float) -> None:
     top, bottom = max(0, int(y - reach)), min(frame.shape[0], int(y + reach) + 2)
     left, right = max(0, int(x - reach)), min(frame.shape[1], int(x + reach) + 2)
     rows, columns = np.mgrid[top:bottom, left:right]
-    outline = SHAPES[thing.shape]((columns - x) / radius, (rows - y) / radius) * radius
-    cover = np.clip(0.5 - outline, 0, 1)[..., None]
+    distance = outline(thing.shape, (columns - x) / radius, (rows - y) / radius) * radius
+    cover = np.clip(0.5 - distance, 0, 1)[..., None]
     colour = 255 * np.array(colorsys.hsv_to_rgb(thing.hue, 0.85, 0.55 + 0.45 * strength))
     window = frame[top:bottom, left:right]
     window += cover * (colour - window)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import json
 import os
 import shutil
 import string
@@ -30,7 +31,9 @@ CONTAINERS = {"aac": ".mp4", "pcm": ".mkv"}
 VIDEO_CODECS = {"h264": "libx264", "mpeg4": "mpeg4"}
 AUDIO_CODECS = {"aac": "aac", "pcm": "pcm_s16le"}
 LAYOUTS = ("kinetics", "vggsound")
+SPLITS = ("train", "val", "test")
 POSITIONS = "positions.csv"
+BOXES = "vggss.json"
 CHARACTERS = string.ascii_letters + string.digits + "-_"
 
 
@@ -45,7 +48,9 @@ class ClipSettings:
     sample_rate: int = 24000
     distractors: int = 3  # the most silent objects, of which there is at least one; 0: none
     largest: float = LARGEST  # radius of an object as a share of the shorter side; the smallest is half of it
-    places: int = 0  # backgrounds that the clips of a class share; 0: each clip has its own
+    places: int = (
+        0  # backgrounds that the clips of a split share, whatever their class; 0: each clip has its own
+    )
     seed: int = 0
     video: str = "h264"
     audio: str = "aac"
@@ -83,8 +88,12 @@ class Clip:
     track: np.ndarray  # (T, 3): x, y and radius in pixels
 
 
-def render_clip(index: int, settings: ClipSettings) -> Clip:
-    """The clip of this number; numbers go through the classes in turn."""
+def render_clip(index: int, settings: ClipSettings, split: str = "train") -> Clip:
+    """The clip of this number; numbers go through the classes in turn.
+
+    Colours, sizes, places and backgrounds are drawn alike for all classes: form and sound tell them. With
+    ``settings.places`` a split's backgrounds are its own.
+    """
     generator = np.random.default_rng([settings.seed, index])
     label = CLASSES[index % len(CLASSES)]
     width, height = settings.width, settings.height
@@ -95,7 +104,7 @@ def render_clip(index: int, settings: ClipSettings) -> Clip:
     filmed_at = generator
     if settings.places:
         place = int(np.random.default_rng([settings.seed, index, 2]).integers(settings.places))
-        filmed_at = np.random.default_rng([settings.seed, index % len(CLASSES), place, 3])
+        filmed_at = np.random.default_rng([settings.seed, SPLITS.index(split), place, 3])
     scene = background(filmed_at, width, height)
     seconds = np.arange(round(settings.seconds * settings.fps)) / settings.fps
     frames = np.empty((len(seconds), height, width, 3), dtype=np.uint8)
@@ -142,19 +151,26 @@ def _identity(index: int, settings: ClipSettings) -> tuple[str, int]:
     return "".join(generator.choice(list(CHARACTERS), 11)), int(generator.integers(0, 300))
 
 
-def _write_clip(clip_file: tuple[int, Path], settings: ClipSettings) -> list[tuple[Any, ...]]:
-    """Render and store the clip of a number; returns its rows of positions.csv."""
-    index, file = clip_file
-    clip = render_clip(index, settings)
+def _write_clip(entry: Entry, root: Path, settings: ClipSettings) -> list[tuple[Any, ...]]:
+    """Render and store a clip below the root; returns its rows of positions.csv."""
+    clip = render_clip(entry.index, settings, entry.split)
+    file = root / entry.file
     file.parent.mkdir(parents=True, exist_ok=True)
     write_video(file, clip.frames, clip.wave, settings)
     return [(file.stem, i, *(f"{value:.2f}" for value in row)) for i, row in enumerate(clip.track)]
 
 
-def _layout(
-    layout: str, split: str, indices: Iterable[int], settings: ClipSettings
-) -> list[tuple[int, Path, tuple[Any, ...]]]:
-    """The number of each clip of a split, its file below the root, and its row in the list."""
+@dataclass(frozen=True)
+class Entry:
+    """A clip of a data set: its number and split, its file below the root, and its row in the layout's list."""
+
+    index: int
+    split: str
+    file: Path
+    row: tuple[Any, ...]
+
+
+def _layout(layout: str, split: str, indices: Iterable[int], settings: ClipSettings) -> list[Entry]:
     suffix, length = CONTAINERS[settings.audio], int(np.ceil(settings.seconds))
     entries = []
     for index in indices:
@@ -165,26 +181,35 @@ def _layout(
         else:
             file = Path("video", f"{identity}_{start:06d}{suffix}")
             row = (identity, start, label, split)
-        entries.append((index, file, row))
+        entries.append(Entry(index, split, file, row))
     return entries
 
 
-def _write_lists(root: Path, layout: str, rows: dict[str, list[tuple[Any, ...]]]) -> None:
+def _write_lists(root: Path, layout: str, splits: dict[str, list[Entry]]) -> None:
     if layout == "vggsound":
         with (root / "vggsound.csv").open("w", newline="") as file:
-            csv.writer(file).writerows(row for of_split in rows.values() for row in of_split)
+            csv.writer(file).writerows(entry.row for entries in splits.values() for entry in entries)
         return
-    for split, of_split in rows.items():
+    for split, entries in splits.items():
         with (root / f"{split}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("label", "youtube_id", "time_start", "time_end", "split", "is_cc"))
-            writer.writerows(of_split)
+            writer.writerows(entry.row for entry in entries)
+
+
+def _box(track: list[tuple[Any, ...]], settings: ClipSettings) -> list[float]:
+    """The box around the object in the middle frame, as shares of the picture's sides, from rows of positions.csv."""
+    x, y, radius = (float(value) for value in track[len(track) // 2][2:])
+    corners = ((x - radius) / settings.width, (y - radius) / settings.height,
+               (x + radius) / settings.width, (y + radius) / settings.height)  # fmt: skip
+    return [round(min(max(corner, 0.0), 1.0), 4) for corner in corners]
 
 
 def simulate_clips(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
     clips: Annotated[
-        int, typer.Option(min=16, help="Number of clips: 4 of 5 to train on, the rest held out.")
+        int,
+        typer.Option(min=16, help="Number of clips: 4 of 5 to train on, the others val; as many again test."),
     ] = 600,
     layout: Annotated[
         str, typer.Option(help="kinetics (class folders) or vggsound (one folder).")
@@ -197,7 +222,7 @@ def simulate_clips(
         int, typer.Option(help="The most silent objects of a clip, which has at least one; 0: none.")
     ] = 3,
     largest: Annotated[float, typer.Option(help="Largest radius as a share of the shorter side.")] = LARGEST,
-    places: Annotated[int, typer.Option(help="Backgrounds that a class's clips share; 0: one per clip.")] = 0,
+    places: Annotated[int, typer.Option(help="Backgrounds that a split's clips share; 0: one per clip.")] = 0,
     video: Annotated[str, typer.Option(help="h264 or mpeg4.")] = "h264",
     audio: Annotated[str, typer.Option(help="aac (in MP4) or pcm (in MKV).")] = "aac",
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures and sounds.")] = 0,
@@ -206,9 +231,14 @@ def simulate_clips(
 ) -> None:
     """Simulate clips of moving objects: one sounds, in a way that follows from its looks; the others are silent.
 
-    The sounding object's shape is heard as timbre, its colour and height as pitch, its size as loudness, its place
-    from left to right as hiss, and its beat shows in its brightness and size. Writes videos and lists in the layout of
-    Kinetics-400 or VGGSound, and positions.csv with the object's centre and radius in every frame, in pixels.
+    The sounding object's shape, its clip's class, is heard as timbre, its colour and height as pitch, its size as
+    loudness, its place from left to right as hiss, and its beat shows in its brightness and size. Colour, size, place
+    and background tell nothing about the class, and no split shares a background with another. Choose settings on val
+    and report on test.
+
+    Writes videos and lists in the layout of Kinetics-400 or VGGSound, positions.csv with the object's centre and radius
+    in every frame, in pixels, and beside VGGSound's layout vggss.json, the boxes of test's middle frames as VGG-SS has
+    them.
     """
     settings = ClipSettings(
         width=width,
@@ -230,28 +260,32 @@ def simulate_clips(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise ValueError(f"out: {out} is not empty; choose another folder or pass --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
-    held_out = "val" if layout == "kinetics" else "test"
     train = clips * 4 // 5
-    splits = {"train": range(train), held_out: range(train, clips)}
-    files = {split: _layout(layout, split, indices, settings) for split, indices in splits.items()}
+    numbers = {"train": range(train), "val": range(train, clips), "test": range(clips, 2 * clips - train)}
+    splits = {split: _layout(layout, split, indices, settings) for split, indices in numbers.items()}
     # Written beside its place and moved there whole: an interrupted run leaves nothing that looks complete.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         root = Path(temporary) / "clips"
         root.mkdir()
-        todo = [(index, root / file) for of_split in files.values() for index, file, _ in of_split]
+        todo = [entry for entries in splits.values() for entry in entries]
+        boxes = []
         with (
             (root / POSITIONS).open("w", newline="") as table,
             ProcessPoolExecutor(min(workers, clips), mp_context=get_context("spawn")) as pool,
         ):
             writer = csv.writer(table)
             writer.writerow(("name", "frame", "x", "y", "radius"))
-            written = pool.map(functools.partial(_write_clip, settings=settings), todo, chunksize=4)
-            for rows in track(written, "clips", total=clips):
+            write = functools.partial(_write_clip, root=root, settings=settings)
+            written = pool.map(write, todo, chunksize=4)
+            for entry, rows in zip(todo, track(written, "clips", total=len(todo)), strict=True):
                 writer.writerows(rows)
-        _write_lists(
-            root, layout, {split: [row for _, _, row in entries] for split, entries in files.items()}
-        )
+                if entry.split == "test":
+                    label = CLASSES[entry.index % len(CLASSES)]
+                    boxes.append({"file": entry.file.stem, "class": label, "bbox": [_box(rows, settings)]})
+        _write_lists(root, layout, splits)
+        if layout == "vggsound":
+            (root / BOXES).write_text(json.dumps(boxes, indent=1) + "\n")
         if out.exists():
             shutil.rmtree(out)
         os.replace(root, out)
-    typer.echo(f"{clips} clips in {out}: " + ", ".join(f"{len(i)} {split}" for split, i in splits.items()))
+    typer.echo(f"clips in {out}: " + ", ".join(f"{len(i)} {split}" for split, i in splits.items()))

@@ -1,7 +1,8 @@
 """Surfaces of the simulated people and of their backgrounds: colours and weaves over the whole picture.
 
-The stand-in is an easy data set on purpose: clothes above, clothes below and backgrounds differ in texture and in their
-typical colours, around which they vary widely.
+Clothes above, clothes below and backgrounds take their colours from one palette: over many pictures a colour tells
+nothing about the part that it is of. Within a picture neighbours differ, so that forms can be seen; their textures
+differ by kind.
 """
 
 from __future__ import annotations
@@ -73,33 +74,32 @@ PATTERNS: tuple[Callable[[np.random.Generator, tuple[int, int], float], Field], 
 )
 
 
-def warm(rng: np.random.Generator, value: tuple[float, float] = (0.5, 0.95)) -> Colour:
-    """A colour of clothes above: reds to yellows."""
-    return colour(rng, hue=(-0.06, 0.13), saturation=(0.45, 0.95), value=value)
+#: The least distance of the colours of neighbouring surfaces, in the units of a picture's channels.
+APART = 75.0
 
 
-def dark(rng: np.random.Generator) -> Colour:
-    """A colour of clothes below."""
-    return colour(rng, saturation=(0, 0.6), value=(0.05, 0.25))
+def shade(rng: np.random.Generator, *others: Colour) -> Colour:
+    """A colour of the palette that clothes and backgrounds share, some of skin and hair, apart from ``others``."""
+    drawn = [skin(rng) if rng.random() < 0.3 else colour(rng) for _ in range(24)]
+    nearest = [min((float(np.linalg.norm(c - other)) for other in others), default=np.inf) for c in drawn]
+    return next(
+        (c for c, d in zip(drawn, nearest, strict=True) if d >= APART), drawn[int(np.argmax(nearest))]
+    )
 
 
-def pale(rng: np.random.Generator) -> Colour:
-    """A colour of backgrounds."""
-    return colour(rng, saturation=(0, 0.16), value=(0.82, 1))
-
-
-def patterned(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """The fabric of tops and dresses: stripes, checks, dots or a knit of two warm colours."""
+def patterned(rng: np.random.Generator, shape: tuple[int, int], unit: float, base: Colour) -> Surface:
+    """The fabric of tops and dresses: stripes, checks, dots or a knit of a colour and a neighbour of it."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))](rng, shape, unit * rng.uniform(0.3, 0.5))
-    return _mix(warm(rng), warm(rng, (0.4, 0.8)), pattern)
+    towards = 255.0 if base.mean() < 127 else 0.0
+    return _mix(base, base + rng.uniform(0.25, 0.5) * (towards - base), pattern)
 
 
-def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """The fabric of trousers and skirts: a dark colour with fine ribs along the cloth and broad folds down it."""
+def woven(rng: np.random.Generator, shape: tuple[int, int], unit: float, base: Colour) -> Surface:
+    """The fabric of trousers and skirts: a colour with fine ribs along the cloth and broad folds down it."""
     along, across = _turned(shape, rng.normal(0, 0.1))
     ribs = np.sin(2 * np.pi * along / (unit * rng.uniform(0.14, 0.2)))
     folds = np.sin(2 * np.pi * along / (unit * rng.uniform(0.7, 1.2)) + 0.3 * np.sin(across / unit))
-    return dark(rng) * (1 + 0.1 * folds + rng.uniform(0.12, 0.25) * ribs)[..., None]
+    return base * (1 + 0.1 * folds + rng.uniform(0.12, 0.25) * ribs)[..., None]
 
 
 def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain: float = 2.0) -> Surface:
@@ -107,10 +107,14 @@ def plain(rng: np.random.Generator, shape: tuple[int, int], base: Colour, grain:
     return base + rng.normal(0, grain, (*shape, 1))
 
 
-def clutter(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Surface:
-    """A wall and a floor with furniture, pictures and foliage, out of focus as behind a person."""
+def clutter(rng: np.random.Generator, shape: tuple[int, int], unit: float, base: Colour) -> Surface:
+    """A wall and a floor with furniture, pictures and foliage, out of focus as behind a person, around one colour."""
+
+    def near() -> Colour:
+        return (base + rng.normal(0, 22, 3)).clip(0, 255)
+
     height, width = shape
-    top, bottom = pale(rng), pale(rng)
+    top, bottom = near(), near()
     fade = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
     surface = _mix(top, (top + bottom) / 2, fade)
     horizon = int(height * rng.uniform(0.62, 0.9))
@@ -120,7 +124,7 @@ def clutter(rng: np.random.Generator, shape: tuple[int, int], unit: float) -> Su
     for _ in range(rng.integers(8, 18)):
         x, y = rng.uniform(-0.1, 1.1, 2) * (width, height)
         across, down = rng.uniform(0.4, 2.2, 2) * unit
-        fill = tuple(int(c) for c in pale(rng))
+        fill = tuple(int(c) for c in near())
         kind = rng.integers(3)
         if kind == 0:
             draw.rectangle([x - across, y - down, x + across, y + down], fill=fill)

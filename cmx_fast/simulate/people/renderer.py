@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from cmx_fast.simulate.people.fabrics import (
+    Colour,
     Surface,
     clutter,
     colour,
-    dark,
     patterned,
     plain,
+    shade,
     skin,
-    warm,
     woven,
 )
 from cmx_fast.simulate.people.pose import (
@@ -88,32 +88,38 @@ def render_person(rng: np.random.Generator, size: int) -> tuple[Image.Image, Ima
     light = np.clip(rng.uniform(0.92, 1.05) + slope[0] * (x - 0.33) + slope[1] * (y - 0.5), 0.5, 1.4)
     free = height - 8 * unit
     origin = np.array([width / 2 + rng.normal(0, 0.05) * width, free * rng.uniform(0.2, 0.8) + 0.15 * unit])
+    behind = shade(rng)
     canvas = Canvas(
-        clutter(rng, shape, unit) * light[..., None], np.zeros(shape, np.uint8), unit, origin, light
+        clutter(rng, shape, unit, behind) * light[..., None], np.zeros(shape, np.uint8), unit, origin, light
     )
-    _paint_person(canvas, draw_body(rng), rng)
+    _paint_person(canvas, draw_body(rng), rng, behind)
     noisy = (canvas.surface + rng.normal(0, NOISE, canvas.surface.shape)).clip(0, 255).astype(np.uint8)
     picture = Image.fromarray(noisy).reduce(OVERSAMPLING)
     middle = OVERSAMPLING // 2
     return picture, Image.fromarray(canvas.labels[middle::OVERSAMPLING, middle::OVERSAMPLING])
 
 
-def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
-    """Paint from back to front: hair behind, legs, clothes below, shoes, clothes above, arms, head, accessories."""
+def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator, behind: Colour) -> None:
+    """Paint from back to front: hair behind, legs, clothes below, shoes, clothes above, arms, head, accessories.
+
+    ``behind`` is the background's colour.
+    """
     shape, build = canvas.labels.shape, body.build
+    above = shade(rng, behind)
+    below = shade(rng, behind, above)
     flesh = plain(rng, shape, skin(rng))
     hair = plain(rng, shape, colour(rng, hue=(0.02, 0.12), saturation=(0.45, 0.85), value=(0.3, 0.85)), 8)
     long_hair, dress = rng.random() < 0.4, rng.random() < 0.15
-    cloth_above = patterned(rng, shape, canvas.unit)
+    cloth_above = patterned(rng, shape, canvas.unit, above)
     if long_hair:
         canvas.paint([disc(body.head + np.array([0, 0.45]), 0.56, 0.95)], hair, HAIR)
-    _paint_legs(canvas, body, rng, flesh, dress)
+    _paint_legs(canvas, body, rng, flesh, dress, below, behind)
     canvas.paint([disc(body.neck + np.array([0, -0.1]), 0.26, 0.5)], flesh, FACE)
     hem = rng.uniform(1.1, 2.0) if dress else rng.uniform(0.15, 0.55)
     canvas.paint([torso(body, hem, 0.35 if dress else 0.0)], cloth_above, DRESS if dress else UPPER)
     if rng.random() < 0.3:
         low = body.waist + np.array([0, 0.0 if dress else hem - 0.06])
-        belt = plain(rng, shape, dark(rng))
+        belt = plain(rng, shape, shade(rng, above, below))
         outline = np.array([[-0.8, -0.09], [0.8, -0.09], [0.8, 0.09], [-0.8, 0.09]]) * [build, 1] + low
         canvas.paint([outline], belt, BELT)
     sleeve = rng.choice([0.25, 0.45, 0.92, 0.92])
@@ -125,23 +131,31 @@ def _paint_person(canvas: Canvas, body: Body, rng: np.random.Generator) -> None:
         canvas.paint(limb(covered, widths[: len(covered)]), cloth_above, DRESS if dress else UPPER)
     _paint_head(canvas, body, rng, flesh, hair)
     if rng.random() < 0.15:
-        scarf = patterned(rng, shape, 0.6 * canvas.unit)
+        scarf = patterned(rng, shape, 0.6 * canvas.unit, shade(rng, above))
         neck = body.neck + np.array([0, 0.05])
         canvas.paint([disc(neck, 0.55, 0.24), disc(neck + np.array([0.2, 0.55]), 0.17, 0.6)], scarf, SCARF)
     if rng.random() < 0.25:
         side = SIDES[rng.integers(2)]
-        bag = plain(rng, shape, warm(rng), 3)
+        bag = plain(rng, shape, shade(rng, behind), 3)
         hung = body.arms[side][2] + np.array([side * 0.1, 0.7])
         corners = np.array([[-0.45, -0.4], [0.45, -0.4], [0.55, 0.45], [-0.55, 0.45]])
         canvas.paint([corners + hung], bag, BAG)
 
 
-def _paint_legs(canvas: Canvas, body: Body, rng: np.random.Generator, flesh: Surface, dress: bool) -> None:
+def _paint_legs(
+    canvas: Canvas,
+    body: Body,
+    rng: np.random.Generator,
+    flesh: Surface,
+    dress: bool,
+    below: Colour,
+    behind: Colour,
+) -> None:
     shape, build = canvas.labels.shape, body.build
-    cloth = woven(rng, shape, canvas.unit)
-    shoe = plain(rng, shape, dark(rng), 3)
+    cloth = woven(rng, shape, canvas.unit, below)
+    shoe = plain(rng, shape, shade(rng, behind, below), 3)
     # Tights cover most legs that no cloth covers.
-    legs = flesh if rng.random() < 0.2 else plain(rng, shape, dark(rng), 3)
+    legs = flesh if rng.random() < 0.2 else plain(rng, shape, shade(rng, behind), 3)
     skirt = not dress and rng.random() < 0.25
     reach = rng.choice([0.35, 0.97, 0.97, 0.97])
     for side in SIDES:
@@ -183,7 +197,7 @@ def _paint_head(canvas: Canvas, body: Body, rng: np.random.Generator, flesh: Sur
         for side in SIDES:
             canvas.paint([disc(head + np.array([side * 0.18, 0.0]), 0.17, 0.13)], dark, SUNGLASSES)
     if rng.random() < 0.2:
-        felt = plain(rng, canvas.labels.shape, warm(rng), 3)
+        felt = plain(rng, canvas.labels.shape, shade(rng), 3)
         brim = head + np.array([0, -0.28])
         crown = disc(brim, 0.5, 0.55, np.pi, 2 * np.pi)
         canvas.paint([crown, disc(brim, rng.uniform(0.5, 0.8), 0.1)], felt, HAT)

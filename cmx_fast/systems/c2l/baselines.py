@@ -121,7 +121,7 @@ def _sample(source: Source, pictures: Pictures, seed: int, masks: bool = False) 
         picked = x.flatten(2).gather(2, drawn[:, None].expand(-1, x.shape[1], -1))
         rows.append(picked.transpose(1, 2).flatten(0, 1))
         if masks:
-            stack = torch.stack([pictures.dataset.load_mask(i) for i in index.tolist()]).to(x.device)
+            stack = pictures.masks(index).to(x.device)
             small = F.interpolate(stack[:, None].float(), x.shape[2:], mode="nearest").long()
             classes.append(small.flatten(1).gather(1, drawn).flatten())
     return torch.cat(rows), torch.cat(classes) if masks else torch.empty(0, dtype=torch.int64)
@@ -152,6 +152,5 @@ def _count(source: Source, pictures: Pictures, weight: Tensor, bias: Tensor, cla
     for index, x in source.load(pictures):
         logits = F.conv2d(x, weight.to(x)[:, :, None, None], bias.to(x))
         labels = F.interpolate(logits, size, mode="bilinear").argmax(1).cpu()
-        masks = torch.stack([pictures.dataset.load_mask(i) for i in index.tolist()])
-        counts += segmentation.confusion(labels, masks, *counts.shape)
+        counts += segmentation.confusion(labels, pictures.masks(index), *counts.shape)
     return counts

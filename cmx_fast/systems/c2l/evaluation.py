@@ -87,12 +87,10 @@ def segment(
     model: PiCIE | DFF, pictures: Pictures, seed: int, examples: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
     """Count the split's pixels of each cluster in each class, (K, classes) int64; keep the examples' label maps."""
-    dataset = pictures.dataset
-    counts = torch.zeros(model.recipe.test_clusters, len(dataset.class_names), dtype=torch.int64)
+    counts = torch.zeros(model.recipe.test_clusters, len(pictures.dataset.class_names), dtype=torch.int64)
     kept: dict[int, Tensor] = {}
     for index, labels in predictions(model, pictures, seed):
-        masks = torch.stack([dataset.load_mask(i) for i in index.tolist()])
-        counts += segmentation.confusion(labels, masks, *counts.shape)
+        counts += segmentation.confusion(labels, pictures.masks(index), *counts.shape)
         kept |= {i: row for i, row in zip(index.tolist(), labels, strict=True) if i in examples}
     return counts, torch.stack([kept[i] for i in examples]) if examples else counts.new_zeros(0)
 

@@ -21,6 +21,10 @@ from cmx_fast.ops import cluster_cross_entropy
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.trainable import Batch
 
+#: Pictures that are represented at a time where no gradient is asked for. The paper clusters 192 together, for which
+#: each of the attention's tensors has 630 MB. Normalisation by batches is in the encoder, which sees them all.
+CHUNK = 32
+
 
 class PiCIE(nn.Module):
     """A pyramid whose map is clustered without further layers.
@@ -52,9 +56,15 @@ class PiCIE(nn.Module):
         return maps
 
     def features(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
-        """Features to cluster of pictures (B, 3, S, S), (B, D, side, side); ``theta`` warps the pyramid's map."""
+        """Features to cluster of pictures (B, 3, S, S), (B, D, side, side); ``theta`` warps the pyramid's map.
+
+        Where no gradient is asked for, :meth:`represent` sees :data:`CHUNK` pictures at a time.
+        """
         maps = self.encoder(image)
-        return self.represent(maps if theta is None else warp(maps, theta))
+        maps = maps if theta is None else warp(maps, theta)
+        if torch.is_grad_enabled() or len(maps) <= CHUNK:
+            return self.represent(maps)
+        return torch.cat([self.represent(part) for part in maps.split(CHUNK)])
 
     def logits(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Unit features against the centroids, enlarged bilinearly (PiCIE's code): (B, 3, S, S) to (B, K, *size).

@@ -18,7 +18,7 @@ from cmx_fast.systems.c2l.evaluate import Merge, SkipChictopia, evaluate_run
 from cmx_fast.systems.c2l.evaluation import FIRST, NAMES, new_model, open_split, segment
 from cmx_fast.systems.c2l.model import C2L
 from cmx_fast.systems.c2l.picie import PiCIE
-from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, final_centroids
+from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, clustering_bytes, final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
@@ -115,6 +115,9 @@ def train_c2l(
     batch = recipe.batch * session.fabric.world_size
     if len(train) < batch:
         session.say(f"batches of {len(train)} instead of {batch}: there are no more pictures")
+    side = recipe.size // 4 if shapes is None else max(shapes[0][1], recipe.size // recipe.grid_stride)
+    kept_bytes = clustering_bytes(recipe, len(train), side, session.fabric.world_size)
+    session.say(f"clustering keeps up to {kept_bytes / 1e9:.2g} GB; fewer init_pixels need less")
     if imagenet is None and encoder is None:
         session.say("encoder: neither --encoder nor --imagenet weights, so it starts at random")
     config = {

@@ -36,14 +36,15 @@ def decoded(path):
 
 
 def test_layout_and_media_are_those_of_kinetics(stored):
-    train, val = kinetics(stored, "train"), kinetics(stored, "val")
-    assert (len(train), len(val)) == (12, 4) and not train.skipped
+    train, val, test = (kinetics(stored, split) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (12, 4, 4) and not train.skipped
     frames, wave, rate = decoded(val[0].path)
     assert frames.shape == (15, 32, 48, 3) and rate == 24000
     assert abs(len(wave) - 30000) <= 2048  # AAC stores whole blocks
     with (stored / "positions.csv").open() as file:
         names = [row["name"] for row in csv.DictReader(file)]
-    assert sorted(set(names)) == sorted(entry.name for entry in (*train, *val)) and len(names) == 16 * 15
+    stored_names = sorted(entry.name for entry in (*train, *val, *test))
+    assert sorted(set(names)) == stored_names and len(names) == 20 * 15
 
 
 def test_stored_pictures_are_those_that_were_rendered(stored):

@@ -3,7 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cmx_fast.data.sets.atr import ATR, LABELS
+from cmx_fast.cluster import KMeans
+from cmx_fast.data.sets.atr import LABELS, load_merge
+from cmx_fast.evaluate.segmentation import agreement, confusion, scores
 from cmx_fast.simulate.people.renderer import HAIR, PANTS, UPPER, render_person
 from cmx_fast.simulate.people.simulate import simulate_people
 
@@ -58,14 +60,54 @@ def test_masks_lie_where_the_parts_are_drawn():
     assert {0, HAIR, UPPER, PANTS, 9, 10, 11} <= parts
 
 
-def test_parts_have_their_typical_colours(people):
-    # What makes the stand-in easy: trousers are dark, tops warm, backgrounds pale.
-    data = ATR(people, "train", size=48)
-    pixels = torch.stack([data.load_image(i) for i in range(len(data))]).movedim(1, -1).reshape(-1, 3).float()
-    masks = torch.stack([data.load_mask(i) for i in range(len(data))]).flatten()
-    background, upper, lower = (pixels[masks == part] for part in range(3))
-    assert background.mean() > upper.mean() + 40 > lower.mean() + 80
-    assert (upper[:, 0] - upper[:, 2]).mean() > 60 > 30 > (background[:, 0] - background[:, 2]).mean().abs()
+@pytest.fixture(scope="module")
+def crowd():
+    """Pictures (64, 3, 96, 48) in [0, 1] and their classes (64, 96, 48): background, upper and lower body."""
+    table = torch.empty(LABELS, dtype=torch.int64)
+    for number, labels in enumerate(load_merge().values()):
+        table[labels] = number
+    pairs = [render_person(np.random.default_rng([3, index]), 48) for index in range(64)]
+    pictures = torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) for picture, _ in pairs])
+    masks = torch.stack([table[torch.from_numpy(np.array(mask)).long()] for _, mask in pairs])
+    return pictures.float() / 255, masks
+
+
+def test_colours_do_not_tell_the_classes_apart(crowd):
+    """Three clusters of raw colours, matched one to one: less than calling everything background."""
+    pictures, masks = crowd
+    pixels, classes = pictures.movedim(1, -1).reshape(-1, 3), masks.flatten()
+    for seed in range(2):
+        labels = KMeans(3, n_init=2, random_state=seed).fit_predict(pixels[::3].contiguous())
+        score = scores(confusion(labels, classes[::3], 3, 3))["accuracy"]
+        assert score < min(0.6, float((classes == 0).double().mean()))
+    # Nor does the best use of them: the most frequent class of each of 512 colours.
+    bins = (pixels * 7.999).long() @ torch.tensor([64, 8, 1])
+    training = torch.arange(len(masks)).repeat_interleave(masks[0].numel()) < 48
+    counts = confusion(bins[training], classes[training], 512, 3)
+    right = (counts.argmax(1)[bins[~training]] == classes[~training]).double().mean()
+    assert right < 0.6
+
+
+def test_forms_tell_the_classes_apart(crowd):
+    """A small network that learns from masks of 48 pictures labels 16 others, in brightness alone."""
+    pictures, masks = crowd
+    grey = pictures.mean(1, keepdim=True)
+    grey = (grey - grey.mean((1, 2, 3), keepdim=True)) / grey.std((1, 2, 3), keepdim=True)
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 16, 4, 2, 1), torch.nn.ReLU()]
+    for dilation in (1, 2, 4, 8, 1):
+        layers += [torch.nn.Conv2d(16, 16, 3, padding=dilation, dilation=dilation), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*layers, torch.nn.Conv2d(16, 3, 1), torch.nn.Upsample(scale_factor=2))
+    optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for step in range(140):
+        rows = torch.arange(16) * 3 + step % 3
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(network(grey[rows]), masks[rows]).backward()
+        optimiser.step()
+    with torch.no_grad():
+        predicted = network(grey[48:]).argmax(1)
+    result = agreement(confusion(predicted, masks[48:], 3, 3))
+    assert result.accuracy > 0.8 and result.iou.min() > 0.4
 
 
 def test_refuses_a_folder_that_is_in_use(people):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from atr_files import write_pictures
 
+from cmx_fast.data.sets.masked_pictures import MaskedPictures
 from cmx_fast.networks.weights import save
 from cmx_fast.systems.c2l.evaluate import evaluate_c2l
 from cmx_fast.systems.c2l.evaluation import new_model, open_split, predictions, segment
@@ -136,3 +137,24 @@ def test_evaluation_needs_a_finished_run(run, tmp_path):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     with pytest.raises(ValueError, match="not finished: no seed0/picie.pt"):
         evaluate_c2l(tmp_path)
+
+
+def test_masks_are_read_once_for_all_models_and_baselines(run, monkeypatch):
+    read = []
+    load = MaskedPictures.load_mask
+    monkeypatch.setattr(
+        MaskedPictures, "load_mask", lambda self, i: read.append((self.ids[i], i)) or load(self, i)
+    )
+    monkeypatch.setattr("cmx_fast.systems.c2l.evaluate.write_report", lambda *arguments: "report.html")
+    evaluate_c2l(run)
+    assert (
+        len(read) == len(set(read)) == 2 + 5
+    )  # the training pictures' for the classifier, the held-out ones'
+
+
+def test_kept_masks_are_the_data_sets(run):
+    config = json.loads((run / "config.json").read_text())
+    pictures = open_split(config["data"], "test", RECIPE, "cpu")
+    kept = pictures.masks(torch.tensor([3, 0]))
+    assert kept.dtype == torch.int64
+    assert kept.equal(torch.stack([pictures.dataset.load_mask(3), pictures.dataset.load_mask(0)]))

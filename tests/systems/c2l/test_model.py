@@ -268,3 +268,18 @@ def test_projection_keeps_the_dictionarys_columns():
 def test_unknown_variant():
     with pytest.raises(ValueError, match="variant must be one of part, part\\+pixel, c2l; got 'pixel'"):
         C2L(RECIPE, "pixel")
+
+
+def test_pictures_are_represented_some_at_a_time_without_gradient(monkeypatch):
+    model = C2L(RECIPE, "c2l").eval()
+    model.pixels = started("sparse").eval()
+    images, seen = torch.rand(5, 3, 32, 32), []
+    with torch.no_grad():
+        whole = model.features(images)
+        monkeypatch.setattr("cmx_fast.systems.c2l.picie.CHUNK", 2)
+        represent = model.represent
+        model.represent = lambda maps: seen.append(len(maps)) or represent(maps)
+        torch.testing.assert_close(model.features(images), whole)
+    assert seen == [2, 2, 1]
+    model.features(images)
+    assert seen[3:] == [5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from interruptions import assert_same_run, timeless, train_through_stops
 
 from cmx_fast.data.sets.selection import read_selection
 from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.systems.sound2scene.localiser.evaluate import evaluate_localiser
 from cmx_fast.systems.sound2scene.localiser.inference import select
 from cmx_fast.systems.sound2scene.localiser.train import VideoBatches, train_localiser
 
@@ -65,6 +68,38 @@ def test_a_selection_names_the_best_moments(data, finished, tmp_path, capsys):
     name = next(iter(found))
     assert len(name.split("_")[-1]) >= 5 and int(name.split("_")[-1]) - int(name.split("_")[-2]) == 10000
     assert "s.json: " in capsys.readouterr().err
+
+
+def test_boxes_judge_a_run(data, finished, capsys):
+    """VGG-SS's list beside VGGSound's videos; one of them is missing."""
+    names = [file.stem for file in sorted((data / "video").iterdir())[:10]]
+    entries = [
+        {"file": name, "class": "ab"[i % 2], "bbox": [[0.2, 0.2, 0.7, 0.8]]} for i, name in enumerate(names)
+    ]
+    entries.append({"file": "gone_000001", "class": "a", "bbox": [[0, 0, 1, 1]]})
+    (data / "vggss.json").write_text(json.dumps(entries))
+    result = evaluate_localiser(finished, validation=0.3, workers=0)
+    assert (result.pictures, result.validation) == (10, 3)
+    output = capsys.readouterr()
+    assert "vggss: 10 pictures; 1 left out:" in output.err and "gone_000001.mp4" in output.err
+    stored = json.loads((finished / "results.json").read_text())
+    assert stored["figures"] == result.figures and stored["dataset"] == "vggss"
+    for figures in result.figures.values():
+        assert all(0 <= value <= 1 for value in figures.values())
+    # The middle of these pictures is where the boxes are, whatever sounds.
+    assert result.figures["middle"]["hits"] == 1 and result.figures["middle"]["silence false positives"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "vegas"}, "dataset must be one of vggss, flickr; got 'vegas'"),
+        ({"validation": 1.0}, r"validation must be in \(0, 1\), got 1.0"),
+    ],
+)
+def test_an_evaluation_refuses(finished, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_localiser(finished, **options)
 
 
 class Streams:
