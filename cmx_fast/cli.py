@@ -33,6 +33,10 @@ COMMANDS = {
         "cmx_fast.info:main",
         "Versions, the native build, and the implementations that run on each device.",
     ),
+    ("recipe",): (
+        "cmx_fast.recipe:print_recipe",
+        "Every number of a system's preset, with its meaning and where it comes from.",
+    ),
     ("simulate", "rooms"): (
         "cmx_fast.simulate.rooms.simulate:simulate_rooms",
         "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",

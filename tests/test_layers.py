@@ -39,6 +39,8 @@ LAW = {
         "systems", "train",
     },
     "info": {"ops"},
+    # The systems' recipes are looked up by name.
+    "recipe": {"systems", "train"},
     "cli": set(),
     "__main__": {"cli"},
 }  # fmt: skip

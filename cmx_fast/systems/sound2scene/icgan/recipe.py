@@ -35,8 +35,9 @@ class ICGANRecipe(Presets):
         "average_from": 100,
     }
 
-    # Picture encoder: "resnet50" with SwAV's weights [P]; "small", trained here before the generator [O]; "pretrained",
-    # that of --encoder [O]
+    # Picture encoder
+    #: "resnet50" with SwAV's weights [P]; "small", trained here before the generator [O]; "pretrained", that of
+    #: --encoder [O].
     encoder: Annotated[str, OneOf("resnet50", "small", "pretrained")] = "resnet50"
     encoder_steps: Size = 0  # [O] of contrastive training on two moments of a video or two views of a picture
     encoder_batch: Several = 128  # [O]
