@@ -53,8 +53,8 @@ class C2LRecipe(Presets):
     }
 
     #: For photographs and a fixed pretrained encoder, --encoder, on two CPU cores. Chosen on the validation part of a
-    #: set of street photographs. The part contrast counts little: its sum over some ten or
-    #: twenty parts dwarfs the other losses.
+    #: set of street photographs. The part contrast counts little: its sum over ten or twenty parts dwarfs the other
+    #: losses.
     PHOTOS: ClassVar[dict[str, object]] = {
         "size": 192,
         "cache": True,
