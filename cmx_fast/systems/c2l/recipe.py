@@ -53,7 +53,8 @@ class C2LRecipe(Presets):
     }
 
     #: For photographs and a fixed pretrained encoder, --encoder, on two CPU cores. Chosen on the validation part of a
-    #: set of street photographs. The part contrast counts little: its sum over some ten parts dwarfs the other losses.
+    #: set of street photographs. The part contrast counts little: its sum over ten or twenty parts dwarfs the other
+    #: losses.
     PHOTOS: ClassVar[dict[str, object]] = {
         "size": 192,
         "cache": True,
@@ -61,8 +62,8 @@ class C2LRecipe(Presets):
         "suppressed": 0.7,
         "part": "assignment",
         "part_weight": 0.02,
-        "clusters": 20,
-        "test_clusters": 20,
+        "clusters": 40,
+        "test_clusters": 40,
         "cluster_batch": 32,
         "init": "k-means++",
         "init_pixels": 200_000,
