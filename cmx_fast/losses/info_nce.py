@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.losses._checks import temperature_of
+from cmx_fast.losses._log_sum_exp import log_sum_exp
 from cmx_fast.losses._masked import reduce_losses
 from cmx_fast.ops import info_nce
 from cmx_fast.ops._checks import autocast, check_alike, check_choice, check_floating, scale_tensor
 from cmx_fast.ops._implementations import transformed
 from cmx_fast.ops.info_nce import REDUCTIONS
-from cmx_fast.ops.softmax_block import block_gradients, block_statistics, softmax_slopes
 
 MOCO_TEMPERATURE = 0.07
 INFO_NCE_TEMPERATURE = 0.1
@@ -169,35 +169,9 @@ class InfoNCE(nn.Module):
             logits = logit_scale * (rows.to(logit_scale.dtype) @ negatives.to(logit_scale.dtype).T)
             log_sum = logits.logsumexp(1)
         else:
-            log_sum = _LogSumExp.apply(rows, negatives, logit_scale)
+            log_sum = log_sum_exp(rows, negatives, logit_scale)
         losses = F.softplus(log_sum - positive)
         return reduce_losses(losses, self.reduction)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}, negative_mode={self.negative_mode!r}"
-
-
-class _LogSumExp(torch.autograd.Function):
-    """The log-sum-exp (N,) of every row's logits against columns, with gradients of both and no logits kept."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, logit_scale: Tensor) -> Tensor:
-        statistics = block_statistics(rows, columns, logit_scale)
-        ctx.save_for_backward(rows, columns, logit_scale, statistics)
-        similarity, log_sum = statistics[:2]
-        return logit_scale * similarity + log_sum
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, columns, logit_scale, statistics = ctx.saved_tensors
-        needs_rows, needs_columns = ctx.needs_input_grad[:2]
-        softmax = softmax_slopes(statistics, grad, torch.zeros_like(grad), grad)
-        drows, dcolumns = block_gradients(
-            rows, columns, logit_scale, softmax, need_x=needs_rows, need_y=needs_columns
-        )
-        return (
-            drows.to(rows.dtype) if needs_rows else None,
-            dcolumns.to(columns.dtype) if needs_columns else None,
-            None,
-        )
