@@ -37,6 +37,7 @@ LAW = {
         "systems", "train",
     },
     "info": {"ops"},
+    "patch": {"cluster", "losses"},
     "cli": set(),
     "__main__": {"cli"},
 }  # fmt: skip
