@@ -17,7 +17,9 @@ def main(kmeans=KMeans, mini_batch_kmeans=MiniBatchKMeans):
     labels = rng.integers(3, size=300)
     x = (rng.normal(size=(3, 5))[labels] * 4 + rng.normal(size=(300, 5))).astype(np.float32)
 
-    clusters = make_pipeline(StandardScaler(), kmeans(3, random_state=0, n_init=4, algorithm="elkan")).fit(x)
+    clusters = make_pipeline(
+        StandardScaler(), kmeans(3, n_init=4, random_state=0, copy_x=False, algorithm="elkan")
+    ).fit(x)
     distances = clusters.set_output(transform="default").transform(x)
 
     search = GridSearchCV(
