@@ -16,7 +16,8 @@ PROCESSES ?= 2
 LATEST := .venv-latest
 LATEST_TORCH ?= 2.13.0
 
-.PHONY: install build wheel demo demo-people test test-torchcodec gates bench docs lint format sanitize compile-cuda test-torch-latest clean
+.PHONY: install build wheel demo demo-people test test-examples test-torchcodec gates bench docs lint format sanitize compile-cuda \
+	test-torch-latest clean
 .DELETE_ON_ERROR:
 
 install: build
@@ -66,6 +67,11 @@ demo-people: build
 # test decides by is a time. Their threads sleep while they wait: the other process has the core.
 test: build
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(PROCESSES) --dist loadfile
+
+# The examples and drop-ins of packages that make test does without: sentence-transformers, transformers, accelerate.
+test-examples: build
+	$(PIP) -q --no-build-isolation -e '.[$(EXTRAS),examples]'
+	OMP_WAIT_POLICY=passive $(BIN)/pytest tests/examples tests/losses/test_sentence_transformers.py tests/test_patch.py
 
 # What TorchCodec changes, where it finds FFmpeg's libraries; make test runs the same without them.
 MEDIA_TESTS := tests/data tests/benchmarks/test_media.py tests/benchmarks/test_media_soak.py \

@@ -41,6 +41,7 @@ LAW = {
     "info": {"ops"},
     # The systems' recipes are looked up by name.
     "recipe": {"systems", "train"},
+    "patch": {"cluster", "losses"},
     "cli": set(),
     "__main__": {"cli"},
 }  # fmt: skip

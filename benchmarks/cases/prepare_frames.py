@@ -29,11 +29,11 @@ def problem(task: str, n: int, size: tuple[int, ...], seed: int = 0) -> Problem:
     corners = torch.rand(n, 2, generator=generator) * (torch.tensor([width, height]) - side[:, None] + 1)
     tensors = {
         "frames": torch.randint(256, (n, count, 3, height, width), dtype=torch.uint8, generator=generator),
-        "windows": torch.cat([corners.floor(), side[:, None].expand(n, 2)], 1).double(),
-        "mirrored": torch.arange(n) % 2 == 0,
+        "boxes": torch.cat([corners.floor(), side[:, None].expand(n, 2)], 1).double(),
+        "flip": torch.arange(n) % 2 == 0,
     }
     if task == "frames, recoloured":
-        tensors["factors"] = 1 + 0.4 * (2 * torch.rand(n, 3, generator=generator).double() - 1)
+        tensors["jitter"] = 1 + 0.4 * (2 * torch.rand(n, 3, generator=generator).double() - 1)
     return Problem(tensors, ())
 
 
@@ -42,16 +42,16 @@ def view_of(size: tuple[int, ...]) -> int:
     return 128 if size[0] > 1 else 224
 
 
-def _torchvision(frames: Tensor, windows: Tensor, mirrored: Tensor, factors: Tensor | None = None) -> Tensor:
+def _torchvision(frames: Tensor, boxes: Tensor, flip: Tensor, jitter: Tensor | None = None) -> Tensor:
     """torchvision's transforms at their fastest: in uint8 up to the last step."""
     side, clips = view_of(frames.shape[1:2]), []
     for row, clip in enumerate(frames):
-        left, top, width, height = map(int, windows[row].tolist())
+        left, top, width, height = map(int, boxes[row].tolist())
         view = tv.resized_crop(clip, top, left, height, width, [side, side], antialias=False)
-        if mirrored[row]:
+        if flip[row]:
             view = tv.horizontal_flip(view)
-        if factors is not None:
-            brightness, contrast, saturation = factors[row].tolist()
+        if jitter is not None:
+            brightness, contrast, saturation = jitter[row].tolist()
             view = tv.adjust_contrast(tv.adjust_brightness(view, brightness), contrast)
             view = tv.adjust_saturation(view, saturation)
         view = tv.normalize(tv.to_dtype(view, torch.float32, scale=True), [MEAN] * 3, [STD] * 3)
@@ -60,10 +60,10 @@ def _torchvision(frames: Tensor, windows: Tensor, mirrored: Tensor, factors: Ten
 
 
 def _with(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def prepare(frames: Tensor, windows: Tensor, mirrored: Tensor, factors: Tensor | None = None) -> Tensor:
+    def prepare(frames: Tensor, boxes: Tensor, flip: Tensor, jitter: Tensor | None = None) -> Tensor:
         return function(
-            frames, windows, size=view_of(frames.shape[1:2]), mirrored=mirrored, factors=factors, mean=MEAN, std=STD,
-            dtype=windows.dtype,
+            frames, boxes, size=view_of(frames.shape[1:2]), flip=flip, jitter=jitter, mean=MEAN, std=STD,
+            dtype=boxes.dtype,
         )  # fmt: skip
 
     return prepare

@@ -148,22 +148,22 @@ def _sparse_code(
 
 def _frames(rng: random.Random, sizes: dict[str, int], dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     sizes |= {"2": 2, "3": 3, "4": 4}
-    frames, windows, factors = (_tensor(rng, sizes, shape, dtype) for shape in ("B T 3 H W", "B 4", "B 3"))
+    frames, boxes, jitter = (_tensor(rng, sizes, shape, dtype) for shape in ("B T 3 H W", "B 4", "B 3"))
     if isinstance(frames, Tensor) and frames.dtype == dtype:
         frames = (128 + 40 * frames.float()).nan_to_num(0).clamp(0, 255).byte()
-    if isinstance(windows, Tensor) and windows.is_floating_point():
-        windows[..., 2:] = windows[..., 2:].abs() * 10
+    if isinstance(boxes, Tensor) and boxes.is_floating_point():
+        boxes[..., 2:] = boxes[..., 2:].abs() * 10
     options = _options(
         rng, size=(1, 4, 33, (5, 17)), mean=(0.0, 0.45, (0.4, 0.5, 0.6)), std=(1.0, 0.2, (0.2, 0.3, 0.4)),
         channels_last=BOTH, dtype=(torch.float32, torch.bfloat16, torch.float16),
     )  # fmt: skip
     if rng.random() < 0.5:
-        floating = isinstance(factors, Tensor) and factors.is_floating_point()
-        options["factors"] = factors.abs() if floating else factors
+        floating = isinstance(jitter, Tensor) and jitter.is_floating_point()
+        options["jitter"] = jitter.abs() if floating else jitter
     if rng.random() < 0.3:
         extents = _labels(rng, sizes, "B 2", 4)
-        options["sizes"] = extents.abs() + 1 if isinstance(extents, Tensor) else extents
-    return (frames, windows), {"size": 8} | options
+        options["image_sizes"] = extents.abs() + 1 if isinstance(extents, Tensor) else extents
+    return (frames, boxes), {"size": 8} | options
 
 
 def _cluster_loss(

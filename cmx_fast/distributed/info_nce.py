@@ -23,7 +23,7 @@ from cmx_fast.ops.softmax_block import block_gradients, block_statistics, join, 
 def info_nce(
     query: Tensor,
     key: Tensor,
-    logit_scale: Tensor | float = 1 / 0.07,
+    logit_scale: Tensor | float = _checks.DEFAULT_SCALE,
     *,
     group: dist.ProcessGroup | None = None,
     exchange: str = "ring",
@@ -38,6 +38,7 @@ def info_nce(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     impl: str = "auto",
+    temperature: Tensor | float | None = None,
 ) -> Tensor:
     """:func:`cmx_fast.ops.info_nce` of the batch that all processes hold together.
 
@@ -73,7 +74,7 @@ def info_nce(
         in_batch=in_batch, within=within, symmetric=symmetric, normalize=normalize, averaged=averaged
     )
     query, key, scale, bank = check_arguments(
-        query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric
+        query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric, temperature
     )
     if query.dim() != 2:
         raise ValueError(f"query must have shape (N, D) in a process group, got {tuple(query.shape)}")

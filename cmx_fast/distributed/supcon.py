@@ -21,7 +21,7 @@ from cmx_fast.ops.supcon import check_arguments
 def supcon(
     features: Tensor,
     labels: Tensor,
-    logit_scale: Tensor | float = 1 / 0.07,
+    logit_scale: Tensor | float = _checks.DEFAULT_SCALE,
     *,
     group: dist.ProcessGroup | None = None,
     exchange: str = "ring",
@@ -31,6 +31,7 @@ def supcon(
     normalize: bool = False,
     reduction: str = "mean",
     impl: str = "auto",
+    temperature: Tensor | float | None = None,
 ) -> Tensor:
     """:func:`cmx_fast.ops.supcon` of the batch that all processes hold together; labels mean the same in all of them.
 
@@ -51,8 +52,8 @@ def supcon(
     device (the lengths).
     """
     _checks.check_flags(normalize=normalize, averaged=averaged)
-    features, ref_features, scale = check_arguments(
-        features, labels, logit_scale, ref_features, ref_labels, reduction
+    features, labels, scale, ref_features, ref_labels = check_arguments(
+        features, labels, logit_scale, ref_features, ref_labels, reduction, temperature
     )
     together = Exchange(group, exchange)
     if together.size == 1:

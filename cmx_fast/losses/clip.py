@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,8 +33,9 @@ class ClipLoss(nn.Module):
     Call:
         ``loss(image_features, text_features, logit_scale, logit_bias=None, output_dict=False)`` with features
         (N, D), already normalised, and ``logit_scale`` already exponentiated (a positive number, NumPy's too, or a 0-d
-        tensor, differentiable where it is floating). The softmax cancels ``logit_bias``: it receives the gradient
-        zero. With ``output_dict`` the result is ``{"contrastive_loss": loss}``.
+        tensor, differentiable where it is floating). ``temperature=`` takes its reciprocal in its place (ours). The
+        softmax cancels ``logit_bias``: it receives the gradient zero. With ``output_dict`` the result is
+        ``{"contrastive_loss": loss}``.
 
     For losses that build on this class, such as OpenCLIP's ``DistillClipLoss``, ``get_logits`` and
     ``get_ground_truth`` return the same as OpenCLIP's: the whole logits, N x N for the N rows of all processes, with
@@ -79,18 +82,28 @@ class ClipLoss(nn.Module):
         self,
         image_features: Tensor,
         text_features: Tensor,
-        logit_scale: Tensor | float,
+        logit_scale: Tensor | float | None = None,
         logit_bias: Tensor | float | None = None,
         output_dict: bool = False,
+        *,
+        temperature: Tensor | float | None = None,
     ) -> Tensor | dict[str, Tensor]:
         self._check_group()
+        if (logit_scale is None) == (temperature is None):
+            raise ValueError(
+                f"one of logit_scale and temperature must be given, got {logit_scale} and {temperature}; logit_scale "
+                "is 1 / temperature"
+            )
+        scale: dict[str, Any] = (
+            {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
+        )
         if self.world_size < 2:
-            loss = info_nce(image_features, text_features, logit_scale)
+            loss = info_nce(image_features, text_features, **scale)
         else:
             loss = cmx_fast.distributed.info_nce(
                 image_features,
                 text_features,
-                logit_scale,
+                **scale,
                 exchange=self.exchange,
                 averaged=self.gather_with_grad,
             )

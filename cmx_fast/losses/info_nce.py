@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.losses._checks import check_temperature
+from cmx_fast.losses._checks import temperature_of
+from cmx_fast.losses._log_sum_exp import log_sum_exp
 from cmx_fast.losses._masked import reduce_losses
 from cmx_fast.ops import info_nce
 from cmx_fast.ops._checks import autocast, check_alike, check_choice, check_floating, scale_tensor
 from cmx_fast.ops._implementations import transformed
 from cmx_fast.ops.info_nce import REDUCTIONS
-from cmx_fast.ops.softmax_block import block_gradients, block_statistics, softmax_slopes
+
+MOCO_TEMPERATURE = 0.07
+INFO_NCE_TEMPERATURE = 0.1
 
 
 class InfoNCELoss(nn.Module):
@@ -25,7 +28,7 @@ class InfoNCELoss(nn.Module):
     scale as a differentiable tensor.
 
     Args:
-        temperature: the logits are divided by it. Default 0.07: MoCo's.
+        temperature: the logits are divided by it. Default 0.07: MoCo's. ``logit_scale``: its reciprocal, in its place.
         in_batch, within, similarity, symmetric, normalize, label_smoothing, reduction: as in the function,
             with its defaults.
 
@@ -47,7 +50,7 @@ class InfoNCELoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: float = MOCO_TEMPERATURE,
         *,
         in_batch: bool = True,
         within: bool = False,
@@ -56,9 +59,10 @@ class InfoNCELoss(nn.Module):
         normalize: bool = False,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
+        logit_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = check_temperature("temperature", temperature)
+        self.temperature = temperature_of(temperature, logit_scale, MOCO_TEMPERATURE)
         self.options: dict[str, Any] = {
             "in_batch": in_batch,
             "within": within,
@@ -90,6 +94,7 @@ class InfoNCE(nn.Module):
         temperature: the logits are divided by it. Default 0.1: info-nce-pytorch's.
         reduction: "mean" (default), "sum" or "none".
         negative_mode: "unpaired" (default): the same negatives for all queries; "paired": each query has its own.
+        logit_scale: 1 / temperature, in its place. Ours.
 
     Call:
         ``loss(query, positive_key, negative_keys=None)`` with query and positive_key (N, D), and negative_keys
@@ -109,10 +114,15 @@ class InfoNCE(nn.Module):
     """
 
     def __init__(
-        self, temperature: float = 0.1, reduction: str = "mean", negative_mode: str = "unpaired"
+        self,
+        temperature: float = INFO_NCE_TEMPERATURE,
+        reduction: str = "mean",
+        negative_mode: str = "unpaired",
+        *,
+        logit_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = check_temperature("temperature", temperature)
+        self.temperature = temperature_of(temperature, logit_scale, INFO_NCE_TEMPERATURE)
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("negative_mode", negative_mode, ("unpaired", "paired"))
         self.reduction = reduction
@@ -159,35 +169,9 @@ class InfoNCE(nn.Module):
             logits = logit_scale * (rows.to(logit_scale.dtype) @ negatives.to(logit_scale.dtype).T)
             log_sum = logits.logsumexp(1)
         else:
-            log_sum = _LogSumExp.apply(rows, negatives, logit_scale)
+            log_sum = log_sum_exp(rows, negatives, logit_scale)
         losses = F.softplus(log_sum - positive)
         return reduce_losses(losses, self.reduction)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, reduction={self.reduction!r}, negative_mode={self.negative_mode!r}"
-
-
-class _LogSumExp(torch.autograd.Function):
-    """The log-sum-exp (N,) of every row's logits against columns, with gradients of both and no logits kept."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, logit_scale: Tensor) -> Tensor:
-        statistics = block_statistics(rows, columns, logit_scale)
-        ctx.save_for_backward(rows, columns, logit_scale, statistics)
-        similarity, log_sum = statistics[:2]
-        return logit_scale * similarity + log_sum
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, columns, logit_scale, statistics = ctx.saved_tensors
-        needs_rows, needs_columns = ctx.needs_input_grad[:2]
-        softmax = softmax_slopes(statistics, grad, torch.zeros_like(grad), grad)
-        drows, dcolumns = block_gradients(
-            rows, columns, logit_scale, softmax, need_x=needs_rows, need_y=needs_columns
-        )
-        return (
-            drows.to(rows.dtype) if needs_rows else None,
-            dcolumns.to(columns.dtype) if needs_columns else None,
-            None,
-        )

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.losses._checks import check_temperature
+from cmx_fast.losses._checks import temperature_of
 from cmx_fast.losses._masked import masked_losses, reduce_losses
 from cmx_fast.ops import supcon
 from cmx_fast.ops._checks import readable
+
+TEMPERATURE = 0.1
 
 
 class SupConLoss(nn.Module):
@@ -25,6 +27,7 @@ class SupConLoss(nn.Module):
         distance: a pytorch-metric-learning distance in place of the cosine, ``distance(embeddings, ref_emb)``; with
             ``is_inverted`` false the logits are its negative.
         reducer: a pytorch-metric-learning reducer in place of the mean over the anchors above 0.
+        logit_scale: 1 / temperature, in its place. Ours.
 
     Call:
         ``loss(embeddings, labels=None, indices_tuple=None, ref_emb=None, ref_labels=None)`` with embeddings (N, D),
@@ -56,13 +59,14 @@ class SupConLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float = TEMPERATURE,
         *,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
         reducer: Callable[..., Tensor] | None = None,
+        logit_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = check_temperature("temperature", temperature)
+        self.temperature = temperature_of(temperature, logit_scale, TEMPERATURE)
         self.distance = distance
         self.reducer = reducer
 

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cmx_fast
-from cmx_fast.losses._checks import check_temperature
+from cmx_fast.losses._checks import temperature_of
 from cmx_fast.ops import info_nce, supcon
 
 if TYPE_CHECKING:
     from cmx_fast.losses.memory_bank import MemoryBank
+
+TEMPERATURE = 0.5
 
 
 class NTXentLoss(nn.Module):
@@ -35,6 +37,7 @@ class NTXentLoss(nn.Module):
             the same in every process (lightly's is the own rows' part; the mean is this). Gradients are right once
             they are averaged, as DistributedDataParallel does. The bank takes the keys of all, in the same order
             everywhere; its loss stays that of the own rows.
+        logit_scale: 1 / temperature, in its place. Ours.
 
     Call:
         ``loss(out0, out1)`` with two (N, D) tensors of one dtype.
@@ -53,16 +56,18 @@ class NTXentLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float = TEMPERATURE,
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
+        *,
+        logit_scale: float | None = None,
     ) -> None:
         super().__init__()
         if gather_distributed and not dist.is_available():
             raise ValueError(
                 "gather_distributed=True needs a PyTorch with torch.distributed; this one has none"
             )
-        self.temperature = check_temperature("temperature", temperature)
+        self.temperature = temperature_of(temperature, logit_scale, TEMPERATURE)
         self.gather_distributed = gather_distributed
         self.memory_bank: MemoryBank | None = None
         size = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)

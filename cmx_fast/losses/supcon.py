@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmx_fast.losses._checks import check_temperature
+from cmx_fast.losses._checks import check_temperature, temperature_of
 from cmx_fast.losses._masked import masked_losses, reduce_losses
 from cmx_fast.ops import supcon
 
 REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+TEMPERATURE = 0.07
 
 
 class SupConLoss(nn.Module):
@@ -28,6 +29,7 @@ class SupConLoss(nn.Module):
         reduction: "mean" over all anchors (the authors' code), "mean_nonzero" over those whose loss is above
             0, "sum", or "none": one loss per anchor, all samples' first views first. An anchor without a
             positive has loss 0 and no gradient.
+        logit_scale: 1 / temperature, in its place. Ours.
 
     Call:
         ``loss(features, labels=None, mask=None)`` with features (samples, views, ...), flattened behind the
@@ -53,12 +55,13 @@ class SupConLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: float = TEMPERATURE,
         contrast_mode: str = "all",
         base_temperature: float = 0.07,
         *,
         normalize: bool = False,
         reduction: str = "mean",
+        logit_scale: float | None = None,
     ) -> None:
         super().__init__()
         if contrast_mode not in ("all", "one"):
@@ -67,7 +70,7 @@ class SupConLoss(nn.Module):
             raise ValueError(
                 f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}; got {reduction!r}"
             )
-        self.temperature = check_temperature("temperature", temperature)
+        self.temperature = temperature_of(temperature, logit_scale, TEMPERATURE)
         self.contrast_mode = contrast_mode
         self.base_temperature = check_temperature("base_temperature", base_temperature)
         self.normalize = normalize

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LABELS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+#: The default logit scale of the contrastive operators, MoCo's and SupCon's. Beside a temperature it is known by its
+#: identity: a caller's own 1 / 0.07 is another object.
+DEFAULT_SCALE = 1 / 0.07
 
 
 def check_floating(name: str, value: object, min_dim: int, shape: str) -> None:
@@ -69,6 +73,16 @@ def check_index(name: str, value: object, shape: Sequence[int], device: torch.de
         raise ValueError(f"{name} is on {value.device} but the features are on {device}; move one of them")
 
 
+def check_labels(name: str, value: object, rows: int, device: torch.device) -> Tensor:
+    """Labels (rows,) of any integer type as int64."""
+    if not isinstance(value, Tensor) or value.dtype not in LABELS:
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {kind}; use {name}.long()")
+    value = value if value.dtype == torch.int64 else value.long()
+    check_index(name, value, (rows,), device)
+    return value
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Require one of the named choices."""
     if value not in choices:
@@ -101,9 +115,21 @@ def _vectorised() -> bool:
     return any(each.key() == torch._C._functorch.TransformType.Vmap for each in interpreters)
 
 
-def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
-    """The logit scale as a 0-d tensor in the accumulation dtype beside the features; gradients flow through."""
+def scale_tensor(
+    logit_scale: Tensor | float, features: Tensor, temperature: Tensor | float | None = None
+) -> Tensor:
+    """The logit scale as a 0-d tensor in the accumulation dtype beside the features; gradients flow through.
+
+    It is 1 / temperature where that is given, and then no logit scale may be but the default.
+    """
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if temperature is not None:
+        if logit_scale is not DEFAULT_SCALE:
+            raise ValueError(
+                f"logit_scale and temperature can't both be given, got {logit_scale} and {temperature}; pass one of "
+                "them (logit_scale is 1 / temperature)"
+            )
+        return _of_temperature(temperature, features.device, wide)
     if not isinstance(logit_scale, Tensor):
         # Real: NumPy's numbers as well, of which only float64 is a Python float.
         if isinstance(logit_scale, bool) or not isinstance(logit_scale, int | float | Real):
@@ -122,6 +148,25 @@ def scale_tensor(logit_scale: Tensor | float, features: Tensor) -> Tensor:
     if readable(logit_scale) and not logit_scale.item() > 0:
         raise ValueError(f"logit_scale must be positive (it is 1 / temperature), got {logit_scale.item()}")
     return logit_scale.reshape(()).to(wide)
+
+
+def _of_temperature(temperature: Tensor | float, device: torch.device, wide: torch.dtype) -> Tensor:
+    """1 / temperature, 0-d."""
+    if not isinstance(temperature, Tensor):
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
+            raise TypeError(f"temperature must be a number or a 0-d tensor, got {type(temperature).__name__}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        return torch.full((), 1 / float(temperature), dtype=wide, device=device)
+    if temperature.numel() != 1 or temperature.is_complex() or temperature.dtype == torch.bool:
+        raise ValueError(
+            f"temperature must be a real 0-d tensor, got {temperature.dtype} of shape {tuple(temperature.shape)}"
+        )
+    if temperature.device != device:
+        raise ValueError(f"temperature is on {temperature.device} but the features are on {device}")
+    if readable(temperature) and not 0 < temperature.item() < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature.item()}")
+    return temperature.reshape(()).to(wide).reciprocal()
 
 
 def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

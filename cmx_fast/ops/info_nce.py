@@ -35,7 +35,7 @@ class Options(NamedTuple):
 def info_nce(
     query: Tensor,
     key: Tensor,
-    logit_scale: Tensor | float = 1 / 0.07,
+    logit_scale: Tensor | float = _checks.DEFAULT_SCALE,
     *,
     bank: Tensor | Sequence[Tensor] = (),
     in_batch: bool = True,
@@ -47,6 +47,7 @@ def info_nce(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     impl: str = "auto",
+    temperature: Tensor | float | None = None,
 ) -> Tensor:
     r"""Contrastive cross-entropy of queries against keys without the N x M matrix.
 
@@ -75,6 +76,7 @@ def info_nce(
         label_smoothing: in [0, 1), the share of the target that is spread evenly over the candidates; none by default.
         reduction: "mean" (the default) or "sum" over all queries, or "none" for the (*, N) losses.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
+        temperature: in place of ``logit_scale``, of which it is the reciprocal; a tensor's gradient reaches it.
 
     Returns:
         A float32 tensor (float64 for float64 inputs), 0-d unless ``reduction="none"``. Gradients arrive in the inputs'
@@ -102,7 +104,7 @@ def info_nce(
     """
     _checks.check_flags(in_batch=in_batch, within=within, symmetric=symmetric, normalize=normalize)
     query, key, scale, bank = check_arguments(
-        query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric
+        query, key, logit_scale, bank, similarity, reduction, label_smoothing, target, symmetric, temperature
     )
     impl = choose("info_nce", impl, query.device.type, query.dtype, query.shape[-1])
     if impl == "reference":
@@ -147,6 +149,7 @@ def check_arguments(
     label_smoothing: float,
     target: Tensor | None,
     symmetric: bool,
+    temperature: Tensor | float | None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     """query, key, scale and banks in the dtypes that the kernels take, or an error that names the argument."""
     _checks.check_floating("query", query, 2, "(*, N, D)")
@@ -168,7 +171,7 @@ def check_arguments(
     _checks.check_choice("similarity", similarity, SIMILARITIES)
     _checks.check_choice("reduction", reduction, REDUCTIONS)
     _checks.check_fraction("label_smoothing", label_smoothing)
-    scale = _checks.scale_tensor(logit_scale, query)
+    scale = _checks.scale_tensor(logit_scale, query, temperature)
     _check_target(query, key, target, symmetric)
     return query, key, scale, bank
 

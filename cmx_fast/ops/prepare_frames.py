@@ -15,33 +15,34 @@ from cmx_fast.ops._implementations import HAS_EXTENSION, choose, register_triton
 
 def prepare_frames(
     frames: Tensor,
-    windows: Tensor,
+    boxes: Tensor,
     *,
     size: int | tuple[int, int],
-    sizes: Tensor | None = None,
-    mirrored: Tensor | None = None,
-    factors: Tensor | None = None,
+    image_sizes: Tensor | None = None,
+    flip: Tensor | None = None,
+    jitter: Tensor | None = None,
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     impl: str = "auto",
 ) -> Tensor:
-    """Crop, resize, mirror, recolour and normalise clips, from one read of their frames.
+    """Crop, resize, flip, jitter and normalise clips, from one read of their frames.
 
-    A window is resized bilinearly without antialiasing. An enlarged one blends with the pixels around it at its edges;
+    A box is resized bilinearly without antialiasing. An enlarged one blends with the pixels around it at its edges;
     beyond the outermost pixel centres of the frame there is only their colour. Colours are in [0, 1] and change as
     torchvision's do: brightness, contrast about the mean grey of each frame's view, saturation. Then
     ``(colour - mean) / std``.
 
     Args:
         frames: uint8 (B, T, 3, h, w). A batch of pictures has T = 1.
-        windows: (B, 4) floating: left, top, width and height of each clip's window in pixels of its frames.
+        boxes: (B, 4) floating: each clip's box in pixels of its frames, as left, top, width and height (torchvision's
+            "xywh").
         size: side of the views, or (H, W).
-        sizes: (B, 2) integers: height and width of each clip, which fill the upper left of its frames; the rest is
-            never seen. All of the frames by default.
-        mirrored: (B,) bool, True for views turned left to right; none by default.
-        factors: (B, 3) floating: brightness, contrast and saturation of each clip. Unchanged by default.
+        image_sizes: (B, 2) integers: height and width of each clip, which fills the upper left of its frames; the rest
+            is never seen. All of the frames by default.
+        flip: (B,) bool, True for views turned left to right; none by default.
+        jitter: (B, 3) floating: factors of brightness, contrast and saturation of each clip. Unchanged by default.
         mean, std: of colours in [0, 1], one number or three.
         dtype: of the result, float32, bfloat16 or float16; float64 with ``impl="reference"``.
         channels_last: the result in ``torch.channels_last_3d``.
@@ -54,7 +55,7 @@ def prepare_frames(
         TypeError, ValueError: an argument of the wrong type, shape or device, or on the CPU with values outside what
             is said here, before any work.
 
-    Cost: one read of the windows and one write of the result; with factors on a GPU, two reads. Frames whose rows are
+    Cost: one read of the boxes and one write of the result; with jitter on a GPU, two reads. Frames whose rows are
     not contiguous are copied. On the CPU a frame's view waits in the cache until its mean grey is known.
 
     Example:
@@ -66,15 +67,15 @@ def prepare_frames(
     """
     size = _check_size(size)
     _check_frames(frames)
-    _check_numbers("windows", windows, (frames.shape[0], 4), frames.device)
-    if factors is not None:
-        _check_numbers("factors", factors, (frames.shape[0], 3), frames.device)
-    if sizes is not None:
-        _check_sizes(sizes, frames)
-    if mirrored is not None:
-        _check_mirrored(mirrored, frames)
-    if _checks.readable(windows):
-        _check_values(windows, factors)
+    _check_numbers("boxes", boxes, (frames.shape[0], 4), frames.device)
+    if jitter is not None:
+        _check_numbers("jitter", jitter, (frames.shape[0], 3), frames.device)
+    if image_sizes is not None:
+        _check_image_sizes(image_sizes, frames)
+    if flip is not None:
+        _check_flip(flip, frames)
+    if _checks.readable(boxes):
+        _check_values(boxes, jitter)
     colours = {"mean": _three("mean", mean), "std": _three("std", std)}
     if any(value == 0 for value in colours["std"]):
         raise ValueError(f"std must not be 0, got {std!r}")
@@ -86,15 +87,15 @@ def prepare_frames(
         )
     if choose("prepare_frames", impl, frames.device.type, dtype, 3) == "reference":
         return reference.prepare_frames(
-            frames, windows, size=size, sizes=sizes, mirrored=mirrored, factors=factors, dtype=dtype,
+            frames, boxes, size=size, image_sizes=image_sizes, flip=flip, jitter=jitter, dtype=dtype,
             channels_last=channels_last, **colours,
         )  # fmt: skip
     out = torch.ops.cmx_fast.prepare_frames(
         frames,
-        windows.float(),
-        None if sizes is None else sizes.int(),
-        mirrored,
-        None if factors is None else factors.float(),
+        boxes.float(),
+        None if image_sizes is None else image_sizes.int(),
+        flip,
+        None if jitter is None else jitter.float(),
         size,
         colours["mean"],
         colours["std"],
@@ -139,38 +140,38 @@ def _check_numbers(name: str, value: Tensor, shape: tuple[int, int], device: tor
         raise ValueError(f"{name} requires a gradient, which prepare_frames has not; use {name}.detach()")
 
 
-def _check_sizes(sizes: object, frames: Tensor) -> None:
+def _check_image_sizes(image_sizes: object, frames: Tensor) -> None:
     integers = (torch.int64, torch.int32, torch.int16, torch.uint8)
-    if not isinstance(sizes, Tensor) or sizes.dtype not in integers:
-        kind = sizes.dtype if isinstance(sizes, Tensor) else type(sizes).__name__
-        raise TypeError(f"sizes must be a tensor of integers (B, 2), got {kind}; use sizes.int()")
-    _check_place("sizes", sizes, (frames.shape[0], 2), frames.device)
-    if _checks.readable(sizes):
+    if not isinstance(image_sizes, Tensor) or image_sizes.dtype not in integers:
+        kind = image_sizes.dtype if isinstance(image_sizes, Tensor) else type(image_sizes).__name__
+        raise TypeError(f"image_sizes must be a tensor of integers (B, 2), got {kind}; use image_sizes.int()")
+    _check_place("image_sizes", image_sizes, (frames.shape[0], 2), frames.device)
+    if _checks.readable(image_sizes):
         most = torch.tensor(frames.shape[3:])
-        wrong = ((sizes < 1) | (sizes > most)).any(1)
+        wrong = ((image_sizes < 1) | (image_sizes > most)).any(1)
         if wrong.any():
             raise ValueError(
-                f"sizes must be from (1, 1) to the frames' {tuple(most.tolist())}, "
-                f"got {tuple(sizes[wrong][0].tolist())}"
+                f"image_sizes must be from (1, 1) to the frames' {tuple(most.tolist())}, "
+                f"got {tuple(image_sizes[wrong][0].tolist())}"
             )
 
 
-def _check_mirrored(mirrored: object, frames: Tensor) -> None:
-    if not isinstance(mirrored, Tensor) or mirrored.dtype != torch.bool:
-        kind = mirrored.dtype if isinstance(mirrored, Tensor) else type(mirrored).__name__
-        raise TypeError(f"mirrored must be a bool tensor (B,), got {kind}; use mirrored.bool()")
-    _check_place("mirrored", mirrored, (frames.shape[0],), frames.device)
+def _check_flip(flip: object, frames: Tensor) -> None:
+    if not isinstance(flip, Tensor) or flip.dtype != torch.bool:
+        kind = flip.dtype if isinstance(flip, Tensor) else type(flip).__name__
+        raise TypeError(f"flip must be a bool tensor (B,), got {kind}; use flip.bool()")
+    _check_place("flip", flip, (frames.shape[0],), frames.device)
 
 
-def _check_values(windows: Tensor, factors: Tensor | None) -> None:
-    wrong = ~(windows.isfinite().all(1) & (windows[:, 2:] > 0).all(1))
+def _check_values(boxes: Tensor, jitter: Tensor | None) -> None:
+    wrong = ~(boxes.isfinite().all(1) & (boxes[:, 2:] > 0).all(1))
     if wrong.any():
         raise ValueError(
-            f"windows must be finite with positive width and height, got {windows[wrong][0].tolist()}"
+            f"boxes must be finite with positive width and height, got {boxes[wrong][0].tolist()}"
         )
-    if factors is not None and not (factors.isfinite() & (factors >= 0)).all():
-        wrong = ~(factors.isfinite() & (factors >= 0)).all(1)
-        raise ValueError(f"factors must be finite and at least 0, got {factors[wrong][0].tolist()}")
+    if jitter is not None and not (jitter.isfinite() & (jitter >= 0)).all():
+        wrong = ~(jitter.isfinite() & (jitter >= 0)).all(1)
+        raise ValueError(f"jitter must be finite and at least 0, got {jitter[wrong][0].tolist()}")
 
 
 def _three(name: str, value: float | Sequence[float]) -> list[float]:

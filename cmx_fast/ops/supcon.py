@@ -16,13 +16,14 @@ REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 def supcon(
     features: Tensor,
     labels: Tensor,
-    logit_scale: Tensor | float = 1 / 0.07,
+    logit_scale: Tensor | float = _checks.DEFAULT_SCALE,
     *,
     ref_features: Tensor | None = None,
     ref_labels: Tensor | None = None,
     normalize: bool = False,
     reduction: str = "mean",
     impl: str = "auto",
+    temperature: Tensor | float | None = None,
 ) -> Tensor:
     r"""Supervised contrastive loss without the M x M matrix.
 
@@ -35,14 +36,15 @@ def supcon(
 
     Args:
         features: (M, D) float32, float64, bfloat16 or float16.
-        labels: (M,) int64, any values.
+        labels: (M,) integers of any width, any values.
         logit_scale: 1 / temperature, a positive number or 0-d tensor; differentiable. Default: the paper's code's.
         ref_features: (R, D), the columns; default the features themselves without the row's own.
-        ref_labels: (R,) int64, given together with ``ref_features``.
+        ref_labels: (R,) integers, given together with ``ref_features``.
         normalize: divide every row by max(norm, 1e-12) first.
         reduction: "mean" over all rows (the paper's code), "mean_nonzero" over the rows whose loss is above 0
             (pytorch-metric-learning's), "sum" (CSIR's eq. 7 as printed), or "none" for the (M,) losses.
         impl: "auto", "reference", "cpp" (CPU) or "triton" (CUDA).
+        temperature: in place of ``logit_scale``, of which it is the reciprocal; a tensor's gradient reaches it.
 
     Returns:
         A float32 tensor (float64 for float64 inputs), 0-d unless ``reduction="none"``. NaN or an
@@ -67,8 +69,8 @@ def supcon(
         torch.Size([8, 64])
     """
     _checks.check_flags(normalize=normalize)
-    features, ref_features, scale = check_arguments(
-        features, labels, logit_scale, ref_features, ref_labels, reduction
+    features, labels, scale, ref_features, ref_labels = check_arguments(
+        features, labels, logit_scale, ref_features, ref_labels, reduction, temperature
     )
     columns = features if ref_features is None else ref_features
     impl = choose("supcon", impl, features.device.type, features.dtype, features.shape[1])
@@ -95,16 +97,17 @@ def check_arguments(
     ref_features: Tensor | None,
     ref_labels: Tensor | None,
     reduction: str,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """features, ref_features and scale in the dtypes that the kernels take, or an error that names the argument."""
+    temperature: Tensor | float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The first five arguments in the dtypes that the kernels take, or an error that names the argument."""
     _checks.check_floating("features", features, 2, "(M, D)")
     if features.dim() != 2:
         raise ValueError(f"features must have shape (M, D), got {tuple(features.shape)}")
-    _checks.check_index("labels", labels, features.shape[:1], features.device)
+    labels = _checks.check_labels("labels", labels, features.shape[0], features.device)
     if (ref_features is None) != (ref_labels is None):
         missing = "ref_labels" if ref_labels is None else "ref_features"
         raise ValueError(f"ref_features and ref_labels go together; {missing} is missing")
-    if ref_features is None:
+    if ref_features is None or ref_labels is None:
         (features,) = _checks.autocast(features)
     else:
         _checks.check_floating("ref_features", ref_features, 2, "(R, D)")
@@ -112,10 +115,10 @@ def check_arguments(
             raise ValueError(f"ref_features must have shape (R, D), got {tuple(ref_features.shape)}")
         features, ref_features = _checks.autocast(features, ref_features)
         _checks.check_alike("ref_features", ref_features, "features", features)
-        _checks.check_index("ref_labels", ref_labels, ref_features.shape[:1], features.device)
+        ref_labels = _checks.check_labels("ref_labels", ref_labels, ref_features.shape[0], features.device)
     _checks.check_choice("reduction", reduction, REDUCTIONS)
-    scale = _checks.scale_tensor(logit_scale, features)
-    return features, ref_features, scale
+    scale = _checks.scale_tensor(logit_scale, features, temperature)
+    return features, labels, scale, ref_features, ref_labels
 
 
 if HAS_EXTENSION:

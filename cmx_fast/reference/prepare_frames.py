@@ -15,12 +15,12 @@ _AT_ONCE = 8
 
 def prepare_frames(
     frames: Tensor,
-    windows: Tensor,
+    boxes: Tensor,
     *,
     size: int | tuple[int, int],
-    sizes: Tensor | None = None,
-    mirrored: Tensor | None = None,
-    factors: Tensor | None = None,
+    image_sizes: Tensor | None = None,
+    flip: Tensor | None = None,
+    jitter: Tensor | None = None,
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
     dtype: torch.dtype = torch.float32,
@@ -28,14 +28,14 @@ def prepare_frames(
 ) -> Tensor:
     """The same function as :func:`cmx_fast.ops.prepare_frames`, also for float64. Memory: some float32 frames."""
     wide = torch.promote_types(dtype, torch.float32)
-    grid = _grid(frames, windows.to(wide), size, sizes, mirrored)
+    grid = _grid(frames, boxes.to(wide), size, image_sizes, flip)
     views = [
         F.grid_sample(part.flatten(1, 2).to(wide), places, align_corners=False)
         for part, places in zip(frames.split(_AT_ONCE), grid.split(_AT_ONCE), strict=True)
     ]
     pictures = torch.cat(views).unflatten(1, frames.shape[1:3]) / 255
-    if factors is not None:
-        pictures = _recolour(pictures, factors.to(wide))
+    if jitter is not None:
+        pictures = _recolour(pictures, jitter.to(wide))
     middle, scale = (
         torch.as_tensor(value, dtype=wide, device=frames.device).expand(3)[:, None, None]
         for value in (mean, std)
@@ -56,10 +56,10 @@ def blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(other.expand_as(images), images, share).clamp(0, 1)
 
 
-def _recolour(pictures: Tensor, factors: Tensor) -> Tensor:
+def _recolour(pictures: Tensor, jitter: Tensor) -> Tensor:
     """Brightness, contrast and saturation of clips (B, T, 3, H, W) in [0, 1]."""
     flat = pictures.flatten(0, 1)
-    frame_factors = factors.repeat_interleave(pictures.shape[1], 0)[:, :, None, None, None]
+    frame_factors = jitter.repeat_interleave(pictures.shape[1], 0)[:, :, None, None, None]
     brightness, contrast, saturation = frame_factors.unbind(1)
     flat = (flat * brightness).clamp(0, 1)
     flat = blend(flat, grey(flat).mean((2, 3), keepdim=True), contrast)
@@ -68,19 +68,19 @@ def _recolour(pictures: Tensor, factors: Tensor) -> Tensor:
 
 def _grid(
     frames: Tensor,
-    windows: Tensor,
+    boxes: Tensor,
     size: int | tuple[int, int],
-    sizes: Tensor | None,
-    mirrored: Tensor | None,
+    image_sizes: Tensor | None,
+    flip: Tensor | None,
 ) -> Tensor:
     """Pixel centres (B, H, W, 2) of the views in the frames, as grid_sample takes them."""
     rows, columns = (size, size) if isinstance(size, int) else size
     height, width = frames.shape[3:]
-    left, top, wide, high = windows[:, :, None].unbind(1)
-    down, across = ((torch.arange(n, device=windows.device) + 0.5).to(windows) / n for n in (rows, columns))
-    if mirrored is not None:
-        across = torch.where(mirrored[:, None], 1 - across, across)
-    ends = windows.new_tensor([[height, width]]) if sizes is None else sizes.to(windows)
+    left, top, wide, high = boxes[:, :, None].unbind(1)
+    down, across = ((torch.arange(n, device=boxes.device) + 0.5).to(boxes) / n for n in (rows, columns))
+    if flip is not None:
+        across = torch.where(flip[:, None], 1 - across, across)
+    ends = boxes.new_tensor([[height, width]]) if image_sizes is None else image_sizes.to(boxes)
     low, right = ends.split(1, 1)
     # Not beyond the last pixel centres: what lies there may be the empty part of a frame.
     x = (left + wide * across).clamp_min(0.5).minimum(right - 0.5)

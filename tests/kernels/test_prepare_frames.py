@@ -35,7 +35,7 @@ def test_prepare_frames(device, shape, size, dtype, recoloured, channels_last):
     for own, turned in ((None, None), (sizes, mirrored)):
         colours = factors if recoloured else None
         truth = reference.prepare_frames(
-            frames, windows, size=size, sizes=own, mirrored=turned, factors=colours, mean=MEAN, std=STD,
+            frames, windows, size=size, image_sizes=own, flip=turned, jitter=colours, mean=MEAN, std=STD,
             dtype=torch.float64,
         )  # fmt: skip
         on_device = [None if x is None else x.to(device) for x in (frames, windows, own, turned, colours)]

@@ -33,21 +33,20 @@ SHAPES = [
 
 
 def clips(b, t, h, w, least=0.3):
-    """Frames, windows inside them, the clips' sizes, which are mirrored, and factors."""
+    """Frames, boxes inside them, the clips' sizes, which are flipped, and factors of their colours."""
     frames = torch.randint(256, (b, t, 3, h, w), dtype=torch.uint8)
     sides = torch.tensor([w, h]) * (least + (1 - least) * torch.rand(b, 2))
-    windows = torch.cat([torch.rand(b, 2) * (torch.tensor([w, h]) - sides), sides], 1)
-    sizes = torch.stack([torch.randint((end + 1) // 2, end + 1, (b,)) for end in (h, w)], 1)
-    return frames, windows, sizes, torch.arange(b) % 2 == 0, 0.6 + 0.8 * torch.rand(b, 3)
+    boxes = torch.cat([torch.rand(b, 2) * (torch.tensor([w, h]) - sides), sides], 1)
+    image_sizes = torch.stack([torch.randint((end + 1) // 2, end + 1, (b,)) for end in (h, w)], 1)
+    return frames, boxes, image_sizes, torch.arange(b) % 2 == 0, 0.6 + 0.8 * torch.rand(b, 3)
 
 
-def assert_as_exact_as_eager(frames, windows, dtype=torch.float32, **options):
+def assert_as_exact_as_eager(frames, boxes, dtype=torch.float32, **options):
     """Of at most 1.5 times eager's error against float64, or nearer than the result's own rounding."""
     truth, eager = (
-        prepare_frames(frames, windows, dtype=of, impl="reference", **options)
-        for of in (torch.float64, dtype)
+        prepare_frames(frames, boxes, dtype=of, impl="reference", **options) for of in (torch.float64, dtype)
     )
-    actual = prepare_frames(frames, windows, dtype=dtype, impl="cpp", **options)
+    actual = prepare_frames(frames, boxes, dtype=dtype, impl="cpp", **options)
     lies = torch.channels_last_3d if options.get("channels_last") else torch.contiguous_format
     assert actual.dtype == dtype and actual.shape == truth.shape and actual.is_contiguous(memory_format=lies)
     assert vector_error(actual, truth) <= 1.5 * max(vector_error(eager, truth), FLOOR[dtype])
@@ -57,134 +56,131 @@ def assert_as_exact_as_eager(frames, windows, dtype=torch.float32, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 def test_error_is_at_most_eagers(shape, size, dtype):
-    frames, windows, sizes, mirrored, factors = clips(*shape)
+    frames, boxes, image_sizes, flip, jitter = clips(*shape)
     for channels_last in (False, True):
         assert_as_exact_as_eager(
-            frames, windows, dtype, size=size, sizes=sizes, mirrored=mirrored, channels_last=channels_last
+            frames, boxes, dtype, size=size, image_sizes=image_sizes, flip=flip, channels_last=channels_last
         )
         assert_as_exact_as_eager(
-            frames, windows, dtype, size=size, factors=factors, channels_last=channels_last, **COLOURS
+            frames, boxes, dtype, size=size, jitter=jitter, channels_last=channels_last, **COLOURS
         )
 
 
 def test_it_is_interpolate_of_what_is_cut_out():
     frames = clips(2, 3, 40, 60)[0]
-    windows = torch.tensor([[20.0, 3.0, 36.0, 30.0], [0.0, 0.0, 60.0, 40.0]])
-    actual = prepare_frames(frames, windows, size=(15, 20))
-    for clip, own, (left, top, width, height) in zip(actual, frames, windows.int().tolist(), strict=True):
+    boxes = torch.tensor([[20.0, 3.0, 36.0, 30.0], [0.0, 0.0, 60.0, 40.0]])
+    actual = prepare_frames(frames, boxes, size=(15, 20))
+    for clip, own, (left, top, width, height) in zip(actual, frames, boxes.int().tolist(), strict=True):
         cut = own[..., top : top + height, left : left + width].float()
         expected = F.interpolate(cut, (15, 20), mode="bilinear").transpose(0, 1) / 255
         torch.testing.assert_close(clip, expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("recoloured", [False, True])
-def test_it_is_torchvision(recoloured):
-    frames, _, _, mirrored, factors = clips(3, 2, 90, 120)
-    windows = torch.tensor([[10.0, 20.0, 64.0, 64.0], [0.0, 0.0, 120.0, 90.0], [50.0, 1.0, 70.0, 88.0]])
-    actual = prepare_frames(
-        frames, windows, size=48, mirrored=mirrored, factors=factors if recoloured else None, **COLOURS
-    )
-    for row, (left, top, width, height) in enumerate(windows.int().tolist()):
+@pytest.mark.parametrize("jittered", [False, True])
+def test_it_is_torchvision(jittered):
+    frames, _, _, flip, jitter = clips(3, 2, 90, 120)
+    boxes = torch.tensor([[10.0, 20.0, 64.0, 64.0], [0.0, 0.0, 120.0, 90.0], [50.0, 1.0, 70.0, 88.0]])
+    actual = prepare_frames(frames, boxes, size=48, flip=flip, jitter=jitter if jittered else None, **COLOURS)
+    for row, (left, top, width, height) in enumerate(boxes.int().tolist()):
         # uint8 rounds once resized, and after each change of colours.
         for exact in (True, False):
             x = tv.to_dtype(frames[row], torch.float32, scale=True) if exact else frames[row]
             x = tv.resized_crop(x, top, left, height, width, [48, 48], antialias=False)
-            if mirrored[row]:
+            if flip[row]:
                 x = tv.horizontal_flip(x)
-            if recoloured:
-                brightness, contrast, saturation = factors[row].tolist()
+            if jittered:
+                brightness, contrast, saturation = jitter[row].tolist()
                 x = tv.adjust_contrast(tv.adjust_brightness(x, brightness), contrast)
                 x = tv.adjust_saturation(x, saturation)
             x = tv.normalize(tv.to_dtype(x, torch.float32, scale=True), *map(list, COLOURS.values()))
             levels = (
                 (actual[row].transpose(0, 1) - x).abs() * 255 * torch.tensor(COLOURS["std"])[:, None, None]
             )
-            assert levels.max() < (0.01 if exact else 8 if recoloured else 1.01)
+            assert levels.max() < (0.01 if exact else 8 if jittered else 1.01)
 
 
 @pytest.mark.parametrize("rubbish", [0, 255, None])
 def test_what_lies_beyond_a_clip_is_never_seen(rubbish):
-    frames, windows, sizes, mirrored, factors = clips(4, 2, 30, 90)
+    frames, boxes, image_sizes, flip, jitter = clips(4, 2, 30, 90)
     spoilt = torch.randint(256, frames.shape, dtype=torch.uint8) if rubbish is None else frames * 0 + rubbish
-    for frame, own, (height, width) in zip(spoilt, frames, sizes.tolist(), strict=True):
+    for frame, own, (height, width) in zip(spoilt, frames, image_sizes.tolist(), strict=True):
         frame[..., :height, :width] = own[..., :height, :width]
-    windows[0] = torch.tensor([-5.0, -3.0, 200.0, 100.0])  # beyond the frames
+    boxes[0] = torch.tensor([-5.0, -3.0, 200.0, 100.0])  # beyond the frames
     for impl in ("cpp", "reference"):
-        options = {"size": 40, "sizes": sizes, "mirrored": mirrored, "factors": factors, "impl": impl}
-        actual, expected = (prepare_frames(x, windows, **options) for x in (spoilt, frames))
+        options = {"size": 40, "image_sizes": image_sizes, "flip": flip, "jitter": jitter, "impl": impl}
+        actual, expected = (prepare_frames(x, boxes, **options) for x in (spoilt, frames))
         # grid_sample's positions round: a hair of what lies beyond may weigh in.
         torch.testing.assert_close(actual, expected, atol=0 if impl == "cpp" else 1e-5, rtol=0)
 
 
-def test_windows_at_borders_and_beyond():
+def test_boxes_at_borders_and_beyond():
     frames = clips(5, 1, 33, 47)[0]
-    windows = [[0, 0, 10, 10], [37, 23, 10, 10], [0, 0, 47, 33], [-20, -20, 10, 10], [40, 30, 90, 90]]
-    actual = assert_as_exact_as_eager(frames, torch.tensor(windows).float(), size=21)
+    boxes = [[0, 0, 10, 10], [37, 23, 10, 10], [0, 0, 47, 33], [-20, -20, 10, 10], [40, 30, 90, 90]]
+    actual = assert_as_exact_as_eager(frames, torch.tensor(boxes).float(), size=21)
     torch.testing.assert_close(
         actual[3], (frames[3, :, :, 0, 0].T / 255)[..., None, None].expand_as(actual[3])
     )
 
 
-def test_mirrored_is_turned():
-    frames, windows, *_ = clips(2, 2, 40, 50)
+def test_flip_turns_left_to_right():
+    frames, boxes, *_ = clips(2, 2, 40, 50)
     plain, turned = (
-        prepare_frames(frames, windows, size=(20, 27), mirrored=torch.full((2,), flag))
-        for flag in (False, True)
+        prepare_frames(frames, boxes, size=(20, 27), flip=torch.full((2,), flag)) for flag in (False, True)
     )
     torch.testing.assert_close(turned, plain.flip(4), atol=1e-5, rtol=0)
-    assert plain.equal(prepare_frames(frames, windows, size=(20, 27)))
+    assert plain.equal(prepare_frames(frames, boxes, size=(20, 27)))
 
 
 def test_every_frame_has_its_own_contrast():
-    frames, windows, _, _, factors = clips(2, 3, 30, 30)
-    together = prepare_frames(frames, windows, size=16, factors=factors)
+    frames, boxes, _, _, jitter = clips(2, 3, 30, 30)
+    together = prepare_frames(frames, boxes, size=16, jitter=jitter)
     for t in range(3):
-        alone = prepare_frames(frames[:, t : t + 1], windows, size=16, factors=factors)
+        alone = prepare_frames(frames[:, t : t + 1], boxes, size=16, jitter=jitter)
         assert together[:, :, t : t + 1].equal(alone)
 
 
 @pytest.mark.parametrize("dims", [(0, 1, 2, 3, 4), (1, 0, 2, 4, 3), (3, 4, 0, 1, 2)])
 def test_any_strides(dims):
-    frames, windows, sizes, mirrored, factors = clips(3, 2, 41, 70)
+    frames, boxes, image_sizes, flip, jitter = clips(3, 2, 41, 70)
     lying = frames.permute(dims).contiguous().permute([dims.index(i) for i in range(5)])
-    options = {"size": 24, "sizes": sizes, "mirrored": mirrored, "factors": factors}
-    assert prepare_frames(lying, windows, **options).equal(prepare_frames(frames, windows, **options))
+    options = {"size": 24, "image_sizes": image_sizes, "flip": flip, "jitter": jitter}
+    assert prepare_frames(lying, boxes, **options).equal(prepare_frames(frames, boxes, **options))
     wider = torch.cat([frames, frames], 4)[..., :70]
-    apart = torch.stack([windows, windows], 2)[..., 0]
-    assert prepare_frames(wider, apart, **options).equal(prepare_frames(frames, windows, **options))
+    apart = torch.stack([boxes, boxes], 2)[..., 0]
+    assert prepare_frames(wider, apart, **options).equal(prepare_frames(frames, boxes, **options))
     same = frames[:, :1].expand(-1, 4, -1, -1, -1)
-    actual = prepare_frames(same, windows, size=24)
+    actual = prepare_frames(same, boxes, size=24)
     assert actual[:, :, 3].equal(actual[:, :, 0])
 
 
 def test_channels_last_is_the_same_numbers():
-    frames, windows, _, _, factors = clips(2, 3, 40, 50)
+    frames, boxes, _, _, jitter = clips(2, 3, 40, 50)
     for dtype in (torch.float32, torch.bfloat16):
-        options = {"size": (13, 21), "factors": factors, "dtype": dtype}
-        actual = prepare_frames(frames, windows, channels_last=True, **options)
+        options = {"size": (13, 21), "jitter": jitter, "dtype": dtype}
+        actual = prepare_frames(frames, boxes, channels_last=True, **options)
         assert actual.is_contiguous(memory_format=torch.channels_last_3d)
-        assert actual.equal(prepare_frames(frames, windows, **options))
+        assert actual.equal(prepare_frames(frames, boxes, **options))
 
 
 @pytest.mark.parametrize(("b", "t"), [(0, 2), (2, 0)])
 def test_empty_sizes(b, t):
-    frames, windows, sizes, mirrored, factors = clips(b, t, 8, 9)
+    frames, boxes, image_sizes, flip, jitter = clips(b, t, 8, 9)
     for impl in ("cpp", "reference"):
         actual = prepare_frames(
-            frames, windows, size=5, sizes=sizes, mirrored=mirrored, factors=factors, impl=impl
+            frames, boxes, size=5, image_sizes=image_sizes, flip=flip, jitter=jitter, impl=impl
         )
         assert actual.shape == (b, 3, t, 5, 5)
 
 
 def test_same_bits_on_any_number_of_threads():
-    frames, windows, sizes, mirrored, factors = clips(4, 3, 60, 90)
-    options = {"size": 50, "sizes": sizes, "mirrored": mirrored, "factors": factors}
-    first = prepare_frames(frames, windows, **options)
+    frames, boxes, image_sizes, flip, jitter = clips(4, 3, 60, 90)
+    options = {"size": 50, "image_sizes": image_sizes, "flip": flip, "jitter": jitter}
+    first = prepare_frames(frames, boxes, **options)
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            assert prepare_frames(frames, windows, **options).equal(first)
+            assert prepare_frames(frames, boxes, **options).equal(first)
     finally:
         torch.set_num_threads(before)
 
@@ -192,25 +188,25 @@ def test_same_bits_on_any_number_of_threads():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck(dtype, channels_last):
-    frames, windows, sizes, mirrored, factors = clips(2, 2, 9, 11)
+    frames, boxes, image_sizes, flip, jitter = clips(2, 2, 9, 11)
     rest = ([5, 6], [0.4] * 3, [0.2] * 3, dtype, channels_last)
     operator = torch.ops.cmx_fast.prepare_frames
-    torch.library.opcheck(operator, (frames, windows, sizes.int(), mirrored, factors, *rest))
-    torch.library.opcheck(operator, (frames, windows, None, None, None, *rest))
+    torch.library.opcheck(operator, (frames, boxes, image_sizes.int(), flip, jitter, *rest))
+    torch.library.opcheck(operator, (frames, boxes, None, None, None, *rest))
 
 
 def test_compiles_without_a_graph_break():
-    frames, windows, sizes, mirrored, factors = clips(2, 2, 20, 30)
+    frames, boxes, image_sizes, flip, jitter = clips(2, 2, 20, 30)
 
-    def both(frames, windows, factors):
-        options = {"size": 12, "sizes": sizes, "mirrored": mirrored, "channels_last": True}
-        return prepare_frames(frames, windows + 1, factors=factors, **options) * 2
+    def both(frames, boxes, jitter):
+        options = {"size": 12, "image_sizes": image_sizes, "flip": flip, "channels_last": True}
+        return prepare_frames(frames, boxes + 1, jitter=jitter, **options) * 2
 
     compiled = torch.compile(both, fullgraph=True)
-    torch.testing.assert_close(compiled(frames, windows, factors), both(frames, windows, factors))
+    torch.testing.assert_close(compiled(frames, boxes, jitter), both(frames, boxes, jitter))
 
 
-FRAMES, WINDOWS = torch.zeros(2, 1, 3, 8, 9, dtype=torch.uint8), torch.tensor([[0.0, 0.0, 9.0, 8.0]] * 2)
+FRAMES, BOXES = torch.zeros(2, 1, 3, 8, 9, dtype=torch.uint8), torch.tensor([[0.0, 0.0, 9.0, 8.0]] * 2)
 
 
 @pytest.mark.parametrize(
@@ -220,23 +216,23 @@ FRAMES, WINDOWS = torch.zeros(2, 1, 3, 8, 9, dtype=torch.uint8), torch.tensor([[
         ({"frames": 3}, TypeError, "frames must be a uint8 tensor .*, got int"),
         ({"frames": FRAMES[0]}, ValueError, r"frames must have shape \(B, T, 3, h, w\) with pixels"),
         ({"frames": FRAMES[..., :0]}, ValueError, r"with pixels, got \(2, 1, 3, 8, 0\)"),
-        ({"windows": None}, TypeError, r"windows must be a tensor of shape \(B, 4\), got NoneType"),
-        ({"windows": WINDOWS.int()}, TypeError, "windows must be float32"),
-        ({"windows": WINDOWS[:1]}, ValueError, r"windows must have shape \(2, 4\), got \(1, 4\)"),
-        ({"windows": WINDOWS.to("meta")}, ValueError, "windows is on meta but frames is on cpu"),
-        ({"windows": WINDOWS.clone().requires_grad_()}, ValueError, r"use windows.detach\(\)"),
-        ({"windows": WINDOWS * float("inf")}, ValueError, "windows must be finite with positive"),
-        ({"windows": -WINDOWS}, ValueError, r"positive width and height, got \[-0.0, -0.0, -9.0, -8.0\]"),
+        ({"boxes": None}, TypeError, r"boxes must be a tensor of shape \(B, 4\), got NoneType"),
+        ({"boxes": BOXES.int()}, TypeError, "boxes must be float32"),
+        ({"boxes": BOXES[:1]}, ValueError, r"boxes must have shape \(2, 4\), got \(1, 4\)"),
+        ({"boxes": BOXES.to("meta")}, ValueError, "boxes is on meta but frames is on cpu"),
+        ({"boxes": BOXES.clone().requires_grad_()}, ValueError, r"use boxes.detach\(\)"),
+        ({"boxes": BOXES * float("inf")}, ValueError, "boxes must be finite with positive"),
+        ({"boxes": -BOXES}, ValueError, r"positive width and height, got \[-0.0, -0.0, -9.0, -8.0\]"),
         ({"size": 0}, ValueError, "size must be at least 1 pixel, got 0"),
         ({"size": 2.5}, TypeError, "size must be an integer or two"),
         ({"size": (1, 2, 3)}, TypeError, "size must be an integer or two"),
-        ({"sizes": WINDOWS[:, :2]}, TypeError, r"sizes must be a tensor of integers .*; use sizes.int\(\)"),
-        ({"sizes": torch.ones(2, 3).int()}, ValueError, r"sizes must have shape \(2, 2\), got \(2, 3\)"),
-        ({"sizes": torch.tensor([[8, 9], [9, 9]])}, ValueError, r"to the frames' \(8, 9\), got \(9, 9\)"),
-        ({"mirrored": torch.ones(2)}, TypeError, "mirrored must be a bool tensor .*, got torch.float32"),
-        ({"mirrored": torch.ones(3).bool()}, ValueError, r"mirrored must have shape \(2,\), got \(3,\)"),
-        ({"factors": torch.ones(2, 4)}, ValueError, r"factors must have shape \(2, 3\), got \(2, 4\)"),
-        ({"factors": -torch.ones(2, 3)}, ValueError, "factors must be finite and at least 0"),
+        ({"image_sizes": BOXES[:, :2]}, TypeError, r"a tensor of integers .*; use image_sizes.int\(\)"),
+        ({"image_sizes": torch.ones(2, 3).int()}, ValueError, r"image_sizes must have shape \(2, 2\), got \(2, 3\)"),
+        ({"image_sizes": torch.tensor([[8, 9], [9, 9]])}, ValueError, r"to the frames' \(8, 9\), got \(9, 9\)"),
+        ({"flip": torch.ones(2)}, TypeError, "flip must be a bool tensor .*, got torch.float32"),
+        ({"flip": torch.ones(3).bool()}, ValueError, r"flip must have shape \(2,\), got \(3,\)"),
+        ({"jitter": torch.ones(2, 4)}, ValueError, r"jitter must have shape \(2, 3\), got \(2, 4\)"),
+        ({"jitter": -torch.ones(2, 3)}, ValueError, "jitter must be finite and at least 0"),
         ({"mean": "x"}, TypeError, "mean must be a number or three, got 'x'"),
         ({"mean": (1.0, 2.0)}, ValueError, "mean must be one finite number or three"),
         ({"std": 0}, ValueError, "std must not be 0, got 0"),
@@ -247,6 +243,6 @@ FRAMES, WINDOWS = torch.zeros(2, 1, 3, 8, 9, dtype=torch.uint8), torch.tensor([[
     ],
 )  # fmt: skip
 def test_refuses(changed, error, message):
-    arguments = {"frames": FRAMES, "windows": WINDOWS, "size": 4} | changed
+    arguments = {"frames": FRAMES, "boxes": BOXES, "size": 4} | changed
     with pytest.raises(error, match=message):
-        prepare_frames(arguments.pop("frames"), arguments.pop("windows"), **arguments)
+        prepare_frames(arguments.pop("frames"), arguments.pop("boxes"), **arguments)

@@ -197,7 +197,7 @@ GOOD = {"features": torch.zeros(4, 3), "labels": torch.zeros(4, dtype=torch.int6
         (
             {"labels": torch.zeros(4)},
             TypeError,
-            "labels must be an int64 tensor, got torch.float32; use labels.long",
+            "labels must be a tensor of integers, got torch.float32; use labels.long",
         ),
         (
             {"labels": torch.zeros(5, dtype=torch.int64)},

@@ -178,8 +178,8 @@ CALLS: dict[str, Call] = {
     ),
     "prepare_frames": Call(
         _frames,
-        lambda frames, windows, mirrored, factors: ops.prepare_frames(
-            frames, windows, size=24, mirrored=mirrored, factors=factors, mean=0.45, std=0.225
+        lambda frames, boxes, flip, jitter: ops.prepare_frames(
+            frames, boxes, size=24, flip=flip, jitter=jitter, mean=0.45, std=0.225
         ),
         0,
     ),

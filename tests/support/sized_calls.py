@@ -131,8 +131,8 @@ CALLS: dict[str, Sized] = {
     "prepare_frames": Sized(
         "ops.prepare_frames",
         of(
-            lambda frames, windows, mirrored, factors: ops.prepare_frames(
-                frames, windows, size=6, mirrored=mirrored, factors=factors
+            lambda frames, boxes, flip, jitter: ops.prepare_frames(
+                frames, boxes, size=6, flip=flip, jitter=jitter
             )
         ),
         lambda b, n: (

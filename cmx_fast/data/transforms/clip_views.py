@@ -58,14 +58,14 @@ class CentreCrop:
                 f"frames of shape {tuple(frames.shape)} can't hold {len(self.sizes)} clips of these sizes: "
                 f"{self.sizes.int().tolist()}"
             )
-        windows = torch.stack([self.left, self.top, self.side, self.side], 1)
+        boxes = torch.stack([self.left, self.top, self.side, self.side], 1)
         return prepare_frames(
             frames,
-            upload(windows, frames.device),
+            upload(boxes, frames.device),
             size=self.crop,
-            sizes=upload(self.sizes.int(), frames.device),
-            mirrored=upload(self.mirrored, frames.device),
-            factors=None if self.factors is None else upload(self.factors, frames.device),
+            image_sizes=upload(self.sizes.int(), frames.device),
+            flip=upload(self.mirrored, frames.device),
+            jitter=None if self.factors is None else upload(self.factors, frames.device),
             mean=MEAN,
             std=STD,
         )
