@@ -36,11 +36,17 @@ from cmx_fast.train.run_folder import RunFolder
 #: Numbers of nearest neighbours among which a hit counts (Table 5).
 RANKS = (1, 5, 10)
 #: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
-SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0)}
-FOLDED = {"ucf101": (1, 2, 3), "hmdb51": (1, 2, 3), "esc50": (1, 2, 3, 4, 5)}
+SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0), "dcase2014": (60, 1.0)}
+FOLDED = {
+    "ucf101": (1, 2, 3),
+    "hmdb51": (1, 2, 3),
+    "esc50": (1, 2, 3, 4, 5),
+    "dcase2013": (1, 2, 3, 4, 5),
+}
 
 Fold = Annotated[
-    int, typer.Option(help="Fold of ucf101, hmdb51 (1 to 3) or esc50 (1 to 5); 0: the mean of all.")
+    int,
+    typer.Option(help="Fold of ucf101, hmdb51 (1 to 3), esc50 or dcase2013 (1 to 5); 0: the mean of all."),
 ]
 Model = Annotated[str, typer.Option(help="Model of the run.")]
 
@@ -81,7 +87,9 @@ def adapters(
 def evaluate_retrieval(
     run: CMACRun,
     data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: kinetics, vggsound, ucf101 or hmdb51.")] = "ucf101",
+    dataset: Annotated[
+        str, typer.Option(help="Data set: kinetics, vggsound, folder, ucf101 or hmdb51.")
+    ] = "ucf101",
     fold: Fold = 1,
     model: Model = "cmac",
     seed: RunSeed = 0,
@@ -92,18 +100,21 @@ def evaluate_retrieval(
     network, mixed = open_model(run, model, seed, device)
     encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
     folds: list[dict[str, float]] = []
+    counts: list[dict[str, dict[str, int]]] = []
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
         clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
         for name, videos in zip(("gallery", "queries"), clips, strict=True):
             if encoder is not None:
                 file = maps_file(run, f"{dataset}_{len(folds) + 1}_{name}")
-                keep_frame_maps(videos, encoder, network.recipe, file)
+                keep_frame_maps(videos, encoder, network.recipe, file, mixed=mixed)
             typer.echo(f"{name}: {len(videos)} videos{left_out(videos.skipped)}", err=True)
         (gallery, gallery_labels), (queries, labels) = (
             video_features(network, videos, mixed=mixed) for videos in clips
         )
         folds.append(nearest(queries, labels, gallery, gallery_labels))
-    _report(run, f"retrieval-{dataset}", f"{dataset}: held-out videos among the training videos, %", folds)
+        counts.append({name: part.counts for name, part in zip(("gallery", "queries"), clips, strict=True)})
+    title = f"{dataset}: held-out videos among the training videos, %"
+    _report(run, f"retrieval-{dataset}", title, folds, counts)
 
 
 def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> dict[str, float]:
@@ -116,7 +127,7 @@ def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Te
 def evaluate_linear(
     run: CMACRun,
     data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: esc50 or dcase2013.")] = "esc50",
+    dataset: Annotated[str, typer.Option(help="Data set: esc50, dcase2013 or dcase2014.")] = "esc50",
     fold: Fold = 0,
     model: Model = "cmac",
     seed: RunSeed = 0,
@@ -128,7 +139,7 @@ def evaluate_linear(
     device = default_device()
     network, mixed = open_model(run, model, seed, device)
     count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
-    folds, known = [], dict[Path, Tensor]()
+    folds, counts, known = [], [], dict[Path, Tensor]()
     for train, test in adapters(AUDIO_SETS, dataset, data, fold):
         (rows, labels), (held, held_labels) = (
             sound_features(network, split, count, seconds, known, mixed=mixed) for split in (train, test)
@@ -137,7 +148,13 @@ def evaluate_linear(
         right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
         largest = float(held_labels.bincount().max() / len(held_labels))
         folds.append({"accuracy": float(right.double().mean()), "chance": largest})
-    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", folds)
+        counts.append(
+            {
+                name: {"listed": len(part) + len(part.skipped), "used": len(used)}
+                for name, part, used in (("train", train, labels), ("test", test, held_labels))
+            }
+        )
+    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", folds, counts)
 
 
 @torch.no_grad()
@@ -185,10 +202,16 @@ def sound_features(
     return torch.stack(rows), torch.tensor(labels)
 
 
-def _report(run: Path, name: str, title: str, folds: list[dict[str, float]]) -> None:
-    """Print the mean over folds and write ``<run>/<name>.json``."""
+def _report(
+    run: Path,
+    name: str,
+    title: str,
+    folds: list[dict[str, float]],
+    counts: list[dict[str, dict[str, int]]],
+) -> None:
+    """Print the mean over folds and write ``<run>/<name>.json``, with the recordings of each fold's parts."""
     mean = {key: sum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
-    result: dict[str, Any] = {"mean": mean, "folds": folds}
+    result: dict[str, Any] = {"mean": mean, "folds": folds, "recordings": counts}
     (run / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     table = new_table(title, mean)
     for number, fold in enumerate(folds, 1) if len(folds) > 1 else ():

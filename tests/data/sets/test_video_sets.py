@@ -199,7 +199,7 @@ def test_a_folder_is_split_by_the_names_of_its_videos(tmp_path):
     names = [f"clip {number}" for number in range(300)]
     touch(tmp_path, *(f"{name}.mp4" for name in names), "notes.txt")
     splits = {split: [entry.name for entry in folder(tmp_path, split)] for split in ("train", "val", "test")}
-    assert sorted(sum(splits.values(), [])) == sorted(names)
+    assert sorted(name for part in splits.values() for name in part) == sorted(names)
     shares = [len(part) / 300 for part in splits.values()]
     assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
     # Neither new videos nor another folder or container moves a video to another part.

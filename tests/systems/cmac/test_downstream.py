@@ -56,7 +56,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ucf101(tmp_path_factory):
-    """Two classes that differ in their pictures: bright and dark."""
+    """Two classes that differ in their pictures: bright and dark; one video is shorter than a clip."""
     root = tmp_path_factory.mktemp("ucf")
     lists = root / "ucfTrainTestlist"
     lists.mkdir()
@@ -68,7 +68,7 @@ def ucf101(tmp_path_factory):
             name = f"{label}/v_{label}_g0{number}_c01.avi"
             # UCF101's videos are MPEG-4 in AVI, most without sound.
             options = {"codec": "mpeg4", "audio": None, "size": (64, 48)}
-            write_video(root / "UCF-101" / name, 32, times=None, **options)
+            write_video(root / "UCF-101" / name, 32 if number else 12, times=None, **options)
             listed["train" if number < 4 else "test"].append(f"{name} {2 - lightness}\n")
     for split, lines in listed.items():
         for fold in (1, 2, 3):
@@ -101,6 +101,12 @@ def test_retrieval_of_videos_without_sound(run, ucf101, capsys):
     result = json.loads((run / "retrieval-ucf101.json").read_text())
     assert set(result["mean"]) == {"R@1", "R@5", "R@10", "chance"} and result["mean"]["chance"] == 0.5
     assert "gallery: 8 videos" in capsys.readouterr().err
+    assert result["recordings"] == [
+        {
+            "gallery": {"listed": 8, "used": 8, "looped": 2},
+            "queries": {"listed": 2, "used": 2, "looped": 0},
+        }
+    ]
 
 
 def test_linear_classification_of_sounds_over_five_folds(run, tmp_path, capsys):
@@ -111,6 +117,22 @@ def test_linear_classification_of_sounds_over_five_folds(run, tmp_path, capsys):
     assert len(result["folds"]) == 5
     assert result["mean"]["accuracy"] == 1.0  # random features tell a low tone from a high one
     assert "1-0.wav" in capsys.readouterr().err
+    assert result["recordings"][0] == {"train": {"listed": 8, "used": 8}, "test": {"listed": 2, "used": 1}}
+
+
+def test_linear_classification_of_scenes_in_both_protocols(run, tmp_path):
+    time = np.arange(2 * 16000) / 16000
+    for folder in ("scenes_stereo", "scenes_stereo_testset"):
+        (tmp_path / folder).mkdir()
+        for number in range(1, 11):
+            for name, pitch in (("bus", 200), ("park", 3000)):
+                wave = 0.3 * np.sin(2 * np.pi * (pitch + 9 * number) * time)
+                soundfile.write(tmp_path / folder / f"{name}{number:02d}.wav", wave, 16000)
+    for dataset, folds in (("dcase2013", 5), ("dcase2014", 1)):
+        evaluate_linear(run, tmp_path, dataset)
+        result = json.loads((run / f"linear-{dataset}.json").read_text())
+        assert len(result["folds"]) == folds and result["mean"]["accuracy"] == 1.0
+    assert result["recordings"] == [{"train": {"listed": 20, "used": 20}, "test": {"listed": 20, "used": 20}}]
 
 
 TUNING = ["epochs=1", "clips=1", "batch=4", "warmup_epochs=0"]
@@ -144,7 +166,7 @@ def test_the_rate_warms_up_and_falls_twice():
     [
         (
             {"dataset": "imagenet"},
-            "dataset must be one of kinetics, vggsound, ucf101, hmdb51; got 'imagenet'",
+            "dataset must be one of kinetics, vggsound, ucf101, hmdb51, folder; got 'imagenet'",
         ),
         ({"fold": 4}, "fold must be 1 to 3, or 0 for all; got 4"),
         ({"model": "contrast"}, "model must be one of the run's cmac; got 'contrast'"),
