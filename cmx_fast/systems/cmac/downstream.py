@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.options import EncoderFile, default_device
 from cmx_fast.train.run_folder import RunFolder
 
@@ -37,6 +39,8 @@ from cmx_fast.train.run_folder import RunFolder
 RANKS = (1, 5, 10)
 #: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
 SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0), "dcase2014": (60, 1.0)}
+#: Models that ``cmx evaluate linear`` knows without training, and the ways in which it pools an encoder's maps.
+BASELINES, POOLS = ("scratch", "log-mel"), ("mean", "bands")
 FOLDED = {
     "ucf101": (1, 2, 3),
     "hmdb51": (1, 2, 3),
@@ -51,15 +55,26 @@ Fold = Annotated[
 Model = Annotated[str, typer.Option(help="Model of the run.")]
 
 
-def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool]:
+def open_model(
+    run: Path, name: str, seed: int, device: str, untrained: tuple[str, ...] = ()
+) -> tuple[CMAC, bool]:
     """Open a finished model of a run in evaluation mode; True beside it if the run had mixed precision.
+
+    Those that ``untrained`` names have the seed's first weights, whatever the run has trained.
 
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
     """
     finished = RunFolder.open_finished(run, "train cmac")
     config = finished.config
-    for option, value, known in (("model", name, config["models"]), ("seed", seed, config["seeds"])):
+    if name in untrained:
+        recipe = finished.recipe(CMACRecipe)
+        model = initialised(seed, lambda: new_model("scratch", recipe))
+        return model.to(device).eval(), config["precision"] == "bf16"
+    for option, value, known in (
+        ("model", name, [*config["models"], *untrained]),
+        ("seed", seed, config["seeds"]),
+    ):
         if value not in known:
             raise ValueError(f"{option} must be one of the run's {', '.join(map(str, known))}; got {value!r}")
     model = new_model(name, finished.recipe(CMACRecipe))
@@ -129,20 +144,34 @@ def evaluate_linear(
     data: DataFolder,
     dataset: Annotated[str, typer.Option(help="Data set: esc50, dcase2013 or dcase2014.")] = "esc50",
     fold: Fold = 0,
-    model: Model = "cmac",
+    model: Annotated[
+        str, typer.Option(help="Model of the run, or without training: scratch, or log-mel.")
+    ] = "cmac",
+    pool: Annotated[
+        str,
+        typer.Option(help="Features: mean of the encoder's maps, or bands: mean and deviation over time."),
+    ] = "mean",
     seed: RunSeed = 0,
 ) -> None:
     """Classify sounds by a linear machine on the frozen audio encoder (Table 6).
 
-    It is trained on clips; a held-out sound's class is that of its clips' mean decision.
+    It is trained on clips; a held-out sound's class is that of its clips' mean decision. Two baselines need no
+    training: "scratch", the encoder with the seed's first weights, and "log-mel", means and deviations over time of
+    the log filterbank.
     """
+    if pool not in POOLS:
+        raise ValueError(f"pool must be {' or '.join(POOLS)}; got {pool!r}")
     device = default_device()
-    network, mixed = open_model(run, model, seed, device)
+    network, mixed = open_model(run, model, seed, device, BASELINES)
+    describe = functools.partial(
+        log_mel_features if model == "log-mel" else encoder_features, network, bands=pool == "bands"
+    )
     count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
     folds, counts, known = [], [], dict[Path, Tensor]()
     for train, test in adapters(AUDIO_SETS, dataset, data, fold):
         (rows, labels), (held, held_labels) = (
-            sound_features(network, split, count, seconds, known, mixed=mixed) for split in (train, test)
+            sound_features(network, describe, split, count, seconds, known, mixed=mixed)
+            for split in (train, test)
         )
         values = classify(rows.flatten(0, 1), labels.repeat_interleave(count), held.flatten(0, 1))
         right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
@@ -154,12 +183,31 @@ def evaluate_linear(
                 for name, part, used in (("train", train, labels), ("test", test, held_labels))
             }
         )
-    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", folds, counts)
+    title = f"{dataset}, {model}: classes by a linear classifier, %"
+    _report(run, f"linear-{dataset}-{model}", title, folds, counts)
+
+
+def encoder_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
+    """Features (B, D) of sounds by the audio encoder: unit vectors of its maps' means, or ``bands``."""
+    maps = model.audio.encoder(model.spectrogram(waves)).float()
+    return over_time(maps) if bands else F.normalize(maps.flatten(2).mean(2), dim=1)
+
+
+def log_mel_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
+    """Means and deviations over time (B, 2 filters) of the log filterbank."""
+    return over_time(model.filterbank(waves)[:, None])
+
+
+def over_time(maps: Tensor) -> Tensor:
+    """Means and deviations over the last dimension, time, of maps (B, C, F, T): (B, 2 C F)."""
+    deviations, means = torch.std_mean(maps.float(), 3, correction=0)
+    return torch.cat([means, deviations], 1).flatten(1)
 
 
 @torch.no_grad()
 def sound_features(
     model: CMAC,
+    describe: Callable[[Tensor], Tensor],
     recordings: Recordings,
     count: int,
     seconds: float,
@@ -167,10 +215,11 @@ def sound_features(
     *,
     mixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled audio features (N, count, channels) of ``count`` evenly spaced clips of each sound, and labels (N,).
+    """Features (N, count, D) of ``count`` evenly spaced clips of each sound, and labels (N,).
 
-    ``known`` keeps the features of every file, as folds share their sounds. Sounds that can't be read or are shorter
-    than a clip are left out, and named on the standard error stream.
+    ``describe`` gives those of waves at the model's rate, (B, samples) to (B, D). ``known`` keeps the features of every
+    file, as folds share their sounds. Sounds that can't be read or are shorter than a clip are left out, and named on
+    the standard error stream.
     """
     soundfile = require("soundfile", "media")
     rate = model.recipe.sample_rate
@@ -191,8 +240,7 @@ def sound_features(
         starts = torch.linspace(0, length - seconds, count).tolist()
         waves = torch.stack([read_wave(entry.path, start, seconds, rate) for start in starts]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            maps = model.audio.encoder(model.spectrogram(waves))
-        known[entry.path] = F.normalize(maps.float().flatten(2).mean(2), dim=1).cpu()
+            known[entry.path] = describe(waves).float().cpu()
         rows.append(known[entry.path])
         labels.append(entry.label)
     for path, reason in skipped:
