@@ -56,7 +56,7 @@ VideoEncoder: TypeAlias = R2Plus1D | TemporalEncoder
 def video_encoder(recipe: CMACRecipe) -> VideoEncoder:
     """The recipe's video encoder with fresh weights: R(2+1)D on frames, or temporal convolutions on maps of them."""
     if recipe.frame_channels:
-        return TemporalEncoder(recipe.frame_channels, recipe.width)
+        return TemporalEncoder(recipe.frame_channels, recipe.width, recipe.frame_motion)
     return R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention)
 
 

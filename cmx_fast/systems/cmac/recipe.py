@@ -96,6 +96,9 @@ class CMACRecipe(Presets):
     #: Channels of the maps of --encoder [O]: temporal convolutions on them are the video encoder then; 0: none.
     frame_channels: Size = 0
     frame_stride: Size = 0  # [O] of the maps of --encoder; 0: its coarsest
+    frame_motion: bool = (
+        False  # [O] the maps of --encoder less their mean over the clip: what moves alone is seen
+    )
     filters: Count = 512  # [P] channels of g and of the filters
     embedding: Count = 256  # [P]
     #: "mlp": GDT's head, one per modality [R]. "linear": one layer each. "shared": one layer for both [O]; embeddings

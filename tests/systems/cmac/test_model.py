@@ -170,6 +170,13 @@ def test_positives_within_the_modality():
     torch.testing.assert_close(losses["within"], expected)
 
 
+def test_motion_alone_is_seen():
+    moving, still = (tiny(frame_channels=6, frame_motion=motion).video.encoder for motion in (True, False))
+    maps, place = torch.randn(3, 6, 8, 2, 2), torch.randn(3, 6, 1, 2, 2)
+    torch.testing.assert_close(moving(maps), moving(maps + place), rtol=1e-3, atol=1e-4)
+    assert (still(maps) - still(maps + place)).abs().max() > 0.1
+
+
 def test_keys_follow_slowly():
     model = tiny(bank=6, momentum=0.75)
     key, query = model.keys["video"].encoder.stem[0].weight, model.video.encoder.stem[0].weight
