@@ -64,6 +64,11 @@ def rank(queries: Tensor, gallery: Tensor, k: int) -> Tensor:
     return torch.from_numpy(nearest)
 
 
+def recall_at_one(queries: Tensor, gallery: Tensor) -> float:
+    """The share of queries whose nearest gallery row by cosine is their own."""
+    return float((rank(queries, gallery, 1)[:, 0] == torch.arange(len(queries))).double().mean())
+
+
 def hits(ranked: Tensor, gallery_labels: Tensor, query_labels: Tensor) -> Tensor:
     """(Q, K) bool: True where one of the first 1..K answers has the query's label."""
     return (gallery_labels[ranked] == query_labels[:, None]).cummax(dim=1).values

@@ -83,12 +83,14 @@ class TemporalEncoder(nn.Module):
     """Maps of a clip's frames by a fixed picture encoder, (B, C, T, h, w), to (B, 8 width, T / 8, h, w), rounded up.
 
     The channels are standardised over the batch and projected; three temporal convolutions of 3 frames and stride 2
-    follow. A position of the map is never mixed with another.
+    follow. A position of the map is never mixed with another. With ``motion`` each position's mean over the clip is
+    taken off first.
     """
 
-    def __init__(self, inputs: int, width: int = 64):
+    def __init__(self, inputs: int, width: int = 64, motion: bool = False):
         super().__init__()
-        self.channels = channels = 8 * width
+        self.channels, self.motion = 8 * width, motion
+        channels = self.channels
         self.standardise = nn.BatchNorm3d(inputs, affine=False)
         layers: list[nn.Module] = [nn.Conv3d(inputs, channels, 1, bias=False)]
         for _ in range(3):
@@ -101,6 +103,8 @@ class TemporalEncoder(nn.Module):
         initialise(self)
 
     def forward(self, maps: Tensor) -> Tensor:
+        if self.motion:
+            maps = maps - maps.mean(2, keepdim=True)
         return self.layers(self.standardise(maps))
 
 

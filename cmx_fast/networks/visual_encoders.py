@@ -92,8 +92,11 @@ class VisualEncoder(FixedEncoder):
         self.multiple = max(self.strides) if self.any_size else self.size
         self.fix()
 
-    def maps(self, pictures: Tensor) -> list[Tensor]:
+    def maps(self, pictures: Tensor, coarsest: int | None = None) -> list[Tensor]:
         """The maps (B, channels[i], H / strides[i], W / strides[i]) of pictures (B, 3, H, W) in [0, 1], finest first.
+
+        Args:
+            coarsest: the stride of the last map that is wanted; the layers behind it are not computed.
 
         Raises:
             ValueError: another shape, or sides that are not multiples of ``multiple``.
@@ -104,7 +107,8 @@ class VisualEncoder(FixedEncoder):
             raise ValueError(f"pictures must be {self.size} x {self.size} for {self.name}; got {sides}")
         if any(side % self.multiple for side in sides):
             raise ValueError(f"H and W must be multiples of {self.multiple} for {self.name}; got {sides}")
-        return self.trunk(self._standardised(pictures))
+        last = None if coarsest is None else 1 + self.strides.index(coarsest)
+        return self.trunk(self._standardised(pictures), last=last)
 
     def check_size(self, size: int) -> None:
         """Check that :meth:`maps` takes squares of ``size`` pixels.

@@ -13,6 +13,8 @@ from torch.func import functional_call
 class Trunk(nn.Module):
     """A network of standardised pictures: ``trunk(x)`` gives its maps, ``trunk(x, pooled=True)`` one vector each.
 
+    ``trunk(x, last=n)`` gives the first n of the maps that are kept, and computes no layer behind them.
+
     Attributes:
         kept: numbers of the maps that are given; None: all that the network has.
         any_size: False if positions or windows hold the network to the side that it was trained at.
@@ -21,9 +23,13 @@ class Trunk(nn.Module):
     kept: tuple[int, ...] | None = None
     any_size = True
 
-    def forward(self, x: Tensor, pooled: bool = False) -> Any:
+    def forward(self, x: Tensor, pooled: bool = False, last: int | None = None) -> Any:
         """Maps, a list of (B, C, h, w), or the pooled vectors (B, D)."""
         raise NotImplementedError
+
+    def wanted(self, last: int | None) -> tuple[int, ...] | None:
+        """The numbers of the first ``last`` maps that are kept, or of all; None: all that the network has."""
+        return self.kept if self.kept is None else self.kept[:last]
 
 
 class SequentialTrunk(Trunk):
@@ -55,15 +61,15 @@ class SequentialTrunk(Trunk):
             steps += child.children() if isinstance(child, nn.Sequential) else [child]
         return steps
 
-    def forward(self, x: Tensor, pooled: bool = False) -> Any:
+    def forward(self, x: Tensor, pooled: bool = False, last: int | None = None) -> Any:
         if pooled:
             return self.model(x)
-        maps = []
+        maps, wanted = [], self.wanted(last)
         for number, step in enumerate(self.steps()):
             x = step(x)
-            if self.kept is None or number in self.kept:
+            if wanted is None or number in wanted:
                 maps.append(x)
-            if self.kept is not None and number == self.kept[-1]:
+            if wanted is not None and number == wanted[-1]:
                 break
         return maps
 
@@ -75,10 +81,11 @@ class TimmTrunk(Trunk):
         super().__init__()
         self.model, self.any_size = model, any_size
 
-    def forward(self, x: Tensor, pooled: bool = False) -> Any:
+    def forward(self, x: Tensor, pooled: bool = False, last: int | None = None) -> Any:
         if pooled:
             return self.model(x)
-        indices = None if self.kept is None else list(self.kept)
+        wanted = self.wanted(last)
+        indices = None if wanted is None else list(wanted)
         return self.model.forward_intermediates(
             x, indices=indices, norm=isotropic(self), stop_early=True, intermediates_only=True
         )
@@ -91,12 +98,13 @@ class ClipTrunk(Trunk):
         super().__init__()
         self.model, self.any_size = tower, any_size
 
-    def forward(self, x: Tensor, pooled: bool = False) -> Any:
+    def forward(self, x: Tensor, pooled: bool = False, last: int | None = None) -> Any:
         if pooled:
             return self.model(x)
+        wanted = self.wanted(last)
         return self.model.forward_intermediates(
             x,
-            indices=None if self.kept is None else list(self.kept),
+            indices=None if wanted is None else list(wanted),
             normalize_intermediates=isotropic(self),
             stop_early=True,
             intermediates_only=True,

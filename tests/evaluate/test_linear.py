@@ -6,6 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn", reason="needs the evaluate extra")
+from cmx_fast.evaluate import linear
 from cmx_fast.evaluate.linear import accuracy, classify
 
 
@@ -19,6 +20,23 @@ def test_separable_classes_are_told_apart_whatever_the_scale(classes):
         return 1000 + 1e-2 * (centres[labels] + 0.05 * torch.randn(len(labels), 10, generator=generator))
 
     assert accuracy(draw(), labels, draw(), labels) == 1.0
+
+
+def test_many_rows_are_classified_by_gradient_descent(monkeypatch):
+    monkeypatch.setattr(linear, "MOST_ROWS", 500)
+    generator = torch.Generator().manual_seed(0)
+    centres, labels = torch.randn(7, 10, generator=generator), torch.tensor([0, 2, 5, 6]).repeat(150)
+
+    def draw():
+        return 1000 + 1e-2 * (centres[labels] + 0.5 * torch.randn(len(labels), 10, generator=generator))
+
+    train, test = draw(), draw()
+    values = classify(train, labels, test)
+    assert values.shape == (600, 7) and values[:, [1, 3, 4]].isinf().all()
+    assert values.equal(linear.descend(train, labels, test))  # the same twice
+    right = float((values.argmax(1) == labels).double().mean())
+    monkeypatch.setattr(linear, "MOST_ROWS", 1000)
+    assert right > accuracy(train, labels, test, labels) - 0.02
 
 
 def test_classes_that_training_lacks_are_never_answered():

@@ -72,6 +72,16 @@ def test_torchvision_names_take_their_statistics_and_give_the_classifiers_input(
     assert open_visual_encoder(f"resnet18={file}").fingerprint() == encoder.fingerprint()
 
 
+def test_layers_behind_the_map_that_is_wanted_are_not_computed(resnet, monkeypatch):
+    encoder = open_visual_encoder(f"torchvision:resnet18={resnet[1]}")
+    pictures = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        whole = encoder.maps(pictures)
+        monkeypatch.setattr(encoder.trunk.model, "layer3", None)
+        first = encoder.maps(pictures, coarsest=8)
+    assert len(first) == 3 and all(a.equal(b) for a, b in zip(first, whole))
+
+
 @pytest.mark.parametrize(
     ("name", "strides", "width"),
     [

@@ -30,7 +30,10 @@ def random_stream(seed: int, epoch: int, index: int, stream: int) -> torch.Gener
 
 @dataclass(frozen=True)
 class ClipFormat:
-    """The settings of :class:`cmx_fast.data.loaders.clips.Clips`; ``samples`` is 0 without sound."""
+    """The settings of :class:`cmx_fast.data.loaders.clips.Clips`; ``samples`` is 0 without sound.
+
+    ``loop``: pictures of a recording that is shorter than a clip begin again from its start.
+    """
 
     frames: int
     fps: float
@@ -38,6 +41,7 @@ class ClipFormat:
     sample_rate: int
     short_side: int
     backend: str
+    loop: bool = False
 
     @property
     def seconds(self) -> float:
@@ -46,7 +50,7 @@ class ClipFormat:
 
     def starts(self, media: Media) -> int:
         """The number of places of the grid of 1 / fps at which a clip of this recording can begin."""
-        return 1 + int((media.seconds - self.seconds) * self.fps + 1e-6)
+        return 1 + max(0, int((media.seconds - self.seconds) * self.fps + 1e-6))
 
 
 @dataclass
@@ -64,6 +68,14 @@ class Source:
         """Seconds on the recording's clock of a place on the grid."""
         return self.media[index].start + place / self.format.fps
 
+    def moment(self, index: int, place: int) -> float:
+        """The second at which the frame of a place on the grid is shown: of a recording that loops, within it."""
+        seconds = place / self.format.fps
+        media = self.media[index]
+        if self.format.loop and media.seconds < self.format.seconds:
+            seconds %= media.seconds
+        return media.start + seconds
+
     def cut(self, requests: Sequence[tuple[int, list[int]]]) -> list[Cut | BrokenVideoError]:
         """The clips of each recording that begin at these places of its grid, or why there are none."""
         if self.kept:
@@ -75,7 +87,7 @@ class Source:
     def whole(self, index: int) -> Cut | BrokenVideoError:
         """All frames and sound that clips of a recording can show, to be ``kept``."""
         last = self.format.starts(self.media[index]) - 1
-        times = [self.start(index, place) for place in range(last + self.format.frames)]
+        times = [self.moment(index, place) for place in range(last + self.format.frames)]
         try:
             frames = read_frames(
                 self.paths[index], times, short_side=self.format.short_side, backend=self.format.backend
@@ -123,7 +135,7 @@ class Source:
 
     def _times(self, index: int, places: list[int]) -> list[float]:
         """The seconds at which the frames of these clips are shown."""
-        return [self.start(index, place + k) for place in places for k in range(self.format.frames)]
+        return [self.moment(index, place + k) for place in places for k in range(self.format.frames)]
 
     def _first(self, index: int, place: int) -> int:
         return round(self.start(index, place) * self.format.sample_rate)

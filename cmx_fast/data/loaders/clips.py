@@ -38,6 +38,8 @@ class Clips:
         recordings: of videos; their own ``skipped`` begins the list of this one.
         seconds: of sound; ``audio=False`` gives pictures alone and takes recordings without sound too.
         short_side: pixels of the shorter side after resizing.
+        loop: take recordings that are shorter than a clip, too, and show them again from their start until the clip is
+            full: for pictures alone.
         backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes the pictures of a batch together in
             this process (loader workers can't use the GPU) and leaves the sound to PyAV.
         cache: decode everything once, now, and cut clips from memory: ``3 h w`` bytes per frame at ``fps``.
@@ -67,6 +69,7 @@ class Clips:
         sample_rate: int = 24000,
         short_side: int = 160,
         audio: bool = True,
+        loop: bool = False,
         backend: str = "auto",
         cache: bool = False,
         workers: int | None = None,
@@ -81,11 +84,13 @@ class Clips:
         ):
             if value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if loop and audio:
+            raise ValueError("loop is for pictures alone, with audio=False: a sound is not played twice")
         check_backend(backend)
         self.device = torch.device(device)
         self.workers = CORES if workers is None else workers
         samples = round(seconds * sample_rate) if audio else 0
-        format = ClipFormat(frames, fps, samples, sample_rate, short_side, backend)
+        format = ClipFormat(frames, fps, samples, sample_rate, short_side, backend, loop)
         self.entries: list[Recording] = []
         self.media: list[Media] = []
         self.skipped: list[tuple[Path, str]] = list(recordings.skipped)
@@ -100,6 +105,7 @@ class Clips:
                     self.skipped.append((path, outcome))
         if not self.entries:
             raise ValueError(f"none of {len(paths)} recordings can be used: {self._reasons()}")
+        self._never_used = len(self.skipped)
         self.labels = torch.tensor([entry.label for entry in self.entries], dtype=torch.int64)
         self.keeps_maps = False
         self._source = Source([entry.path for entry in self.entries], self.media, format, self.workers)
@@ -149,6 +155,14 @@ class Clips:
                 batch |= {name: upload(batch[name], self.device) for name in ("frames", "wave")}
                 wave = batch.pop("wave").float() / 32768
                 yield batch if wave.shape[-1] == 0 else batch | {"wave": wave}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The recordings that were "listed", those "used" so far, and how many of these are "looped"."""
+        shape, broken = self._source.format, self._source.broken
+        used = [media for index, media in enumerate(self.media) if index not in broken]
+        looped = sum(shape.loop and media.seconds < shape.seconds for media in used)
+        return {"listed": len(self.entries) + self._never_used, "used": len(used), "looped": looped}
 
     def frame_counts(self) -> list[int]:
         """The frames of each recording that clips can show, those at its places of the grid and up to a clip's end."""
@@ -243,6 +257,8 @@ def _media_or_problem(path: Path, format: ClipFormat) -> Media | str:
         return error.reason
     except OSError:
         return "missing"
+    if format.loop and media.seconds > 0:
+        return media
     if media.seconds < format.seconds + MARGIN:
         return f"too short: plays {media.seconds:.2f} s, clips need {format.seconds + MARGIN:.2f} s"
     return media

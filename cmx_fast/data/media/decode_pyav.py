@@ -242,6 +242,11 @@ def _pictures(path: Path, decoded: list[Any], short_side: int) -> Tensor:
         if earlier < place:
             pictures[place] = pictures[earlier]
             continue
+        if (width, height) == (frame.width, frame.height) and width % 8:
+            # Where nothing is resized, swscale's conversion to planes leaves the last width % 8 columns unwritten.
+            whole = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            pictures[place] = whole.transpose(2, 0, 1)
+            continue
         # To planes: no bytes to interleave and part again, and colours at full width. The loader's workers are the
         # threads here, too.
         planar = converter.reformat(frame, width, height, "gbrp", interpolation="BILINEAR", threads=1)

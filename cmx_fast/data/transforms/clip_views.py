@@ -13,6 +13,19 @@ from cmx_fast.ops import prepare_frames
 MEAN, STD = 0.45, 0.225
 
 
+def check_window(window: tuple[float, ...]) -> None:
+    """Raise a ValueError unless a window is empty, or left, top, width and height within [0, 1]."""
+    if not window:
+        return
+    if len(window) == 4:
+        left, top, width, height = window
+        if min(window) >= 0 < min(width, height) and max(left + width, top + height) <= 1 + 1e-6:
+            return
+    raise ValueError(
+        f"window must be left, top, width and height, shares of the frame that stay in it; got {window}"
+    )
+
+
 class CentreCrop:
     """The largest centred square of each clip, resized to ``crop`` pixels.
 
@@ -21,6 +34,8 @@ class CentreCrop:
             :class:`cmx_fast.data.loaders.clips.Clips`, on the host, so that no view waits for the device that
             prepares it.
         crop: side of the views; 128 is CMAC's.
+        window: left, top, width and height of the part of every frame that is seen, as shares of its width and height;
+            empty: all of it.
 
     Attributes:
         left, top, side: (B,) float32, each clip's window in pixels of its frames.
@@ -28,20 +43,26 @@ class CentreCrop:
         factors: (B, 3), brightness, contrast and saturation; None leaves colours as they are.
 
     Raises:
-        ValueError: ``sizes`` of another shape, or frames that are smaller than ``sizes`` says or not uint8.
+        ValueError: ``sizes`` of another shape, a window that is not in the frame, or frames that are smaller than
+            ``sizes`` says or not uint8.
     """
 
     factors: Tensor | None = None
 
-    def __init__(self, sizes: Tensor, *, crop: int = 128):
+    def __init__(self, sizes: Tensor, *, crop: int = 128, window: tuple[float, ...] = ()):
         if sizes.ndim != 2 or sizes.shape[1] != 2:
             raise ValueError(f"sizes must be (B, 2), height and width, got shape {tuple(sizes.shape)}")
         if crop < 1:
             raise ValueError(f"crop must be at least 1, got {crop}")
+        check_window(window)
         self.crop, self.sizes = crop, sizes.cpu().float()
         height, width = self.sizes.unbind(1)
-        self.side = torch.minimum(height, width)
-        self.left, self.top = (width - self.side) / 2, (height - self.side) / 2
+        left, top, of_width, of_height = window or (0.0, 0.0, 1.0, 1.0)
+        #: Corner, width and height of what is seen, in pixels of the frames.
+        self.seen = (left * width, top * height, of_width * width, of_height * height)
+        self.side = torch.minimum(*self.seen[2:])
+        self.left = self.seen[0] + (self.seen[2] - self.side) / 2
+        self.top = self.seen[1] + (self.seen[3] - self.side) / 2
         self.mirrored = torch.zeros(len(sizes), dtype=torch.bool)
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -102,8 +123,9 @@ class ClipViews(CentreCrop):
         crop: int = 128,
         smallest_crop: float = 0.8,
         jitter: float = 0.0,
+        window: tuple[float, ...] = (),
     ):
-        super().__init__(sizes, crop=crop)
+        super().__init__(sizes, crop=crop, window=window)
         if len(index) != len(sizes):
             raise ValueError(f"index and sizes must count the same clips, got {len(index)} and {len(sizes)}")
         if not 0 < smallest_crop <= 1:
@@ -114,9 +136,10 @@ class ClipViews(CentreCrop):
             torch.rand(7, generator=random_stream(seed, epoch, clip, AUGMENTED)) for clip in index.tolist()
         ]
         drawn = torch.stack(rows)
-        height, width = self.sizes.unbind(1)
+        left, top, width, height = self.seen
         self.side = self.side / (1 + drawn[:, 0] * (1 / smallest_crop - 1))
-        self.left, self.top = drawn[:, 1] * (width - self.side), drawn[:, 2] * (height - self.side)
+        self.left = left + drawn[:, 1] * (width - self.side)
+        self.top = top + drawn[:, 2] * (height - self.side)
         self.mirrored = drawn[:, 3] < 0.5
         if jitter:
             self.factors = 1 + jitter * (2 * drawn[:, 4:] - 1)

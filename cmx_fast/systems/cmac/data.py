@@ -78,6 +78,7 @@ class ClipBatches:
                 crop=recipe.size,
                 smallest_crop=recipe.smallest_crop,
                 jitter=recipe.jitter,
+                window=recipe.window,
             )
             clip = views(frames)
         batch = {f"clip{suffix}": clip}

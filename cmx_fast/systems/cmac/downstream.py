@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,30 +31,50 @@ from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.train.initial import initialised
 from cmx_fast.train.options import EncoderFile, default_device
 from cmx_fast.train.run_folder import RunFolder
 
 #: Numbers of nearest neighbours among which a hit counts (Table 5).
 RANKS = (1, 5, 10)
 #: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
-SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0)}
-FOLDED = {"ucf101": (1, 2, 3), "hmdb51": (1, 2, 3), "esc50": (1, 2, 3, 4, 5)}
+SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0), "dcase2014": (60, 1.0)}
+#: Models that ``cmx evaluate linear`` knows without training, and the ways in which it pools an encoder's maps.
+BASELINES, POOLS = ("scratch", "log-mel"), ("mean", "bands")
+FOLDED = {
+    "ucf101": (1, 2, 3),
+    "hmdb51": (1, 2, 3),
+    "esc50": (1, 2, 3, 4, 5),
+    "dcase2013": (1, 2, 3, 4, 5),
+}
 
 Fold = Annotated[
-    int, typer.Option(help="Fold of ucf101, hmdb51 (1 to 3) or esc50 (1 to 5); 0: the mean of all.")
+    int,
+    typer.Option(help="Fold of ucf101, hmdb51 (1 to 3), esc50 or dcase2013 (1 to 5); 0: the mean of all."),
 ]
 Model = Annotated[str, typer.Option(help="Model of the run.")]
 
 
-def open_model(run: Path, name: str, seed: int, device: str) -> tuple[CMAC, bool]:
+def open_model(
+    run: Path, name: str, seed: int, device: str, untrained: tuple[str, ...] = ()
+) -> tuple[CMAC, bool]:
     """Open a finished model of a run in evaluation mode; True beside it if the run had mixed precision.
+
+    Those that ``untrained`` names have the seed's first weights, whatever the run has trained.
 
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
     """
     finished = RunFolder.open_finished(run, "train cmac")
     config = finished.config
-    for option, value, known in (("model", name, config["models"]), ("seed", seed, config["seeds"])):
+    if name in untrained:
+        recipe = finished.recipe(CMACRecipe)
+        model = initialised(seed, lambda: new_model("scratch", recipe))
+        return model.to(device).eval(), config["precision"] == "bf16"
+    for option, value, known in (
+        ("model", name, [*config["models"], *untrained]),
+        ("seed", seed, config["seeds"]),
+    ):
         if value not in known:
             raise ValueError(f"{option} must be one of the run's {', '.join(map(str, known))}; got {value!r}")
     model = new_model(name, finished.recipe(CMACRecipe))
@@ -81,7 +102,9 @@ def adapters(
 def evaluate_retrieval(
     run: CMACRun,
     data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: kinetics, vggsound, ucf101 or hmdb51.")] = "ucf101",
+    dataset: Annotated[
+        str, typer.Option(help="Data set: kinetics, vggsound, folder, ucf101 or hmdb51.")
+    ] = "ucf101",
     fold: Fold = 1,
     model: Model = "cmac",
     seed: RunSeed = 0,
@@ -92,18 +115,21 @@ def evaluate_retrieval(
     network, mixed = open_model(run, model, seed, device)
     encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
     folds: list[dict[str, float]] = []
+    counts: list[dict[str, dict[str, int]]] = []
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
         clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
         for name, videos in zip(("gallery", "queries"), clips, strict=True):
             if encoder is not None:
                 file = maps_file(run, f"{dataset}_{len(folds) + 1}_{name}")
-                keep_frame_maps(videos, encoder, network.recipe, file)
+                keep_frame_maps(videos, encoder, network.recipe, file, mixed=mixed)
             typer.echo(f"{name}: {len(videos)} videos{left_out(videos.skipped)}", err=True)
         (gallery, gallery_labels), (queries, labels) = (
             video_features(network, videos, mixed=mixed) for videos in clips
         )
         folds.append(nearest(queries, labels, gallery, gallery_labels))
-    _report(run, f"retrieval-{dataset}", f"{dataset}: held-out videos among the training videos, %", folds)
+        counts.append({name: part.counts for name, part in zip(("gallery", "queries"), clips, strict=True)})
+    title = f"{dataset}: held-out videos among the training videos, %"
+    _report(run, f"retrieval-{dataset}", title, folds, counts)
 
 
 def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> dict[str, float]:
@@ -116,33 +142,72 @@ def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Te
 def evaluate_linear(
     run: CMACRun,
     data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: esc50 or dcase2013.")] = "esc50",
+    dataset: Annotated[str, typer.Option(help="Data set: esc50, dcase2013 or dcase2014.")] = "esc50",
     fold: Fold = 0,
-    model: Model = "cmac",
+    model: Annotated[
+        str, typer.Option(help="Model of the run, or without training: scratch, or log-mel.")
+    ] = "cmac",
+    pool: Annotated[
+        str,
+        typer.Option(help="Features: mean of the encoder's maps, or bands: mean and deviation over time."),
+    ] = "mean",
     seed: RunSeed = 0,
 ) -> None:
     """Classify sounds by a linear machine on the frozen audio encoder (Table 6).
 
-    It is trained on clips; a held-out sound's class is that of its clips' mean decision.
+    It is trained on clips; a held-out sound's class is that of its clips' mean decision. Two baselines need no
+    training: "scratch", the encoder with the seed's first weights, and "log-mel", means and deviations over time of
+    the log filterbank.
     """
+    if pool not in POOLS:
+        raise ValueError(f"pool must be {' or '.join(POOLS)}; got {pool!r}")
     device = default_device()
-    network, mixed = open_model(run, model, seed, device)
+    network, mixed = open_model(run, model, seed, device, BASELINES)
+    describe = functools.partial(
+        log_mel_features if model == "log-mel" else encoder_features, network, bands=pool == "bands"
+    )
     count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
-    folds, known = [], dict[Path, Tensor]()
+    folds, counts, known = [], [], dict[Path, Tensor]()
     for train, test in adapters(AUDIO_SETS, dataset, data, fold):
         (rows, labels), (held, held_labels) = (
-            sound_features(network, split, count, seconds, known, mixed=mixed) for split in (train, test)
+            sound_features(network, describe, split, count, seconds, known, mixed=mixed)
+            for split in (train, test)
         )
         values = classify(rows.flatten(0, 1), labels.repeat_interleave(count), held.flatten(0, 1))
         right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
         largest = float(held_labels.bincount().max() / len(held_labels))
         folds.append({"accuracy": float(right.double().mean()), "chance": largest})
-    _report(run, f"linear-{dataset}", f"{dataset}: classes by a linear classifier, %", folds)
+        counts.append(
+            {
+                name: {"listed": len(part) + len(part.skipped), "used": len(used)}
+                for name, part, used in (("train", train, labels), ("test", test, held_labels))
+            }
+        )
+    title = f"{dataset}, {model}: classes by a linear classifier, %"
+    _report(run, f"linear-{dataset}-{model}", title, folds, counts)
+
+
+def encoder_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
+    """Features (B, D) of sounds by the audio encoder: unit vectors of its maps' means, or ``bands``."""
+    maps = model.audio.encoder(model.spectrogram(waves)).float()
+    return over_time(maps) if bands else F.normalize(maps.flatten(2).mean(2), dim=1)
+
+
+def log_mel_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
+    """Means and deviations over time (B, 2 filters) of the log filterbank."""
+    return over_time(model.filterbank(waves)[:, None])
+
+
+def over_time(maps: Tensor) -> Tensor:
+    """Means and deviations over the last dimension, time, of maps (B, C, F, T): (B, 2 C F)."""
+    deviations, means = torch.std_mean(maps.float(), 3, correction=0)
+    return torch.cat([means, deviations], 1).flatten(1)
 
 
 @torch.no_grad()
 def sound_features(
     model: CMAC,
+    describe: Callable[[Tensor], Tensor],
     recordings: Recordings,
     count: int,
     seconds: float,
@@ -150,10 +215,11 @@ def sound_features(
     *,
     mixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Pooled audio features (N, count, channels) of ``count`` evenly spaced clips of each sound, and labels (N,).
+    """Features (N, count, D) of ``count`` evenly spaced clips of each sound, and labels (N,).
 
-    ``known`` keeps the features of every file, as folds share their sounds. Sounds that can't be read or are shorter
-    than a clip are left out, and named on the standard error stream.
+    ``describe`` gives those of waves at the model's rate, (B, samples) to (B, D). ``known`` keeps the features of every
+    file, as folds share their sounds. Sounds that can't be read or are shorter than a clip are left out, and named on
+    the standard error stream.
     """
     soundfile = require("soundfile", "media")
     rate = model.recipe.sample_rate
@@ -174,8 +240,7 @@ def sound_features(
         starts = torch.linspace(0, length - seconds, count).tolist()
         waves = torch.stack([read_wave(entry.path, start, seconds, rate) for start in starts]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            maps = model.audio.encoder(model.spectrogram(waves))
-        known[entry.path] = F.normalize(maps.float().flatten(2).mean(2), dim=1).cpu()
+            known[entry.path] = describe(waves).float().cpu()
         rows.append(known[entry.path])
         labels.append(entry.label)
     for path, reason in skipped:
@@ -185,10 +250,16 @@ def sound_features(
     return torch.stack(rows), torch.tensor(labels)
 
 
-def _report(run: Path, name: str, title: str, folds: list[dict[str, float]]) -> None:
-    """Print the mean over folds and write ``<run>/<name>.json``."""
+def _report(
+    run: Path,
+    name: str,
+    title: str,
+    folds: list[dict[str, float]],
+    counts: list[dict[str, dict[str, int]]],
+) -> None:
+    """Print the mean over folds and write ``<run>/<name>.json``, with the recordings of each fold's parts."""
     mean = {key: sum(fold[key] for fold in folds) / len(folds) for key in folds[0]}
-    result: dict[str, Any] = {"mean": mean, "folds": folds}
+    result: dict[str, Any] = {"mean": mean, "folds": folds, "recordings": counts}
     (run / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     table = new_table(title, mean)
     for number, fold in enumerate(folds, 1) if len(folds) > 1 else ():

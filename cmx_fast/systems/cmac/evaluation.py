@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.evaluate import linear
-from cmx_fast.evaluate.retrieval import rank
-from cmx_fast.evaluate.summary import SeedScores
-from cmx_fast.systems.cmac.features import Features, SpacedClips, extract, spaced_clips
+from cmx_fast.evaluate.retrieval import recall_at_one
+from cmx_fast.evaluate.summary import SeedScores, percent
+from cmx_fast.systems.cmac.features import Features, SpacedClips, spaced_clips
 from cmx_fast.systems.cmac.localisation import Positions, hits
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -46,6 +46,8 @@ MEASURES = {
     "guided": "guided peak",
     "predicted": "predicted peak",
 }
+#: The recipe's ways to compare two recordings, in words.
+COMPARED = {"mean": "cosine of mean embeddings", "moments": "mean cosine of the embeddings of each moment"}
 #: Recordings in the report.
 EXAMPLES = 6
 
@@ -55,21 +57,18 @@ def new_model(name: str, recipe: CMACRecipe) -> CMAC:
     return CMAC(recipe, "cmac" if name == "scratch" else name)
 
 
-def recall_at_one(queries: Tensor, gallery: Tensor) -> float:
-    """The share of queries whose nearest gallery row by cosine is their own."""
-    return float((rank(queries, gallery, 1)[:, 0] == torch.arange(len(queries))).double().mean())
-
-
 @torch.no_grad()
-def pointing(model: CMAC, clips: Clips, positions: Positions, *, mixed: bool) -> dict[str, float]:
-    """The share of "guided" and of "predicted" maps whose peak lies on the sounding object.
+def pointing(
+    model: CMAC, clips: Clips, positions: Positions, rows: Tensor, *, mixed: bool
+) -> dict[str, float]:
+    """The share of "guided" and of "predicted" maps of recordings ``rows`` whose peak lies on the sounding object.
 
     "chance" is the object's share of the view.
     """
     recipe, training = model.recipe, model.training
     model.eval()
     hit_lists: dict[str, list[Tensor]] = {"guided": [], "predicted": [], "chance": []}
-    for batch in spaced_clips(clips, recipe):
+    for batch in spaced_clips(clips, recipe, rows):
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             maps = model.attend(batch.clip, batch.wave)
         masks = positions.masks(batch, maps["video guided"].shape[1], recipe.frames, recipe.fps)
@@ -85,8 +84,13 @@ class Evaluation:
     """The figures of the table and the report."""
 
     recordings: int
+    split: str
+    compare: str  # the recipe's
     scores: SeedScores
     chance: dict[str, float]  # by measure
+    baseline: dict[str, float] = field(
+        default_factory=dict
+    )  # by measure, where frames are seen by a frozen encoder
     examples: dict[str, list[Example]] = field(default_factory=dict)  # by model, of the first seed
 
     @property
@@ -97,29 +101,32 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         return {
             "protocol": {
-                "retrieval": "cosine of mean embeddings, a recording's own counterpart among all held-out ones",
+                "split": self.split,
+                "retrieval": f"{COMPARED[self.compare]}, a recording's own counterpart among all held-out ones",
                 "linear": "linear SVM on pooled features, trained on the training split, by class",
                 "peak": "the highest pixel of the audio-guided or predicted map lies on the sounding object",
             },
             "recordings": self.recordings,
             "chance": self.chance,
+            "frozen frames and log filterbanks": self.baseline,
             **self.scores.as_dict(list(self.measures)),
         }
 
 
-def score(
-    model: CMAC, train: Features, clips: Clips, positions: Positions | None, *, mixed: bool
-) -> dict[str, float]:
-    """Every measure of one model, whose features of the training split are ``train``."""
-    test = extract(model, clips, mixed=mixed)
+def score(train: Features | None, test: Features) -> dict[str, float]:
+    """Retrieval among the held-out recordings, and with features of training ones linear classification.
+
+    Where the training recordings have but one class, nothing is classified.
+    """
     figures = {
         "audio_to_video": recall_at_one(test.audio_embedding, test.video_embedding),
         "video_to_audio": recall_at_one(test.video_embedding, test.audio_embedding),
-        "video_linear": linear.accuracy(train.video, train.labels, test.video, test.labels),
-        "audio_linear": linear.accuracy(train.audio, train.labels, test.audio, test.labels),
     }
-    if positions is not None:
-        figures |= pointing(model, clips, positions, mixed=mixed)
+    if train is not None and len(train.labels.unique()) > 1:
+        figures |= {
+            "video_linear": linear.accuracy(train.video, train.labels, test.video, test.labels),
+            "audio_linear": linear.accuracy(train.audio, train.labels, test.audio, test.labels),
+        }
     return figures
 
 
@@ -155,10 +162,15 @@ def attention_examples(model: CMAC, clips: Clips, rows: Tensor) -> list[Example]
 def table(evaluation: Evaluation) -> Table:
     """Table 1 for a terminal: percent, mean and spread over the seeds."""
     result = evaluation.scores.table(
-        f"{evaluation.recordings} held-out recordings, %",
+        f"{evaluation.recordings} held-out recordings ({evaluation.split}), %",
         {measure: title.replace(" ", "\n") for measure, title in evaluation.measures.items()},
         {name: short for name, (_, short) in NAMES.items()},
     )
     result.add_section()
+    if evaluation.baseline:
+        cells = (evaluation.baseline.get(measure) for measure in evaluation.measures)
+        result.add_row(
+            "frozen + CCA", *(percent(None if value is None else (value, 0.0), False) for value in cells)
+        )
     result.add_row("chance", *(f"{100 * evaluation.chance[measure]:.1f}" for measure in evaluation.measures))
     return result

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import typer
 from rich.console import Console
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
+from cmx_fast.distributed import all_rows
 from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.downstream import adapters, open_model
 from cmx_fast.systems.cmac.features import open_clips, spaced_clips
@@ -26,7 +28,7 @@ from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
-from cmx_fast.train.options import EncoderFile, Precision, Resume, Set, changes
+from cmx_fast.train.options import EncoderFile, Precision, Resume, Set, SyncBN, changes
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.session import Session
 from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
@@ -88,7 +90,9 @@ def new_classifier(pretrained: CMAC, classes: int, dropout: float) -> Classifier
 def evaluate_finetune(
     run: CMACRun,
     data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: ucf101, hmdb51, kinetics or vggsound.")] = "ucf101",
+    dataset: Annotated[
+        str, typer.Option(help="Data set: ucf101, hmdb51, kinetics, vggsound or folder.")
+    ] = "ucf101",
     fold: Annotated[int, typer.Option(help="Fold of ucf101 or hmdb51, 1 to 3; 0: the mean of all.")] = 1,
     model: Annotated[
         str, typer.Option(help="Model of the run; scratch starts from random weights.")
@@ -99,14 +103,21 @@ def evaluate_finetune(
     ] = None,
     encoder_file: EncoderFile = None,
     precision: Precision = "fp32",
+    sync_bn: SyncBN = False,
     resume: Resume = False,
     set: Set = [],  # noqa: B006
 ) -> None:
-    """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4)."""
+    """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4).
+
+    Under torchrun the processes share each batch, and the held-out videos.
+    """
     recipe = FinetuneRecipe(**changes(set, FinetuneRecipe))
-    session = Session("evaluate finetune", recipe, precision=precision)
+    session = Session("evaluate finetune", recipe, precision=precision, sync_bn=sync_bn)
+    world = session.fabric.world_size
+    if recipe.batch < 2 * world:
+        raise ValueError(f"batch = {recipe.batch} leaves {world} processes fewer than two videos each")
     folds = adapters(VIDEO_SETS, dataset, data, fold)
-    pretrained, _ = open_model(run, model, seed, "cpu")
+    pretrained, mixed = open_model(run, model, seed, "cpu")
     encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
     config = {
         "run": str(run),
@@ -116,7 +127,7 @@ def evaluate_finetune(
         "model": model,
         "seed": seed,
     }
-    accuracies = []
+    accuracies, counts = [], []
     with session.recording(out or run / f"finetune-{dataset}-{model}", config, resume=resume) as folder:
         for number, (train_set, test_set) in enumerate(folds, 1):
             train, test = (
@@ -128,14 +139,21 @@ def evaluate_finetune(
                     file = (
                         maps_file(folder.path, f"{name}{number}") if session.fabric.is_global_zero else None
                     )
-                    keep_frame_maps(clips, encoder, pretrained.recipe, file)
+                    keep_frame_maps(clips, encoder, pretrained.recipe, file, mixed=mixed)
             session.say(f"train: {len(train)} videos{left_out(train.skipped)}")
             session.watch(train)
             new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)
             classifier = initialised(seed, new)
             augmented = CMACRecipe(**{**pretrained.recipe.as_dict(), "jitter": recipe.jitter})
-            batches = ClipBatches(train, augmented, recipe.batch, seed)
-            session.train(
+            batches = ClipBatches(
+                train,
+                augmented,
+                recipe.batch // world,
+                seed,
+                rank=session.fabric.global_rank,
+                world=world,
+            )
+            classifier = session.train(
                 Stage(
                     f"fold{number}",
                     classifier,
@@ -149,21 +167,34 @@ def evaluate_finetune(
                     schedule=recipe.rate,
                 )
             )
-            accuracies.append(accuracy(classifier, test, pretrained.recipe, mixed=precision == "bf16"))
+            rows = torch.arange(len(test))[session.fabric.global_rank :: world]
+            right = correct(classifier, test, rows, pretrained.recipe, mixed=precision == "bf16")
+            accuracies.append(share(right))
+            counts.append({"train": train.counts, "test": test.counts})
+    if not session.fabric.is_global_zero:
+        return
     mean = sum(accuracies) / len(accuracies)
-    folder.finished().write_results({"accuracy": mean, "folds": accuracies})
+    folder.finished().write_results({"accuracy": mean, "folds": accuracies, "recordings": counts})
     each = f" ({', '.join(f'{100 * value:.1f}' for value in accuracies)})" if len(accuracies) > 1 else ""
     Console().print(f"{dataset}, {model}: top-1 {100 * mean:.1f} %{each}; {folder.path / 'results.json'}")
 
 
+def share(right: Tensor) -> float:
+    """The share of all processes' answers (N,) that are right; N may differ between them, and be 0."""
+    counts = torch.tensor([float(right.sum()), float(len(right))], dtype=torch.float64)
+    if dist.is_available() and dist.is_initialized():
+        counts = all_rows(counts[None].to(right.device)).sum(0)
+    return float(counts[0] / counts[1])
+
+
 @torch.no_grad()
-def accuracy(classifier: Classifier, clips: Clips, recipe: CMACRecipe, *, mixed: bool) -> float:
-    """Share of the videos whose mean softmax over evenly spaced clips is highest for their class."""
+def correct(classifier: Classifier, clips: Clips, rows: Tensor, recipe: CMACRecipe, *, mixed: bool) -> Tensor:
+    """True (N,) for each of the videos ``rows`` whose mean softmax over clips is highest for its class."""
     classifier.eval()
-    right = []
-    for batch in spaced_clips(clips, recipe):
+    right = [torch.zeros(0, dtype=torch.bool)]
+    for batch in spaced_clips(clips, recipe, rows) if len(rows) else ():
         with torch.autocast(batch.clip.device.type, torch.bfloat16, enabled=mixed):
             logits = classifier.logits(batch.clip)
         answers = logits.float().softmax(1).unflatten(0, (-1, recipe.clips)).mean(1).argmax(1).cpu()
         right.append(answers == clips.labels[batch.index])
-    return float(torch.cat(right).double().mean())
+    return torch.cat(right).to(clips.device)

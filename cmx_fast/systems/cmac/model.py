@@ -56,7 +56,7 @@ VideoEncoder: TypeAlias = R2Plus1D | TemporalEncoder
 def video_encoder(recipe: CMACRecipe) -> VideoEncoder:
     """The recipe's video encoder with fresh weights: R(2+1)D on frames, or temporal convolutions on maps of them."""
     if recipe.frame_channels:
-        return TemporalEncoder(recipe.frame_channels, recipe.width)
+        return TemporalEncoder(recipe.frame_channels, recipe.width, recipe.frame_motion)
     return R2Plus1D(recipe.blocks, recipe.width, recipe.last_stride, recipe.attention)
 
 
@@ -93,12 +93,20 @@ def saliency(encoder: VideoEncoder | ResNet9) -> nn.Sequential:
     )
 
 
+def age(bank: MemoryBank, batch: int) -> float:
+    """The mean age in steps of a bank's keys of samples, ``batch`` of which join it at each step; 0 of none."""
+    known = int((bank.ids >= 0).sum())
+    return float((torch.arange(known) // batch + 1).double().mean()) if known else 0.0
+
+
 class CMAC(nn.Module):
     """L = L_cl(v, a) + L_cl(a, v) + lambda (L_ac(video) + L_ac(audio)) (eq. 8), or a row of the ablations.
 
     A training batch has "clip" (B, 3, T, S, S), or maps of its frames (B, C, T, h, w), "wave" (B, samples) and "index"
     (B,) int64, the recordings; with two clips per recording also "clip2" and "wave2". Momentum copies of encoder, g and
     head make the keys, which join the banks after the loss. A recording's own older keys are left out of its negatives.
+    The batch's other samples are negatives beside the banks' keys (``bank_batch``): keys of the other modality, and
+    embeddings of the query's own.
 
     Args:
         objective: a key of OBJECTIVES.
@@ -188,13 +196,24 @@ class CMAC(nn.Module):
         """Unit keys of both modalities by the momentum encoders; ``suffix`` ends their names."""
         assert self.keys is not None
         return {
-            f"video key{suffix}": self.keys["video"](clip)[3],
-            f"audio key{suffix}": self.keys["audio"](sound)[3],
+            f"{name} key{suffix}": self.keys_of(name, inputs)
+            for name, inputs in (("video", clip), ("audio", sound))
         }
+
+    def keys_of(self, name: str, inputs: Tensor) -> Tensor:
+        """The keys (B, embedding) of a modality; in training the ``key_splits`` parts of the batch one by one."""
+        assert self.keys is not None
+        encoder, splits = self.keys[name], self.recipe.key_splits
+        if splits == 1 or not self.training:
+            return encoder(inputs)[3]
+        order = torch.randperm(len(inputs), device=inputs.device)
+        shuffled = torch.cat([encoder(part)[3] for part in inputs[order].tensor_split(splits)])
+        return torch.empty_like(shuffled).index_copy_(0, order, shuffled)
 
     def losses(self, outputs: Batch, batch: Batch) -> Batch:
         """Loss and its parts: "across", L_cl(v, a) + L_cl(a, v); "within", likewise; and the two L_ac.
 
+        "bank age" is the mean age of the banks' keys, in steps; random keys, which they begin with, don't count.
         In a process group the keys of all processes are negatives, in the batch and in the banks.
         """
         banks: dict[str, Tensor] = {}
@@ -216,6 +235,7 @@ class CMAC(nn.Module):
                 total = total + self.recipe.consistency * outputs[name]
         if self.keys is not None and self.training:
             suffix = "" if "across" in self.terms else "2"
+            losses["bank age"] = total.new_tensor(age(self.video_bank, len(index)))
             for bank, name in ((self.video_bank, "video"), (self.audio_bank, "audio")):
                 bank.enqueue(all_rows(outputs[f"{name} key{suffix}"]), index)
         return {"loss": total, **losses}
@@ -226,16 +246,23 @@ class CMAC(nn.Module):
         if not banks:
             return 2 * info_nce(video, audio, 1 / self.recipe.temperature, within=within)
         both = [banks["video"], banks["audio"]]
-        return self.contrast(video, outputs["audio key"], both if within else both[1:]) + self.contrast(
-            audio, outputs["video key"], both if within else both[:1]
-        )
+        return self.contrast(
+            video, outputs["audio key"], both if within else both[1:], within=within
+        ) + self.contrast(audio, outputs["video key"], both if within else both[:1], within=within)
 
-    def contrast(self, query: Tensor, key: Tensor, banks: list[Tensor] | None) -> Tensor:
-        """InfoNCE of queries and their keys, with the banks' keys as negatives, or without banks the batch's."""
-        scale = 1 / self.recipe.temperature
+    def contrast(
+        self, query: Tensor, key: Tensor, banks: list[Tensor] | None, *, within: bool = False
+    ) -> Tensor:
+        """InfoNCE of queries and their keys, with the banks' and the batch's keys as negatives.
+
+        ``within``: beside banks, the batch's other queries are negatives too.
+        """
+        scale, in_batch = 1 / self.recipe.temperature, self.recipe.bank_batch
         if banks is None:
             return info_nce(query, key, scale)
-        return info_nce(query, key, scale, bank=banks, in_batch=False, symmetric=False)
+        return info_nce(
+            query, key, scale, bank=banks, in_batch=in_batch, within=within and in_batch, symmetric=False
+        )
 
     @torch.no_grad()
     def update_keys(self) -> None:

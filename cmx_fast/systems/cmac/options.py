@@ -1,4 +1,4 @@
-"""Options of the commands that open a CMAC run."""
+"""Options of CMAC's commands, each worded once, and the check of their values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,40 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.own_videos import SHARES
+from cmx_fast.data.sets.video_sets import KINETICS_SPLITS, held_out
+
 CMACRun = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
 RunSeed = Annotated[int, typer.Option(help="Seed of the run.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Part that is measured: val, the default where there is one, to choose settings by; or test."
+    ),
+]
+MostRecordings = Annotated[
+    int, typer.Option(min=0, help="Most recordings of a split that evaluation looks at; 0: all.")
+]
+#: The splits of the data sets that have others than "train" and "test".
+SPLITS = {"kinetics": KINETICS_SPLITS, "folder": tuple(SHARES)}
+
+
+def split_of(dataset: str, split: str | None) -> str:
+    """The split of a data set that is measured: ``split``, or the one that is held out.
+
+    Raises:
+        ValueError: the data set has no such split to measure.
+    """
+    if split is None:
+        return held_out(dataset)
+    known = [name for name in SPLITS.get(dataset, ("train", "test")) if name != "train"]
+    if split not in known:
+        raise ValueError(f"split must be {' or '.join(known)} for {dataset}; got {split!r}")
+    return split
+
+
+def check_evaluation(evaluate: str, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError for an extent of evaluation that is none of these."""
+    if evaluate not in choices:
+        raise ValueError(f"evaluate must be {', '.join(choices[:-1])} or {choices[-1]}; got {evaluate!r}")

@@ -1,10 +1,11 @@
-"""The numbers of a CMAC run in two presets: the paper's, and one for two CPU cores."""
+"""The numbers of a CMAC run in presets: the paper's, its ablations', and one for two CPU cores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from cmx_fast.data.transforms.clip_views import check_window
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import (
     Amount,
@@ -58,10 +59,15 @@ class CMACRecipe(Presets):
         "clips": 3,
     }
 
+    #: "ablation": the runs of the paper's Tables 1 to 3 [P].
+    MORE: ClassVar[dict[str, dict[str, object]]] = {"ablation": {"epochs": 50, "batch": 64, "jitter": 0.0}}
+
     # Data
     size: Count = 128  # [P] pixels of a view
     short_side: Count = 160  # [R] pixels of the shorter side before cropping; at least size
     smallest_crop: ShareAboveZero = 0.8  # [R] of the shorter side
+    #: Left, top, width and height of the part of the frame that is seen, as shares of it [O]; empty: all [P].
+    window: tuple[Share, ...] = ()
     frames: Count = 32  # [P]
     fps: Positive = 30.0  # [R]
     seconds: Positive = 1.0  # [P] length of the sound
@@ -89,6 +95,10 @@ class CMACRecipe(Presets):
     last_stride: Annotated[int, OneOf(1, 2)] = 2
     #: Channels of the maps of --encoder [O]: temporal convolutions on them are the video encoder then; 0: none.
     frame_channels: Size = 0
+    frame_stride: Size = 0  # [O] of the maps of --encoder; 0: its coarsest
+    frame_motion: bool = (
+        False  # [O] the maps of --encoder less their mean over the clip: what moves alone is seen
+    )
     filters: Count = 512  # [P] channels of g and of the filters
     embedding: Count = 256  # [P]
     #: "mlp": GDT's head, one per modality [R]. "linear": one layer each. "shared": one layer for both [O]; embeddings
@@ -106,6 +116,12 @@ class CMACRecipe(Presets):
     temperature: Positive = 0.07  # [P]
     bank: Size = 15000  # [P] keys per modality; 0: the other samples of the batch instead
     momentum: ShareBelowOne = 0.999  # [P] of the key encoders
+    #: With banks, the other samples of the batch are negatives, too, as m != n of eq. 7 has it [O]. Without them the
+    #: positive is the only key of the newest weights, and a model learns to tell old keys from new ones instead.
+    bank_batch: bool = True
+    #: Parts of the batch, in an order drawn anew, each with its own statistics in the key encoders' batch norms: no key
+    #: can then be told by statistics that it shares with its query. MoCo's shuffle [R], which has 8, its GPUs; 1 [O].
+    key_splits: Count = 1
     within_negatives: bool = True  # [P] keys of the own modality are negatives too (Table 3)
     within_positives: bool = False  # [P] a second clip of the recording is a positive (Table 3, AVID)
 
@@ -120,9 +136,15 @@ class CMACRecipe(Presets):
 
     # Evaluation
     clips: Count = 10  # [P] evenly spaced clips of each recording, averaged
+    #: Retrieval compares the mean embedding of the clips [P], or clip by clip, "moments", and averages the cosines [O]:
+    #: that tells apart recordings with the same things at other times.
+    compare: Annotated[str, OneOf("mean", "moments")] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.frame_channels:
             require(self.size >= 32 and self.size % 16 == 0, self, "size", "a multiple of 16, at least 32")
         require(self.short_side >= self.size, self, "short_side", f"at least size = {self.size}")
+        fewest = f"at most {self.batch // 2}, so that a part of the batch of {self.batch} has two samples"
+        require(2 * self.key_splits <= self.batch, self, "key_splits", fewest)
+        check_window(self.window)

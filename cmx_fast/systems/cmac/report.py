@@ -15,7 +15,7 @@ from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.pages import render
-from cmx_fast.systems.cmac.evaluation import Evaluation, Example
+from cmx_fast.systems.cmac.evaluation import COMPARED, Evaluation, Example
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
@@ -33,6 +33,7 @@ def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tupl
         names={name: names[name] for name in config["models"]},
         measures=evaluation.measures,
         cell=evaluation.scores.for_page,
+        compared=COMPARED[evaluation.compare],
         seeds=len(config["seeds"]),
         examples={
             name: [pictures(example) for example in examples]

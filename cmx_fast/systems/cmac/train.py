@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch.distributed as dist
 import typer
+from torch import Tensor
 
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
+from cmx_fast.data.sets.video_sets import VIDEO_SETS, WITH_SOUND
+from cmx_fast.evaluate.retrieval import recall_at_one
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
 from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.evaluate import evaluate_run
-from cmx_fast.systems.cmac.evaluation import NAMES, new_model, recall_at_one
-from cmx_fast.systems.cmac.features import extract, open_clips
-from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
+from cmx_fast.systems.cmac.evaluation import NAMES, new_model
+from cmx_fast.systems.cmac.features import chosen, extract, gathered, open_clips
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, map_level, maps_file
 from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.options import MostRecordings, Split, check_evaluation, split_of
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
@@ -47,7 +51,9 @@ EVALUATIONS = 5
 
 def train_cmac(
     data: Annotated[Path, typer.Option(help="Videos with sound, e.g. from cmx simulate clips.")],
-    dataset: Annotated[str, typer.Option(help="Layout of the data: kinetics or vggsound.")] = "kinetics",
+    dataset: Annotated[
+        str, typer.Option(help="Layout of the data: kinetics, vggsound, or folder (any videos).")
+    ] = "kinetics",
     out: Out = Path("runs/cmac"),
     preset: Preset = "paper",
     seeds: Seeds = 1,
@@ -59,6 +65,14 @@ def train_cmac(
     compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
+    split: Split = None,
+    evaluate: Annotated[
+        str,
+        typer.Option(
+            help="Measures: all, retrieval (no classification, so no look at the training videos), or none."
+        ),
+    ] = "all",
+    recordings: MostRecordings = 0,
     resume: Resume = False,
     set: Set = [],  # noqa: B006
 ) -> None:
@@ -70,10 +84,15 @@ def train_cmac(
 
     With --encoder the frames' maps by that pretrained encoder are computed once and kept, and temporal convolutions on
     them are the video encoder. Frames are then squares of the side that it was trained at, and not augmented.
+
+    A folder of one's own videos is split by a hash of their names: 70 % to train on, 10 % to choose settings by, "val",
+    and 20 % to test on once: cmx evaluate cmac --split test.
     """
     models = choose_models(model, [*NAMES, "all"])
-    if dataset not in ("kinetics", "vggsound"):
-        raise ValueError(f"dataset must be kinetics or vggsound, which have sound; got {dataset!r}")
+    if dataset not in WITH_SOUND:
+        raise ValueError(f"dataset must be one of {', '.join(WITH_SOUND)}, which have sound; got {dataset!r}")
+    check_evaluation(evaluate, ("none", "retrieval", "all"))
+    held_out = split_of(dataset, split)
     changed = changes(set, CMACRecipe)
     recipe = CMACRecipe.preset(preset, **changed)
     pretrained = None if encoder is None else open_visual_encoder(encoder)
@@ -90,7 +109,12 @@ def train_cmac(
         sync_bn=sync_bn,
         fsdp=fsdp,
     )
-    splits = ("train", held_out(dataset))
+    fewest = 2 * recipe.key_splits * session.fabric.world_size
+    if recipe.key_splits > 1 and recipe.batch < fewest:
+        raise ValueError(
+            f"key_splits = {recipe.key_splits} needs a batch of at least {fewest}; got {recipe.batch}"
+        )
+    splits = ("train", held_out)
     train, test = (
         open_clips(VIDEO_SETS[dataset](data, split), recipe, session.fabric.device) for split in splits
     )
@@ -104,38 +128,45 @@ def train_cmac(
         "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
         "seeds": list(range(seeds)),
         "models": models,
+        "split": held_out,
+        "evaluate": evaluate,
+        "recordings": recordings,
     }
     with session.recording(out, config, resume=resume, splits=(train, test)) as run:
         if pretrained is not None:
             for split, clips in zip(splits, (train, test), strict=True):
                 file = maps_file(run.path, split) if session.fabric.is_global_zero else None
-                keep_frame_maps(clips, pretrained, recipe, file)
-        training = Training(session, recipe, train, test)
+                keep_frame_maps(clips, pretrained, recipe, file, mixed=precision == "bf16")
+        looks = 0 if evaluate == "none" else EVALUATIONS
+        training = Training(session, recipe, train, test, chosen(test, recordings), looks)
         for seed in range(seeds):
             for name in models:
                 training.train(name, seed)
-    if session.fabric.is_global_zero:
-        evaluate_run(run.finished(), train, test, data)
+    if evaluate != "none":
+        evaluate_run(run.finished(), train, test, data, split=held_out, evaluate=evaluate, most=recordings)
 
 
 def on_maps(recipe: CMACRecipe, encoder: VisualEncoder, own_size: bool) -> CMACRecipe:
     """The recipe on maps of a pretrained encoder, of frames at its own size unless ``own_size`` says that one is given.
 
     Raises:
-        ValueError: the given size is not one that the encoder takes.
+        ValueError: the given size is not one that the encoder takes, or it has no maps of ``frame_stride``.
     """
     size = recipe.size if own_size else encoder.size
     encoder.check_size(size)
     short_side = max(recipe.short_side, size) if own_size else size
-    return dataclasses.replace(recipe, size=size, short_side=short_side, frame_channels=encoder.channels[-1])
+    channels = encoder.channels[map_level(encoder, recipe.frame_stride)]
+    return dataclasses.replace(recipe, size=size, short_side=short_side, frame_channels=channels)
 
 
 class Training:
     """The models of one run, each from the same initial encoders."""
 
-    def __init__(self, session: Session, recipe: CMACRecipe, train: Clips, test: Clips):
+    def __init__(
+        self, session: Session, recipe: CMACRecipe, train: Clips, test: Clips, rows: Tensor, looks: int
+    ):
         self.session, self.fabric, self.recipe = session, session.fabric, recipe
-        self.clips, self.test = train, test
+        self.clips, self.test, self.rows, self.looks = train, test, rows, looks
 
     def train(self, name: str, seed: int) -> None:
         """Train a model from a seed, or load it where the run has finished it; "scratch" stays as it is."""
@@ -170,16 +201,22 @@ class Training:
                     warmup, first=recipe.warmup_epochs * batches.steps_per_epoch, cosine=recipe.cosine
                 ),
                 after_step=model.update_keys,
-                evaluation=lambda: self.evaluate(model),
-                evaluate_every=max(1, steps // EVALUATIONS),
+                evaluation=(lambda: self.evaluate(model)) if self.looks else None,
+                evaluate_every=max(1, steps // max(1, self.looks)),
             )
         )
 
     def evaluate(self, model: CMAC) -> dict[str, float]:
-        """Measure retrieval among the held-out recordings, for the curves."""
+        """Measure retrieval among the held-out recordings, for the curves; all processes share them."""
+        mixed = self.session.run.config["precision"] == "bf16"
+        if self.fabric.world_size > 1:
+            for buffer in model.buffers():  # of batch norms: the first process's are those that are kept
+                dist.broadcast(buffer, 0)
+        features = gathered(
+            self.test, self.rows, lambda rows: extract(model, self.test, rows=rows, mixed=mixed)
+        )
         if not self.fabric.is_global_zero:
             return {}
-        features = extract(model, self.test, mixed=self.session.run.config["precision"] == "bf16")
         return {"audio_to_video": recall_at_one(features.audio_embedding, features.video_embedding)}
 
 

@@ -132,6 +132,24 @@ def test_what_can_not_be_used_is_left_out_and_named(three, tmp_path):
         assert reasons[kind].startswith(reason)
 
 
+def test_short_recordings_begin_again_where_only_pictures_are_wanted(three, tmp_path):
+    short = write_video(tmp_path / "short.mp4", 6)  # 0.2 s; clips take 0.4 s
+    recordings = listed(short, three.entries[0].path)
+    recordings.skipped.append((Path("listed.mp4"), "missing"))
+    clips = Clips(recordings, **OPTIONS | {"audio": False, "loop": True})
+    assert clips.counts == {"listed": 3, "used": 2, "looped": 1}
+    (batch,) = clips.load([torch.tensor([0, 1])], seed=0, epoch=0)
+    assert numbers(batch["frames"][0]) == [0, 3, 0, 3]
+    (spaced,) = clips.uniform([torch.tensor([0])], clips=2)
+    assert [numbers(clip) for clip in spaced["frames"][0]] == [[0, 3, 0, 3]] * 2
+    whole = {index: numbers(frames) for index, frames, _ in clips.whole()}
+    assert whole[0] == [0, 3, 0, 3] and clips.frame_counts()[0] == 4
+    with pytest.raises(ValueError, match="none of 1 recordings can be used: short.mp4: too short"):
+        Clips(listed(short), **OPTIONS | {"audio": False})
+    with pytest.raises(ValueError, match="loop is for pictures alone"):
+        Clips(recordings, **OPTIONS | {"loop": True})
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_breaks_while_decoding_is_replaced(three, tmp_path, workers):
     damaged = write_broken(tmp_path)["damaged"]

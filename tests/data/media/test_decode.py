@@ -78,6 +78,19 @@ def test_backends_give_the_same_pixels_of_h264(tmp_path, short_side, least, larg
     assert (ours - theirs).abs().max() <= largest
 
 
+@pytest.mark.parametrize("width", [64, 66, 68, 70])
+def test_frames_that_are_not_resized_are_whole_at_any_width(tmp_path, width):
+    """swscale leaves columns beyond a multiple of eight unwritten where it converts to planes and resizes nothing."""
+    import av
+
+    file = write_video(tmp_path / "video.mp4", 3, size=(width, 48))
+    with av.open(str(file)) as container:
+        whole = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    for _ in range(2):
+        frame = read_frames(file, [0.0], short_side=48, backend="pyav")[0]
+        assert np.abs(frame.permute(1, 2, 0).numpy().astype(int) - whole).max() <= 2
+
+
 @pytest.mark.parametrize("rate", [RATE, 24000])
 @pytest.mark.parametrize("name", ["b_frames.mp4", "intra.avi", "all_sound_first.mkv"])
 def test_backends_give_the_same_sound(files, name, rate):

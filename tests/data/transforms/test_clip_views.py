@@ -34,6 +34,19 @@ def centre_of_light(view: torch.Tensor) -> torch.Tensor:
     return torch.stack([(light.sum(1) * cells).sum(1) / mass, (light.sum(2) * cells).sum(1) / mass], 1)
 
 
+def test_a_window_is_all_that_is_seen():
+    frames, window = random_clips(), (0.5, 0.25, 0.5, 0.75)  # 30 x 30 pixels from (30, 10) on
+    got = CentreCrop(SIZES, crop=30, window=window)(frames)
+    expected = frames[..., 10:40, 30:60].float().transpose(1, 2)
+    torch.testing.assert_close(got * STD + MEAN, expected / 255, rtol=0, atol=1e-5)
+    inside = views(window=window, smallest_crop=0.5)
+    assert (inside.left >= 30).all() and (inside.left + inside.side <= 60 + 1e-4).all()
+    assert (inside.top >= 10).all() and (inside.top + inside.side <= 40 + 1e-4).all()
+    for bad in ((0.5, 0.0, 0.6, 1.0), (0.0, 0.0, 0.0, 1.0), (0.1, 0.1)):
+        with pytest.raises(ValueError, match="window must be left, top, width and height"):
+            CentreCrop(SIZES, window=bad)
+
+
 def test_centre_crop_is_the_resized_centre():
     frames = random_clips()
     got = CentreCrop(SIZES, crop=20)(frames)

@@ -17,7 +17,13 @@ from interruptions import assert_same_run, train_through_stops
 from video_files import write_video
 
 from cmx_fast.networks.weights import save
-from cmx_fast.systems.cmac.downstream import evaluate_linear, evaluate_retrieval, nearest, open_model
+from cmx_fast.systems.cmac.downstream import (
+    evaluate_linear,
+    evaluate_retrieval,
+    nearest,
+    open_model,
+    over_time,
+)
 from cmx_fast.systems.cmac.finetune import FinetuneRecipe, evaluate_finetune
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -56,7 +62,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ucf101(tmp_path_factory):
-    """Two classes that differ in their pictures: bright and dark."""
+    """Two classes that differ in their pictures: bright and dark; one video is shorter than a clip."""
     root = tmp_path_factory.mktemp("ucf")
     lists = root / "ucfTrainTestlist"
     lists.mkdir()
@@ -68,7 +74,7 @@ def ucf101(tmp_path_factory):
             name = f"{label}/v_{label}_g0{number}_c01.avi"
             # UCF101's videos are MPEG-4 in AVI, most without sound.
             options = {"codec": "mpeg4", "audio": None, "size": (64, 48)}
-            write_video(root / "UCF-101" / name, 32, times=None, **options)
+            write_video(root / "UCF-101" / name, 32 if number else 12, times=None, **options)
             listed["train" if number < 4 else "test"].append(f"{name} {2 - lightness}\n")
     for split, lines in listed.items():
         for fold in (1, 2, 3):
@@ -101,16 +107,55 @@ def test_retrieval_of_videos_without_sound(run, ucf101, capsys):
     result = json.loads((run / "retrieval-ucf101.json").read_text())
     assert set(result["mean"]) == {"R@1", "R@5", "R@10", "chance"} and result["mean"]["chance"] == 0.5
     assert "gallery: 8 videos" in capsys.readouterr().err
+    assert result["recordings"] == [
+        {
+            "gallery": {"listed": 8, "used": 8, "looped": 2},
+            "queries": {"listed": 2, "used": 2, "looped": 0},
+        }
+    ]
 
 
 def test_linear_classification_of_sounds_over_five_folds(run, tmp_path, capsys):
     write_sounds(tmp_path)
     (tmp_path / "audio" / "1-0.wav").write_bytes(b"")
     evaluate_linear(run, tmp_path)
-    result = json.loads((run / "linear-esc50.json").read_text())
+    result = json.loads((run / "linear-esc50-cmac.json").read_text())
     assert len(result["folds"]) == 5
     assert result["mean"]["accuracy"] == 1.0  # random features tell a low tone from a high one
     assert "1-0.wav" in capsys.readouterr().err
+    assert result["recordings"][0] == {"train": {"listed": 8, "used": 8}, "test": {"listed": 2, "used": 1}}
+
+
+def test_baselines_of_linear_classification(run, tmp_path):
+    write_sounds(tmp_path)
+    accuracies = {}
+    for model, pool in (("scratch", "mean"), ("log-mel", "mean"), ("cmac", "bands")):
+        evaluate_linear(run, tmp_path, fold=1, model=model, pool=pool)
+        accuracies[model] = json.loads((run / f"linear-esc50-{model}.json").read_text())["mean"]["accuracy"]
+    assert accuracies == {"scratch": 1.0, "log-mel": 1.0, "cmac": 1.0}
+    maps = torch.arange(24.0).reshape(1, 2, 3, 4)
+    features = over_time(maps)
+    assert features.shape == (1, 12) and features[0, :6].tolist() == [1.5, 5.5, 9.5, 13.5, 17.5, 21.5]
+    torch.testing.assert_close(features[0, 6:], torch.full((6,), 1.25**0.5))
+    with pytest.raises(ValueError, match="pool must be mean or bands; got 'max'"):
+        evaluate_linear(run, tmp_path, pool="max")
+    with pytest.raises(ValueError, match="model must be one of the run's cmac, scratch, log-mel; got 'x'"):
+        evaluate_linear(run, tmp_path, model="x")
+
+
+def test_linear_classification_of_scenes_in_both_protocols(run, tmp_path):
+    time = np.arange(2 * 16000) / 16000
+    for folder in ("scenes_stereo", "scenes_stereo_testset"):
+        (tmp_path / folder).mkdir()
+        for number in range(1, 11):
+            for name, pitch in (("bus", 200), ("park", 3000)):
+                wave = 0.3 * np.sin(2 * np.pi * (pitch + 9 * number) * time)
+                soundfile.write(tmp_path / folder / f"{name}{number:02d}.wav", wave, 16000)
+    for dataset, folds in (("dcase2013", 5), ("dcase2014", 1)):
+        evaluate_linear(run, tmp_path, dataset)
+        result = json.loads((run / f"linear-{dataset}-cmac.json").read_text())
+        assert len(result["folds"]) == folds and result["mean"]["accuracy"] == 1.0
+    assert result["recordings"] == [{"train": {"listed": 20, "used": 20}, "test": {"listed": 20, "used": 20}}]
 
 
 TUNING = ["epochs=1", "clips=1", "batch=4", "warmup_epochs=0"]
@@ -144,7 +189,7 @@ def test_the_rate_warms_up_and_falls_twice():
     [
         (
             {"dataset": "imagenet"},
-            "dataset must be one of kinetics, vggsound, ucf101, hmdb51; got 'imagenet'",
+            "dataset must be one of kinetics, vggsound, ucf101, hmdb51, folder; got 'imagenet'",
         ),
         ({"fold": 4}, "fold must be 1 to 3, or 0 for all; got 4"),
         ({"model": "contrast"}, "model must be one of the run's cmac; got 'contrast'"),

@@ -57,8 +57,8 @@ def test_the_papers_encoders_have_its_sizes():
     assert parameters(audio) == pytest.approx(4.90e6, rel=1e-2)
 
 
-def test_remoulded_loss_is_that_of_equation_7():
-    model = tiny(bank=6)
+def test_remoulded_loss_is_that_of_equation_7_with_banks_alone():
+    model = tiny(bank=6, bank_batch=False)
     b = batch()
     before = [model.video_bank.rows.clone(), model.audio_bank.rows.clone()]
     outputs = model(b)
@@ -75,6 +75,43 @@ def test_remoulded_loss_is_that_of_equation_7():
     assert model.video_bank.rows[-4:].equal(outputs["video key"]) and model.audio_bank.ids[-4:].equal(
         b["index"]
     )
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_the_batchs_other_samples_are_negatives_beside_the_banks(within):
+    model, b = tiny("contrast", bank=6, within_negatives=within), batch()
+    rows = {"video": model.video_bank.rows.clone(), "audio": model.audio_bank.rows.clone()}
+    outputs = model(b)
+    t, expected = model.recipe.temperature, 0.0
+    for own, other in (("video", "audio"), ("audio", "video")):
+        q, k = outputs[own], outputs[f"{other} key"]
+        logits = [q @ k.T, q @ rows[other].T]
+        if within:
+            logits += [(q @ q.T).masked_fill(torch.eye(4, dtype=torch.bool), -torch.inf), q @ rows[own].T]
+        expected += F.cross_entropy(torch.cat(logits, 1) / t, torch.arange(4))
+    torch.testing.assert_close(model.losses(outputs, b)["across"], expected)
+
+
+def test_parts_of_a_shuffled_batch_have_their_own_statistics():
+    model, b = tiny("contrast", bank=6, key_splits=2, batch=4, dropout=0.0), batch(8)
+    torch.manual_seed(3)
+    keys = model.keys_of("video", b["clip"])
+    torch.manual_seed(3)
+    first, second = torch.randperm(8).split(4)
+    for part in (first, second):
+        torch.testing.assert_close(keys[part], model.keys["video"](b["clip"][part])[3])
+    assert not first.equal(torch.arange(4))
+    whole = model.keys["video"](b["clip"])[3]
+    assert (keys - whole).abs().max() > 1e-3
+    model.eval()
+    torch.testing.assert_close(model.keys_of("video", b["clip"]), model.keys["video"](b["clip"])[3])
+
+
+def test_the_age_of_the_banks_keys_is_logged():
+    model, b = tiny("contrast", bank=10), batch()
+    ages = [float(model.losses(model(b), b)["bank age"]) for _ in range(4)]
+    # Keys of 4, then 8, then all 10 places: four of each of the last two steps, and two of the one before.
+    assert ages == pytest.approx([0, 1, 1.5, 1.8])
 
 
 def test_without_banks_the_batch_gives_the_negatives():
@@ -112,13 +149,14 @@ def test_every_row_of_the_ablation_learns_what_it_should(objective, bank):
     losses = model.losses(model(b), b)
     losses["loss"].backward()
     terms = {"across": {"across"}, "within": {"within"}, "attention": {"video attention", "audio attention"}}
-    assert set(losses) == {"loss"}.union(*(terms[name] for name in OBJECTIVES[objective]))
+    ages = {"bank age"} if model.keys is not None else set()
+    assert set(losses) == {"loss"}.union(ages, *(terms[name] for name in OBJECTIVES[objective]))
     assert losses["loss"].isfinite() and (model.keys is None) == (bank == 0 or objective == "attention")
     assert all(p.grad is None for p in (model.keys.parameters() if model.keys else ()))
 
 
 def test_positives_within_the_modality():
-    model = tiny("cmac", bank=6, within_positives=True)
+    model = tiny("cmac", bank=6, within_positives=True, bank_batch=False)
     b = batch(two=True)
     outputs, banks = (
         model(b),
@@ -130,6 +168,13 @@ def test_positives_within_the_modality():
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ banks[name].T], 1) / t
         expected += F.cross_entropy(logits, torch.zeros(4, dtype=torch.long))
     torch.testing.assert_close(losses["within"], expected)
+
+
+def test_motion_alone_is_seen():
+    moving, still = (tiny(frame_channels=6, frame_motion=motion).video.encoder for motion in (True, False))
+    maps, place = torch.randn(3, 6, 8, 2, 2), torch.randn(3, 6, 1, 2, 2)
+    torch.testing.assert_close(moving(maps), moving(maps + place), rtol=1e-3, atol=1e-4)
+    assert (still(maps) - still(maps + place)).abs().max() > 0.1
 
 
 def test_keys_follow_slowly():
@@ -167,6 +212,8 @@ def test_attention_maps_have_the_features_sizes():
         ({"size": 40}, "size must be a multiple of 16"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\); got 1.0"),
         ({"batch": 1}, "batch must be at least 2"),
+        ({"batch": 8, "key_splits": 5}, "key_splits must be at most 4"),
+        ({"window": (0.5, 0.0, 0.6, 1.0)}, "window must be left, top, width and height"),
         ({"lamda": 2}, "the recipe has no lamda"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import shutil
 
@@ -138,13 +140,18 @@ def test_warm_up_and_cosine():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "huge"}, "preset must be one of paper, demo; got 'huge'"),
+        ({"preset": "huge"}, "preset must be one of paper, demo, ablation; got 'huge'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
         (
             {"model": ["clip"]},
             "model must be one or more of scratch, single, attention, contrast, cmac, all; got clip",
         ),
-        ({"dataset": "ucf101"}, "dataset must be kinetics or vggsound, which have sound; got 'ucf101'"),
+        (
+            {"dataset": "ucf101"},
+            "dataset must be one of kinetics, vggsound, folder, which have sound; got 'ucf101'",
+        ),
+        ({"evaluate": "some"}, "evaluate must be none, retrieval or all; got 'some'"),
+        ({"split": "train"}, "split must be val or test for kinetics; got 'train'"),
         ({"set": ["levels=9", "lr"]}, "--set takes NAME=VALUE; got 'lr'"),
     ],
 )
@@ -157,6 +164,60 @@ def test_bad_options_are_refused_before_any_work(tmp_path, options, message, mon
 def test_fewer_recordings_than_a_batch(data, tmp_path):
     with pytest.raises(ValueError, match="32 recordings to train on are fewer than a batch of 64"):
         train(data, tmp_path, "batch=64")
+
+
+TABLE_2 = {"none": ("levels=1", "norm=none"), "softmax": ("levels=1", "norm=softmax")} | {
+    f"cosine x{levels}": (f"levels={levels}", "norm=cosine") for levels in (1, 2, 3)
+}
+
+
+def test_the_rows_of_table_2_differ(data, tmp_path):
+    """Every row trains, and no two rows give the same weights: levels and norm reach the loss."""
+    weights = {}
+    for row, (levels, norm) in TABLE_2.items():
+        options = [levels, norm, "last_stride=1", "epochs=1"]
+        train(data, tmp_path / row, *options, evaluate="none")
+        weights[row] = torch.load(tmp_path / row / "seed0" / "cmac.pt", weights_only=True)["module"]
+        assert not (tmp_path / row / "results.json").exists()
+        assert all("audio_to_video" not in line for line in timeless(tmp_path / row))
+    heads = [state["video_saliency.0.weight"] for state in weights.values()]
+    assert all(head.isfinite().all() for head in heads)
+    assert not any(a.equal(b) for a, b in itertools.combinations(heads, 2))
+
+
+def test_the_ablations_preset_is_the_papers():
+    paper, ablation = CMACRecipe(), CMACRecipe.preset("ablation")
+    changed = {n: v for n, v in ablation.as_dict().items() if v != paper.as_dict()[n]}
+    assert changed == {"epochs": 50, "batch": 64, "jitter": 0.0}
+
+
+def test_a_folder_of_videos_is_trained_on_chosen_by_and_tested_on(data, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for file in data.rglob("*.mp4"):
+        shutil.copy(file, videos)
+    run = tmp_path / "run"
+    train(videos, run, "compare=moments", dataset="folder", evaluate="retrieval")
+    parts = [len(VIDEO_SETS["folder"](videos, split)) for split in ("train", "val", "test")]
+    chosen_by = json.loads((run / "results.json").read_text())
+    assert chosen_by["recordings"] == parts[1] and chosen_by["protocol"]["split"] == "val"
+    assert "mean cosine of the embeddings of each moment" in chosen_by["protocol"]["retrieval"]
+    assert set(chosen_by["seeds"]["cmac"][0]) == {"audio_to_video", "video_to_audio"}
+    evaluate_cmac(run, split="test", evaluate="all")  # one class: nothing to classify
+    tested = json.loads((run / "results.json").read_text())
+    assert tested["recordings"] == parts[2] and set(tested["seeds"]["cmac"][0]) == set(
+        chosen_by["chance"]
+    ) & set(tested["seeds"]["cmac"][0])
+    assert 'held-out ones ("test")' in (run / "report.html").read_text()
+
+
+def test_evaluation_of_some_recordings(data, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    evaluate_cmac(run, recordings=5, evaluate="retrieval")
+    results = json.loads((run / "results.json").read_text())
+    assert results["recordings"] == 5 and results["chance"]["audio_to_video"] == 1 / 5
+    assert "video_linear" not in results["seeds"]["cmac"][0]
 
 
 def test_an_unfinished_run_is_not_evaluated(finished, tmp_path):
@@ -191,6 +252,9 @@ def test_a_run_on_a_pretrained_encoders_maps(on_maps):
     assert config["recipe"]["frame_channels"] == 1024
     results = json.loads((on_maps / "results.json").read_text())
     assert {"guided", "predicted"} <= results["seeds"]["cmac"][0].keys()
+    baseline = results["frozen frames and log filterbanks"]
+    assert set(baseline) == {"audio_to_video", "video_to_audio", "video_linear", "audio_linear"}
+    assert "Frozen frames and log filterbanks" in (on_maps / "report.html").read_text()
     assert (on_maps / "report.html").read_text().count('alt="spectrogram"') == 6
     weights = torch.load(on_maps / "seed0" / "cmac.pt", weights_only=True)["module"]
     assert weights["video.encoder.layers.0.weight"].shape == (64, 1024, 1, 1, 1)
@@ -213,6 +277,28 @@ def test_the_maps_are_those_of_the_frames_and_computed_once(data, on_maps, weigh
     assert (kept.wave - frames.wave).abs().max() < 1.01 / 32768
     assert kept.crop.sizes.equal(frames.crop.sizes)
     assert next(spaced_clips(clips.from_files(), recipe, row)).clip.equal(frames.clip)
+
+
+def test_maps_of_a_finer_stride_and_a_part_of_the_frame(data, on_maps, weights_file, tmp_path):
+    recipe = CMACRecipe(**json.loads((on_maps / "config.json").read_text())["recipe"])
+    recipe = dataclasses.replace(recipe, frame_stride=16, window=(0.25, 0.0, 0.5, 0.75))
+    clips = open_clips(VIDEO_SETS["kinetics"](data, "val"), recipe, "cpu")
+    encoder = open_visual_encoder(f"shufflenet_v2_x0_5={weights_file}")
+    frames = next(spaced_clips(clips, recipe, torch.tensor([2])))
+    with torch.no_grad():
+        pictures = frames.clip.transpose(1, 2).flatten(0, 1) * 0.225 + 0.45
+        expected = encoder.maps(pictures.clamp(0, 1))[-2].unflatten(0, (2, 4)).transpose(1, 2)
+    keep_frame_maps(clips, encoder, recipe, tmp_path / "maps.npy")
+    kept = next(spaced_clips(clips, recipe, torch.tensor([2])))
+    torch.testing.assert_close(kept.clip, expected, rtol=2e-3, atol=1e-3)
+    seen = frames.crop
+    height, width = seen.sizes[0].tolist()
+    assert seen.side[0] == pytest.approx(min(0.5 * width, 0.75 * height))
+    assert seen.left[0] + seen.side[0] / 2 == pytest.approx(width / 2)
+    assert seen.top[0] + seen.side[0] / 2 == pytest.approx(0.375 * height)
+    options = ["size=64", "short_side=64", "frame_stride=5"]
+    with pytest.raises(ValueError, match="frame_stride must be one of shufflenet_v2_x0_5's, .*; got 5"):
+        train(data, tmp_path / "run", *options, encoder=f"shufflenet_v2_x0_5={weights_file}")
 
 
 def test_a_run_on_maps_is_evaluated_again_where_its_encoder_is_now(data, on_maps, weights_file, tmp_path):
