@@ -74,9 +74,10 @@ def _joined(label: str) -> str:
 def vggsound(root: Path | str, split: str) -> Recordings:
     """VGGSound: ``<root>/vggsound.csv`` (youtube id,start,label,split) and ``<root>/video/<id>_<start>.mp4``.
 
-    split "train" or "test". The list has no header; in file names the start is padded to six digits.
+    split "train" or "test", or "val" where somebody has added such lines. The list has no header; in file names the
+    start is padded to six digits.
     """
-    check_split(split, ("train", "test"))
+    check_split(split, ("train", "val", "test"))
     table = Path(root) / "vggsound.csv"
     names, classes = vggsound_list(table, split)
     videos = Path(root) / "video"
@@ -91,7 +92,7 @@ def vggsound_list(table: Path, split: str) -> tuple[list[tuple[str, str]], list[
     listed = [
         (f"{row['youtube id']}_{row.whole('start'):06d}", row["label"])
         for row in rows
-        if row.one_of("split", ("train", "test")) == split
+        if row.one_of("split", ("train", "val", "test")) == split
     ]
     return listed, sorted({row["label"] for row in rows})
 

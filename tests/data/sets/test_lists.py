@@ -205,7 +205,7 @@ BROKEN = {
     "a superscript": ("a,\u00b2,rain,train\n", r"line 1: start is"),
     "another split": (
         "a,1,rain,train\nb,2,rain,trian\n",
-        r"line 2: split is 'trian', expected train or test",
+        r"line 2: split is 'trian', expected train or val or test",
     ),
     "a zero byte": ("a,1,rain,train\nb\0,2,rain,train\n", r"line 2: holds a zero byte"),
 }
