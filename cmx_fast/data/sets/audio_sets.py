@@ -30,33 +30,62 @@ def esc50(root: Path | str, split: str, fold: int = 1) -> Recordings:
     return collect(listed, classes, table, split)
 
 
-def dcase2013(root: Path | str, split: str) -> Recordings:
-    """DCASE2013 scenes: ``<root>/scenes_stereo/<class><number>.wav`` ("train", the development set) and
-    ``<root>/scenes_stereo_testset/`` ("test"), 10 classes of 10 half-minute recordings each.
+#: Recordings of a class that make up a fold of DCASE2013.
+PER_FOLD = 2
 
-    Classes are numbered over both. SoundNet and those after it call training on the one and testing on the other
-    DCASE2014.
+
+def dcase2013(root: Path | str, split: str, fold: int = 1) -> Recordings:
+    """DCASE2013's development scenes: ``<root>/scenes_stereo/<class><number>.wav``, 10 classes of 10 half-minute ones.
+
+    split "test" is the given fold of five, "train" the others. A fold has two recordings of each class: the first those
+    numbered 1 and 2, the last 9 and 10. The folds are ours, as no list of any is distributed with the recordings.
+    """
+    check_split(split, ("train", "test"))
+    if fold not in range(1, 6):
+        raise ValueError(f"fold must be 1 to 5; got {fold!r}")
+    return _scenes(
+        {split: Path(root) / "scenes_stereo"},
+        split,
+        lambda number: ((number - 1) // PER_FOLD + 1 == fold) == (split == "test"),
+    )
+
+
+def dcase2014(root: Path | str, split: str) -> Recordings:
+    """The same scenes as SoundNet and those after it use them, under the name DCASE2014.
+
+    split "train" is the development set, ``<root>/scenes_stereo/``, and "test" the test set,
+    ``<root>/scenes_stereo_testset/``, 100 recordings each. Classes are numbered over both.
     """
     check_split(split, ("train", "test"))
     folders = {"train": Path(root) / "scenes_stereo", "test": Path(root) / "scenes_stereo_testset"}
+    return _scenes(folders, split, lambda number: True)
+
+
+def _scenes(folders: dict[str, Path], split: str, belongs: Callable[[int], bool]) -> Recordings:
+    """The recordings ``<class><number>.wav`` of a split's folder whose number belongs to it."""
     if not folders[split].is_dir():
         raise ValueError(f"there is no folder {folders[split]}")
     kinds = {part: of_kind(folder, (".wav",)) for part, folder in folders.items() if folder.is_dir()}
-    labels = {path: _scene_label(path) for sounds, _ in kinds.values() for path in sounds}
-    classes = sorted({label for label in labels.values() if label is not None})
+    scenes = {path: _scene(path) for sounds, _ in kinds.values() for path in sounds}
+    classes = sorted({scene[0] for scene in scenes.values() if scene is not None})
     sounds, others = kinds[split]
-    listed = [(path, label) for path in sounds if (label := labels[path]) is not None]
+    known = [(path, scene) for path in sounds if (scene := scenes[path]) is not None]
+    listed = [(path, label) for path, (label, number) in known if belongs(number)]
     recordings = collect(listed, classes, folders[split], split)
-    unnamed = [(path, "is not called <class><number>") for path in sounds if labels[path] is None]
+    unnamed = [(path, "is not called <class><number>") for path in sounds if scenes[path] is None]
     recordings.skipped += unnamed + others
     return recordings
 
 
-def _scene_label(path: Path) -> str | None:
-    """The class of a file that is called ``<class><number>``."""
-    match = re.fullmatch(r"(\D+)\d+", path.stem)
-    return None if match is None else match[1]
+def _scene(path: Path) -> tuple[str, int] | None:
+    """Class and number of a file that is called ``<class><number>``."""
+    match = re.fullmatch(r"(\D+)(\d+)", path.stem)
+    return None if match is None else (match[1], int(match[2]))
 
 
 #: By the name that the commands take.
-AUDIO_SETS: dict[str, Callable[..., Recordings]] = {"esc50": esc50, "dcase2013": dcase2013}
+AUDIO_SETS: dict[str, Callable[..., Recordings]] = {
+    "esc50": esc50,
+    "dcase2013": dcase2013,
+    "dcase2014": dcase2014,
+}

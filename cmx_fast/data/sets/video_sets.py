@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cmx_fast.data.sets.lists import read_list, read_table
+from cmx_fast.data.sets.own_videos import own_videos
 from cmx_fast.data.sets.recordings import Recordings, check_split, collect, of_kind
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
@@ -17,8 +18,8 @@ def kinetics(root: Path | str, split: str) -> Recordings:
     """Kinetics-400: ``<root>/<split>/<class>/<youtube id>_<start>_<end>.mp4``, split "train", "val" or "test".
 
     With ``<root>/<split>.csv`` (label,youtube_id,time_start,time_end,split,is_cc) the list decides, without one the
-    folders do. A class's folder may have underscores for the spaces of its label. Classes are numbered over all splits
-    in ``root``.
+    folders do. A class's folder may have underscores for the spaces of its label. Listed videos may also lie in
+    ``<root>/<split>`` itself. Classes are numbered over all splits in ``root``.
     """
     check_split(split, KINETICS_SPLITS)
     root = Path(root)
@@ -38,15 +39,18 @@ def kinetics(root: Path | str, split: str) -> Recordings:
         ]
         recordings = collect(listed, classes, folder, split)
         recordings.skipped += [other for _, others in kinds.values() for other in others]
+        flat, _ = of_kind(folder, VIDEO_SUFFIXES)
+        recordings.skipped += [
+            (path, f"lies in no class's folder, and there is no {table.name}") for path in flat
+        ]
         return recordings
     listed = []
     for row in rows:
         name = f"{row['youtube_id']}_{row.whole('time_start'):06d}_{row.whole('time_end'):06d}.mp4"
-        of_class = folder / row["label"]
-        if not of_class.is_dir():
-            of_class = folder / _joined(row["label"])
         label = labels.get(_joined(row["label"]), row["label"])
-        listed.append((_in_any_container(of_class / name), label))
+        places = [folder / row["label"], folder / _joined(row["label"]), folder]
+        videos = [_in_any_container(place / name) for place in places]
+        listed.append((next((video for video in videos if video.is_file()), videos[1]), label))
     return collect(listed, classes, table, split)
 
 
@@ -156,6 +160,11 @@ def _in_any_container(path: Path) -> Path:
     return next((other for other in others if other.is_file()), path)
 
 
+def folder(root: Path | str, split: str) -> Recordings:
+    """:func:`cmx_fast.data.sets.own_videos.own_videos`: any folder of videos, split by a hash of their names."""
+    return own_videos(root, split, VIDEO_SUFFIXES)
+
+
 def _check_fold(fold: int) -> None:
     if fold not in (1, 2, 3):
         raise ValueError(f"fold must be 1, 2 or 3; got {fold!r}")
@@ -167,9 +176,12 @@ VIDEO_SETS: dict[str, Callable[..., Recordings]] = {
     "vggsound": vggsound,
     "ucf101": ucf101,
     "hmdb51": hmdb51,
+    "folder": folder,
 }
+#: Those with sound, on which encoders of both can be trained.
+WITH_SOUND = ("kinetics", "vggsound", "folder")
 
 
 def held_out(name: str) -> str:
-    """The name of a set's split that is not trained on."""
-    return "val" if name == "kinetics" else "test"
+    """The name of a set's split that is not trained on: by which one chooses, where there is one."""
+    return "val" if name in ("kinetics", "folder") else "test"

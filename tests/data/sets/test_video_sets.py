@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cmx_fast.data.sets.audio_sets import dcase2013, esc50
-from cmx_fast.data.sets.video_sets import hmdb51, kinetics, ucf101, vggsound
+from cmx_fast.data.sets.audio_sets import dcase2013, dcase2014, esc50
+from cmx_fast.data.sets.own_videos import part as part_of
+from cmx_fast.data.sets.video_sets import folder, hmdb51, kinetics, ucf101, vggsound
 
 
 def touch(root, *names):
@@ -140,23 +141,92 @@ def test_esc50(tmp_path):
     assert names_and_classes(esc50(tmp_path, "train", 1)) == [("2-1-A-14", "chirping_birds")]
 
 
-def test_dcase2013(tmp_path):
+def test_dcase2014(tmp_path):
     touch(tmp_path, *(f"scenes_stereo/{n}.wav" for n in ("bus01", "bus02", "tubestation10")))
-    assert names_and_classes(dcase2013(tmp_path, "train")) == [
+    assert names_and_classes(dcase2014(tmp_path, "train")) == [
         ("bus01", "bus"),
         ("bus02", "bus"),
         ("tubestation10", "tubestation"),
     ]
     with pytest.raises(ValueError, match="there is no folder"):
-        dcase2013(tmp_path, "test")
+        dcase2014(tmp_path, "test")
     touch(tmp_path, *(f"scenes_stereo_testset/{n}.wav" for n in ("park01", "tubestation11", "readme")))
     for split, numbers in {"train": [0, 0, 2], "test": [1, 2]}.items():
-        recordings = dcase2013(tmp_path, split)
+        recordings = dcase2014(tmp_path, split)
         assert recordings.class_names == ["bus", "park", "tubestation"]
         assert [entry.label for entry in recordings] == numbers
     assert [(path.name, reason) for path, reason in recordings.skipped] == [
         ("readme.wav", "is not called <class><number>")
     ]
+
+
+def test_dcase2013_has_five_folds_of_its_development_set(tmp_path):
+    touch(tmp_path, *(f"scenes_stereo/{c}{n:02d}.wav" for c in ("bus", "park") for n in range(1, 11)))
+    touch(tmp_path, "scenes_stereo_testset/bus01.wav")
+    held_out = []
+    for fold in range(1, 6):
+        train, test = dcase2013(tmp_path, "train", fold), dcase2013(tmp_path, "test", fold)
+        assert [entry.label for entry in test] == [0, 0, 1, 1] and len(train) == 16
+        held_out += [entry.path for entry in test]
+        assert not {entry.path for entry in train} & {entry.path for entry in test}
+    assert len(set(held_out)) == 20
+    assert [entry.name for entry in dcase2013(tmp_path, "test", 5)][:2] == ["bus09", "bus10"]
+    with pytest.raises(ValueError, match="fold must be 1 to 5; got 6"):
+        dcase2013(tmp_path, "test", 6)
+
+
+def test_kinetics_without_folders_of_classes(tmp_path):
+    touch(
+        tmp_path, "train/a_000001_000011.mp4", "train/b_000002_000012.webm", "train/yoga/c_000003_000013.mp4"
+    )
+    assert [reason for _, reason in kinetics(tmp_path, "train").skipped] == [
+        "lies in no class's folder, and there is no train.csv"
+    ] * 2
+    write(
+        tmp_path / "train.csv",
+        "label,youtube_id,time_start,time_end,split\nair drumming,a,1,11,train\nyoga,b,2,12,train\nyoga,c,3,13,train\n",
+    )
+    recordings = kinetics(tmp_path, "train")
+    assert names_and_classes(recordings) == [
+        ("a_000001_000011", "air drumming"),
+        ("b_000002_000012", "yoga"),
+        ("c_000003_000013", "yoga"),
+    ]
+    assert not recordings.skipped
+
+
+def test_a_folder_is_split_by_the_names_of_its_videos(tmp_path):
+    names = [f"clip {number}" for number in range(300)]
+    touch(tmp_path, *(f"{name}.mp4" for name in names), "notes.txt")
+    splits = {split: [entry.name for entry in folder(tmp_path, split)] for split in ("train", "val", "test")}
+    assert sorted(sum(splits.values(), [])) == sorted(names)
+    shares = [len(part) / 300 for part in splits.values()]
+    assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
+    # Neither new videos nor another folder or container moves a video to another part.
+    moved = tmp_path / "moved"
+    touch(moved, *(f"{number % 7}/{name}.webm" for number, name in enumerate(names)), "0/new.mp4")
+    for split, part in splits.items():
+        assert sorted({entry.name for entry in folder(moved, split)} - {"new"}) == sorted(part)
+    # By the first bytes of SHA-256: anybody can find a video's part.
+    assert [part_of(name) for name in ("a", "b", "abc", "hello")] == ["val", "train", "val", "train"]
+    assert [path.name for path, _ in folder(tmp_path, "train").skipped] == ["notes.txt"]
+
+
+def test_classes_of_a_folder(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4", "dogs/hello.mp4", "cats/abc.mp4")
+    assert names_and_classes(folder(tmp_path, "train")) == [("b", "unlabelled"), ("hello", "dogs")]
+    write(tmp_path / "classes.csv", "name,label\ndogs/hello.mp4,speech\nabc,music\n")
+    recordings = folder(tmp_path, "train")
+    assert recordings.class_names == ["music", "speech", "unlabelled"]
+    assert names_and_classes(recordings) == [("b", "unlabelled"), ("hello", "speech")]
+    assert not recordings.skipped
+    with pytest.raises(ValueError, match="split must be one of 'train', 'val', 'test'; got 'dev'"):
+        folder(tmp_path, "dev")
+    with pytest.raises(ValueError, match="there is no folder"):
+        folder(tmp_path / "nowhere", "train")
+    (tmp_path / "classes.csv").write_text("name,label\na,x\na.mp4,y\n")
+    with pytest.raises(ValueError, match="line 3: 'a.mp4' has two labels, 'x' and 'y'"):
+        folder(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
