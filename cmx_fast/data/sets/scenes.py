@@ -309,6 +309,7 @@ def _videos(name: str) -> Callable[[Path, str, Sequence[str] | None], Scenes]:
 SCENE_SETS: dict[str, Callable[[Path, str, Sequence[str] | None], Scenes]] = {
     "kinetics": _videos("kinetics"),
     "vggsound": _videos("vggsound"),
+    "folder": _videos("folder"),
     "vegas": vegas,
     "pairs": pairs,
     "pictures": pictures,
@@ -327,7 +328,7 @@ def open_scenes(name: str, root: Path, split: str, classes: Sequence[str] | None
     """
     if name not in SCENE_SETS:
         raise ValueError(f"dataset must be one of {', '.join(SCENE_SETS)}; got {name!r}")
-    held = "val" if name == "pictures" else held_out(name)
+    held = {"pictures": "val", "folder": "test"}.get(name) or held_out(name)
     scenes = SCENE_SETS[name](root, held if split == "test" else split, classes)
     if not scenes.entries:
         if not scenes.skipped:
@@ -338,8 +339,10 @@ def open_scenes(name: str, root: Path, split: str, classes: Sequence[str] | None
 
 
 def has_validation(name: str, root: Path) -> bool:
-    """True if a set has a split "val" beside the one that is held out: in its list, or as a folder of pairs."""
+    """True if a set has a split "val" beside the one that is held out: in its list, as a folder, or by its names."""
     table = Path(root) / "vggsound.csv"
     if name in ("vggsound", "pairs") and table.is_file():
         return bool(vggsound_list(table, "val")[0])
-    return name == "pairs" and (Path(root) / "train").is_dir() and (Path(root) / "val").is_dir()
+    return name == "folder" or (
+        name == "pairs" and (Path(root) / "train").is_dir() and (Path(root) / "val").is_dir()
+    )

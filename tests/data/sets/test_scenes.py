@@ -21,6 +21,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.media.decode import read_wave
 from cmx_fast.data.media.files import read_audio, read_picture
 from cmx_fast.data.sets import scenes as scenes_module
+from cmx_fast.data.sets.own_videos import part
 from cmx_fast.data.sets.scenes import (
     HELD_OUT,
     VEGAS_CLASSES,
@@ -164,6 +165,18 @@ def test_pairs_without_a_list(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_folder_of_videos_has_three_parts(clips):
+    videos = {file.stem for file in (clips / "video").iterdir()}
+    parts = {}
+    for split in ("train", "val", "test"):
+        names = {name for name in videos if part(name) == split}
+        if names:
+            parts[split] = {s.name for s in open_scenes("folder", clips / "video", split).entries}
+            assert parts[split] == names
+    assert len(parts) > 1
+    assert has_validation("folder", clips / "video")
+
+
 def test_a_lists_own_validation_part(pairs):
     assert not has_validation("pairs", pairs)
     table = pairs / "vggsound.csv"
@@ -214,7 +227,10 @@ def test_folders_of_pictures_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("imagenet", "dataset must be one of kinetics, vggsound, vegas, pairs, pictures; got 'imagenet'"),
+        (
+            "imagenet",
+            "dataset must be one of kinetics, vggsound, folder, vegas, pairs, pictures; got 'imagenet'",
+        ),
         ("pairs", "there is no .*vggsound.csv"),
         ("vegas", "has no class folder of VEGAS"),
         ("pictures", "has no folder train"),
