@@ -205,13 +205,18 @@ class PictureJudges:
 def choose_examples(
     test: SceneData, scenes: Tensor, labels: Tensor, frames: Tensor, rows: dict[str, Tensor]
 ) -> list[Example]:
-    """Two scenes of each class, at most 24 in all, with their pictures in the rows of Table 1."""
-    chosen = [int(i) for c in labels.unique()[:12] for i in (labels == c).nonzero()[:2, 0]]
+    """Two scenes of each class, at most 24 in all, with their pictures in the rows of Table 1.
+
+    Of one class alone, the first 24, by their names.
+    """
+    alone = len(labels.unique()) < 2
+    each = 24 if alone else 2
+    chosen = [int(i) for c in labels.unique()[:12] for i in (labels == c).nonzero()[:each, 0]]
     count = len(labels)
     return [
         Example(
             test.entries[int(scenes[i])].name,
-            test.class_names[int(labels[i])],
+            test.entries[int(scenes[i])].name if alone else test.class_names[int(labels[i])],
             as_float(frames[i]),
             rows["A"][i],
             rows["B"][i::count][:3],

@@ -54,6 +54,17 @@ class SoundEncoder(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
                 nn.init.zeros_(module.bias)
         self.resnet = resnet
+        self.fixed = False
+
+    def fix_maps(self) -> None:
+        """Let nothing but the last layer learn: the rest gets no gradient and stays in evaluation."""
+        self.fixed = True
+        self.requires_grad_(False).eval()
+        self.resnet.fc.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> SoundEncoder:
+        """Stay in evaluation, whatever ``mode`` is, once the maps are fixed."""
+        return super().train(mode and not self.fixed)
 
     def forward(self, wave: Tensor) -> Tensor:
         return self.encode(self.standardised_spectrogram(wave))

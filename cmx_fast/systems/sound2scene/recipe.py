@@ -64,6 +64,10 @@ class Sound2SceneRecipe(Presets):
     # the set has no part of its own for it; 0: none, the last weights count
     patience: Size = 5  # [O] epochs without a lower validation loss after which training stops [P]; 0: never
 
+    # Training on labelled sounds first, --sounds
+    sound_epochs: Count = 30  # [O] on them, at lr with a warm-up and a cosine
+    fixed: bool = False  # [O] only the last layer learns after it; or everything
+
     # Evaluation
     capped: bool = True  # [P] row C of Table 1 has as many training pictures as fit in the generator's memory
 

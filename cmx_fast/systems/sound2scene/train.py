@@ -9,7 +9,7 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
@@ -29,7 +29,7 @@ from cmx_fast.systems.sound2scene.checkpoints import (
 from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.evaluate import evaluate_run
 from cmx_fast.systems.sound2scene.evaluation import Evaluation
-from cmx_fast.systems.sound2scene.model import Alignment, alignment_loss
+from cmx_fast.systems.sound2scene.model import Alignment, SoundEncoder, alignment_loss
 from cmx_fast.systems.sound2scene.options import (
     ClipModel,
     ClipPrompt,
@@ -38,6 +38,7 @@ from cmx_fast.systems.sound2scene.options import (
     PublishedNetworks,
 )
 from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.systems.sound2scene.pretraining import LabelledSounds, SoundClassification
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.sound_features import (
     TITLES,
@@ -90,6 +91,10 @@ def train_sound2scene(
         str | None,
         typer.Option(help="Pretrained audio encoder, FAMILY:FILE, to train a layer on: docs/encoders.md."),
     ] = None,
+    sounds: Annotated[
+        Path | None,
+        typer.Option(help="Labelled sounds, <class>/*, that the sound encoder learns to tell apart first."),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -127,10 +132,12 @@ def train_sound2scene(
     """
     if dataset == "pictures":
         raise ValueError("dataset = pictures has no sound")
-    if weights is not None and (audio_encoder is not None or ablation):
+    if weights is not None and (audio_encoder is not None or sounds is not None or ablation):
         raise ValueError(
-            "--weights is a trained sound encoder: it takes no --audio-encoder and no --ablation"
+            "--weights is a trained sound encoder: it takes no --audio-encoder, --sounds or --ablation"
         )
+    if audio_encoder is not None and sounds is not None:
+        raise ValueError("give --audio-encoder or --sounds, not both: each teaches the sound encoder to hear")
     if seeds > 1 and not ablation:
         raise ValueError(f"--seeds {seeds} is for --ablation; without it give each run its --seed")
     plan = Plan(
@@ -142,6 +149,7 @@ def train_sound2scene(
         classes=None if classes is None else read_classes(classes),
         picture_encoder=picture_encoder,
         audio_encoder=audio_encoder,
+        sounds=sounds,
         weights=weights,
         selection=selection,
         published=PublishedNetworks(inception, clip_weights, clip_model, clip_prompt),
@@ -178,6 +186,7 @@ class Plan:
     classes: list[str] | None
     picture_encoder: Path | None
     audio_encoder: str | None
+    sounds: Path | None
     weights: Path | None
     selection: Path | None
     published: PublishedNetworks
@@ -232,13 +241,16 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
         "picture_encoder": None if plan.picture_encoder is None else str(plan.picture_encoder),
         "audio_encoder": plan.audio_encoder,
         "audio_encoder_fingerprint": None if audio_encoder is None else audio_encoder.fingerprint(),
+        "sounds": None if plan.sounds is None else str(plan.sounds),
         "weights": None if plan.weights is None else str(plan.weights),
         "selection": None if plan.selection is None else str(plan.selection),
         "seed": seed,
     }
     with session.recording(out, config, resume=plan.resume, splits=tuple(splits.values())) as run:
         if trained is None:
-            train_sounds(session, encoder, recipe, seed, splits, audio_encoder, features)
+            train_sounds(
+                session, encoder, recipe, seed, splits, audio_encoder, folder=features, sounds=plan.sounds
+            )
         elif run.weights("sounds") is None:
             run.finish("sounds", Alignment(trained, recipe.loss).state_dict())
     evaluation = None
@@ -258,9 +270,11 @@ def train_sounds(
     seed: int,
     splits: dict[str, SceneData],
     audio_encoder: AudioEncoder | None,
+    *,
     folder: Path | None = None,
+    sounds: Path | None = None,
 ) -> None:
-    """Compute the pictures' features, then train the sound encoder on them.
+    """Compute the pictures' features, then train the sound encoder on them, if there are ``sounds`` on those first.
 
     With a validation part the weights with its lowest loss count, and training ends where it no longer falls. Without
     one the last weights count, and the held-out scenes give the curves alone.
@@ -281,6 +295,13 @@ def train_sounds(
     module = initialised(
         seed, lambda: Alignment(new_sound_encoder(recipe, encoder.width, audio_encoder), recipe.loss)
     )
+    learning: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
+    if sounds is not None:
+        assert isinstance(module.sound_encoder, SoundEncoder)
+        train_on_labelled(session, module.sound_encoder, recipe, seed, sounds)
+        if recipe.fixed:
+            learning = list(module.sound_encoder.resnet.fc.parameters())
+            module.sound_encoder.fix_maps()
     batches = SoundBatches(
         splits["train"],
         features,
@@ -301,7 +322,7 @@ def train_sounds(
         Stage(
             "sounds",
             module,
-            [{"params": [p for p in module.parameters() if p.requires_grad], "lr": recipe.lr}],
+            [{"params": learning, "lr": recipe.lr}],
             steps,
             batches,
             seed,
@@ -313,6 +334,34 @@ def train_sounds(
             evaluate_every=batches.steps_per_epoch if "val" in splits else max(1, steps // EVALUATIONS),
             best="held_out_loss" if "val" in splits else None,
             patience=recipe.patience if "val" in splits else 0,
+        )
+    )
+
+
+def train_on_labelled(
+    session: Session, encoder: SoundEncoder, recipe: Sound2SceneRecipe, seed: int, root: Path
+) -> None:
+    """Train a sound encoder to tell labelled sounds apart, in place."""
+    fabric = session.fabric
+    sounds = LabelledSounds(
+        root, recipe.seconds, recipe.batch // fabric.world_size, seed + fabric.global_rank, fabric.device
+    )
+    session.say(
+        f"labelled sounds: {len(sounds)} of {len(sounds.class_names)} classes{left_out(sounds.skipped)}"
+    )
+    classification = initialised(seed, lambda: SoundClassification(encoder, len(sounds.class_names)))
+    learning = [p for name, p in classification.named_parameters() if ".fc." not in name]
+    session.train(
+        Stage(
+            "labelled_sounds",
+            classification,
+            [{"params": learning, "lr": recipe.lr}],
+            recipe.sound_epochs * sounds.steps_per_epoch,
+            sounds,
+            seed,
+            weight_decay=recipe.weight_decay,
+            optimizer=torch.optim.Adam,
+            labels=None,
         )
     )
 

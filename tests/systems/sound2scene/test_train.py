@@ -278,6 +278,7 @@ def test_pairs_without_labels_are_measured_by_retrieval(data, generator, tmp_pat
     assert set(results["baselines"]) == {"nearest training sound"}
     html = (out / "report.html").read_text()
     assert "Generated from sound, the right class" not in html
+    assert html.count('alt="from the sound"') == 6 * 3
     assert "the nearest training sound" in html
 
 
@@ -354,6 +355,36 @@ def test_a_pretrained_audio_encoder_hears_for_a_layer(data, generator, tmp_path,
     assert system.encode_sound(0.1 * torch.randn(2, 9000)).shape == (2, 128)
     kept = system.sound_encoder.audio_encoder.network.features[0].weight
     assert kept.equal(vggish.features[0].weight)
+
+
+def test_labelled_sounds_come_first(data, generator, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a, **k: None)
+    root = tmp_path / "labelled"
+    for number, name in enumerate(("high", "low")):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            wave = 0.3 * np.sin(np.arange(24_000 + 1000 * i) * (2.0 - 1.5 * number))
+            soundfile.write(root / name / f"{i}.wav", wave, 16000)
+    (root / "high" / "0.wav").write_bytes(b"nothing")
+    more = ("epochs=1", "sound_epochs=3", "fixed=true")
+    sounds(data, generator, tmp_path / "run", *more, sounds=root)
+    said = capsys.readouterr().err
+    assert "labelled sounds: 11 of 2 classes; 1 left out:" in said
+    rows = timeless(tmp_path / "run")
+    assert [row["stage"] for row in rows if "right" in row] == ["labelled_sounds"] * 3
+    first, then = (weights(tmp_path / "run", stage) for stage in ("labelled_sounds", "sounds"))
+    for name, value in then.items():
+        same = value.equal(first[name])
+        assert same != (".fc." in name), name
+    begun = train_through_stops(
+        lambda: sounds(data, generator, tmp_path / "again", *more, sounds=root, resume=True), monkeypatch
+    )
+    assert begun == ["labelled_sounds", "sounds"]
+    assert_same_run(tmp_path / "again", tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"must hold a folder of sounds for each of two classes .*; it has 0"
+    ):
+        sounds(data, generator, tmp_path / "other", *more, sounds=root / "low")
 
 
 def test_passes_divide_a_generators_batch(data, tmp_path):
