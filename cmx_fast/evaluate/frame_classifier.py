@@ -33,20 +33,23 @@ class FrameClassifier(nn.Module):
         return self.network(2 * pictures - 1)
 
 
-def train_classifier(pictures: Tensor, labels: Tensor, classes: int, *, seed: int = 0) -> FrameClassifier:
+def train_classifier(
+    pictures: Tensor, labels: Tensor, classes: int, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> FrameClassifier:
     """Train a classifier on uint8 pictures (N, 3, S, S) and their labels (N,); half a minute on two cores.
 
-    Pictures are mirrored, shifted by up to an eighth and changed in brightness at random.
+    Pictures are mirrored, shifted by up to an eighth and changed in brightness at random, the same on any device.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = FrameClassifier(classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier = FrameClassifier(classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(classifier.parameters(), PEAK, weight_decay=1e-2)
         for step in range(STEPS):
             for group in optimizer.param_groups:
                 group["lr"] = PEAK * min(1, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
             index = torch.randint(len(pictures), (BATCH,))
-            loss = F.cross_entropy(classifier(_vary(pictures[index])), labels[index], label_smoothing=0.1)
+            logits = classifier(_vary(pictures[index]).to(device))
+            loss = F.cross_entropy(logits, labels[index].to(device), label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -65,9 +68,8 @@ def _vary(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def probabilities(classifier: FrameClassifier, pictures: Tensor, batch: int = 64) -> Tensor:
-    """Probabilities float32 (N, classes) of pictures (N, 3, H, W), uint8 or float in [0, 1]."""
-    parts = [
-        classifier(part / 255 if part.dtype == torch.uint8 else part).softmax(1)
-        for part in pictures.split(batch)
-    ]
+    """Probabilities float32 (N, classes) of pictures (N, 3, H, W), uint8 or float in [0, 1]; on the CPU."""
+    device = next(classifier.parameters()).device
+    own = (part.to(device) for part in pictures.split(batch))
+    parts = [classifier(part / 255 if part.dtype == torch.uint8 else part).softmax(1).cpu() for part in own]
     return torch.cat(parts)

@@ -39,6 +39,11 @@ def check_model(model: str, weights: Path) -> Any:
     return open_clip
 
 
+def default_model(weights: Path) -> str:
+    """OpenCLIP's name of ViT-B/32 with the activation of these weights: QuickGELU where they are OpenAI's."""
+    return "ViT-B-32-quickgelu" if weights.is_file() and is_by_openai(weights) else "ViT-B-32"
+
+
 def weights_only(weights: Path) -> bool:
     """False for OpenAI's TorchScript archives: only so their weights can be read, and nothing is unpickled or run."""
     return not (is_by_openai(weights) and _is_script(weights))

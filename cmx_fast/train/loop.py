@@ -45,7 +45,7 @@ class Stage(Generic[Module]):
         name: unique within the run; names the weights' file ("seed0/csir").
         module: an ``nn.Module`` with losses.
         groups: parameter groups, each with its peak "lr"; their parameters are the module's.
-        batches: gives the batches from a step on, on the device; the same ones at every call.
+        batches: gives the batches from a number on, on the device; the same ones at every call.
         seed: seeds dropout and augmentation, whatever ran before.
         optimizer: makes the optimiser of the groups, with ``weight_decay``.
         turns: players that step one after the other on each batch, each the last argument of the module's forward and
@@ -56,6 +56,10 @@ class Stage(Generic[Module]):
         state: kept in checkpoints beside the module, by its ``state_dict`` and ``load_state_dict``.
         evaluation: measures held-out data after every ``evaluate_every`` steps and the last; its numbers become a row
             of their own.
+        best: the number of the evaluation that is lowest for the best weights, which are the stage's result; None: the
+            last weights are. Processes that don't measure it take the others' word.
+        patience: evaluations without a lower number after which training stops; 0: never.
+        accumulate: batches per step, whose gradients are averaged, each player's over all of them.
     """
 
     name: str
@@ -73,6 +77,9 @@ class Stage(Generic[Module]):
     state: Any = None
     evaluation: Callable[[], dict[str, float]] | None = None
     evaluate_every: int = 0
+    best: str | None = None
+    patience: int = 0
+    accumulate: int = 1
 
 
 class Interrupted(Exception):
@@ -122,35 +129,40 @@ def run_stage(
     optimizer = set_up_optimizer(fabric, stage.optimizer, groups, weight_decay=stage.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
     start, sums, counted, spent = 0, dict[str, float | Tensor](), 0, 0.0
+    best = Best(stage.best, stage.patience)
     if state is not None:
         sharding.load_optimizer(network, optimizer, state["optimizer"])
         if stage.state is not None:
             stage.state.load_state_dict(state["state"])
         restore_rng(state["rng"], fabric, stage.seed * 1_000_003 + state["step"])
         start, sums, counted, spent = state["step"], state["sums"], state["counted"], state["seconds"]
+        best.load_state_dict(state["best"])
     run.rewind(stage.name, -1 if state is None else start)
     turns: list[tuple[str, ...]] = [(name,) for name in stage.turns] or [()]
     interval = max(1, stage.steps // 20)
     began = time.monotonic() - spent
     network.train()
     watched = LossWatch(run, stage.name)
-    batches = stage.batches(start)
+    batches = stage.batches(start * stage.accumulate)
     pace = Pace(fabric.world_size)
     with stop_requested() as stop, progress(stage, start, fabric.is_global_zero) as shown:
-        for step in range(start + 1, stage.steps + 1):
+        ended = stage.patience > 0 and any_rank(fabric, best.exhausted)  # interrupted at its last step
+        for step in range(start + 1, start + 1 if ended else stage.steps + 1):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * stage.schedule(step - 1, stage.steps)
             sharding.unshard(network)  # forward would: but some batches are labelled with the module first
-            batch = pace.next(batches)
+            parts = [pace.next(batches) for _ in range(stage.accumulate)]
             for turn in turns:
-                outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
-                losses = stage.module.losses(*outputs, *turn)
                 optimizer.zero_grad()
-                fabric.backward(losses["loss"])
+                for number, batch in enumerate(parts, 1):
+                    with fabric.no_backward_sync(module, enabled=number < len(parts)):
+                        outputs = gather(fabric, module(batch, *turn), batch, stage.labels)
+                        losses = stage.module.losses(*outputs, *turn)
+                        fabric.backward(losses["loss"] / len(parts))
+                    watched(step, losses["loss"], batch)
+                    for name, value in losses.items():
+                        sums[name] = sums.get(name, 0.0) + value.detach() / len(parts)
                 optimizer.step()
-                watched(step, losses["loss"], batch)
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
             if stage.after_step is not None:
                 stage.after_step()
             counted += 1
@@ -171,10 +183,14 @@ def run_stage(
                 pace.restart()
             if stage.evaluation is not None and (step % stage.evaluate_every == 0 or step == stage.steps):
                 with sharding.whole(network):
-                    run.log({"stage": stage.name, "step": step, **stage.evaluation()})
+                    numbers = stage.evaluation()
+                run.log({"stage": stage.name, "step": step, **numbers})
+                if any_rank(fabric, best.improved(numbers)):
+                    best.keep(step, sharding.module_state(network, everywhere=True))
                 network.train()
             stopping = any_rank(fabric, stop())
-            if stopping or step == stage.steps:
+            last = step == stage.steps or (stage.patience > 0 and any_rank(fabric, best.exhausted))
+            if stopping or last:
                 watched.settle()
             if stopping or (step % checkpoint_every == 0 and step < stage.steps):
                 run.save_checkpoint(
@@ -184,6 +200,7 @@ def run_stage(
                         "module": sharding.module_state(network),
                         "optimizer": sharding.optimizer_state(network, optimizer),
                         "state": None if stage.state is None else stage.state.state_dict(),
+                        "best": best.state_dict(),
                         "rng": rng(fabric),
                         "counted": counted,
                         "sums": {name: float(value) for name, value in sums.items()},
@@ -192,12 +209,57 @@ def run_stage(
                 )
             if stopping:
                 raise Interrupted(f"stopped in {stage.name} after step {step} of {stage.steps}")
-    if sharded:
+            if last:
+                break
+    if best.weights is not None:
+        trained.load_state_dict(best.weights)
+    elif sharded:
         trained.load_state_dict(sharding.module_state(network, everywhere=True))
+    if sharded:
         trained.to(fabric.device)
     run.finish(stage.name, trained.state_dict())
     fabric.barrier()
     return cast(Module, trained)
+
+
+class Best:
+    """The weights of a stage at the lowest number ``name`` of its evaluations, where it is to end with them.
+
+    Attributes:
+        weights: a copy of them; None before the first evaluation, or without a ``name``.
+        step: the step that they are of.
+    """
+
+    def __init__(self, name: str | None, patience: int):
+        self.name, self.patience = name, patience
+        self.weights: dict[str, Tensor] | None = None
+        self.step, self._lowest, self._since = 0, math.inf, 0
+
+    def improved(self, numbers: dict[str, float]) -> bool:
+        """Note an evaluation's numbers; True if they are the lowest so far."""
+        if self.name is None or self.name not in numbers:
+            return False
+        lower = numbers[self.name] < self._lowest
+        self._since = 0 if lower else self._since + 1
+        self._lowest = min(self._lowest, numbers[self.name])
+        return lower
+
+    def keep(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Copy the weights of this step."""
+        self.step, self.weights = step, {name: value.detach().clone() for name, value in weights.items()}
+
+    @property
+    def exhausted(self) -> bool:
+        """True after ``patience`` evaluations without a lower number."""
+        return bool(self.patience) and self._since >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "step": self.step, "lowest": self._lowest, "since": self._since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.weights, self.step = state["weights"], state["step"]
+        self._lowest, self._since = state["lowest"], state["since"]
 
 
 class Pace:

@@ -83,8 +83,10 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def new_fabric(precision: str, sync_bn: bool = False, fsdp: bool = False) -> Fabric:
+def new_fabric(precision: str, sync_bn: bool = False, fsdp: bool = False, *, players: bool = False) -> Fabric:
     """Launch Fabric on one device, or under torchrun on one per process, where DDP replicates and FSDP splits modules.
+
+    ``players``: modules have players that take turns, so that a step gives some parameters no gradient.
 
     Raises:
         ValueError: an unknown precision; ``fsdp`` or ``sync_bn`` in one process; ``sync_bn`` without a GPU.
@@ -94,7 +96,8 @@ def new_fabric(precision: str, sync_bn: bool = False, fsdp: bool = False) -> Fab
     local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
     if fsdp and world == 1:
         raise ValueError("--fsdp is for several processes (torchrun); this is one")
-    strategy = sharding.strategy(world) if fsdp else "ddp" if world > 1 else "auto"
+    ddp = "ddp_find_unused_parameters_true" if players else "ddp"
+    strategy = sharding.strategy(world) if fsdp else ddp if world > 1 else "auto"
     fabric = Fabric(
         accelerator="auto",
         devices=local,

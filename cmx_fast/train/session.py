@@ -49,6 +49,7 @@ class Session:
         command: the words after ``cmx``, as the run folder and messages name it.
         preset, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command without
             ``sync_bn`` runs in one process.
+        players: its modules have players that take turns.
 
     Attributes:
         fabric: the devices.
@@ -70,8 +71,9 @@ class Session:
         compile: bool | None = None,
         sync_bn: bool | None = None,
         fsdp: bool | None = None,
+        players: bool = False,
     ):
-        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp))
+        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), players=players)
         world = self.fabric.world_size
         if sync_bn is None and world > 1:
             raise ValueError(f"cmx {command} runs in one process; got a world of {world}")

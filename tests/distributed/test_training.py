@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_training import hear_broken_files, train_with_a_bank
+from distributed_training import hear_broken_files, train_players, train_with_a_bank
 from PIL import Image
 from process_groups import run_ranks
 
@@ -33,6 +33,20 @@ def test_stopped_and_resumed_training_is_one_processs(how, tmp_path):
         assert parts[0]["state"][name].equal(parts[1]["state"][name]), name
         torch.testing.assert_close(parts[0]["state"][name], value, rtol=1e-4, atol=1e-5)
     assert parts[0]["losses"] == pytest.approx(whole["losses"], rel=1e-5)
+
+
+def test_players_share_their_batches_over_processes_and_passes(tmp_path):
+    for i in range(12):
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (20 * i, 0, 90)).save(tmp_path / "train" / "a" / f"{i}.png")
+    (tmp_path / "val").mkdir()
+    first, second = run_ranks(functools.partial(train_players, 8, 2), 2, tmp_path)
+    for name, value in first["state"].items():
+        assert value.equal(second["state"][name]), name
+        assert value.isfinite().all(), name
+    # Each pass draws four pictures, two for each process.
+    assert first["pictures"].shape == second["pictures"].shape == (2, 2)
+    assert not first["pictures"].equal(second["pictures"])
 
 
 def test_a_file_that_breaks_in_one_process_leaves_all_batches_equal(tmp_path):

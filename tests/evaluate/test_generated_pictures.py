@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,13 +29,15 @@ from cmx_fast.evaluate.generated_pictures import (
     inception_networks,
     inception_score,
     recall,
+    statistics,
 )
+from cmx_fast.networks.clip_weights import default_model
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.systems.sound2scene.control_study import BALANCES, scene_pairs, study
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.sound_features import own_rank
 
-MEANS = Networks("means", lambda p: p.mean((2, 3)), lambda p: 8 * p.mean((2, 3)), 3)
+MEANS = Networks("means", lambda p: p.mean((2, 3)), lambda p: 8 * p.mean((2, 3)), 3, "")
 
 
 def test_frechet_distance_is_the_formula():
@@ -42,10 +45,32 @@ def test_frechet_distance_is_the_formula():
     x, y = (p.double().mean((2, 3)).numpy() for p in (real, made))
     root = linalg.sqrtm(_cov(x) @ _cov(y)).real
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + (_cov(x) + _cov(y) - 2 * root).trace()
-    assert frechet_distance(MEANS, real, made) == pytest.approx(expected, rel=1e-4)
+    of_real = statistics(MEANS, real)
+    assert frechet_distance(MEANS, of_real, made) == pytest.approx(expected, rel=1e-4)
     bytes_ = (255 * made).round().byte()
-    assert frechet_distance(MEANS, real, bytes_) == pytest.approx(expected, rel=1e-2)
-    assert frechet_distance(MEANS, real, real) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(MEANS, of_real, bytes_) == pytest.approx(expected, rel=1e-2)
+    assert frechet_distance(MEANS, of_real, real) == pytest.approx(0, abs=1e-6)
+
+
+def test_statistics_of_real_pictures_are_kept(tmp_path, capsys):
+    real, made, file = torch.rand(50, 3, 4, 4), torch.rand(70, 3, 4, 4), tmp_path / "new" / "statistics.pt"
+    calls = []
+
+    def features(pictures):
+        calls.append(len(pictures))
+        return pictures.mean((2, 3))
+
+    networks = replace(MEANS, features=features)
+    first = statistics(networks, real, file)
+    again = statistics(networks, real, file)
+    assert calls == [50]  # once
+    assert frechet_distance(networks, again, made) == frechet_distance(networks, first, made)
+    assert statistics(networks, made, file).count == 70  # other pictures
+    assert statistics(replace(networks, fingerprint="other"), made, file).count == 70
+    assert calls[-3:] == [6, 64, 6] and capsys.readouterr().err == ""
+    file.write_bytes(b"nothing")
+    statistics(networks, real, file)
+    assert "is not a readable checkpoint" in capsys.readouterr().err
 
 
 def _cov(x):
@@ -124,7 +149,8 @@ def test_clip_from_a_file(tmp_path):
     open_clip.add_model_config(tmp_path)
     clip, _, transform = open_clip.create_model_and_transforms("tiny-clip")
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
-    judge = ClipJudge("tiny-clip", tmp_path / "clip.pt", ["dog_barking", "rain"])
+    names = ["dog_barking", "rain"]
+    judge = ClipJudge("tiny-clip", tmp_path / "clip.pt", names, prompt="a photo of {}")
     picture = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         image = clip.eval().encode_image(transform(to_pil_image(picture))[None])
@@ -133,6 +159,13 @@ def test_clip_from_a_file(tmp_path):
         )
     expected = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
     torch.testing.assert_close(judge.scores(picture[None]), expected, rtol=1e-4, atol=1e-5)
+    bare = ClipJudge("tiny-clip", tmp_path / "clip.pt", names)
+    assert not torch.allclose(bare.scores(picture[None]), expected, atol=1e-6)
+    same = ClipJudge("tiny-clip", tmp_path / "clip.pt", ["a photo of dog barking", "a photo of rain"])
+    assert same.scores(picture[None]).equal(judge.scores(picture[None]))
+    for prompt in ("a photo", "{} and {}"):
+        with pytest.raises(ValueError, match="the prompt must hold {} once, where the class's name goes"):
+            ClipJudge("tiny-clip", tmp_path / "clip.pt", names, prompt=prompt)
     assert judge.scores(torch.rand(3, 3, 64, 64)).shape == (3, 2)
     with pytest.raises(ValueError, match="OpenCLIP has no model 'ViT-Z'"):
         ClipJudge("ViT-Z", tmp_path / "clip.pt", ["a"])
@@ -174,6 +207,8 @@ def test_openais_weights_need_their_activation(tmp_path, capsys):
             ValueError, match="are OpenAI's, trained with QuickGELU: take the model small-clip-quickgelu"
         ):
             ClipJudge("small-clip", file, ["rain"])
+    assert [default_model(file) for file in (hub, script)] == ["ViT-B-32-quickgelu"] * 2
+    assert default_model(tmp_path / "clip.pt") == default_model(tmp_path / "none.pt") == "ViT-B-32"
     pictures = torch.rand(2, 3, 32, 32)
     right, *same = (
         ClipJudge("small-clip-quickgelu", tmp_path / name, ["rain"]) for name in ("clip.pt", hub, script)

@@ -330,3 +330,119 @@ def test_one_kernel_changes_all_weights_on_a_gpu(make, device):
     optimizer = loop.set_up_optimizer(fabric, make, groups, weight_decay=0.1)
     assert optimizer.defaults["weight_decay"] == 0.1
     assert optimizer.defaults["fused"] is (True if device == "cuda" else None)
+
+
+class Falling(nn.Module):
+    """A number that each step lowers by the learning rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch):
+        return {"value": self.value}
+
+    def losses(self, outputs, batch):
+        return {"loss": outputs["value"].sum()}
+
+
+def falling(lowest: float, steps: int, **more) -> Stage:
+    """A stage whose evaluation is lowest where the number is ``lowest``; a step takes 1 off it."""
+    module = Falling()
+
+    def batches(start):
+        while True:
+            yield {"x": torch.zeros(1)}
+
+    return Stage(
+        "falling", module, [{"params": list(module.parameters()), "lr": 1.0}], steps, batches, seed=0,
+        optimizer=torch.optim.SGD, labels=None, schedule=loop.constant, evaluate_every=1,
+        evaluation=lambda: {"distance": abs(float(module.value.detach()) - lowest)}, **more,
+    )  # fmt: skip
+
+
+def run_falling(path, it: Stage, resume=False) -> tuple[RunFolder, float]:
+    run = RunFolder(path, CONFIG, resume=resume)
+    try:
+        run_stage(Fabric(accelerator="cpu", devices=1), run, it)
+    finally:
+        run.close()
+    return run, float(load(path / "falling.pt")["module"]["value"])
+
+
+def test_the_best_weights_are_kept_and_patience_ends(tmp_path):
+    assert run_falling(tmp_path / "last", falling(-3, 9))[1] == -9
+    it = falling(-3, 9, best="distance")
+    run, value = run_falling(tmp_path / "best", it)
+    assert value == float(it.module.value) == -3
+    assert run.rows()[-1]["step"] == 9
+    it = falling(-3, 9, best="distance", patience=2)
+    run, value = run_falling(tmp_path / "patient", it)
+    assert value == float(it.module.value) == -3
+    assert run.rows()[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_the_best_weights_survive_an_interruption(tmp_path, at):
+    whole = falling(-3, 9, best="distance", patience=2)
+    straight, _ = run_falling(tmp_path / "straight", whole)
+    it = falling(-3, 9, best="distance", patience=2)
+    measure, calls = it.evaluation, []
+
+    def stopped():
+        calls.append(0)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure()
+
+    it.evaluation = stopped
+    with pytest.raises(Interrupted):
+        run_falling(tmp_path / "stopped", it)
+    again = falling(-3, 9, best="distance", patience=2)
+    run, value = run_falling(tmp_path / "stopped", again, resume=True)
+    assert value == -3
+    assert timeless(run) == timeless(straight)
+
+
+def test_gradients_of_several_batches_are_one_of_all(tmp_path):
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, batch):
+            return {"out": self.layer(batch["x"])}
+
+        def losses(self, outputs, batch):
+            return {"loss": outputs["out"].square().mean()}
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 8, 3, generator=generator)
+
+    def trained(accumulate, signal_at=None, resume=False, name=""):
+        torch.manual_seed(3)
+        module = Linear()
+        parts = x.reshape(5 * accumulate, 8 // accumulate, 3)
+
+        def batches(start):
+            for number in range(start, len(parts)):
+                if number == signal_at:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield {"x": parts[number]}
+
+        groups = [{"params": list(module.parameters()), "lr": 0.1}]
+        it = Stage("s", module, groups, 5, batches, 0, labels=None, accumulate=accumulate)
+        run = RunFolder(tmp_path / f"{accumulate}{name}", CONFIG, resume=resume)
+        try:
+            run_stage(Fabric(accelerator="cpu", devices=1), run, it)
+        finally:
+            run.close()
+        return module.layer.weight.detach(), [row["loss"] for row in run.rows()]
+
+    one, many = trained(1), trained(4)
+    torch.testing.assert_close(many[0], one[0])
+    assert many[1] == pytest.approx(one[1])
+    with pytest.raises(Interrupted):
+        trained(4, signal_at=9, name="stopped")
+    again = trained(4, resume=True, name="stopped")
+    assert again[0].equal(many[0])

@@ -65,7 +65,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, capsys):
 
 
 def test_commands_for_one_process_refuse_several(monkeypatch):
-    monkeypatch.setattr(module, "new_fabric", lambda *_: SimpleNamespace(world_size=2))
+    monkeypatch.setattr(module, "new_fabric", lambda *_, **__: SimpleNamespace(world_size=2))
     with pytest.raises(ValueError, match="cmx train pairs runs in one process; got a world of 2"):
         new_session()
     new_session(sync_bn=False)

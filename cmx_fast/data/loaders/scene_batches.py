@@ -23,7 +23,7 @@ from cmx_fast.data.media.files import (
     read_picture,
     stretched,
 )
-from cmx_fast.data.sets.scenes import Scenes
+from cmx_fast.data.sets.scenes import Scene, Scenes
 from cmx_fast.data.sets.selection import FPS, Selection, key
 from cmx_fast.nn.power_spectrogram import lasting
 
@@ -38,14 +38,18 @@ class SceneData:
     """Pictures and sounds of one split's scenes, by number.
 
     A scene has ``moments`` pictures: picture p is of scene p // moments. Of a video they are evenly spaced frames (one:
-    the middle), or the best ones of the selection where that names the video; of a picture file it is the file. The
-    sound is the recording's first ``heard`` seconds, mono, repeated to ``seconds``. A scene that breaks while it is
-    read is left out of its batch, named in ``skipped`` and not read again.
+    the middle), or the best ones of the selection where that names the video; of a picture file it is the file. A
+    sound is ``heard`` seconds of the recording, mono, repeated to ``seconds``: its first, or with ``around`` those
+    around each moment. A scene has then as many sounds as pictures, ``sounds_each`` of them, and sound s is of scene
+    s // sounds_each. A scene that breaks while it is read is left out of its batch, named in ``skipped`` and not read
+    again.
 
     Args:
         size: pixels of the square pictures, the largest centred ones.
         stretch: take whole pictures and change their aspect ratio instead.
         heard: seconds of the sound that are used (the paper's ablation: 1 and 5 s); None: as many as ``seconds``.
+        around: hear the seconds around the moment, moved into the recording where they reach over its ends. The
+            moment of a picture file is the middle of its sound's first ``seconds``.
         selection: see :mod:`cmx_fast.data.sets.selection`; ``selected`` counts the scenes that it names.
         backend: see :func:`cmx_fast.data.media.decode.read_frames`. "dali" decodes a batch's files together, in this
             process, pictures on the GPU if there is one; the sound of videos is PyAV's.
@@ -71,6 +75,7 @@ class SceneData:
         moments: int = 1,
         seconds: float = 10.0,
         heard: float | None = None,
+        around: bool = False,
         sample_rate: int = 16000,
         selection: Selection | None = None,
         backend: str = "auto",
@@ -92,9 +97,8 @@ class SceneData:
         self.entries, self.class_names = scenes.entries, scenes.class_names
         self.skipped = list(scenes.skipped)
         self.labels = torch.tensor([scene.label for scene in self.entries], dtype=torch.int64)
-        if stretch and backend == "dali":
-            raise ValueError("backend must not be 'dali' where pictures are stretched; take 'auto'")
         self.size, self.stretch, self.moments = size, stretch, moments
+        self.around, self.sounds_each = around, moments if around else 1
         self.seconds, self.heard, self.sample_rate = seconds, heard or seconds, sample_rate
         self.selection = selection or {}
         self.selected = sum(key(entry.name) in self.selection for entry in self.entries)
@@ -124,7 +128,7 @@ class SceneData:
         """Read batches of picture numbers (B,) int64: yields the readable ones and pictures uint8 (B, 3, S, S)."""
         if not self.cache:
             return _stacked(self._read(batches, self._pictures_of, self.moments))
-        kept = self._everything("picture", self._pictures_of_scenes)
+        kept = self._everything("picture", self._pictures_of_scenes, 1)
         return _stacked(
             self._remembered(batches, lambda p: kept[p // self.moments][p % self.moments], self.moments)
         )
@@ -132,9 +136,9 @@ class SceneData:
     def sounds(
         self, batches: Iterable[Tensor], instead: Callable[[Tensor], Iterable[int]] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read batches of scene numbers (B,) int64: yields the readable ones and sounds float32 (B, samples).
+        """Read batches of sound numbers (B,) int64: yields the readable ones and sounds float32 (B, samples).
 
-        ``instead`` gives the scenes that take the places of a batch's broken ones, as many as are needed.
+        ``instead`` gives the sounds that take the places of a batch's broken ones, as many as are needed.
         """
         asked: deque[Tensor] = deque()
 
@@ -144,11 +148,10 @@ class SceneData:
                 yield batch
 
         if self.cache:
-            rows_of_batches = self._remembered(
-                noted(), self._everything("sound", self._sounds_of).__getitem__, 1
-            )
+            kept = self._everything("sound", self._sounds_of, self.sounds_each)
+            rows_of_batches = self._remembered(noted(), kept.__getitem__, self.sounds_each)
         else:
-            rows_of_batches = self._read(noted(), self._sounds_of, 1)
+            rows_of_batches = self._read(noted(), self._sounds_of, self.sounds_each)
         if instead is not None:
             rows_of_batches = (self._filled(rows, asked.popleft(), instead) for rows in rows_of_batches)
         return ((index, wave.float() / 32767) for index, wave in _stacked(rows_of_batches))
@@ -180,35 +183,62 @@ class SceneData:
     def read_pictures(self, scene: int, moments: slice = slice(None)) -> Tensor:
         """uint8 (moments, 3, size, size) of one scene."""
         entry = self.entries[scene]
-        square = (self.size, self.size)
         if entry.media is None:
             if self.stretch:
-                return stretched(entry.picture, lambda *_: square, draft=True)[None]
+                return stretched(entry.picture, lambda *_: (self.size, self.size), draft=True)[None]
             return read_picture(entry.picture, self.size, shorter=self.size)[None]
         times = self.times(scene)[moments]
         frames = read_frames(entry.picture, times, short_side=self.size, backend=self.backend)
-        if self.stretch:
-            return F.interpolate(frames, square, mode="bilinear", antialias=True)
-        return centred(frames, self.size).contiguous()
+        return self._square(frames)
 
-    def read_sound(self, scene: int) -> Tensor:
-        """int16 (samples,) of one scene.
+    def read_sound(self, sound: int) -> Tensor:
+        """int16 (samples,) of one sound.
 
         Raises:
             BrokenFileError: the file can't be decoded, or is silent.
         """
+        scene, moment = divmod(sound, self.sounds_each)
         entry, rate = self.entries[scene], self.sample_rate
         if entry.sound is None:
             raise BrokenFileError(entry.picture, "has no sound")
         if entry.media is None:
-            wave = read_audio(entry.sound, rate, round(self.heard * rate), mix=True)
-        else:
-            heard = min(self.heard, entry.media.seconds)
-            by = "auto" if self.backend == "dali" else self.backend
-            wave = read_wave(entry.sound, entry.media.start, heard, rate, backend=by)
-            if not wave.any():
-                raise BrokenFileError(entry.sound, "is silent")
+            return self._of_file(read_audio(entry.sound, rate, self._samples_of_file, mix=True))
+        start, heard = entry.media.start, min(self.heard, entry.media.seconds)
+        by = "auto" if self.backend == "dali" else self.backend
+        if self.around:
+            latest = start + entry.media.seconds - heard
+            start = min(max(start, self.times(scene)[moment] - heard / 2), latest)
+        wave = read_wave(entry.sound, start, heard, rate, backend=by)
+        if not wave.any() and not (self.around and self._sounds_elsewhere(entry, by)):
+            raise BrokenFileError(entry.sound, "is silent")
         return self._lasting(wave)
+
+    def _sounds_elsewhere(self, entry: Scene, backend: str) -> bool:
+        assert entry.sound is not None
+        assert entry.media is not None
+        whole = read_wave(
+            entry.sound, entry.media.start, entry.media.seconds, self.sample_rate, backend=backend
+        )
+        return bool(whole.any())
+
+    @property
+    def _samples_of_file(self) -> int:
+        return round((self.seconds if self.around else self.heard) * self.sample_rate)
+
+    def _of_file(self, wave: Tensor) -> Tensor:
+        """The sound of an audio file that is read from its beginning."""
+        if self.around:
+            samples = min(len(wave), round(self.heard * self.sample_rate))
+            first = (len(wave) - samples) // 2
+            wave = wave[first : first + samples]
+        return self._lasting(wave)
+
+    def _square(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (T, 3, h, w), whose shorter side is ``size``, as squares."""
+        if not self.stretch or frames.shape[2] == frames.shape[3]:
+            return centred(frames, self.size).contiguous()
+        sides = (self.size, self.size)
+        return F.interpolate(frames.float(), sides, mode="bilinear", antialias=True).round().byte()
 
     def _lasting(self, wave: Tensor) -> Tensor:
         return (lasting(wave, self.seconds, self.sample_rate) * 32767).round().short()
@@ -233,59 +263,57 @@ class SceneData:
         frames = _dali("decode_dali").batch(requests, self.size, self.workers or 1)
         for row, value in zip(videos, frames, strict=True):
             broken = isinstance(value, BrokenFileError)
-            decoded[row] = value if broken else centred(value, self.size).contiguous()
+            decoded[row] = value if broken else self._square(value)
         files = {
             row: self.entries[s].picture for row, (s, _) in enumerate(moments_of_scenes) if row not in videos
         }
         pictures = _dali("decode_dali_files").read_pictures(
-            list(files.values()), self.size, shorter=self.size, threads=self.workers or 1
+            list(files.values()),
+            self.size,
+            shorter=self.size,
+            stretch=self.stretch,
+            threads=self.workers or 1,
         )
         for row, value in zip(files, pictures, strict=True):
             decoded[row] = value if isinstance(value, BrokenFileError) else value[None]
         return [decoded[row] for row in range(len(moments_of_scenes))]
 
-    def _sounds_of(self, scenes: list[int]) -> list[Value]:
+    def _sounds_of(self, sounds: list[int]) -> list[Value]:
         if self.backend != "dali":
-            return [_otherwise(self.read_sound, scene) for scene in scenes]
+            return [_otherwise(self.read_sound, sound) for sound in sounds]
         paths = {
-            scene: entry.sound
-            for scene in scenes
-            if (entry := self.entries[scene]).media is None and entry.sound is not None
+            sound: entry.sound
+            for sound in sounds
+            if (entry := self.entries[sound // self.sounds_each]).media is None and entry.sound is not None
         }
         waves = _dali("decode_dali_files").read_sounds(
-            list(paths.values()),
-            self.sample_rate,
-            round(self.heard * self.sample_rate),
-            mix=True,
-            threads=self.workers or 1,
+            list(paths.values()), self.sample_rate, self._samples_of_file, mix=True, threads=self.workers or 1
         )
-        files = dict(zip(paths, waves, strict=True))
+        files = {
+            sound: self._of_file(wave) if isinstance(wave, Tensor) else wave
+            for sound, wave in zip(paths, waves, strict=True)
+        }
         with ThreadPoolExecutor(self.workers or 1) as pool:
-            videos = {s: pool.submit(_otherwise, self.read_sound, s) for s in scenes if s not in files}
-            decoded = files | {scene: wave.result() for scene, wave in videos.items()}
-        return [
-            self._lasting(decoded[scene])
-            if scene in files and isinstance(decoded[scene], Tensor)
-            else decoded[scene]
-            for scene in scenes
-        ]
+            videos = {s: pool.submit(_otherwise, self.read_sound, s) for s in sounds if s not in files}
+            decoded = files | {sound: wave.result() for sound, wave in videos.items()}
+        return [decoded[sound] for sound in sounds]
 
     def _filled(self, rows: Rows, batch: Tensor, instead: Callable[[Tensor], Iterable[int]]) -> Rows:
-        """A batch's sounds; other scenes take the places of those that broke, as far as there are any."""
+        """A batch's sounds; others take the places of those that broke, as far as there are any."""
         others = iter(instead(batch) if len(rows) < len(batch) else ())
-        while len(rows) < len(batch) and (scene := next(others, None)) is not None:
-            if scene not in self._broken:
-                value = self._kept["sound"][scene] if self.cache else self._sounds_of([scene])[0]
-                rows = [*rows, *self._readable([(scene, value)], 1)]
+        while len(rows) < len(batch) and (sound := next(others, None)) is not None:
+            if sound // self.sounds_each not in self._broken:
+                value = self._kept["sound"][sound] if self.cache else self._sounds_of([sound])[0]
+                rows = [*rows, *self._readable([(sound, value)], self.sounds_each)]
         return rows
 
-    def _everything(self, kind: str, read: Read) -> dict[int, Tensor]:
-        """The tensor of every scene, by ``read``, which is called once per scene."""
+    def _everything(self, kind: str, read: Read, per_scene: int) -> dict[int, Tensor]:
+        """The tensor of every number, of which a scene has ``per_scene``, by ``read``, which reads each once."""
         if kind not in self._kept:
             self._kept[kind] = {
-                scene: value.cpu()
-                for rows in self._read(torch.arange(len(self)).split(16), read, 1)
-                for scene, value in rows
+                number: value.cpu()
+                for rows in self._read(torch.arange(len(self) * per_scene).split(16), read, per_scene)
+                for number, value in rows
             }
         return self._kept[kind]
 

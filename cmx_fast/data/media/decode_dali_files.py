@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cmx_fast.data.media import files
 from cmx_fast.data.media.dali_pipelines import ENCODED, Graph, RefusedError, dali, decode, fn
-from cmx_fast.data.media.files import BrokenFileError, centred, fitted, read_audio, read_picture, sounding
+from cmx_fast.data.media.files import BrokenFileError, centred, fitted, read_audio, sounding
 from cmx_fast.data.media.picture_formats import DAMAGE, Turn, orientation
 
 logger = logging.getLogger("cmx_fast")
@@ -31,20 +32,27 @@ Read = Tensor | BrokenFileError
 
 
 def read_pictures(
-    paths: Sequence[Path], size: int, *, shorter: int | None = None, threads: int = 1
+    paths: Sequence[Path],
+    size: int,
+    *,
+    shorter: int | None = None,
+    stretch: bool = False,
+    threads: int = 1,
 ) -> list[Read]:
     """Each picture as :func:`cmx_fast.data.media.files.read_picture` gives it, decoded together and left on the GPU.
 
     The pixels are within one level of its where nothing is resized; JPEG files that Pillow reads at a half or a
-    quarter of their size are read whole here.
+    quarter of their size are read whole here. ``stretch``: the whole picture in a square, instead of its middle.
     """
-    pictures = stretched(
-        paths, lambda path, width, height: fitted(path, width, height, size, shorter), threads
-    )
+
+    def target(path: Path, width: int, height: int) -> tuple[int, int]:
+        return (size, size) if stretch else fitted(path, width, height, size, shorter)
+
+    pictures = stretched(paths, target, threads)
     result: list[Read] = []
     for path, picture in zip(paths, pictures, strict=True):
         try:
-            whole = read_picture(path, size, shorter=shorter) if picture is None else picture
+            whole = files.stretched(path, target, draft=True) if picture is None else picture
             result.append(centred(whole, size).contiguous())
         except BrokenFileError as error:
             result.append(error)

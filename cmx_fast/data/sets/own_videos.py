@@ -45,7 +45,7 @@ def own_videos(root: Path | str, split: str, suffixes: tuple[str, ...]) -> Recor
 
 def part(name: str) -> str:
     """The part to which a video of this name belongs."""
-    place = int.from_bytes(hashlib.sha256(printable(name).encode()).digest()[:8]) / 2**64
+    place = int.from_bytes(hashlib.sha256(printable(name).encode()).digest()[:8], "big") / 2**64
     for split, share in SHARES.items():
         place -= share
         if place < 0:

@@ -17,7 +17,7 @@ from cmx_fast.train.trainable import Batch
 class SoundBatches:
     """Batches of "wave" (B, samples) and "picture" (B, D), the same for the same seed.
 
-    An epoch has each scene once, with one of its moments.
+    An epoch has each scene once, with one of its moments, and the sound around that one where the data has such.
 
     Args:
         features: (P, D), of every picture of ``data``; NaN for broken ones, whose scenes are left out.
@@ -63,27 +63,30 @@ class SoundBatches:
             order = self.scenes[torch.randperm(len(self.scenes), generator=generator)]
             moments = torch.randint(self.data.moments, (len(self.data),), generator=generator)
             batches = order.split(self.batch * self.world)[skip : self.steps_per_epoch]
-            own_rows = [rows[self.rank :: self.world] for rows in batches]
+            each = self.data.sounds_each
+            sounds = torch.arange(len(self.data)) * each + (moments if each > 1 else 0)
+            own_rows = [sounds[rows[self.rank :: self.world]] for rows in batches]
             for index, waves in self.data.sounds(
-                own_rows, functools.partial(self._substitutes, order, epoch)
+                own_rows, functools.partial(self._substitutes, order, sounds, epoch)
             ):
-                picture = self.features[index, moments[index]]
+                scenes = index // each
+                picture = self.features[scenes, moments[scenes]]
                 yield {"wave": upload(waves, self.device), "picture": upload(picture, self.device)}
             epoch, skip = epoch + 1, 0
 
-    def _substitutes(self, order: Tensor, epoch: int, batch: Tensor) -> Iterator[int]:
-        """This process's share of the scenes outside of a step's batch, in an order drawn anew for each step.
+    def _substitutes(self, order: Tensor, sounds: Tensor, epoch: int, batch: Tensor) -> Iterator[int]:
+        """The sounds of this process's share of the scenes outside of a step's batch, in an order drawn for each step.
 
         Raises:
             ValueError: none is left, and other processes wait for as many rows as they have.
         """
         size = self.batch * self.world
-        step = int((order == batch[0]).nonzero()) // size
+        step = int((order == batch[0] // self.data.sounds_each).nonzero()) // size
         outside = torch.cat([order[: step * size], order[(step + 1) * size :]])
         generator = torch.Generator().manual_seed(
             ((self.seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
         )
-        yield from outside[torch.randperm(len(outside), generator=generator)][
+        yield from sounds[outside[torch.randperm(len(outside), generator=generator)]][
             self.rank :: self.world
         ].tolist()
         if self.world > 1:

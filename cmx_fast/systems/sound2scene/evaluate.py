@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-import typer
 from rich.console import Console
+from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.data.sets.selection import read_selection
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
 from cmx_fast.evaluate.generated_pictures import (
-    ClipJudge,
+    BARE_NAME,
     classifier_networks,
     inception_networks,
+    statistics,
 )
 from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
@@ -28,23 +27,38 @@ from cmx_fast.systems.sound2scene.evaluation import (
     CLASSIFIED,
     ROWS,
     Evaluation,
+    PictureJudges,
     choose_examples,
+    fitting_pictures,
     generate_samples,
     load_pictures,
-    picture_figures,
+    nearest_sounds_pictures,
+    own_recalls,
     retrieval_figures,
+    retrieval_table,
     table,
 )
 from cmx_fast.systems.sound2scene.model import Sound2Scene
-from cmx_fast.systems.sound2scene.options import GeneratorPath, PictureEncoderPath, SystemRun
+from cmx_fast.systems.sound2scene.options import (
+    ClipModel,
+    ClipPrompt,
+    ClipWeights,
+    FinishedRunFolder,
+    GeneratorPath,
+    Inception,
+    PictureEncoderPath,
+    PublishedNetworks,
+)
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.report import write_report
 from cmx_fast.systems.sound2scene.sound_features import (
+    TITLES,
     check_selection,
-    open_data,
+    open_splits,
     selected,
     sound_features,
+    waves_of,
 )
 from cmx_fast.train.options import RunData, default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
@@ -57,20 +71,24 @@ def evaluate_run(
     test: SceneData,
     *,
     system: Sound2Scene | None = None,
-    inception: Path | None = None,
-    clip: tuple[str, Path] | None = None,
+    published: PublishedNetworks | None = None,
+    features: Path | None = None,
 ) -> Evaluation:
     """Generate pictures from every held-out sound; print the table, write results.json and report.html.
 
+    The retrieval is measured whatever the data has. Classes and controls need labels, FID and Inception Score labels or
+    published networks.
+
     Args:
         system: the run's system, where its parts lie elsewhere than the run says.
-        inception: weights for FID and Inception Score; without them a classifier of the training frames gives both.
-        clip: OpenCLIP's model and its weights, for the retrieval of class names.
+        published: networks from files; without Inception a classifier of the training frames gives FID and IS.
+        features: the folder that keeps the pictures' features and the real frames' statistics; default: the run's.
     """
-    device = default_device()
+    device, published = default_device(), published or PublishedNetworks()
+    folder = features or run.path
     system = (system or open_sound2scene(run.path)).to(device)
     train_features, test_features = (
-        picture_features(system.picture_encoder, data, device, run.path / f"features_{name}.npy")
+        picture_features(system.picture_encoder, data, device, folder / f"features_{name}.npy")
         for name, data in (("train", train), ("test", test))
     )
     scenes, sounds = sound_features(system.sound_encoder, test)
@@ -79,47 +97,82 @@ def evaluate_run(
     scenes, sounds, middle = scenes[readable], sounds[readable], middle[readable]
     pictures, labels = test_features[middle], test.labels[scenes]
     frames = load_pictures(test, middle)
-    readable_train = train_features.isfinite().all(1).nonzero()[:, 0]
-    nearest = readable_train[rank(sounds, train_features[readable_train], 1)[:, 0]]
+    known = readable_train = train_features.isfinite().all(1).nonzero()[:, 0]
+    if run.recipe(Sound2SceneRecipe).capped:
+        known = _some(readable_train, fitting_pictures(system.generator))
+    nearest = known[rank(sounds, train_features[known], 1)[:, 0]]
     rows = {
         "A": generate_samples(system, pictures, device),
         "B": generate_samples(system, sounds, device),
         "C": load_pictures(train, nearest),
         "D": frames,
     }
-    sample = readable_train[torch.randperm(len(readable_train), generator=torch.Generator().manual_seed(0))]
-    sample = sample[:CLASSIFIED]
-    with torch.enable_grad():
-        classifier = train_classifier(
-            load_pictures(train, sample), train.labels[sample // train.moments], len(train.class_names)
-        )
-    networks = classifier_networks(classifier) if inception is None else inception_networks(inception)
-    judge = None if clip is None else ClipJudge(*clip, train.class_names)
+    classifier = judge = None
+    labelled = len(train.class_names) > 1 and len(labels.unique()) > 1
+    if labelled:
+        sample = _some(readable_train, CLASSIFIED)
+        with torch.enable_grad():
+            classifier = train_classifier(
+                load_pictures(train, sample),
+                train.labels[sample // train.moments],
+                len(train.class_names),
+                device=device,
+            )
+        judge = published.clip_judge(train.class_names, device)
+    networks = None if classifier is None else classifier_networks(classifier)
+    if published.inception is not None:
+        networks = inception_networks(published.inception, device)
+    judges = PictureJudges(
+        classifier,
+        judge,
+        networks,
+        None if networks is None else statistics(networks, frames, folder / "real_statistics.pt"),
+    )
     evaluation = Evaluation(
         len(scenes),
         len(train.class_names),
         retrieval_figures(sounds, pictures),
-        {
-            row: picture_figures(
-                made, labels.repeat(len(made) // len(labels)), frames, networks, classifier, judge
-            )
-            for row, made in rows.items()
-        },
-        networks.name,
+        _baselines(train, train_features, test, test_features, scenes, pictures),
+        {row: judges.figures(made, labels.repeat(len(made) // len(labels))) for row, made in rows.items()},
+        len(known),
+        None if networks is None else networks.name,
         {},
     )
-    waves = torch.cat([wave for _, wave in test.sounds(scenes.split(64))]).to(device)
-    pairs = scene_pairs(waves, F.normalize(pictures, dim=1).to(device), labels.to(device))
-    evaluation.controls = study(system, lambda p: probabilities(classifier, p.cpu()).to(device), pairs)
+    waves = torch.cat([wave for _, wave in waves_of(test, scenes)]).to(device)
+    if classifier is not None:
+        pairs = scene_pairs(waves, F.normalize(pictures, dim=1).to(device), labels.to(device))
+        evaluation.controls = study(system, lambda p: probabilities(classifier, p).to(device), pairs)
     examples = choose_examples(test, scenes, labels, frames, rows)
     quiet_to_loud = volumes(system, waves[[int((labels == c).nonzero()[0, 0]) for c in labels.unique()[:4]]])
     run.write_results(evaluation.as_dict())
     console = Console()
-    console.print(table(evaluation))
+    if evaluation.table["A"]:
+        console.print(table(evaluation))
+    console.print(retrieval_table(evaluation))
     console.print(sentences(evaluation))
     file = write_report(run, evaluation, ROWS, train.class_names, examples, quiet_to_loud)
     console.print(f"report: {file}")
     return evaluation
+
+
+def _some(numbers: Tensor, count: int) -> Tensor:
+    """Up to ``count`` of the numbers, drawn by a fixed seed."""
+    return numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))][:count]
+
+
+def _baselines(
+    train: SceneData,
+    train_features: Tensor,
+    test: SceneData,
+    test_features: Tensor,
+    scenes: Tensor,
+    pictures: Tensor,
+) -> dict[str, dict[str, float]]:
+    """R@K of the pictures (N, D) of held-out scenes by the queries of BASELINES; needs several moments for frames."""
+    queries = {"nearest training sound": nearest_sounds_pictures(train, train_features, test, scenes)}
+    if test.moments > 1:
+        queries = {"another frame": test_features[scenes * test.moments]} | queries
+    return {name: own_recalls(query.nan_to_num(), pictures) for name, query in queries.items()}
 
 
 def sentences(evaluation: Evaluation) -> str:
@@ -137,33 +190,34 @@ def sentences(evaluation: Evaluation) -> str:
 
 
 def evaluate_sound2scene(
-    run: SystemRun,
+    run: FinishedRunFolder,
     data: RunData = None,
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
-    inception: Annotated[
-        Path | None, typer.Option(help="Weights of torch-fidelity's Inception, for FID and IS as published.")
-    ] = None,
-    clip_weights: Annotated[Path | None, typer.Option(help="Weights of OpenCLIP, for CLIP's R@K.")] = None,
-    clip_model: Annotated[str, typer.Option(help="Name that OpenCLIP gives their model.")] = "ViT-B-32",
+    inception: Inception = None,
+    clip_weights: ClipWeights = None,
+    clip_model: ClipModel = None,
+    clip_prompt: ClipPrompt = BARE_NAME,
 ) -> None:
     """Evaluate a finished run on the held-out split: Table 1, controls, results.json and report.html."""
     finished = RunFolder.open_finished(run, "train sound2scene")
+    published = PublishedNetworks(inception, clip_weights, clip_model, clip_prompt)
     system = open_sound2scene(run, icgan, picture_encoder)
     config, recipe = finished.config, finished.recipe(Sound2SceneRecipe)
     selection = None if config["selection"] is None else read_selection(config["selection"])
-    train, test = (
-        open_data(
-            open_scenes(config["dataset"], data or Path(config["data"]), split),
-            recipe,
-            system.picture_encoder.size,
-            selection,
-        )
-        for split in ("train", "test")
+    splits = open_splits(
+        config["dataset"],
+        data or Path(config["data"]),
+        recipe,
+        system.picture_encoder.size,
+        selection,
+        config.get("classes"),
     )
     if selection is not None:
-        check_selection(config["selection"], selection, train, test)
-    for split, scenes in (("train", train), ("held out", test)):
-        print(f"{split}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}", file=sys.stderr)
-    clip = None if clip_weights is None else (clip_model, clip_weights)
-    evaluate_run(finished, train, test, system=system, inception=inception, clip=clip)
+        check_selection(config["selection"], selection, splits["train"], splits["test"])
+    for split, scenes in splits.items():
+        print(
+            f"{TITLES[split]}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}",
+            file=sys.stderr,
+        )
+    evaluate_run(finished, splits["train"], splits["test"], system=system, published=published)

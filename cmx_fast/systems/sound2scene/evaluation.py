@@ -10,21 +10,24 @@ from rich.table import Table
 from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
-from cmx_fast.evaluate.frame_classifier import probabilities
+from cmx_fast.evaluate.frame_classifier import FrameClassifier, probabilities
 from cmx_fast.evaluate.generated_pictures import (
     ClipJudge,
     Networks,
+    Statistics,
     as_float,
     frechet_distance,
     inception_score,
     recall,
 )
+from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.evaluate.summary import new_table
+from cmx_fast.networks.biggan import Generator
+from cmx_fast.nn import PowerSpectrogram
+from cmx_fast.nn.power_spectrogram import standardised_log
 from cmx_fast.systems.sound2scene.control_study import ControlEffect
 from cmx_fast.systems.sound2scene.model import Sound2Scene
-from cmx_fast.systems.sound2scene.sound_features import (
-    own_rank,
-)
+from cmx_fast.systems.sound2scene.sound_features import own_rank, waves_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,16 @@ ROWS = {
 }
 #: Pictures that are generated from each held-out scene, from different noise.
 SAMPLES = 4
-#: The most training pictures from which the classifier of real frames learns.
+#: The most training pictures from which the classifier of real frames learns, and the most training sounds among which
+#: a baseline looks for the nearest.
 CLASSIFIED = 20_000
+#: R@K of these K.
+RANKS = (1, 5, 10)
+#: Baselines of the retrieval, by the title that tables give them.
+BASELINES = {
+    "another frame": "another frame of the clip",
+    "nearest training sound": "the nearest training sound's frame",
+}
 
 
 @dataclass
@@ -65,18 +76,22 @@ class Evaluation:
 
     Attributes:
         scenes: the number of held-out scenes with sound and picture.
-        classes: the number of their classes.
+        classes: the number of their classes; 1 where the data has no labels.
         retrieval: R@K of a sound's own picture and of a picture's own sound, with chance.
+        baselines: R@K of a sound's own picture by other queries, which train nothing; see BASELINES.
         table: the figures of each row of ROWS.
-        compared_by: the network whose features FID and IS compare.
-        controls: the effect of each control.
+        memory: the number of training pictures that row C retrieves from.
+        compared_by: the network whose features FID and IS compare; None where there is none.
+        controls: the effect of each control; none without labels, by which it is judged.
     """
 
     scenes: int
     classes: int
     retrieval: dict[str, float]
+    baselines: dict[str, dict[str, float]]
     table: dict[str, dict[str, float]]
-    compared_by: str
+    memory: int
+    compared_by: str | None
     controls: dict[str, ControlEffect]
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,8 +102,10 @@ class Evaluation:
             "scenes": self.scenes,
             "classes": self.classes,
             "retrieval": self.retrieval,
+            "baselines": self.baselines,
             "rows": ROWS,
             "table": self.table,
+            "memory": self.memory,
             "compared_by": self.compared_by,
             "controls": controls,
         }
@@ -112,47 +129,94 @@ def generate_samples(system: Sound2Scene, features: Tensor, device: str) -> Tens
 def retrieval_figures(sounds: Tensor, pictures: Tensor) -> dict[str, float]:
     """R@K in both directions for features of sounds and pictures (N, D) of the same scenes, with chance."""
     directions = {
-        "sound_to_picture": own_rank(sounds, pictures),
-        "picture_to_sound": own_rank(pictures, sounds),
+        "sound_to_picture": own_recalls(sounds, pictures),
+        "picture_to_sound": own_recalls(pictures, sounds),
     }
-    figures = {
-        f"{name} R@{k}": float((ranks < k).double().mean())
-        for name, ranks in directions.items()
-        for k in (1, 5, 10)
-    }
-    return figures | {f"chance R@{k}": min(1.0, k / len(sounds)) for k in (1, 5, 10)}
+    figures = {f"{name} {k}": value for name, values in directions.items() for k, value in values.items()}
+    return figures | {f"chance R@{k}": min(1.0, k / len(sounds)) for k in RANKS}
 
 
-def picture_figures(
-    pictures: Tensor,
-    labels: Tensor,
-    real: Tensor,
-    networks: Networks,
-    classifier: Any,
-    judge: ClipJudge | None,
-) -> dict[str, float]:
-    """The figures of one row of Table 1."""
-    classes = probabilities(classifier, pictures)
-    figures = {"class R@1": recall(classes, labels, 1), "class R@5": recall(classes, labels, 5)}
-    if judge is not None:
-        names = judge.scores(pictures)
-        figures |= {f"CLIP R@{k}": recall(names, labels, k) for k in (1, 5)}
-    return figures | {
-        "FID": frechet_distance(networks, real, pictures),
-        "IS": inception_score(networks, pictures),
-    }
+def own_recalls(queries: Tensor, gallery: Tensor) -> dict[str, float]:
+    """The share of queries (N, D) with fewer than K rows of the gallery nearer than their own, of that number."""
+    ranks = own_rank(queries, gallery)
+    return {f"R@{k}": float((ranks < k).double().mean()) for k in RANKS}
+
+
+def mean_spectra(data: SceneData, scenes: Tensor) -> tuple[Tensor, Tensor]:
+    """The scenes whose sound can be read, and the mean over time of their standardised log spectra (N, 257)."""
+    spectrogram = PowerSpectrogram(data.sample_rate)
+    batches = [
+        (index, standardised_log(spectrogram(waves)).mean(2)) for index, waves in waves_of(data, scenes)
+    ]
+    index, spectra = (torch.cat(part) for part in zip(*batches, strict=True))
+    return index, spectra
+
+
+def nearest_sounds_pictures(
+    train: SceneData, train_features: Tensor, test: SceneData, scenes: Tensor
+) -> Tensor:
+    """For each held-out scene the picture features of the training scene that sounds most alike, (N, D).
+
+    Sounds are alike by the cosine of their mean log spectra, less the training sounds' mean.
+    """
+    middle = train_features.unflatten(0, (len(train), train.moments))[:, train.moments // 2]
+    known = middle.isfinite().all(1).nonzero()[:, 0]
+    index, spectra = mean_spectra(
+        train, known[torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[:CLASSIFIED]]
+    )
+    own, queries = mean_spectra(test, scenes)
+    centre = spectra.mean(0)
+    nearest = rank(queries - centre, spectra - centre, 1)[:, 0]
+    features = torch.full((len(test), middle.shape[1]), torch.nan)
+    features[own] = middle[index[nearest]]
+    return features[scenes]
+
+
+def fitting_pictures(generator: Generator) -> int:
+    """The number of pictures of the generator's size, three bytes a pixel, that take the memory of its weights."""
+    weights = sum(value.numel() * value.element_size() for value in generator.parameters())
+    return max(1, weights // (3 * generator.resolution**2))
+
+
+@dataclass(frozen=True)
+class PictureJudges:
+    """The networks that measure a row's pictures, each None where it can't be: by labels, by CLIP, by distance."""
+
+    classifier: FrameClassifier | None
+    clip: ClipJudge | None
+    networks: Networks | None
+    real: Statistics | None
+
+    def figures(self, pictures: Tensor, labels: Tensor) -> dict[str, float]:
+        """The figures of one row of Table 1, of pictures (N, 3, H, W) and their classes (N,)."""
+        figures: dict[str, float] = {}
+        if self.classifier is not None:
+            classes = probabilities(self.classifier, pictures)
+            figures |= {f"class R@{k}": recall(classes, labels, k) for k in (1, 5)}
+        if self.clip is not None:
+            names = self.clip.scores(pictures)
+            figures |= {f"CLIP R@{k}": recall(names, labels, k) for k in (1, 5)}
+        if self.networks is not None and self.real is not None:
+            figures["FID"] = frechet_distance(self.networks, self.real, pictures)
+            figures["IS"] = inception_score(self.networks, pictures)
+        return figures
 
 
 def choose_examples(
     test: SceneData, scenes: Tensor, labels: Tensor, frames: Tensor, rows: dict[str, Tensor]
 ) -> list[Example]:
-    """Two scenes of each class, at most 24 in all, with their pictures in the rows of Table 1."""
-    chosen = [int(i) for c in labels.unique()[:12] for i in (labels == c).nonzero()[:2, 0]]
+    """Two scenes of each class, at most 24 in all, with their pictures in the rows of Table 1.
+
+    Of one class alone, the first 24, by their names.
+    """
+    alone = len(labels.unique()) < 2
+    each = 24 if alone else 2
+    chosen = [int(i) for c in labels.unique()[:12] for i in (labels == c).nonzero()[:each, 0]]
     count = len(labels)
     return [
         Example(
             test.entries[int(scenes[i])].name,
-            test.class_names[int(labels[i])],
+            test.entries[int(scenes[i])].name if alone else test.class_names[int(labels[i])],
             as_float(frames[i]),
             rows["A"][i],
             rows["B"][i::count][:3],
@@ -165,13 +229,37 @@ def choose_examples(
 def table(evaluation: Evaluation) -> Table:
     """Table 1 for a terminal."""
     names = list(evaluation.table["A"])
+    by = "" if evaluation.compared_by is None else f"FID and IS: {evaluation.compared_by}; "
     result = new_table(
         f"{evaluation.scenes} held-out scenes of {evaluation.classes} classes",
         [name.replace(" ", "\n") for name in names],
         first="pictures of",
-        caption=f"FID and IS: {evaluation.compared_by}",
+        caption=f"{by}C: of {evaluation.memory} training pictures",
     )
     for row, figures in evaluation.table.items():
         cells = [f"{figures[n]:.2f}" if n in ("FID", "IS") else f"{100 * figures[n]:.1f}" for n in names]
         result.add_row(f"{row}  {ROWS[row]}", *cells)
     return result
+
+
+def retrieval_table(evaluation: Evaluation) -> Table:
+    """R@K of a held-out sound's own picture for a terminal, beside the baselines and chance."""
+    result = new_table(
+        f"a sound's own picture among {evaluation.scenes}, %", [f"R@{k}" for k in RANKS], first="query"
+    )
+    for title, figures in retrieval_rows(evaluation):
+        result.add_row(title, *(f"{100 * figures[f'R@{k}']:.1f}" for k in RANKS))
+    return result
+
+
+def retrieval_rows(evaluation: Evaluation) -> list[tuple[str, dict[str, float]]]:
+    """The rows of the retrieval's table: title, and R@K as shares of 1."""
+
+    def of(name: str) -> dict[str, float]:
+        return {f"R@{k}": evaluation.retrieval[f"{name} R@{k}"] for k in RANKS}
+
+    return [
+        ("the sound", of("sound_to_picture")),
+        *((BASELINES[name], figures) for name, figures in evaluation.baselines.items()),
+        ("chance", of("chance")),
+    ]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchaudio.transforms import Resample
 
+from cmx_fast.networks.audio_encoders import AudioEncoder
 from cmx_fast.networks.audio_video import ResNet18
 from cmx_fast.networks.biggan import Generator, fold_spectral_norm
 from cmx_fast.networks.picture_encoder import PictureEncoder
@@ -23,6 +25,7 @@ from cmx_fast.train.trainable import Batch
 #: "l2": eq. 1 in both directions. "l2 one way": from sounds to pictures alone [O]. "cosine" and "regression": L_nce and
 #: L_2 of Table 2.
 LOSSES = ("l2", "l2 one way", "cosine", "regression")
+SAMPLE_RATE = 16000
 
 
 class SoundEncoder(nn.Module):
@@ -51,6 +54,17 @@ class SoundEncoder(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
                 nn.init.zeros_(module.bias)
         self.resnet = resnet
+        self.fixed = False
+
+    def fix_maps(self) -> None:
+        """Let nothing but the last layer learn: the rest gets no gradient and stays in evaluation."""
+        self.fixed = True
+        self.requires_grad_(False).eval()
+        self.resnet.fc.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> SoundEncoder:
+        """Stay in evaluation, whatever ``mode`` is, once the maps are fixed."""
+        return super().train(mode and not self.fixed)
 
     def forward(self, wave: Tensor) -> Tensor:
         return self.encode(self.standardised_spectrogram(wave))
@@ -70,8 +84,9 @@ def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
     """The loss of sounds z^A (B, D) against the pictures z^V (B, D) of the same moments, 0-d.
 
     "l2" is eq. 1 with logits -||a - v|| of unit vectors and no temperature, the mean of both directions; "l2 one way"
-    (ours) has only sounds as queries. The ablations of Table 2: "cosine" takes cosines as logits, "regression" the mean
-    squared distance of the features, not normalised. The pictures' encoder is fixed, so ``picture`` gets no gradient.
+    (ours) has only sounds as queries. The ablations of Table 2: "cosine" takes cosines as logits, "regression" is the
+    mean over the pairs of ||z^V - z^A||, as section 3.1 prints it: not squared, of features that are not normalised.
+    The pictures' encoder is fixed, so ``picture`` gets no gradient.
 
     Raises:
         ValueError: an unknown kind, or features of another shape.
@@ -84,7 +99,7 @@ def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
         )
     picture = picture.detach()
     if kind == "regression":
-        return F.mse_loss(sound.float(), picture.float())
+        return torch.linalg.vector_norm(picture.float() - sound.float(), dim=1).mean()
     return info_nce(
         sound,
         picture.to(sound.dtype),
@@ -95,10 +110,45 @@ def alignment_loss(sound: Tensor, picture: Tensor, kind: str = "l2") -> Tensor:
     )
 
 
+class PretrainedSoundEncoder(nn.Module):
+    """Waves (B, samples) at 16 kHz, of any length, to z^A (B, features): a linear layer on a fixed audio encoder.
+
+    Ours, for sets of a few thousand clips and fewer. The wave is repeated to ``seconds`` and resampled to the encoder's
+    rate.
+
+    Args:
+        audio_encoder: of :mod:`cmx_fast.networks.audio_encoders`.
+        features, seconds, positive: as of :class:`SoundEncoder`.
+
+    Raises:
+        ValueError: ``seconds`` are fewer than the encoder needs.
+    """
+
+    def __init__(
+        self, audio_encoder: AudioEncoder, features: int, seconds: float = 10.0, positive: bool = True
+    ):
+        super().__init__()
+        rate = audio_encoder.sample_rate
+        if seconds * rate < audio_encoder.shortest:
+            raise ValueError(
+                f"seconds must be at least {audio_encoder.shortest / rate:.3g} for {audio_encoder.name}; got {seconds}"
+            )
+        self.audio_encoder, self.seconds, self.positive = audio_encoder, seconds, positive
+        self.resample = nn.Identity() if rate == SAMPLE_RATE else Resample(SAMPLE_RATE, rate)
+        self.standardise = nn.BatchNorm1d(audio_encoder.width, affine=False)
+        self.head = nn.Linear(audio_encoder.width, features)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        with torch.no_grad():
+            heard = self.audio_encoder(self.resample(lasting(wave, self.seconds)))
+        features = self.head(self.standardise(heard))
+        return F.relu(features) if self.positive else features
+
+
 class Alignment(nn.Module):
     """The module that ``cmx train sound2scene`` trains; a batch has "wave" (B, samples) and "picture" (B, D), z^V."""
 
-    def __init__(self, sound_encoder: SoundEncoder, kind: str = "l2"):
+    def __init__(self, sound_encoder: SoundEncoder | PretrainedSoundEncoder, kind: str = "l2"):
         super().__init__()
         self.sound_encoder, self.kind = sound_encoder, kind
 
@@ -120,7 +170,7 @@ class Sound2Scene(nn.Module):
     def __init__(
         self,
         picture_encoder: PictureEncoder | VisualEncoder,
-        sound_encoder: SoundEncoder,
+        sound_encoder: SoundEncoder | PretrainedSoundEncoder,
         generator: Generator,
     ):
         super().__init__()

@@ -37,7 +37,7 @@ def picture_features(
     """
     count = len(data) * data.moments
     times = [data.times(number) if entry.media else None for number, entry in enumerate(data.entries)]
-    settings = [encoder.fingerprint(), data.size, data.moments, flipped, times]
+    settings = [encoder.fingerprint(), data.size, data.stretch, data.moments, flipped, times]
     encoder.to(device)
 
     @torch.no_grad()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmx_fast.data.loaders.scene_batches import SceneData
-from cmx_fast.data.sets.scenes import Scenes
+from cmx_fast.data.sets.scenes import Scenes, has_validation, open_scenes, validation_part
 from cmx_fast.data.sets.selection import Selection, key
-from cmx_fast.systems.sound2scene.model import SoundEncoder
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 
 #: Sounds per batch.
 BATCH = 64
+#: The splits' names in messages.
+TITLES = {"train": "train", "val": "validation", "test": "held out"}
 
 
 def open_data(
@@ -25,23 +27,43 @@ def open_data(
     return SceneData(
         scenes,
         size=size,
+        stretch=recipe.framing == "stretch",
         moments=recipe.moments,
         seconds=recipe.seconds,
         heard=recipe.heard or None,
+        around=recipe.around,
         selection=selection,
         backend=recipe.backend,
         cache=recipe.cache,
     )
 
 
+def open_splits(
+    dataset: str,
+    root: Path,
+    recipe: Sound2SceneRecipe,
+    size: int,
+    selection: Selection | None = None,
+    classes: list[str] | None = None,
+) -> dict[str, SceneData]:
+    """The splits of a set as a run uses them: "train", "test", and with a validation "val".
+
+    That is the set's own (:func:`has_validation`), or a share of the training videos.
+    """
+    scenes = {split: open_scenes(dataset, root, split, classes) for split in ("train", "test")}
+    if recipe.validation and has_validation(dataset, root):
+        scenes["val"] = open_scenes(dataset, root, "val", classes)
+    elif recipe.validation:
+        scenes["train"], scenes["val"] = validation_part(scenes["train"], recipe.validation)
+    return {split: open_data(part, recipe, size, selection) for split, part in scenes.items()}
+
+
 def selected(data: SceneData) -> str:
-    """A message's end: the number of scenes that the selection names, and of the others; empty without a selection."""
+    """A message's end: the number of scenes that the selection names, of all; empty without a selection."""
     if not data.selection:
         return ""
-    others = len(data) - data.selected
-    return f"; the selection names {data.selected}" + (
-        f", of {others} evenly spaced frames" if others else ""
-    )
+    others = "" if data.selected == len(data) else ", the others have evenly spaced frames"
+    return f"; the selection matches {data.selected} of {len(data)}{others}"
 
 
 def check_selection(file: Path | str | None, selection: Selection, *splits: SceneData) -> None:
@@ -57,14 +79,23 @@ def check_selection(file: Path | str | None, selection: Selection, *splits: Scen
         )
 
 
+def waves_of(data: SceneData, scenes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the scenes whose sound can be read, with their waves (B, samples): around the middle picture's moment,
+    or the first seconds.
+    """
+    each = data.sounds_each
+    for index, waves in data.sounds((scenes * each + each // 2).split(BATCH)):
+        yield index // each, waves
+
+
 @torch.no_grad()
-def sound_features(encoder: SoundEncoder, data: SceneData) -> tuple[Tensor, Tensor]:
+def sound_features(encoder: nn.Module, data: SceneData) -> tuple[Tensor, Tensor]:
     """The numbers of the scenes whose sound can be read, int64 (N,), and z^A of each, float32 (N, D), on the CPU."""
     training, device = encoder.training, next(encoder.parameters()).device
     encoder.eval()
     batches = [
         (index, encoder(waves.to(device)).float().cpu())
-        for index, waves in data.sounds(torch.arange(len(data)).split(BATCH))
+        for index, waves in waves_of(data, torch.arange(len(data)))
     ]
     encoder.train(training)
     index, features = (torch.cat(part) for part in zip(*batches, strict=True))

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.scenes import SCENE_SETS, open_scenes
+from cmx_fast.data.sets.scenes import SCENE_SETS, read_classes
 from cmx_fast.data.sets.selection import read_selection
+from cmx_fast.evaluate.generated_pictures import BARE_NAME
+from cmx_fast.networks.audio_encoders import AudioEncoder, open_audio_encoder
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.systems.sound2scene.checkpoints import new_sound_encoder, open_icgan
+from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
+from cmx_fast.systems.sound2scene.checkpoints import (
+    load_sound_encoder,
+    new_sound_encoder,
+    open_icgan,
+    open_sound2scene,
+)
 from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.evaluate import evaluate_run
-from cmx_fast.systems.sound2scene.model import Alignment, alignment_loss
+from cmx_fast.systems.sound2scene.evaluation import Evaluation
+from cmx_fast.systems.sound2scene.model import Alignment, SoundEncoder, alignment_loss
+from cmx_fast.systems.sound2scene.options import (
+    ClipModel,
+    ClipPrompt,
+    ClipWeights,
+    Inception,
+    PublishedNetworks,
+)
 from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.systems.sound2scene.pretraining import LabelledSounds, SoundClassification
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.sound_features import (
+    TITLES,
     check_selection,
-    open_data,
+    open_splits,
     own_rank,
     selected,
     sound_features,
@@ -44,7 +64,8 @@ from cmx_fast.train.options import (
 )
 from cmx_fast.train.session import Session, require_a_batch
 
-#: Evaluations on the held-out scenes during training, for the curves; no weights are selected by them.
+#: Evaluations on the held-out scenes during training, for the curves, where there is no validation: no weights are
+#: selected by them.
 EVALUATIONS = 8
 
 
@@ -59,14 +80,44 @@ def train_sound2scene(
     ] = "vggsound",
     out: Out = Path("runs/sound2scene"),
     preset: Preset = "paper",
+    classes: Annotated[
+        Path | None, typer.Option(help="Names of the classes to keep, one a line; default: all of the data.")
+    ] = None,
     picture_encoder: Annotated[
         Path | None,
         typer.Option(help="Picture encoder's weights, if not where the generator's run had them."),
     ] = None,
+    audio_encoder: Annotated[
+        str | None,
+        typer.Option(help="Pretrained audio encoder, FAMILY:FILE, to train a layer on: docs/encoders.md."),
+    ] = None,
+    sounds: Annotated[
+        Path | None,
+        typer.Option(help="Labelled sounds, <class>/*, that the sound encoder learns to tell apart first."),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="The authors' sound2scene.pth: evaluated as a run of this data; nothing is trained."
+        ),
+    ] = None,
     selection: Annotated[
         Path | None, typer.Option(help="JSON of each video's best frames: cmx select, or the authors'.")
     ] = None,
+    ablation: Annotated[
+        list[str],
+        typer.Option(
+            help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them."
+        ),
+    ] = [],  # noqa: B006
     seed: Seed = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="With --ablation: train each row with this many seeds from --seed on.")
+    ] = 1,
+    inception: Inception = None,
+    clip_weights: ClipWeights = None,
+    clip_model: ClipModel = None,
+    clip_prompt: ClipPrompt = BARE_NAME,
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -81,39 +132,135 @@ def train_sound2scene(
     """
     if dataset == "pictures":
         raise ValueError("dataset = pictures has no sound")
-    recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe))
-    session = Session(
-        "train sound2scene",
-        recipe,
+    if weights is not None and (audio_encoder is not None or sounds is not None or ablation):
+        raise ValueError(
+            "--weights is a trained sound encoder: it takes no --audio-encoder, --sounds or --ablation"
+        )
+    if audio_encoder is not None and sounds is not None:
+        raise ValueError("give --audio-encoder or --sounds, not both: each teaches the sound encoder to hear")
+    if seeds > 1 and not ablation:
+        raise ValueError(f"--seeds {seeds} is for --ablation; without it give each run its --seed")
+    plan = Plan(
+        data=data,
+        icgan=icgan,
+        dataset=dataset,
         preset=preset,
+        recipe=Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe)),
+        classes=None if classes is None else read_classes(classes),
+        picture_encoder=picture_encoder,
+        audio_encoder=audio_encoder,
+        sounds=sounds,
+        weights=weights,
+        selection=selection,
+        published=PublishedNetworks(inception, clip_weights, clip_model, clip_prompt),
         precision=precision,
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        resume=resume,
     )
-    encoder, _ = open_icgan(icgan, picture_encoder)
-    moments = None if selection is None else read_selection(selection)
-    train, test = (
-        open_data(open_scenes(dataset, data, split), recipe, encoder.size, moments)
-        for split in ("train", "test")
+    if not ablation:
+        train_run(plan, out, seed)
+        return
+    rows = chosen_rows(ablation, plan.recipe, selection)
+    scores = AblationScores()
+    for row in rows:
+        for number in range(seed, seed + seeds):
+            own = dataclasses.replace(plan, **row.changes(plan.recipe))
+            scores.add(
+                row, train_run(own, out / row.folder / f"seed{number}", number, features=out / row.features)
+            )
+    if scores.measured:
+        scores.write(out)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of ``cmx train sound2scene``, read and checked, but for the folder and the seed."""
+
+    data: Path
+    icgan: Path
+    dataset: str
+    preset: str
+    recipe: Sound2SceneRecipe
+    classes: list[str] | None
+    picture_encoder: Path | None
+    audio_encoder: str | None
+    sounds: Path | None
+    weights: Path | None
+    selection: Path | None
+    published: PublishedNetworks
+    precision: str
+    compile: bool
+    sync_bn: bool
+    fsdp: bool
+    resume: bool
+
+
+def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None) -> Evaluation | None:
+    """Train one sound encoder and evaluate it; only the first process does, and gets the evaluation.
+
+    ``features`` is the folder that keeps the pictures' features; default: the run's own.
+    """
+    recipe = plan.recipe
+    session = Session(
+        "train sound2scene",
+        recipe,
+        preset=plan.preset,
+        precision=plan.precision,
+        compile=plan.compile,
+        sync_bn=plan.sync_bn,
+        fsdp=plan.fsdp,
     )
-    for split, scenes in (("train", train), ("held out", test)):
-        session.say(f"{split}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}")
+    encoder, _ = open_icgan(plan.icgan, plan.picture_encoder)
+    audio_encoder = None if plan.audio_encoder is None else open_audio_encoder(plan.audio_encoder)
+    trained = None if plan.weights is None else load_sound_encoder(plan.weights, encoder.width)
+    if trained is not None and (trained.resnet.width, trained.seconds, trained.positive) != (
+        recipe.width,
+        recipe.seconds,
+        recipe.positive,
+    ):
+        raise ValueError(
+            f"{plan.weights} has width = {trained.resnet.width}, seconds = {trained.seconds:g} and positive = "
+            f"{trained.positive}; the recipe has {recipe.width}, {recipe.seconds:g} and {recipe.positive}"
+        )
+    moments = None if plan.selection is None else read_selection(plan.selection)
+    splits = open_splits(plan.dataset, plan.data, recipe, encoder.size, moments, plan.classes)
+    for split, scenes in splits.items():
+        session.say(f"{TITLES[split]}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}")
+    train, test = splits["train"], splits["test"]
     if moments is not None:
-        check_selection(selection, moments, train, test)
-    require_a_batch(len(train), recipe.batch, "scenes")
+        check_selection(plan.selection, moments, train, test)
+    if trained is None:
+        require_a_batch(len(train), recipe.batch, "scenes")
     config = {
-        "data": str(data),
-        "dataset": dataset,
-        "icgan": str(icgan),
-        "picture_encoder": None if picture_encoder is None else str(picture_encoder),
-        "selection": None if selection is None else str(selection),
+        "data": str(plan.data),
+        "dataset": plan.dataset,
+        "classes": plan.classes,
+        "icgan": str(plan.icgan),
+        "picture_encoder": None if plan.picture_encoder is None else str(plan.picture_encoder),
+        "audio_encoder": plan.audio_encoder,
+        "audio_encoder_fingerprint": None if audio_encoder is None else audio_encoder.fingerprint(),
+        "sounds": None if plan.sounds is None else str(plan.sounds),
+        "weights": None if plan.weights is None else str(plan.weights),
+        "selection": None if plan.selection is None else str(plan.selection),
         "seed": seed,
     }
-    with session.recording(out, config, resume=resume, splits=(train, test)) as run:
-        train_sounds(session, encoder, recipe, seed, train, test)
+    with session.recording(out, config, resume=plan.resume, splits=tuple(splits.values())) as run:
+        if trained is None:
+            train_sounds(
+                session, encoder, recipe, seed, splits, audio_encoder, folder=features, sounds=plan.sounds
+            )
+        elif run.weights("sounds") is None:
+            run.finish("sounds", Alignment(trained, recipe.loss).state_dict())
+    evaluation = None
     if session.fabric.is_global_zero:
-        evaluate_run(run.finished(), train, test)
+        evaluation = evaluate_run(
+            run.finished(), train, test, published=plan.published, features=features,
+            system=open_sound2scene(run.path, plan.icgan, plan.picture_encoder),
+        )  # fmt: skip
+    run.close()
+    return evaluation
 
 
 def train_sounds(
@@ -121,28 +268,42 @@ def train_sounds(
     encoder: PictureEncoder | VisualEncoder,
     recipe: Sound2SceneRecipe,
     seed: int,
-    train: SceneData,
-    test: SceneData,
+    splits: dict[str, SceneData],
+    audio_encoder: AudioEncoder | None,
+    *,
+    folder: Path | None = None,
+    sounds: Path | None = None,
 ) -> None:
-    """Compute the pictures' features, then train the sound encoder on them."""
+    """Compute the pictures' features, then train the sound encoder on them, if there are ``sounds`` on those first.
+
+    With a validation part the weights with its lowest loss count, and training ends where it no longer falls. Without
+    one the last weights count, and the held-out scenes give the curves alone.
+    """
     fabric = session.fabric
-    features, held_out = (
-        picture_features(
-            encoder,
-            scenes,
-            fabric.device,
-            session.run.path / f"features_{split}.npy" if fabric.is_global_zero else None,
+    folder = folder or session.run.path
+    measured = "val" if "val" in splits else "test"
+    with fabric.rank_zero_first():
+        features, held_out = (
+            picture_features(encoder, splits[split], fabric.device, folder / f"features_{split}.npy")
+            for split in ("train", measured)
         )
-        for split, scenes in (("train", train), ("test", test))
-    )
     if recipe.positive and (features < 0).any():
         session.say(
             "the pictures' features have negative values, which a sound encoder that ends in a ReLU never reaches: "
             "--set positive=false"
         )
-    module = initialised(seed, lambda: Alignment(new_sound_encoder(recipe, encoder.width), recipe.loss))
+    module = initialised(
+        seed, lambda: Alignment(new_sound_encoder(recipe, encoder.width, audio_encoder), recipe.loss)
+    )
+    learning: list[nn.Parameter] = [p for p in module.parameters() if p.requires_grad]
+    if sounds is not None:
+        assert isinstance(module.sound_encoder, SoundEncoder)
+        train_on_labelled(session, module.sound_encoder, recipe, seed, sounds)
+        if recipe.fixed:
+            learning = list(module.sound_encoder.resnet.fc.parameters())
+            module.sound_encoder.fix_maps()
     batches = SoundBatches(
-        train,
+        splits["train"],
         features,
         recipe.batch // fabric.world_size,
         seed,
@@ -155,13 +316,13 @@ def train_sounds(
     def evaluate() -> dict[str, float]:
         if not fabric.is_global_zero:
             return {}
-        return held_out_loss(module, test, held_out)
+        return held_out_loss(module, splits[measured], held_out)
 
     session.train(
         Stage(
             "sounds",
             module,
-            [{"params": list(module.parameters()), "lr": recipe.lr}],
+            [{"params": learning, "lr": recipe.lr}],
             steps,
             batches,
             seed,
@@ -170,15 +331,45 @@ def train_sounds(
             labels=("picture",),
             schedule=warmup_and_cosine if recipe.cosine else constant,
             evaluation=evaluate,
-            evaluate_every=max(1, steps // EVALUATIONS),
+            evaluate_every=batches.steps_per_epoch if "val" in splits else max(1, steps // EVALUATIONS),
+            best="held_out_loss" if "val" in splits else None,
+            patience=recipe.patience if "val" in splits else 0,
         )
     )
 
 
-def held_out_loss(module: Alignment, test: SceneData, features: Tensor) -> dict[str, float]:
-    """The loss of all held-out scenes in one batch, and the share of sounds whose nearest picture is their own."""
-    index, sounds = sound_features(module.sound_encoder, test)
-    pictures = features.unflatten(0, (len(test), test.moments))[index, test.moments // 2]
+def train_on_labelled(
+    session: Session, encoder: SoundEncoder, recipe: Sound2SceneRecipe, seed: int, root: Path
+) -> None:
+    """Train a sound encoder to tell labelled sounds apart, in place."""
+    fabric = session.fabric
+    sounds = LabelledSounds(
+        root, recipe.seconds, recipe.batch // fabric.world_size, seed + fabric.global_rank, fabric.device
+    )
+    session.say(
+        f"labelled sounds: {len(sounds)} of {len(sounds.class_names)} classes{left_out(sounds.skipped)}"
+    )
+    classification = initialised(seed, lambda: SoundClassification(encoder, len(sounds.class_names)))
+    learning = [p for name, p in classification.named_parameters() if ".fc." not in name]
+    session.train(
+        Stage(
+            "labelled_sounds",
+            classification,
+            [{"params": learning, "lr": recipe.lr}],
+            recipe.sound_epochs * sounds.steps_per_epoch,
+            sounds,
+            seed,
+            weight_decay=recipe.weight_decay,
+            optimizer=torch.optim.Adam,
+            labels=None,
+        )
+    )
+
+
+def held_out_loss(module: Alignment, scenes: SceneData, features: Tensor) -> dict[str, float]:
+    """The loss of all scenes in one batch, and the share of sounds whose nearest picture is their own."""
+    index, sounds = sound_features(module.sound_encoder, scenes)
+    pictures = features.unflatten(0, (len(scenes), scenes.moments))[index, scenes.moments // 2]
     readable = pictures.isfinite().all(1)
     sounds, pictures = sounds[readable], pictures[readable]
     return {

@@ -13,12 +13,26 @@ pytest.importorskip("soundfile", reason="needs the media extra")
 pytest.importorskip("av", reason="needs the media extra")
 
 import soundfile
+import video_files
 from PIL import Image
 from video_files import write_video
 
 from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.media.decode import read_wave
 from cmx_fast.data.media.files import read_audio, read_picture
-from cmx_fast.data.sets.scenes import VEGAS_CLASSES, open_scenes
+from cmx_fast.data.sets import scenes as scenes_module
+from cmx_fast.data.sets.own_videos import part
+from cmx_fast.data.sets.scenes import (
+    HELD_OUT,
+    VEGAS_CLASSES,
+    Scene,
+    Scenes,
+    has_validation,
+    open_scenes,
+    read_classes,
+    share_of,
+    validation_part,
+)
 from cmx_fast.data.sets.selection import key, read_selection, write_selection
 from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip, simulate_clips
 from cmx_fast.systems.sound2scene.sound_features import check_selection, selected
@@ -69,6 +83,122 @@ def test_what_is_broken_is_named(pairs):
     ]  # fmt: skip
 
 
+def test_classes_restrict_a_set_and_number_what_is_left(pairs, tmp_path):
+    train = open_scenes("pairs", pairs, "train", ["rain", "a, comma"])
+    assert train.class_names == ["rain", "a, comma"]
+    assert [s.label for s in train.entries] == [0, 1, 0, 1]
+    rain = open_scenes("pairs", pairs, "train", ["rain"])
+    assert [s.name[10] for s in rain.entries] == ["0", "2"]
+    assert {s.label for s in rain.entries} == {0}
+    with pytest.raises(ValueError, match=r"classes: the data has no 'rian' \(did you mean 'rain'\?\)"):
+        open_scenes("pairs", pairs, "train", ["rian", "a, comma"])
+    file = tmp_path / "classes.txt"
+    file.write_text("rain\n\na, comma\n")
+    assert read_classes(file) == ["rain", "a, comma"]
+    for text, message in (("rain\n", "names 1$"), ("rain\nrain\n", "names 2, rain twice")):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"must name two classes or more.*{message}"):
+            read_classes(file)
+    with pytest.raises(ValueError, match="there is no"):
+        read_classes(tmp_path / "none.txt")
+
+
+def test_videos_of_other_classes_are_not_opened(clips, monkeypatch):
+    probed = []
+    real = scenes_module.probe
+    monkeypatch.setattr(scenes_module, "probe", lambda path: probed.append(path) or real(path))
+    whole = open_scenes("vggsound", clips, "train")
+    names = whole.class_names[5:3:-1]
+    probed.clear()
+    some = open_scenes("vggsound", clips, "train", [name.replace(" ", "_") for name in names])
+    assert 0 < len(some) < len(whole)
+    assert len(probed) == len(some)
+    by_name = {s.name: whole.class_names[s.label] for s in whole.entries}
+    assert all(by_name[s.name] == names[s.label] for s in some.entries)
+
+
+def test_vegas_and_pictures_of_some_classes(tmp_path):
+    for of_class in VEGAS_CLASSES[:3]:
+        for i in range(17):
+            folder = tmp_path / of_class
+            write_pair(folder / "img" / f"{i}.jpg", folder / "audios" / f"{i}.wav", seconds=0.02)
+    some = open_scenes("vegas", tmp_path, "train", [VEGAS_CLASSES[2], VEGAS_CLASSES[0]])
+    assert [s.label for s in some.entries] == [1] * 16 + [0] * 16
+    whole = open_scenes("vegas", tmp_path, "train")
+    assert {s.name for s in some.entries} == {s.name for s in whole.entries if s.label != 1}
+
+
+def test_pairs_are_found_by_names_in_milliseconds(pairs):
+    for i in range(6):
+        stem = f"abcdefghij{i}_{i:06d}"
+        for folder, suffix in (("images", ".jpg"), ("audios", ".wav")):
+            file = pairs / folder / (stem + suffix)
+            file.rename(file.with_stem(f"abcdefghij{i}_{1000 * i}_{1000 * (i + 10)}"))
+    train = open_scenes("pairs", pairs, "train")
+    assert [s.name for s in train.entries] == [f"abcdefghij{i}_{i:06d}" for i in range(4)]
+    assert train.entries[1].picture.name == "abcdefghij1_1000_11000.jpg"
+
+
+def test_pairs_without_a_list(tmp_path):
+    names = [f"{i:011d}_{1000 * k}_{1000 * k + 10000}" for i in range(60) for k in (3, 40)]
+    for name in names:
+        write_pair(tmp_path / "images" / f"{name}.jpg", tmp_path / "audios" / f"{name}.wav", seconds=0.01)
+    (tmp_path / "audios" / f"{names[0]}.wav").unlink()
+    train, test = (open_scenes("pairs", tmp_path, split) for split in ("train", "test"))
+    assert len(train) + len(test) == 119
+    assert 3 <= len(test) <= 24
+    assert not {s.name[:11] for s in train.entries} & {s.name[:11] for s in test.entries}
+    assert train.class_names == ["unlabelled"]
+    assert [reason for _, reason in train.skipped] == ["has no file of the same name"]
+    with pytest.raises(ValueError, match="has no vggsound.csv, which would say what is of which class"):
+        open_scenes("pairs", tmp_path, "train", ["rain", "dog"])
+    with pytest.raises(ValueError, match="has no split 'val'"):
+        open_scenes("pairs", tmp_path, "val")
+    divided = tmp_path / "divided"
+    for split, i in (("train", 0), ("train", 1), ("val", 2), ("test", 3)):
+        folder = divided / split
+        write_pair(folder / "images" / f"{i}.png", folder / "audios" / f"{i}.wav", seconds=0.01)
+    assert has_validation("pairs", divided)
+    assert not has_validation("pairs", tmp_path)
+    assert [[s.name for s in open_scenes("pairs", divided, split).entries] for split in ("train", "val", "test")] == [
+        ["0", "1"], ["2"], ["3"],
+    ]  # fmt: skip
+
+
+def test_a_folder_of_videos_has_three_parts(clips):
+    videos = {file.stem for file in (clips / "video").iterdir()}
+    parts = {}
+    for split in ("train", "val", "test"):
+        names = {name for name in videos if part(name) == split}
+        if names:
+            parts[split] = {s.name for s in open_scenes("folder", clips / "video", split).entries}
+            assert parts[split] == names
+    assert len(parts) > 1
+    assert has_validation("folder", clips / "video")
+
+
+def test_a_lists_own_validation_part(pairs):
+    assert not has_validation("pairs", pairs)
+    table = pairs / "vggsound.csv"
+    table.write_text(table.read_text().replace("train", "val", 1))
+    assert has_validation("pairs", pairs)
+    assert [s.name[10] for s in open_scenes("pairs", pairs, "val").entries] == ["0"]
+    assert len(open_scenes("pairs", pairs, "train")) == 3
+
+
+def test_a_share_is_held_out_by_video(tmp_path):
+    entries = [Scene(f"{i:011d}_{start:06d}", 0, tmp_path, None) for i in range(200) for start in (1, 30)]
+    train, val = validation_part(Scenes(entries, ["a", "b"]), 0.2)
+    assert len(train) + len(val) == 400
+    assert 50 < len(val) < 110
+    assert not {s.name[:11] for s in train.entries} & {s.name[:11] for s in val.entries}
+    assert validation_part(Scenes(entries[::-1], ["a", "b"]), 0.2)[1].entries == val.entries[::-1]
+    # What pairs without a list hold out is no part of it.
+    assert all(HELD_OUT <= share_of(s.name) < HELD_OUT + 0.2 for s in val.entries)
+    with pytest.raises(ValueError, match=r"validation = 0.2 of 1 scenes leaves"):
+        validation_part(Scenes(entries[:1], ["a", "b"]), 0.2)
+
+
 def test_vegas_is_split_the_same_every_time(tmp_path):
     for of_class in VEGAS_CLASSES[:2]:
         for i in range(34):
@@ -97,7 +227,10 @@ def test_folders_of_pictures_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("imagenet", "dataset must be one of kinetics, vggsound, vegas, pairs, pictures; got 'imagenet'"),
+        (
+            "imagenet",
+            "dataset must be one of kinetics, vggsound, folder, vegas, pairs, pictures; got 'imagenet'",
+        ),
         ("pairs", "there is no .*vggsound.csv"),
         ("vegas", "has no class folder of VEGAS"),
         ("pictures", "has no folder train"),
@@ -159,10 +292,92 @@ def test_moments_of_videos(tmp_path):
     assert chosen.times(1) == pytest.approx([0.7, 0.3], abs=0.02)
     assert chosen.times(0) == pytest.approx([0.5, 1.5], abs=0.02)
     assert chosen.selected == 1 and data.selected == 0
-    assert selected(chosen) == "; the selection names 1, of 1 evenly spaced frames" and selected(data) == ""
+    message = "; the selection matches 1 of 2, the others have evenly spaced frames"
+    assert selected(chosen) == message
+    assert selected(data) == ""
     check_selection("s.json", chosen.selection, data, chosen)
     with pytest.raises(ValueError, match=r"s.json names none of .* with .x., .*.abcdefghijk_0_10000."):
         check_selection("s.json", {"x": [1]}, data)
+
+
+def test_frames_are_stretched_or_cropped(tmp_path, pairs):
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 10:30] = 255
+    for file in (pairs / "images").iterdir():
+        Image.fromarray(image).save(file, quality=95)
+    scenes = open_scenes("pairs", pairs, "train")
+    (((_, cropped),), ((_, whole),)) = (
+        list(SceneData(scenes, size=20, stretch=stretch, workers=0).pictures([torch.tensor([0])]))
+        for stretch in (False, True)
+    )
+    assert whole.shape == cropped.shape == (1, 3, 20, 20)
+    assert cropped.min() > 200
+    assert whole[..., :4].max() < 50
+    assert whole[..., 7:13].min() > 200
+    (tmp_path / "videos" / "video").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "video" / "abcdefghijk_000000.mp4")
+    (tmp_path / "videos" / "vggsound.csv").write_text("abcdefghijk,0,a,train\n")
+    scenes = open_scenes("vggsound", tmp_path / "videos", "train")
+    frames = [
+        SceneData(scenes, size=48, stretch=stretch, workers=0).read_pictures(0) for stretch in (False, True)
+    ]
+    assert frames[0].shape == frames[1].shape == (1, 3, 48, 48)
+    assert frames[1].dtype == torch.uint8
+    assert not frames[0].equal(frames[1])
+
+
+def test_sounds_around_their_moments(tmp_path, pairs):
+    rate = 16000
+    video = tmp_path / "videos" / "video" / "abcdefghijk_000000.mp4"
+    video.parent.mkdir(parents=True)
+    write_video(video)
+    (tmp_path / "videos" / "vggsound.csv").write_text("abcdefghijk,0,a,train\n")
+    scenes = open_scenes("vggsound", tmp_path / "videos", "train")
+    media = scenes.entries[0].media
+    whole = read_wave(video, media.start, media.seconds, rate)
+    for cache in (False, True):
+        options = {"size": 48, "moments": 4, "seconds": 1.0, "heard": 0.5, "workers": 0, "cache": cache}
+        data = SceneData(scenes, around=True, **options)
+        assert data.sounds_each == 4
+        ((index, waves),) = data.sounds([torch.tensor([3, 0, 1])])
+        assert index.tolist() == [3, 0, 1]
+        # Two seconds: the moments are 0.25, 0.75, ...; the last reaches to the end, the first from the beginning.
+        for wave, start in zip(waves, (1.5, 0.0, 0.5), strict=True):
+            expected = whole[round(start * rate) : round((start + 0.5) * rate)]
+            torch.testing.assert_close(wave[: len(expected)], expected.clamp(-1, 1), atol=2e-2, rtol=0)
+            assert wave[8000:].equal(wave[:8000])
+        first = SceneData(scenes, **options)
+        assert first.sounds_each == 1
+        assert next(iter(first.sounds([torch.tensor([0])])))[1][0].equal(waves[1])
+    step = np.concatenate([np.full(4000, 0.1), np.full(2000, 0.5), np.full(4000, 0.1)])
+    for file in (pairs / "audios").iterdir():
+        soundfile.write(file, step, rate)
+    data = SceneData(open_scenes("pairs", pairs, "train"), seconds=1.0, heard=0.125, around=True, workers=0)
+    ((_, waves),) = data.sounds([torch.tensor([1])])
+    torch.testing.assert_close(waves[0], torch.full((rate,), 0.5), atol=1e-3, rtol=0)  # the middle
+
+
+def test_a_silent_moment_of_a_recording_that_sounds_is_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "video").mkdir()
+    tone = video_files.tone
+    for name, sounding in (("abcdefghij0", 16000), ("abcdefghij1", 0)):
+        monkeypatch.setattr(
+            video_files,
+            "tone",
+            lambda *a, n=sounding: np.where(np.arange(32000) < n, tone(*a), 0).astype("f4"),
+        )
+        write_video(tmp_path / "video" / f"{name}_000000.mkv", audio="pcm_s16le")
+    (tmp_path / "vggsound.csv").write_text("abcdefghij0,0,a,train\nabcdefghij1,0,b,train\n")
+    data = SceneData(
+        open_scenes("vggsound", tmp_path, "train"),
+        size=16, moments=2, seconds=0.4, around=True, workers=0,
+    )  # fmt: skip
+    numbers = [torch.tensor([number]) for number in range(4)]
+    heard = {int(index): float(wave.abs().max()) for index, wave in data.sounds(numbers)}
+    assert set(heard) == {0, 1}
+    assert heard[0] > 0.2
+    assert heard[1] == 0
+    assert [reason for _, reason in data.skipped] == ["is silent"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

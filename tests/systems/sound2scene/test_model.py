@@ -8,10 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cmx_fast.networks.audio_encoders import AudioEncoder, VGGish
 from cmx_fast.networks.biggan import Generator
 from cmx_fast.networks.picture_encoder import PictureEncoder
+from cmx_fast.systems.sound2scene.checkpoints import load_sound_encoder
 from cmx_fast.systems.sound2scene.controls import change_volume, edit, interpolate, invert, mix
-from cmx_fast.systems.sound2scene.model import LOSSES, Sound2Scene, SoundEncoder, alignment_loss
+from cmx_fast.systems.sound2scene.evaluation import fitting_pictures
+from cmx_fast.systems.sound2scene.model import (
+    LOSSES,
+    PretrainedSoundEncoder,
+    Sound2Scene,
+    SoundEncoder,
+    alignment_loss,
+)
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 
 
@@ -47,7 +56,7 @@ def test_loss_where_it_can_be_worked_out_at_the_papers_batch():
     assert alignment_loss(simplex(64), simplex(64)).item() == pytest.approx(2.782, abs=5e-4)
     assert alignment_loss(eye, eye, "cosine").item() == pytest.approx(3.185, abs=5e-4)
     assert alignment_loss(3 * eye, 5 * eye).item() == pytest.approx(2.792, abs=5e-4)  # lengths do not count
-    assert alignment_loss(eye, 0 * eye, "regression").item() == pytest.approx(1 / 64)
+    assert alignment_loss(3 * eye, 0 * eye, "regression").item() == pytest.approx(3)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -58,7 +67,7 @@ def test_losses_are_their_formulas(kind):
     rows, columns = (F.cross_entropy(x, torch.arange(9)) for x in (logits, logits.T))
     expected = {
         "l2": (rows + columns) / 2, "l2 one way": rows, "cosine": (rows + columns) / 2,
-        "regression": (sound - picture).square().mean(),
+        "regression": (sound - picture).norm(dim=1).mean(),
     }[kind]  # fmt: skip
     leaf, fixed = sound.clone().requires_grad_(), picture.clone().requires_grad_()
     loss = alignment_loss(leaf, fixed, kind)
@@ -210,3 +219,71 @@ def test_recipe_refuses(changes, message):
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_regression_that_is_exact_has_a_gradient():
+    sound = torch.ones(3, 4, requires_grad=True)
+    alignment_loss(sound, torch.ones(3, 4), "regression").backward()
+    assert sound.grad.eq(0).all()
+
+
+def test_the_authors_sound_encoder_loads_by_name(tmp_path):
+    file = tmp_path / "sound2scene.pth"
+    encoder = SoundEncoder(20, 8).eval()
+    state = {f"audnet.{name}": value for name, value in encoder.resnet.state_dict().items()}
+    for stored in (state, {f"module.{name}": value for name, value in state.items()}):
+        torch.save(stored, file)
+        loaded = load_sound_encoder(file, 20).eval()
+        wave = 0.1 * torch.randn(1, 20_000)
+        assert loaded(wave).equal(encoder(wave))
+        assert loaded.seconds == 10
+        assert loaded.positive
+    with pytest.raises(ValueError, match="gives features of width 20, the picture encoder of width 2048"):
+        load_sound_encoder(file, 2048)
+
+
+def test_other_files_than_the_authors_say_what_does_not_fit(tmp_path):
+    file = tmp_path / "sound2scene.pth"
+    state = {f"audnet.{name}": value for name, value in SoundEncoder(20, 8).resnet.state_dict().items()}
+    del state["audnet.layer1.0.bn1.weight"]
+    state["audnet.conv1.weight"] = torch.zeros(8, 3, 7, 7)
+    state["audnet.avgpool.centroids"] = torch.zeros(16, 64)
+    torch.save(state, file)
+    with pytest.raises(ValueError, match="does not fit Sound2Scene's sound encoder") as caught:
+        load_sound_encoder(file, 20)
+    for part in (
+        "lacks layer1.0.bn1.weight", "has avgpool.centroids", r"conv1.weight is (8, 3, 7, 7), not (8, 1, 7, 7)",
+        "looks like a ResNet of [2, 2, 2, 2] basic blocks",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+    torch.save({"a": 1}, file)
+    with pytest.raises(ValueError, match="holds no weights by name"):
+        load_sound_encoder(file, 20)
+    with pytest.raises(FileNotFoundError, match="there are no weights"):
+        load_sound_encoder(tmp_path / "none.pth", 20)
+
+
+def test_a_layer_on_a_pretrained_audio_encoder():
+    torch.manual_seed(0)
+    audio = AudioEncoder("vggish", VGGish())
+    encoder = PretrainedSoundEncoder(audio, 12, seconds=1.5)
+    waves = 0.1 * torch.randn(6, 9000)
+    z = encoder(waves)
+    assert z.shape == (6, 12)
+    assert (z >= 0).all()
+    z.sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is not None] == [
+        "head.weight", "head.bias",
+    ]  # fmt: skip
+    assert not audio.training
+    encoder.eval()
+    whole = waves.repeat(1, 3)[:, :24_000]
+    assert encoder(waves).equal(encoder(whole))
+    with pytest.raises(ValueError, match=r"seconds must be at least 0.975 for vggish; got 0.5"):
+        PretrainedSoundEncoder(audio, 12, seconds=0.5)
+
+
+def test_row_c_has_the_generators_memory():
+    generator = Generator(64, 8, 10, 128, 6)
+    numbers = sum(p.numel() for p in generator.parameters())
+    assert fitting_pictures(generator) == 4 * numbers // (3 * 64 * 64)

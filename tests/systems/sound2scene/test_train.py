@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -21,20 +22,27 @@ from PIL import Image
 from torchvision import models
 
 from cmx_fast.data.loaders.scene_batches import SceneData
+from cmx_fast.data.media.decode import read_wave
 from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.data.sets.selection import write_selection
 from cmx_fast.evaluate import frame_classifier
+from cmx_fast.networks.audio_encoders import VGGish
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.networks.weights import save
 from cmx_fast.simulate.clips.simulate import simulate_clips
 from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
 from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.evaluate import evaluate_sound2scene
-from cmx_fast.systems.sound2scene.evaluation import ROWS
+from cmx_fast.systems.sound2scene.evaluation import ROWS, Evaluation
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
 from cmx_fast.systems.sound2scene.icgan.train import train_icgan
 from cmx_fast.systems.sound2scene.inference import edit_picture, generate_picture, invert_picture
-from cmx_fast.systems.sound2scene.train import train_sound2scene
+from cmx_fast.systems.sound2scene.model import Alignment, PretrainedSoundEncoder, SoundEncoder
+from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
+from cmx_fast.systems.sound2scene.sound_features import open_splits
+from cmx_fast.systems.sound2scene.train import held_out_loss, train_sound2scene
+from cmx_fast.train.run_folder import RunFolder
 
 GENERATOR = [
     "encoder_steps=3", "encoder_batch=8", "moments=2", "width=8", "dim_z=10", "condition=8", "neighbours=3",
@@ -114,6 +122,8 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
     assert set(results["table"]["B"]) == {"class R@1", "class R@5", "FID", "IS"}
     assert results["table"]["D"]["FID"] == pytest.approx(0, abs=1e-3)
     assert results["retrieval"]["chance R@1"] == 1 / 8
+    assert set(results["baselines"]) == {"another frame", "nearest training sound"}
+    assert results["memory"] == 64  # the demo's row C is not capped
     assert set(results["controls"]) == {"interpolation", "mixing", "editing"}
     html = (finished / "report.html").read_text()
     assert html.count('alt="from the sound"') == 8 * 3 and "<svg" in html and "Mixing" in html
@@ -130,7 +140,7 @@ def test_evaluating_again_gives_the_same_figures(finished):
 def test_a_pretrained_encoder_conditions_the_generator_and_is_found_again(
     data, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a: None)
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a, **k: None)
     file, moved, run = tmp_path / "a.pth", tmp_path / "b.pth", tmp_path / "icgan"
     torch.manual_seed(0)
     torch.save(models.shufflenet_v2_x0_5().state_dict(), file)
@@ -179,7 +189,7 @@ def test_broken_files_are_named_and_training_goes_on(data, generator, tmp_path, 
 
 
 def test_losses_selections_and_shorter_hearing(data, generator, tmp_path, monkeypatch):
-    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a: None)
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a, **k: None)
     name = next((data / "video").iterdir()).stem
     write_selection(
         tmp_path / "s.json", {f"{name[:11]}_{1000 * int(name[12:])}_{1000 * int(name[12:]) + 10000}": [2]}
@@ -188,6 +198,202 @@ def test_losses_selections_and_shorter_hearing(data, generator, tmp_path, monkey
         out = tmp_path / loss
         sounds(data, generator, out, f"loss={loss}", "heard=0.5", "epochs=1", selection=tmp_path / "s.json")
         assert timeless(out)[-1]["held_out_loss"] > 0
+
+
+def test_validation_chooses_the_weights_and_ends_training(data, generator, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a, **k: None)
+    out = tmp_path / "run"
+    more = (
+        "validation=0.3",
+        "epochs=6",
+        "patience=2",
+        "lr=0.05",
+        "batch=4",
+        "framing=stretch",
+        "around=true",
+    )
+    sounds(data, generator, out, *more)
+    said = capsys.readouterr().err
+    assert re.search(r"train: 2\d scenes", said)
+    assert re.search(r"validation: \d+ scenes", said)
+    losses = [row["held_out_loss"] for row in timeless(out) if "held_out_loss" in row]
+    best = losses.index(min(losses))
+    assert len(losses) == min(6, best + 3)  # one an epoch, until two were no better
+    splits = open_splits("vggsound", data, RunFolder.open_finished(out, "train sound2scene").recipe(
+        Sound2SceneRecipe), 64)  # fmt: skip
+    features = picture_features(open_icgan(generator)[0], splits["val"], "cpu")
+    module = Alignment(SoundEncoder(128, 8, 1.0))
+    module.load_state_dict(weights(out, "sounds"))
+    assert held_out_loss(module, splits["val"], features)["held_out_loss"] == pytest.approx(
+        min(losses), rel=1e-4
+    )
+
+
+def test_some_classes_and_the_authors_weights(data, generator, tmp_path, capsys):
+    """Published weights become a run of this data, of some classes of it, that nothing has trained."""
+    file, classes, out = tmp_path / "sound2scene.pth", tmp_path / "classes.txt", tmp_path / "run"
+    encoder = SoundEncoder(128, 8)
+    torch.save({f"audnet.{n}": v for n, v in encoder.resnet.state_dict().items()}, file)
+    names = open_scenes("vggsound", data, "train").class_names[:3]
+    classes.write_text("\n".join(names))
+    options = {"weights": file, "classes": classes}
+    with pytest.raises(
+        ValueError, match="has width = 8, seconds = 10 and positive = True; the recipe has 8, 1"
+    ):
+        sounds(data, generator, out, **options)
+    sounds(data, generator, out, "seconds=10", "capped=true", **options)
+    assert "held out: 3 scenes" in capsys.readouterr().err
+    results = json.loads((out / "results.json").read_text())
+    assert results["classes"] == 3
+    assert results["memory"] <= 24
+    assert set(results["baselines"]) == {"another frame", "nearest training sound"}
+    stored = weights(out, "sounds")
+    assert stored["sound_encoder.resnet.conv1.weight"].equal(encoder.resnet.conv1.weight)
+    assert "Nothing was trained" in (out / "report.html").read_text()
+    wave = 0.1 * torch.randn(1, 8000)
+    system = open_sound2scene(file, generator)
+    assert system.encode_sound(wave).equal(open_sound2scene(out).encode_sound(wave))
+    with pytest.raises(ValueError, match="is a sound encoder alone: say where its generator is"):
+        open_sound2scene(file)
+
+
+def test_pairs_without_labels_are_measured_by_retrieval(data, generator, tmp_path):
+    root, scenes = tmp_path / "pairs", open_scenes("vggsound", data, "train")
+    for split, entries in (("train", scenes.entries[:8]), ("test", scenes.entries[8:14])):
+        for folder in ("images", "audios"):
+            (root / split / folder).mkdir(parents=True)
+        for number, entry in enumerate(entries):
+            name = f"{entry.name[:11]}_{1000 * number}_{1000 * number + 10000}"
+            frame = SceneData(scenes, size=64, workers=0).read_pictures(number)[0]
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(root / split / "images" / f"{name}.jpg")
+            wave = read_wave(entry.sound, entry.media.start, 1.0, 16000)
+            soundfile.write(root / split / "audios" / f"{name}.wav", wave.numpy(), 16000)
+    out = tmp_path / "run"
+    sounds(root, generator, out, "moments=1", "epochs=1", dataset="pairs")
+    results = json.loads((out / "results.json").read_text())
+    assert results["controls"] == {}
+    assert results["compared_by"] is None
+    assert results["table"]["B"] == {}
+    assert results["retrieval"]["chance R@1"] == 1 / 6
+    assert set(results["baselines"]) == {"nearest training sound"}
+    html = (out / "report.html").read_text()
+    assert "Generated from sound, the right class" not in html
+    assert html.count('alt="from the sound"') == 6 * 3
+    assert "the nearest training sound" in html
+
+
+def test_an_ablation_is_the_papers_table(data, generator, tmp_path, monkeypatch, capsys):
+    """Rows of the table for several seeds in one command, each a run of its own."""
+    name, out = next((data / "video").iterdir()).stem, tmp_path / "ablation"
+    selection = tmp_path / "s.json"
+    write_selection(selection, {f"{name[:11]}_{1000 * int(name[12:])}_{1000 * int(name[12:]) + 10000}": [2]})
+    measured = []
+
+    def evaluated(run, train, test, *, features, **_):
+        """FID 10 more for every seed, and 1 more for the row."""
+        measured.append((run.path.relative_to(out).as_posix(), features.name, train.selected))
+        figures = {"class R@1": 0.5, "FID": 10 * run.config["seed"] + (run.config["selection"] is None)}
+        retrieval = {"sound_to_picture R@1": 0.1, "sound_to_picture R@10": 0.4}
+        return Evaluation(8, 8, retrieval, {}, {"B": figures}, 64, None, {})
+
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", evaluated)
+    sounds(data, generator, out, "epochs=1", ablation=["middle", "regression"], seeds=2, selection=selection)
+    assert measured == [
+        ("regression/seed0", "features", 1), ("regression/seed1", "features", 1),
+        ("middle/seed0", "features_of_middle_frames", 0), ("middle/seed1", "features_of_middle_frames", 0),
+    ]  # fmt: skip
+    results = json.loads((out / "ablation.json").read_text())
+    assert list(results) == ["regression", "middle"]  # in the table's order
+    assert results["middle"]["mean_and_spread"]["FID"] == pytest.approx([6, 50**0.5])
+    assert [figures["FID"] for figures in results["regression"]["seeds"]] == [0, 10]
+    assert results["middle"]["seeds"][0]["own R@10"] == 0.4
+    for row, loss in (("regression", "regression"), ("middle", "l2")):
+        config = json.loads((out / row / "seed1" / "config.json").read_text())
+        assert config["recipe"]["loss"] == loss
+    kept = {file.parent.name for file in out.rglob("*.npy")}
+    assert kept == {"features", "features_of_middle_frames"}
+    table = capsys.readouterr().out
+    assert "A  L_2" in table
+    assert "5.00±7.07" in table
+    assert "mean±std of 2 seeds" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"ablation": ["middle"]},
+            "--ablation middle is the row without frame selection; it needs --selection",
+        ),
+        (
+            {"ablation": ["b"]},
+            "ablation must be one or more of regression, cosine, middle, 1s, 5s, full, all; got b",
+        ),
+        ({"ablation": ["5s"]}, r"heard must be in \[0, seconds = 1.0\]; got 5.0"),
+        ({"seeds": 2}, "--seeds 2 is for --ablation"),
+        ({"weights": Path("a"), "ablation": ["all"]}, "--weights is a trained sound encoder"),
+        ({"clip_prompt": "a photo"}, "the prompt must hold {} once"),
+        ({"audio_encoder": "wav2vec:a"}, "there is no audio encoder 'wav2vec:a'"),
+    ],
+)
+def test_ablations_and_options_that_can_not_be(data, generator, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        sounds(data, generator, tmp_path / "run", **options)
+    with pytest.raises(FileNotFoundError, match="there are no CLIP weights"):
+        sounds(data, generator, tmp_path / "run", clip_weights=tmp_path / "none.pt")
+
+
+def test_a_pretrained_audio_encoder_hears_for_a_layer(data, generator, tmp_path, monkeypatch):
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a, **k: None)
+    file = tmp_path / "vggish.pth"
+    torch.manual_seed(0)
+    vggish = VGGish()
+    torch.save(vggish.state_dict(), file)
+    sounds(data, generator, tmp_path / "run", "epochs=1", audio_encoder=f"vggish:{file}")
+    system = open_sound2scene(tmp_path / "run")
+    assert isinstance(system.sound_encoder, PretrainedSoundEncoder)
+    assert system.encode_sound(0.1 * torch.randn(2, 9000)).shape == (2, 128)
+    kept = system.sound_encoder.audio_encoder.network.features[0].weight
+    assert kept.equal(vggish.features[0].weight)
+
+
+def test_labelled_sounds_come_first(data, generator, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cmx_fast.systems.sound2scene.train.evaluate_run", lambda *a, **k: None)
+    root = tmp_path / "labelled"
+    for number, name in enumerate(("high", "low")):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            wave = 0.3 * np.sin(np.arange(24_000 + 1000 * i) * (2.0 - 1.5 * number))
+            soundfile.write(root / name / f"{i}.wav", wave, 16000)
+    (root / "high" / "0.wav").write_bytes(b"nothing")
+    more = ("epochs=1", "sound_epochs=3", "fixed=true")
+    sounds(data, generator, tmp_path / "run", *more, sounds=root)
+    said = capsys.readouterr().err
+    assert "labelled sounds: 11 of 2 classes; 1 left out:" in said
+    rows = timeless(tmp_path / "run")
+    assert [row["stage"] for row in rows if "right" in row] == ["labelled_sounds"] * 3
+    first, then = (weights(tmp_path / "run", stage) for stage in ("labelled_sounds", "sounds"))
+    for name, value in then.items():
+        same = value.equal(first[name])
+        assert same != (".fc." in name), name
+    begun = train_through_stops(
+        lambda: sounds(data, generator, tmp_path / "again", *more, sounds=root, resume=True), monkeypatch
+    )
+    assert begun == ["labelled_sounds", "sounds"]
+    assert_same_run(tmp_path / "again", tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"must hold a folder of sounds for each of two classes .*; it has 0"
+    ):
+        sounds(data, generator, tmp_path / "other", *more, sounds=root / "low")
+
+
+def test_passes_divide_a_generators_batch(data, tmp_path):
+    icgan(data, tmp_path / "run", "accumulate=2")
+    assert timeless(tmp_path / "run")[-1]["step"] == 5
+    with pytest.raises(
+        ValueError, match=r"batch = 4 can't be divided by 1 processes and accumulate = 3 passes"
+    ):
+        icgan(data, tmp_path / "other", "accumulate=3")
 
 
 @pytest.fixture

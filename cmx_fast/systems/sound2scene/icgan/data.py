@@ -15,7 +15,7 @@ from torch import Tensor
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.transforms.picture_views import Views
-from cmx_fast.evaluate.retrieval import rank
+from cmx_fast.evaluate import retrieval
 from cmx_fast.train.trainable import Batch
 
 
@@ -76,6 +76,8 @@ class NeighbourBatches:
     Args:
         features: (P, D), of every picture; NaN for broken ones.
         mirrored: (P, D), of the mirrored pictures, which half of the instances get; None: no picture is mirrored.
+        batch: pictures of all processes together.
+        rank, world: choose this process's share of each batch.
 
     Raises:
         ValueError: not more usable pictures than neighbours.
@@ -90,8 +92,12 @@ class NeighbourBatches:
         batch: int,
         seed: int,
         device: torch.device | str,
+        *,
+        rank: int = 0,
+        world: int = 1,
     ):
         self.data, self.batch, self.seed, self.device = data, batch, seed, device
+        self.own = slice(rank, None, world)
         usable = features.isfinite().all(1)
         if mirrored is not None:
             usable &= mirrored.isfinite().all(1)
@@ -102,7 +108,7 @@ class NeighbourBatches:
             )
         self.features, self.mirrored = features, mirrored
         rows = features[self.usable]
-        nearest = rank(rows, rows, neighbours + 1)
+        nearest = retrieval.rank(rows, rows, neighbours + 1)
         self.nearest = _without_own(nearest, torch.arange(len(rows))).int()
 
     def __call__(self, start: int) -> Iterator[Batch]:
@@ -135,9 +141,8 @@ class NeighbourBatches:
         instance = torch.randint(len(self.usable), (self.batch,), generator=generator)
         neighbour = torch.randint(self.nearest.shape[1], (self.batch,), generator=generator)
         mirrored, flipped = torch.rand(2, self.batch, generator=generator) < 0.5
-        return Draw(
-            self.usable[instance], mirrored, self.usable[self.nearest[instance, neighbour].long()], flipped
-        )
+        picture = self.usable[self.nearest[instance, neighbour].long()]
+        return Draw(self.usable[instance][self.own], mirrored[self.own], picture[self.own], flipped[self.own])
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,11 @@ class ICGANRecipe(Presets):
     # Training
     generator_lr: Amount = 4e-5  # [R]
     discriminator_lr: Amount = 1e-4  # [R]
-    batch: Several = 2048  # [R] over all devices
+    batch: Several = 2048  # [R] over all devices and passes
+    accumulate: Count = (
+        1  # [O] passes per step of each player, of whose gradients the mean is taken: each has
+    )
+    # batch / accumulate pictures over all devices, which is what batch norm sees of them on one
     steps: Count = 500_000  # [O] the code trains until FID stops falling
     average: ShareBelowOne = 0.9999  # [R] decay of the generator's running average
     average_from: Size = 20_000  # [R] steps before it starts

@@ -43,6 +43,7 @@ def train_icgan(
 ) -> None:
     """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
 
+    Under torchrun each process takes its share of every batch; --set accumulate=N divides what a GPU holds by N.
     The picture encoder is SwAV's ResNet-50 from a file, any other pretrained one by --encoder, or with --set
     encoder=small, as in the demo preset, a small one that is trained first. Pictures that are broken are left out and
     named.
@@ -61,7 +62,25 @@ def train_icgan(
             "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar, or another encoder, "
             "e.g. --encoder efficientnet-lite0; encoder = small is trained here and takes none"
         )
-    session = Session("train icgan", recipe, preset=preset, precision=precision, compile=compile)
+    session = Session(
+        "train icgan",
+        recipe,
+        preset=preset,
+        precision=precision,
+        compile=compile,
+        sync_bn=False,
+        players=True,
+    )
+    world = session.fabric.world_size
+    if recipe.batch % (world * recipe.accumulate):
+        raise ValueError(
+            f"batch = {recipe.batch} can't be divided by {world} processes and accumulate = {recipe.accumulate} passes"
+        )
+    if recipe.encoder == "small" and world > 1:
+        raise ValueError(
+            "encoder = small is trained in one process; give several a pretrained one, e.g. --encoder "
+            "efficientnet-lite0"
+        )
     scenes = open_scenes(dataset, data, "train")
     session.say(f"train: {len(scenes)} scenes{left_out(scenes.skipped)}")
     config = {
@@ -127,16 +146,18 @@ class Training:
         """Train the generator with its discriminator and its average."""
         recipe, device, seed = self.recipe, self.session.fabric.device, self.seed
         pictures = self.open(encoder.size)
-        features, mirrored = (
-            picture_features(
-                encoder,
-                pictures,
-                device,
-                self.session.run.path / f"features{'_mirrored' * flip}.npy",
-                flipped=flip,
+        fabric = self.session.fabric
+        with fabric.rank_zero_first():  # the others read its file, where they share its disk
+            features, mirrored = (
+                picture_features(
+                    encoder,
+                    pictures,
+                    device,
+                    self.session.run.path / f"features{'_mirrored' * flip}.npy",
+                    flipped=flip,
+                )
+                for flip in (False, True)
             )
-            for flip in (False, True)
-        )
         module = initialised(seed + 1, lambda: ICGAN(recipe, encoder.width))
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.session.train(
@@ -153,14 +174,17 @@ class Training:
                     features,
                     mirrored if recipe.flip else None,
                     recipe.neighbours,
-                    recipe.batch,
+                    recipe.batch // recipe.accumulate,
                     seed,
                     device,
+                    rank=fabric.global_rank,
+                    world=fabric.world_size,
                 ),
                 seed,
                 optimizer=functools.partial(torch.optim.Adam, betas=(0.0, 0.999), eps=1e-6),
                 labels=None,
                 turns=TURNS,
+                accumulate=recipe.accumulate,
                 schedule=constant,
                 after_step=module.update_average,
             )

@@ -24,7 +24,7 @@ from cmx_fast.train.options import RunData, default_device
 from cmx_fast.train.run_folder import RunFolder
 
 #: Sets whose scenes are videos.
-DATASETS = ("vggsound", "kinetics")
+DATASETS = ("vggsound", "kinetics", "folder")
 #: Frames per pass through the network.
 BATCH = 64
 
