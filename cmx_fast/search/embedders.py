@@ -18,6 +18,7 @@ KINDS = {
 }
 #: The embedder of each command that trains a system.
 EMBEDDERS = {
+    "train cmac": "cmx_fast.systems.cmac.embedder:CMACEmbedder",
     "train csir": "cmx_fast.systems.csir.embedder:CSIREmbedder",
     "train sound2scene": "cmx_fast.systems.sound2scene.embedder:Sound2SceneEmbedder",
 }

@@ -8,21 +8,25 @@ import json
 import shutil
 
 import pytest
+import soundfile
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("av", reason="needs the media extra")
-pytest.importorskip("sklearn", reason="needs the evaluate extra")
+pytest.importorskip("sklearn", reason="needs the train extra")
 
 from interruptions import assert_same_run, timeless, train_through_stops
 from torchvision import models
 
+from cmx_fast.data.media.files import BrokenFileError
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
 from cmx_fast.simulate.clips.simulate import simulate_clips
 from cmx_fast.systems.cmac import train as command
 from cmx_fast.systems.cmac.downstream import evaluate_retrieval
+from cmx_fast.systems.cmac.embedder import CMACEmbedder
 from cmx_fast.systems.cmac.evaluate import evaluate_cmac
-from cmx_fast.systems.cmac.features import open_clips, spaced_clips
+from cmx_fast.systems.cmac.features import extract, open_clips, spaced_clips
 from cmx_fast.systems.cmac.finetune import evaluate_finetune
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -332,3 +336,22 @@ def test_encoders_that_can_not_be_used(data, weights_file, tmp_path):
         train(data, tmp_path / "run", "size=48", "short_side=48", encoder=spec)
     with pytest.raises(ValueError, match="frame_channels are those of --encoder"):
         train(data, tmp_path / "run", "frame_channels=8")
+
+
+def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
+    embedder = CMACEmbedder.from_run(finished)
+    recipe = embedder.recipe
+    clips = open_clips(VIDEO_SETS["kinetics"](data, "val"), recipe, "cpu")
+    features = extract(embedder.model, clips)
+    row = 3
+    video = embedder.embed(clips.entries[row].path, "video")
+    torch.testing.assert_close(video, F.normalize(features.video_embedding[row], dim=0), rtol=1e-4, atol=1e-5)
+    wave = torch.cat([torch.randn(round(recipe.seconds * recipe.sample_rate)) * 0.1] * 2)
+    soundfile.write(tmp_path / "a.wav", wave.numpy(), recipe.sample_rate, subtype="FLOAT")
+    sound = embedder.embed(tmp_path / "a.wav", "audio")
+    assert sound.shape == video.shape and sound.norm() == pytest.approx(1, abs=1e-5)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(BrokenFileError, match=r"broken\.mp4"):
+        embedder.embed(tmp_path / "broken.mp4", "video")
+    with pytest.raises(ValueError, match="no model 'dscmr' of seed 0; it has scratch, single"):
+        CMACEmbedder.from_run(finished, model="dscmr")
