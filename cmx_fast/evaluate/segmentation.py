@@ -6,8 +6,9 @@ import colorsys
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from cmx_fast._extras import require
 
 #: Colours of the first classes, RGB; more are spread over the hues.
 FIRST_COLOURS = ((32, 36, 43), (226, 104, 58), (60, 140, 200))
@@ -38,7 +39,8 @@ def confusion(labels: Tensor, masks: Tensor, clusters: int, classes: int) -> Ten
 
 def match(counts: Tensor) -> Tensor:
     """Match clusters with classes one to one so that most pixels agree (Hungarian): classes (K,) int64, -1 for none."""
-    clusters, classes = linear_sum_assignment(counts.double().cpu().numpy(), maximize=True)
+    optimize = require("scipy.optimize", "train")  # here, since it takes a second to import
+    clusters, classes = optimize.linear_sum_assignment(counts.double().cpu().numpy(), maximize=True)
     result = torch.full((len(counts),), -1, dtype=torch.int64)
     result[torch.from_numpy(clusters)] = torch.from_numpy(classes)
     return result.to(counts.device)

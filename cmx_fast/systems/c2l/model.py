@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from cmx_fast._extras import require
 from cmx_fast.networks.fpn import MapShape
 from cmx_fast.nn import SparseCode, warp
 from cmx_fast.ops import info_nce
@@ -38,7 +38,8 @@ def match_parts(similarity: Tensor) -> Tensor:
     pictures = similarity.detach().double().cpu().numpy()
     if not np.isfinite(pictures).all():
         raise ValueError("the parts' similarities hold NaN or infinity: the network has diverged")
-    partners = [linear_sum_assignment(picture, maximize=True)[1] for picture in pictures]
+    optimize = require("scipy.optimize", "train")  # here, since it takes a second to import
+    partners = [optimize.linear_sum_assignment(picture, maximize=True)[1] for picture in pictures]
     return torch.from_numpy(np.stack(partners)).to(similarity.device)
 
 
