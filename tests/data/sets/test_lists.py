@@ -257,7 +257,7 @@ def test_files_beside_the_layout_are_counted(tmp_path):
     assert {path.name for path, _ in open_scenes("pictures", tmp_path, "test").skipped} == {
         "a.mp4", "b.MP4", "c.mov", "notes.txt",
     }  # fmt: skip
-    for name in ("bus01.wav", "bus.wav", "bus02.flac"):
+    for name in (*(f"bus{number:02}.wav" for number in range(1, 11)), "bus.wav", "bus02.flac"):
         touch(tmp_path / "scenes_stereo" / name)
     assert [path.name for path, _ in dcase2013(tmp_path, "train").skipped] == ["bus.wav", "bus02.flac"]
 

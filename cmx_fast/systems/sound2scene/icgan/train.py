@@ -86,7 +86,7 @@ def train_icgan(
     config = {
         "data": str(data),
         "dataset": dataset,
-        "picture_encoder": None if picture_encoder is None else str(picture_encoder),
+        "picture_encoder": None if picture_encoder is None else str(picture_encoder.absolute()),
         "encoder": encoder,
         "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
         "seed": seed,
