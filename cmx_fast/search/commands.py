@@ -38,7 +38,7 @@ def embed(
         task = progress.add_task("files", total=len(chosen))
         embeddings, embedded, broken = embed_files(embedder, chosen, lambda: progress.advance(task))
     paths, kinds = zip(*embedded, strict=True)
-    Index(embeddings, paths, kinds, run.resolve(), model, seed).write(out)
+    Index(embeddings, paths, kinds, run.absolute(), model, seed).write(out)
     counted = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
     console.print(f"{out}: {counted}, {embeddings.shape[1]} numbers each", highlight=False, soft_wrap=True)
     for path, reason in broken[:NAMED]:

@@ -109,7 +109,7 @@ def find_files(folders: Iterable[Path], kinds: Iterable[str]) -> tuple[list[tupl
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             kind = kind_of(path)
             if kind in wanted:
-                found.append((path.resolve(), kind))
+                found.append((path.absolute(), kind))
             else:
                 others[path.suffix.lower() or "no suffix"] += 1
     if not found:

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 # sm_80's tiles also serve sm_86 and sm_89 with 99 KB; its own limit is 163 KB.
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-CORRELATION = {f"pyramid_correlation_{part}_kernel" for part in ("forward", "map", "pull", "backward")}
+CORRELATION = {f"pyramid_correlation_{part}_kernel" for part in ("forward", "map", "windows", "backward")}
 ATTENTION = {f"attention_{part}_kernel" for part in ("forward", "mean_slope", "gradient")}
 KERNELS = {
     "attention 64 512": ATTENTION,
