@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cmx_fast.data.media.decode import probe, read_wave
-from cmx_fast.data.media.files import BrokenFileError, read_audio
+from PIL import Image
+
+from cmx_fast.data.media.decode import probe, read_frames, read_wave
+from cmx_fast.data.media.files import BrokenFileError, centred, read_audio
 from cmx_fast.evaluate import figures
 from cmx_fast.evaluate.pages import render
 
@@ -39,6 +41,8 @@ def _media(file: Path, kind: str) -> dict[str, str | None]:
             )
         else:
             media = probe(file)
+            (frame,) = read_frames(file, [media.start + media.seconds / 2], short_side=SIZE)
+            card["picture"] = figures.jpeg(Image.fromarray(centred(frame, SIZE).permute(1, 2, 0).numpy()))
             wave = read_wave(file, media.start, min(SECONDS, media.seconds), SAMPLE_RATE)
             card["sound"] = figures.sound(wave, SAMPLE_RATE)
     except BrokenFileError as error:

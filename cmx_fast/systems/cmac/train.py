@@ -97,7 +97,9 @@ def train_cmac(
     recipe = CMACRecipe.preset(preset, **changed)
     pretrained = None if encoder is None else open_visual_encoder(encoder)
     if pretrained is not None:
-        recipe = on_maps(recipe, pretrained, own_size="size" in changed)
+        recipe = on_maps(
+            recipe, pretrained, own_size="size" in changed or "size" in CMACRecipe.MORE.get(preset, {})
+        )
     elif recipe.frame_channels:
         raise ValueError("frame_channels are those of --encoder, which sets them")
     session = Session(
