@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 import typing
 
 import pytest
@@ -181,5 +180,5 @@ def test_ranges_say_what_they_are():
 
 def test_every_recipe_is_checked():
     recipes = {*Presets.__subclasses__(), *Checked.__subclasses__()} - {Presets}
-    # One that a test has made and unloaded may still be in memory.
-    assert {recipe for recipe in recipes if recipe.__module__ in sys.modules} == set(RECIPES)
+    # Those that tests have made may still be in memory.
+    assert {recipe for recipe in recipes if recipe.__module__.startswith("cmx_fast.")} == set(RECIPES)
