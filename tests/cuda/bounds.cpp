@@ -32,8 +32,9 @@ void run(const Sizes& s, int layout, int offset, int levels, Norm norm) {
   const std::vector<float> filters(s.b * s.c, 1.f);
   std::vector<Element> dfeatures(span);
   std::vector<float> dfilters(s.b * s.c), map(s.b * pyramid.positions()), losses(s.b);
-  std::vector<float> values(s.b * pyramid.cells()), inverse_norms(values), along(values), own(values);
-  std::vector<float> turn(s.b * pull_blocks(pyramid));
+  std::vector<float> values(s.b * pyramid.cells()), inverse_norms(values), filter_factors(values),
+      window_factors(values);
+  std::vector<float> radial(s.b * window_blocks(pyramid));
   const Strides strides = strides_of(s, layout);
   const Problem<Element> problem{features.data() + offset, filters.data(), strides, pyramid, s.b, s.c};
   const bool cosine = norm == Norm::kCosine;
@@ -41,10 +42,10 @@ void run(const Sizes& s, int layout, int offset, int levels, Norm norm) {
   correlate(launch, problem, values.data(), cosine ? inverse_norms.data() : nullptr);
   for (const float* prediction : {static_cast<const float*>(nullptr), static_cast<const float*>(map.data())})
     make_map(launch, values.data(), prediction, map.data(), losses.data(), pyramid, s.b, norm);
-  pull(launch, problem, map.data(), map.data(), values.data(), inverse_norms.data(), norm, along.data(),
-       cosine ? own.data() : nullptr, turn.data());
-  push(launch, problem, along.data(), cosine ? own.data() : nullptr, turn.data(), dfeatures.data() + offset, strides,
-       dfilters.data());
+  window_gradients(launch, problem, map.data(), map.data(), values.data(), inverse_norms.data(), norm,
+                   filter_factors.data(), cosine ? window_factors.data() : nullptr, radial.data());
+  feature_gradients(launch, problem, filter_factors.data(), cosine ? window_factors.data() : nullptr, radial.data(),
+                    dfeatures.data() + offset, strides, dfilters.data());
 }
 
 }  // namespace

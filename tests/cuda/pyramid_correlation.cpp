@@ -81,18 +81,19 @@ const char* forward(const Arguments* arguments, const float* prediction, float* 
   });
 }
 
-int turns(int t, int h, int w, int levels) { return cmx::pull_blocks({t, h, w, levels}); }
+int radial_parts(int t, int h, int w, int levels) { return cmx::window_blocks({t, h, w, levels}); }
 
 const char* backward(const Arguments* arguments, const float* gradient, const float* map, const float* cosines,
-                     const float* inverse_norms, float* along, float* own, float* turn, void* dfeatures,
-                     const int64_t* strides, float* dfilters) {
+                     const float* inverse_norms, float* filter_factors, float* window_factors, float* radial,
+                     void* dfeatures, const int64_t* strides, float* dfilters) {
   return reported([&] {
     with_problem(*arguments, [&](const auto& problem) {
       using Element = std::remove_const_t<std::remove_pointer_t<decltype(problem.features)>>;
       const cmx::Strides out{strides[0], strides[1], strides[2], strides[3], strides[4]};
-      cmx::pull(emulator::Launch(), problem, gradient, map, cosines, inverse_norms, Norm(arguments->norm), along, own,
-                turn);
-      cmx::push(emulator::Launch(), problem, along, own, turn, static_cast<Element*>(dfeatures), out, dfilters);
+      cmx::window_gradients(emulator::Launch(), problem, gradient, map, cosines, inverse_norms, Norm(arguments->norm),
+                            filter_factors, window_factors, radial);
+      cmx::feature_gradients(emulator::Launch(), problem, filter_factors, window_factors, radial,
+                             static_cast<Element*>(dfeatures), out, dfilters);
     });
   });
 }

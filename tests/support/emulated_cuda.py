@@ -169,12 +169,12 @@ def pyramid_correlation_bwd(
     dfeatures, dfilters = torch.empty_like(features), torch.empty_like(filters)
     if not batch:
         return dfeatures, dfilters
-    along = filters.new_empty(batch, cells)
-    own = filters.new_empty(batch, cells) if norm == "cosine" else None
-    turns = library().turns(*features.shape[2:], levels)
-    turn = filters.new_empty(batch, turns) if norm == "cosine" else None
+    filter_factors = filters.new_empty(batch, cells)
+    window_factors = filters.new_empty(batch, cells) if norm == "cosine" else None
+    parts = library().radial_parts(*features.shape[2:], levels)
+    radial = filters.new_empty(batch, parts) if norm == "cosine" else None
     described = arguments(features, filters, levels, norm)
-    tensors = (grad_map, attention, cosines, inverse_norms, along, own, turn, dfeatures)
+    tensors = (grad_map, attention, cosines, inverse_norms, filter_factors, window_factors, radial, dfeatures)
     strides = (ctypes.c_int64 * 5)(*strides_of(dfeatures))
     _check(library().backward(ctypes.byref(described), *map(_pointer, tensors), strides, _pointer(dfilters)))
     return dfeatures, dfilters
