@@ -142,7 +142,10 @@ def test_a_batch_that_one_stream_lacks_costs_no_other(lost, rows):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "vegas"}, "dataset must be one of vggsound, kinetics, folder, which have videos; got 'vegas'"),
+        (
+            {"dataset": "vegas"},
+            "dataset must be one of vggsound, kinetics, folder, which have videos; got 'vegas'",
+        ),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16"),
         ({"set": ["batch=64"]}, "12 videos to train on are fewer than a batch of 64"),
     ],
