@@ -47,7 +47,7 @@ def resident(process: int) -> float:
 def bad_folder(folder: Path, seed: int) -> list[Path]:
     """Write videos of which every other has a damaged sibling: text, cut, emptied, or with bytes overwritten."""
     simulate_clips(out=folder, clips=FILES, seconds=2.0, workers=1, seed=seed)
-    good = sorted(folder.rglob("*.mp4"))
+    good = sorted(folder.rglob("*.mp4"))[:FILES]  # it writes a test part, too
     draw = random.Random(seed)
     bad = []
     for number, path in enumerate(good[::2]):

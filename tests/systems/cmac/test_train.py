@@ -144,7 +144,7 @@ def test_warm_up_and_cosine():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "huge"}, "preset must be one of paper, demo, ablation; got 'huge'"),
+        ({"preset": "huge"}, "preset must be one of paper, demo, ablation, speaker; got 'huge'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16; got 'fp8'"),
         (
             {"model": ["clip"]},
