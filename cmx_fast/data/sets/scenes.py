@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import torch
 from cmx_fast.data.media.decode import BrokenVideoError, Media, probe
 from cmx_fast.data.media.files import audio_problem, picture_problem
 from cmx_fast.data.sets.lists import printable, read_list
+from cmx_fast.data.sets.own_videos import place_of
 from cmx_fast.data.sets.recordings import Recording, Recordings, check_split, of_kind
 from cmx_fast.data.sets.selection import key
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out, vggsound_list
@@ -139,7 +139,7 @@ def pairs(root: Path | str, split: str, classes: Sequence[str] | None = None) ->
         return _unlisted_pairs(root, split, classes)
     listed, names = vggsound_list(table, split)
     numbers = {name: number for number, name in enumerate(names)}
-    return _of_files(
+    return whole_scenes(
         [
             Scene(printable(name), numbers[label], picture, sound)
             for name, label in listed
@@ -180,7 +180,7 @@ def _unlisted_pairs(root: Path, split: str, classes: Sequence[str] | None) -> Sc
         for name in sorted(pictures.keys() & sounds.keys())
         if divided or (share_of(name) < HELD_OUT) == (split == "test")
     ]
-    result = _of_files(
+    result = whole_scenes(
         scenes, ["unlabelled"], f"{folder} has no pair of the split {split!r} that can be used"
     )
     alone = sorted(pictures.keys() ^ sounds.keys())
@@ -194,7 +194,7 @@ def share_of(name: str) -> float:
     ``name`` is the scene's; the YouTube id alone decides where it begins with one.
     """
     video = match[1] if (match := re.fullmatch(r"(.{11})_\d+(?:_\d+)?", name)) else name
-    return int.from_bytes(hashlib.sha256(video.encode()).digest()[:8], "big") / 2**64
+    return place_of(video)
 
 
 def validation_part(scenes: Scenes, share: float) -> tuple[Scenes, Scenes]:
@@ -243,7 +243,7 @@ def vegas(root: Path | str, split: str, classes: Sequence[str] | None = None) ->
                 )
             )
     nothing = f"{root} has no scene of the split {split!r} that can be used"
-    return _of_files(scenes, folders, nothing, classes)
+    return whole_scenes(scenes, folders, nothing, classes)
 
 
 def pictures(root: Path | str, split: str, classes: Sequence[str] | None = None) -> Scenes:
@@ -271,12 +271,12 @@ def pictures(root: Path | str, split: str, classes: Sequence[str] | None = None)
     ]
     names = [printable(name) for name in folders]
     nothing = f"{folder} has no picture in a class folder that can be used"
-    scenes = _of_files(listed, names, nothing, classes)
+    scenes = whole_scenes(listed, names, nothing, classes)
     scenes.skipped += [other for _, others in kinds.values() for other in others]
     return scenes
 
 
-def _of_files(
+def whole_scenes(
     listed: list[Scene], class_names: list[str], nothing: str, classes: Sequence[str] | None = None
 ) -> Scenes:
     """The scenes whose files are whole as far as headers and ends tell; decodes nothing.

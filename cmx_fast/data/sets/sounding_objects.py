@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cmx_fast.data.media.decode import BrokenVideoError, probe
-from cmx_fast.data.media.files import audio_problem, picture_problem
 from cmx_fast.data.sets.lists import printable, read_table, read_text
-from cmx_fast.data.sets.scenes import Scene, Scenes
+from cmx_fast.data.sets.scenes import Scene, Scenes, whole_scenes
 from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
 
 #: Pixels along an edge of the pictures that Flickr-SoundNet's annotations count in.
@@ -58,7 +57,7 @@ def vggss(root: Path | str) -> SoundingObjects:
     boxes = {name: marked for name, _, marked in entries}
     labels = {name: numbers[label] for name, label, _ in entries}
     if (root / "frames").is_dir():
-        scenes = _of_files(
+        scenes = whole_scenes(
             [
                 _pair(name, label, root / "frames", root / "audio", padded=True)
                 for name, label in labels.items()
@@ -94,7 +93,7 @@ def flickr_soundnet(root: Path | str) -> SoundingObjects:
     together = (root / "Data").is_dir()
     pictures, sounds = (root / ("Data" if together else name) for name in ("frames", "audio"))
     boxes = {name: _annotated(folder / f"{name}.xml") for name in ids}
-    scenes = _of_files(
+    scenes = whole_scenes(
         [_pair(name, 0, pictures, sounds) for name in ids],
         ["sound"],
         f"{folder} has no picture that can be used",
@@ -168,23 +167,6 @@ def _pair(name: str, label: int, pictures: Path, sounds: Path, *, padded: bool =
         for folder, suffix in ((pictures, ".jpg"), (sounds, ".wav"))
     )
     return Scene(name, label, picture, sound)
-
-
-def _of_files(listed: list[Scene], class_names: list[str], nothing: str) -> Scenes:
-    """The scenes whose files are whole as far as headers and ends tell."""
-    scenes = Scenes([], class_names)
-    for scene in listed:
-        assert scene.sound is not None
-        if problem := picture_problem(scene.picture):
-            scenes.skipped.append((scene.picture, problem))
-        elif problem := audio_problem(scene.sound):
-            scenes.skipped.append((scene.sound, problem))
-        else:
-            scenes.entries.append(scene)
-    if not scenes.entries:
-        path, reason = scenes.skipped[0]
-        raise ValueError(f"{nothing}; {path}: {reason}")
-    return scenes
 
 
 def _padded(name: str) -> str:
