@@ -1,4 +1,4 @@
-"""What an import costs: nothing before it is needed, and a message where an extra is missing."""
+"""The cost of an import: nothing before it is needed, and a message where an extra is missing."""
 
 from __future__ import annotations
 

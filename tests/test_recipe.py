@@ -18,7 +18,7 @@ from cmx_fast.train.recipe_words import FieldWords, recipe_words
 class Small(Presets):
     """A recipe."""
 
-    #: What demo changes.
+    #: The changes of demo.
     DEMO: ClassVar[dict[str, object]] = {"size": 3}
 
     # Data

@@ -22,7 +22,7 @@ __all__ = ["ClipLoss", "InfoNCE", "InfoNCELoss", "MemoryBank", "NTXentLoss", "Su
 
 
 def __getattr__(name: str) -> Any:
-    # What leaves torch.compile's graphs imports Dynamo, a second that the other losses need not take.
+    # A method that leaves torch.compile's graphs imports Dynamo, a second that the other losses need not take.
     if name == "MemoryBank":
         return importlib.import_module("cmx_fast.losses.memory_bank").MemoryBank
     raise AttributeError(f"module 'cmx_fast.losses' has no attribute {name!r}")

@@ -43,7 +43,7 @@ def maps(seed: int, pictures: int) -> Tensor:
 
 
 class LocalPictures:
-    """What PseudoLabels and final_centroids ask of pictures, with random maps; ``asked`` counts them."""
+    """Random maps in the place of pictures, as PseudoLabels and final_centroids ask for them; ``asked`` counts them."""
 
     device = torch.device("cpu")
 

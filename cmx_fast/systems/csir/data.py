@@ -26,6 +26,12 @@ from cmx_fast.train.trainable import Batch
 STATISTICS_FROM = 1000
 
 
+def levels(logmel: nn.Module, waves: Tensor, range_db: float) -> Tensor:
+    """Log-mels (B, n_mels, frames) of waves (B, samples) at one loudness, down to ``range_db`` below their peak."""
+    level = logmel(peak_normalise(waves))
+    return level.maximum(level.amax((1, 2), keepdim=True) - range_db)
+
+
 class PairData:
     """The image-speech pairs of one split, with labels at hand and batches by index.
 
@@ -139,8 +145,7 @@ class PairData:
             if "dry" in batch:
                 with torch.no_grad():
                     waves = reverberate(batch.pop("dry"), batch.pop("air"), self.dataset.samples)
-                    level = self.logmel(peak_normalise(waves))
-                    batch["logmel"] = level.maximum(level.amax((1, 2), keepdim=True) - self.range_db)
+                    batch["logmel"] = levels(self.logmel, waves, self.range_db)
             if frozen is not None:
                 batch["image_features"] = upload(frozen[batch["pair"].cpu()], self.device)
             yield batch

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmx_fast.data.media.files import read_audio, read_picture
-from cmx_fast.data.transforms.reverberation import peak_normalise
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.nn.logmel import LogMel
-from cmx_fast.systems.csir.evaluation import even_crops, new_model
+from cmx_fast.systems.csir.data import levels
+from cmx_fast.systems.csir.evaluation import embed_speech, new_model
 from cmx_fast.systems.csir.model import FrozenImageEncoder, TwoTowers
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.frozen_features import run_encoder
@@ -86,12 +86,8 @@ class CSIREmbedder(nn.Module):
         recipe = self.recipe
         samples = round(recipe.seconds * recipe.sample_rate)
         wave = F.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))
-        level = self.logmel(peak_normalise(wave))
-        level = level.maximum(level.amax((1, 2), keepdim=True) - recipe.range_db)
-        crops = even_crops(level, recipe.frames, recipe.eval_crops)
-        return F.normalize(
-            torch.stack([self.model.encode_speech(crop).float() for crop in crops]).mean(0), dim=1
-        )
+        level = levels(self.logmel, wave, recipe.range_db)
+        return F.normalize(embed_speech(self.model, level, recipe), dim=1)
 
     def embed(self, file: Path, kind: str) -> Tensor:
         """The unit vector (D,) of a picture ("image") or of a recording ("audio"), float32 on the CPU.

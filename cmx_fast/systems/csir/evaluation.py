@@ -25,6 +25,7 @@ from cmx_fast.systems.csir.model import (
     ImagePretraining,
     SpeechEncoder,
     SpeechPretraining,
+    TwoTowers,
     image_encoder,
     load_places365,
 )
@@ -46,6 +47,12 @@ def new_model(name: str, recipe: CSIRRecipe, spaces: int, frozen: FrozenImageEnc
     return MODELS[name](recipe, spaces, image, SpeechEncoder.of(recipe))
 
 
+def embed_speech(model: TwoTowers, logmel: Tensor, recipe: CSIRRecipe) -> Tensor:
+    """Embed log-mels (B, n_mels, T) as the mean over ``eval_crops`` crops: (B, D) float32, not normalised."""
+    crops = even_crops(logmel, recipe.frames, recipe.eval_crops)
+    return torch.stack([model.encode_speech(crop).float() for crop in crops]).mean(0)
+
+
 @torch.no_grad()
 def embed(model: Model, data: PairData, recipe: CSIRRecipe) -> Embeddings:
     """Embed every image and every utterance of its responses in the common space, not augmented, in float32.
@@ -60,8 +67,7 @@ def embed(model: Model, data: PairData, recipe: CSIRRecipe) -> Embeddings:
     ]
     speech = []
     for batch in data.in_order(("logmel",), rows=range(data.paired)):
-        crops = even_crops(batch["logmel"], recipe.frames, recipe.eval_crops)
-        speech.append(torch.stack([model.encode_speech(crop).float() for crop in crops]).mean(0).cpu())
+        speech.append(embed_speech(model, batch["logmel"], recipe).cpu())
     model.train(training)
     indoor = torch.tensor(
         [-1 if p.indoor is None else int(p.indoor) for p in data.dataset.pairs[: data.pictured]],

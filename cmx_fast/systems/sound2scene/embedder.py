@@ -9,11 +9,25 @@ from torch import Tensor
 
 from cmx_fast.data.media.decode import probe, read_wave
 from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
+from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
-from cmx_fast.systems.sound2scene.model import Sound2Scene
+from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene
 from cmx_fast.train.options import default_device
 
-SAMPLE_RATE = 16000
+
+def heard(file: Path, seconds: float) -> Tensor:
+    """The first seconds of a sound file or of a video's sound, mono at 16 kHz: float32 (samples,).
+
+    Raises:
+        BrokenFileError: the file can't be decoded, or is silent.
+    """
+    if file.suffix.lower() not in VIDEO_SUFFIXES:
+        return read_audio(file, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
+    media = probe(file)
+    wave = read_wave(file, media.start, min(seconds, media.seconds), SAMPLE_RATE)
+    if not wave.any():
+        raise BrokenFileError(file, "is silent")
+    return wave
 
 
 class Sound2SceneEmbedder:
@@ -53,12 +67,5 @@ class Sound2SceneEmbedder:
             size = system.picture_encoder.size
             picture = read_picture(file, size, shorter=size).to(device)
             return system.encode_picture(picture[None] / 255)[0].float().cpu()
-        seconds = system.sound_encoder.seconds
-        if kind == "audio":
-            wave = read_audio(file, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
-        else:
-            media = probe(file)
-            wave = read_wave(file, media.start, min(seconds, media.seconds), SAMPLE_RATE)
-            if not wave.any():
-                raise BrokenFileError(file, "is silent")
+        wave = heard(file, system.sound_encoder.seconds)
         return system.encode_sound(wave[None].to(device))[0].float().cpu()

@@ -13,9 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from cmx_fast.data.media.decode import probe, read_wave
-from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
-from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
+from cmx_fast.data.media.files import BrokenFileError, read_picture
 from cmx_fast.networks.weights import load, save
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.controls import (
@@ -26,10 +24,10 @@ from cmx_fast.systems.sound2scene.controls import (
     invert,
     mix,
 )
+from cmx_fast.systems.sound2scene.embedder import heard
 from cmx_fast.systems.sound2scene.model import Sound2Scene
 from cmx_fast.systems.sound2scene.options import GeneratorPath, PictureEncoderPath, SystemRun
 
-SAMPLE_RATE = 16000
 #: Default weight of a picture that is mixed in.
 WEIGHT = 0.5
 
@@ -156,19 +154,12 @@ def read_sound(path: Path, system: Sound2Scene) -> Tensor:
     Raises:
         ValueError: missing, broken, silent, or a video without sound; says which file.
     """
-    seconds = system.sound_encoder.seconds
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
-        if path.suffix.lower() not in VIDEO_SUFFIXES:
-            return read_audio(path, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
-        media = probe(path)
-        wave = read_wave(path, media.start, min(seconds, media.seconds), SAMPLE_RATE)
+        return heard(path, system.sound_encoder.seconds)
     except BrokenFileError as error:
         raise ValueError(f"{path}: {error.reason}") from error
-    if not wave.any():
-        raise ValueError(f"{path}: is silent")
-    return wave
 
 
 def write_pictures(pictures: Tensor, out: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_share_is_held_out_by_video(tmp_path):
     assert 50 < len(val) < 110
     assert not {s.name[:11] for s in train.entries} & {s.name[:11] for s in val.entries}
     assert validation_part(Scenes(entries[::-1], ["a", "b"]), 0.2)[1].entries == val.entries[::-1]
-    # What pairs without a list hold out is no part of it.
+    # Pairs that are held out without a list are no part of it.
     assert all(HELD_OUT <= share_of(s.name) < HELD_OUT + 0.2 for s in val.entries)
     with pytest.raises(ValueError, match=r"validation = 0.2 of 1 scenes leaves"):
         validation_part(Scenes(entries[:1], ["a", "b"]), 0.2)
