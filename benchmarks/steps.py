@@ -22,8 +22,8 @@ import typer
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from cmx_fast.options import PRECISIONS, new_fabric
 from cmx_fast.train.loop import gather, set_up_optimizer
-from cmx_fast.train.options import PRECISIONS, new_fabric
 
 from .harness import machine, memory, timing
 from .harness.provider import OURS

@@ -9,6 +9,7 @@ import typing
 
 import pytest
 
+from cmx_fast.options import changes
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.cmac.finetune import FinetuneRecipe
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -17,7 +18,6 @@ from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
-from cmx_fast.train.options import changes
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import NAMES, Checked, OneOf, Range
 

@@ -11,18 +11,7 @@ import typer
 from cmx_fast.evaluate.segmentation import scores
 from cmx_fast.networks.fpn import FPN, MapShape, load_imagenet
 from cmx_fast.networks.visual_encoders import open_visual_encoder
-from cmx_fast.systems.c2l.data import Pictures
-from cmx_fast.systems.c2l.dff import DFF
-from cmx_fast.systems.c2l.encoder_maps import KeptViews, keep_maps, keep_views
-from cmx_fast.systems.c2l.evaluate import Merge, SkipChictopia, evaluate_run
-from cmx_fast.systems.c2l.evaluation import FIRST, NAMES, new_model, open_split, segment
-from cmx_fast.systems.c2l.model import C2L
-from cmx_fast.systems.c2l.picie import PiCIE
-from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, clustering_bytes, final_centroids
-from cmx_fast.systems.c2l.recipe import C2LRecipe
-from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
-from cmx_fast.train.options import (
+from cmx_fast.options import (
     FSDP,
     Compile,
     Encoder,
@@ -36,6 +25,17 @@ from cmx_fast.train.options import (
     changes,
     choose_models,
 )
+from cmx_fast.systems.c2l.data import Pictures
+from cmx_fast.systems.c2l.dff import DFF
+from cmx_fast.systems.c2l.encoder_maps import KeptViews, keep_maps, keep_views
+from cmx_fast.systems.c2l.evaluate import Merge, SkipChictopia, evaluate_run
+from cmx_fast.systems.c2l.evaluation import FIRST, NAMES, new_model, open_split, segment
+from cmx_fast.systems.c2l.model import C2L
+from cmx_fast.systems.c2l.picie import PiCIE
+from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, clustering_bytes, final_centroids
+from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
 from cmx_fast.train.session import Session
 
 

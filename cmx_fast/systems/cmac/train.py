@@ -19,17 +19,7 @@ from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, WITH_SOUND
 from cmx_fast.evaluate.retrieval import recall_at_one
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
-from cmx_fast.systems.cmac.data import ClipBatches
-from cmx_fast.systems.cmac.evaluate import evaluate_run
-from cmx_fast.systems.cmac.evaluation import NAMES, new_model
-from cmx_fast.systems.cmac.features import chosen, extract, gathered, open_clips
-from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, map_level, maps_file
-from cmx_fast.systems.cmac.model import CMAC
-from cmx_fast.systems.cmac.options import MostRecordings, Split, check_evaluation, split_of
-from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.train.initial import initialised
-from cmx_fast.train.loop import Stage
-from cmx_fast.train.options import (
+from cmx_fast.options import (
     FSDP,
     Compile,
     Encoder,
@@ -43,6 +33,16 @@ from cmx_fast.train.options import (
     changes,
     choose_models,
 )
+from cmx_fast.systems.cmac.data import ClipBatches
+from cmx_fast.systems.cmac.evaluate import evaluate_run
+from cmx_fast.systems.cmac.evaluation import NAMES, new_model
+from cmx_fast.systems.cmac.features import chosen, extract, gathered, open_clips
+from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, map_level, maps_file
+from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.options import MostRecordings, Split, check_evaluation, split_of
+from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.initial import initialised
+from cmx_fast.train.loop import Stage
 from cmx_fast.train.session import Session, require_a_batch
 
 #: Evaluations on the held-out recordings during training, for the curves; no weights are selected by them.

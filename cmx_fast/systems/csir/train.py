@@ -17,6 +17,21 @@ from torch import Tensor, nn
 from cmx_fast.data.sets.recordings import check_split, left_out
 from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.networks.visual_encoders import open_visual_encoder
+from cmx_fast.options import (
+    FSDP,
+    Compile,
+    Encoder,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    Seeds,
+    Set,
+    SkipBad,
+    SyncBN,
+    changes,
+    choose_models,
+)
 from cmx_fast.systems.csir.baselines import DecayTime
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import PairData
@@ -33,21 +48,6 @@ from cmx_fast.systems.csir.model import (
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Module, Stage
-from cmx_fast.train.options import (
-    FSDP,
-    Compile,
-    Encoder,
-    Out,
-    Precision,
-    Preset,
-    Resume,
-    Seeds,
-    Set,
-    SkipBad,
-    SyncBN,
-    changes,
-    choose_models,
-)
 from cmx_fast.train.session import Session
 from cmx_fast.train.trainable import Batch
 
