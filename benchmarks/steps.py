@@ -22,7 +22,7 @@ import typer
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from cmx_fast.options import PRECISIONS, new_fabric
+from cmx_fast.train.fabric import PRECISIONS, new_fabric
 from cmx_fast.train.loop import gather, set_up_optimizer
 
 from .harness import machine, memory, timing

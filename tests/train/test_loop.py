@@ -14,8 +14,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from cmx_fast.networks.weights import load
-from cmx_fast.options import new_fabric
 from cmx_fast.train import loop
+from cmx_fast.train.fabric import new_fabric
 from cmx_fast.train.loop import Interrupted, Pace, Stage, run_stage, warmup_and_cosine
 from cmx_fast.train.run_folder import RunFolder
 

@@ -9,7 +9,6 @@ import typing
 
 import pytest
 
-from cmx_fast.options import changes
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.cmac.finetune import FinetuneRecipe
 from cmx_fast.systems.cmac.recipe import CMACRecipe
@@ -19,7 +18,7 @@ from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.train.presets import Presets
-from cmx_fast.train.settings import NAMES, Checked, OneOf, Range
+from cmx_fast.train.settings import NAMES, Checked, OneOf, Range, changes
 
 RECIPES = [
     CSIRRecipe,

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmx_fast.evaluate import segmentation
 from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.networks.fpn import MapShape
-from cmx_fast.options import EncoderFile, RunData, SkipBad, default_device
+from cmx_fast.options import EncoderFile, RunData, SkipBad
 from cmx_fast.systems.c2l.baselines import BASELINES, baseline_counts
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
@@ -33,6 +33,7 @@ from cmx_fast.systems.c2l.picie import new_encoder
 from cmx_fast.systems.c2l.pseudo_labels import final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.c2l.report import write_report
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 

@@ -22,7 +22,6 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     SyncBN,
-    changes,
     choose_models,
 )
 from cmx_fast.systems.c2l.data import Pictures
@@ -37,6 +36,7 @@ from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
 from cmx_fast.train.session import Session
+from cmx_fast.train.settings import changes
 
 
 def train_c2l(

@@ -24,13 +24,14 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
 from cmx_fast.evaluate.linear import classify
 from cmx_fast.evaluate.retrieval import hits, rank
 from cmx_fast.evaluate.summary import new_table
-from cmx_fast.options import EncoderFile, default_device
+from cmx_fast.options import EncoderFile
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.run_folder import RunFolder

@@ -11,12 +11,12 @@ from torch import Tensor
 from cmx_fast.data.media.files import BrokenFileError, read_audio
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.options import default_device
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import moments_or_mean, open_clips, spaced_clips
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import RunFolder
 

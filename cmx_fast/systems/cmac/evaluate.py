@@ -14,7 +14,7 @@ from torch import Tensor
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.evaluate.summary import SeedScores
-from cmx_fast.options import EncoderFile, RunData, default_device
+from cmx_fast.options import EncoderFile, RunData
 from cmx_fast.systems.cmac.baseline import baseline
 from cmx_fast.systems.cmac.evaluation import (
     EXAMPLES,
@@ -33,6 +33,7 @@ from cmx_fast.systems.cmac.model import CMAC, OBJECTIVES
 from cmx_fast.systems.cmac.options import CMACRun, MostRecordings, Split, check_evaluation, split_of
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.report import write_report
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 

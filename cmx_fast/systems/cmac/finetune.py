@@ -18,7 +18,7 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.distributed import all_rows
-from cmx_fast.options import EncoderFile, Precision, Resume, Set, SyncBN, changes
+from cmx_fast.options import EncoderFile, Precision, Resume, Set, SyncBN
 from cmx_fast.systems.cmac.data import ClipBatches
 from cmx_fast.systems.cmac.downstream import adapters, open_model
 from cmx_fast.systems.cmac.features import open_clips, spaced_clips
@@ -31,7 +31,7 @@ from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.session import Session
-from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
+from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size, changes
 from cmx_fast.train.trainable import Batch
 
 

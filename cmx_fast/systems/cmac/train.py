@@ -30,7 +30,6 @@ from cmx_fast.options import (
     Seeds,
     Set,
     SyncBN,
-    changes,
     choose_models,
 )
 from cmx_fast.systems.cmac.data import ClipBatches
@@ -44,6 +43,7 @@ from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
 from cmx_fast.train.session import Session, require_a_batch
+from cmx_fast.train.settings import changes
 
 #: Evaluations on the held-out recordings during training, for the curves; no weights are selected by them.
 EVALUATIONS = 5

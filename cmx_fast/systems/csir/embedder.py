@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from cmx_fast.data.media.files import read_audio, read_picture
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.nn.logmel import LogMel
-from cmx_fast.options import default_device
 from cmx_fast.systems.csir.data import levels
 from cmx_fast.systems.csir.evaluation import embed_speech, new_model
 from cmx_fast.systems.csir.model import FrozenImageEncoder, TwoTowers
 from cmx_fast.systems.csir.recipe import CSIRRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import RunFolder
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from cmx_fast.data.sets.recordings import check_split
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
-from cmx_fast.options import EncoderFile, RunData, SkipBad, default_device
+from cmx_fast.options import EncoderFile, RunData, SkipBad
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluation import (
     Evaluation,
@@ -26,6 +26,7 @@ from cmx_fast.systems.csir.evaluation import (
 from cmx_fast.systems.csir.model import FrozenImageEncoder
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.csir.report import write_report
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 

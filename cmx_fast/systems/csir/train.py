@@ -29,7 +29,6 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     SyncBN,
-    changes,
     choose_models,
 )
 from cmx_fast.systems.csir.baselines import DecayTime
@@ -49,6 +48,7 @@ from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Module, Stage
 from cmx_fast.train.session import Session
+from cmx_fast.train.settings import changes
 from cmx_fast.train.trainable import Batch
 
 Models = Annotated[list[str], typer.Option(help="Model: csir, dscmr, classifiers or rt60; repeatable.")]

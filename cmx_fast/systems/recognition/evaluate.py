@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from cmx_fast.evaluate.summary import SeedScores
-from cmx_fast.options import EncoderFile, RunData, SkipBad, default_device
+from cmx_fast.options import EncoderFile, RunData, SkipBad
 from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.data import MAPS, Data
 from cmx_fast.systems.recognition.evaluation import (
@@ -26,6 +26,7 @@ from cmx_fast.systems.recognition.evaluation import (
 from cmx_fast.systems.recognition.networks import new_model
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.systems.recognition.report import write_report
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 

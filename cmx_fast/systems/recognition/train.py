@@ -10,7 +10,7 @@ import typer
 from cmx_fast.data.sets.labelled_pictures import LabelledPictures
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.networks.visual_encoders import open_visual_encoder
-from cmx_fast.options import Encoder, Out, Precision, Preset, Resume, Seeds, Set, SkipBad, changes
+from cmx_fast.options import Encoder, Out, Precision, Preset, Resume, Seeds, Set, SkipBad
 from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT, choose_attentions, of_task
 from cmx_fast.systems.recognition.classifiers import ProposalStart, ScaleClassifier
 from cmx_fast.systems.recognition.data import LAYOUTS, MAPS, Data, TrainingBatches
@@ -21,6 +21,7 @@ from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
 from cmx_fast.train.session import Session, require_a_batch
+from cmx_fast.train.settings import changes
 
 Features = Annotated[
     Path | None,

@@ -10,9 +10,9 @@ from torch import Tensor
 from cmx_fast.data.media.decode import probe, read_wave
 from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
 from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
-from cmx_fast.options import default_device
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene
+from cmx_fast.train.fabric import default_device
 
 
 def heard(file: Path, seconds: float) -> Tensor:

@@ -21,7 +21,7 @@ from cmx_fast.evaluate.generated_pictures import (
     statistics,
 )
 from cmx_fast.evaluate.retrieval import rank
-from cmx_fast.options import RunData, default_device
+from cmx_fast.options import RunData
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.control_study import scene_pairs, study, volumes
 from cmx_fast.systems.sound2scene.evaluation import (
@@ -61,6 +61,7 @@ from cmx_fast.systems.sound2scene.sound_features import (
     sound_features,
     waves_of,
 )
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 
 

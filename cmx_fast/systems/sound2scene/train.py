@@ -19,18 +19,7 @@ from cmx_fast.evaluate.generated_pictures import BARE_NAME
 from cmx_fast.networks.audio_encoders import AudioEncoder, open_audio_encoder
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.options import (
-    FSDP,
-    Compile,
-    Out,
-    Precision,
-    Preset,
-    Resume,
-    Seed,
-    Set,
-    SyncBN,
-    changes,
-)
+from cmx_fast.options import FSDP, Compile, Out, Precision, Preset, Resume, Seed, Set, SyncBN
 from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
 from cmx_fast.systems.sound2scene.checkpoints import (
     load_sound_encoder,
@@ -63,6 +52,7 @@ from cmx_fast.systems.sound2scene.sound_features import (
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
 from cmx_fast.train.session import Session, require_a_batch
+from cmx_fast.train.settings import changes
 
 #: Evaluations on the held-out scenes during training, for the curves, where there is no validation: no weights are
 #: selected by them.

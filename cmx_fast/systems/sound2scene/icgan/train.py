@@ -15,7 +15,7 @@ from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import SCENE_SETS, Scenes, open_scenes
 from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
-from cmx_fast.options import Compile, Encoder, Out, Precision, Preset, Resume, Seed, Set, changes
+from cmx_fast.options import Compile, Encoder, Out, Precision, Preset, Resume, Seed, Set
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
 from cmx_fast.systems.sound2scene.icgan.model import ICGAN, TURNS
 from cmx_fast.systems.sound2scene.icgan.pretraining import PictureContrast
@@ -24,6 +24,7 @@ from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
 from cmx_fast.train.session import Session
+from cmx_fast.train.settings import changes
 
 
 def train_icgan(

@@ -12,10 +12,10 @@ from rich.console import Console
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.sounding_objects import OBJECT_SETS
-from cmx_fast.options import default_device
 from cmx_fast.systems.sound2scene.localiser.evaluation import Localisation, measure, tables
 from cmx_fast.systems.sound2scene.localiser.model import Localiser
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import RunFolder
 
 

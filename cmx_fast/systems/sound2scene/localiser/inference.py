@@ -18,9 +18,10 @@ from cmx_fast.data.media.files import BrokenFileError
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import open_scenes
 from cmx_fast.data.sets.selection import FPS, Selection, key, write_selection
-from cmx_fast.options import RunData, default_device
+from cmx_fast.options import RunData
 from cmx_fast.systems.sound2scene.localiser.model import Localiser
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import RunFolder
 
 #: Sets whose scenes are videos.

@@ -14,13 +14,14 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.scenes import open_scenes
-from cmx_fast.options import Out, Precision, Preset, Resume, Seed, Set, changes
+from cmx_fast.options import Out, Precision, Preset, Resume, Seed, Set
 from cmx_fast.systems.sound2scene.localiser.inference import DATASETS, own_is_best
 from cmx_fast.systems.sound2scene.localiser.model import Localiser, load_imagenet_resnet18
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
 from cmx_fast.train.session import Session, require_a_batch
+from cmx_fast.train.settings import changes
 from cmx_fast.train.trainable import Batch
 
 #: Evaluations on the held-out videos during training, for the curves.
