@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cmx_fast.data.transforms.clip_views import check_window
+from cmx_fast.data.transforms.window import check_window
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import (
     Amount,
