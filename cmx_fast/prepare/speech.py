@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cmx_fast.data.media.files import audio_problem
-from cmx_fast.data.sets.image2reverb import SPEECH_SUFFIXES, SPLITS
+from cmx_fast.data.sets.image2reverb import SPEECH, SPLITS
 from cmx_fast.data.sets.recordings import of_kind
 from cmx_fast.prepare.parts import divide, generator
 
@@ -47,7 +47,7 @@ def speech_rows(
     if not folder.is_dir():
         raise ValueError(f"speech: no folder {folder}")
     pattern = _pattern(speaker)
-    files, others = of_kind(folder, SPEECH_SUFFIXES, nested=True)
+    files, others = of_kind(folder, SPEECH, nested=True)
     skipped: list[tuple[Path, str]] = []
     by_speaker: dict[str, list[Path]] = defaultdict(list)
     for file in files:

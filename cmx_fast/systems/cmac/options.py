@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.data.sets.own_videos import SHARES
+from cmx_fast.data.sets.own_files import SHARES
 from cmx_fast.data.sets.video_sets import KINETICS_SPLITS, held_out
 
 CMACRun = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
