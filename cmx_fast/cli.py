@@ -57,6 +57,14 @@ COMMANDS = {
         "cmx_fast.prepare.commands:prepare_rooms",
         "Pairs from your own photographs by kind of room, impulse responses and speech.",
     ),
+    ("prepare", "shards"): (
+        "cmx_fast.prepare.commands:prepare_shards",
+        "Pictures, sounds and videos of tar shards (webdataset) as files and a table.",
+    ),
+    ("prepare", "huggingface"): (
+        "cmx_fast.prepare.commands:prepare_huggingface",
+        "Pictures, sounds and videos of a Hugging Face data set as files and a table.",
+    ),
     ("train", "csir"): (
         "cmx_fast.systems.csir.commands:train_csir",
         "Image-speech retrieval of rooms (CSIR, DSCMR).",

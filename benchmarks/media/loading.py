@@ -28,13 +28,12 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.loaders.workers import load_batches
 from cmx_fast.data.media.decode import read_frames, read_wave, unavailable
 from cmx_fast.data.media.files import BrokenFileError, audio_problem, picture_problem
+from cmx_fast.data.media.suffixes import PICTURES, SOUNDS, VIDEOS
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.data.transforms.clip_views import ClipViews
 
 from . import loops
 
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-SOUNDS, PICTURES = (".flac", ".wav"), (".jpeg", ".jpg", ".png")
 BACKENDS = {"pyav": "PyAV", "torchcodec": "TorchCodec", "dali": "DALI"}
 WIDTH, BATCH, ROUNDS = 78, 16, 3
 #: One pass over all clips, which yields the number of clips and the seconds waited for each batch.

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.table import Table
 
 from cmx_fast.data.media.files import BrokenFileError, audio_problem, picture_problem
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.image2reverb import (
     MANIFEST,
-    PICTURE_SUFFIXES,
-    SPEECH_SUFFIXES,
+    SPEECH,
     SPLITS,
 )
 from cmx_fast.data.sets.lists import read_table
@@ -88,7 +88,7 @@ def read_responses(folder: Path, table: Path) -> tuple[list[Response], Skipped]:
     responses, skipped, decay_times = [], [], DecayTimes()
     for row in read_table(table, ("name", "space")):
         named = folder / row["name"]
-        endings = ("", *SPEECH_SUFFIXES)
+        endings = ("", *SPEECH)
         air = next((file for end in endings if (file := folder / (row["name"] + end)).is_file()), named)
         problem = audio_problem(air)
         if problem is None:
@@ -121,13 +121,14 @@ def read_photographs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], Sk
     for part, place in parts.items():
         photographs[part] = {}
         for kind in sorted(path for path in place.iterdir() if path.is_dir() and path.name[0] != "."):
-            files, others = of_kind(kind, PICTURE_SUFFIXES, nested=True)
+            files, others = of_kind(kind, PICTURES, nested=True)
             problems = [(file, picture_problem(file)) for file in files]
             photographs[part][kind.name] = [file for file, problem in problems if problem is None]
             skipped += others + [(file, problem) for file, problem in problems if problem is not None]
     if not any(files for kinds in photographs.values() for files in kinds.values()):
         raise ValueError(
-            f"photographs: {folder} has no folder with JPEG or PNG pictures; make a folder for each kind of room"
+            f"photographs: {folder} has no folder with pictures ({', '.join(PICTURES)}); make a folder for each kind "
+            "of room"
         )
     return photographs, skipped
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from cmx_fast.data.media.files import audio_problem
-from cmx_fast.data.sets.image2reverb import SPEECH_SUFFIXES, SPLITS
+from cmx_fast.data.sets.image2reverb import SPEECH, SPLITS
 from cmx_fast.data.sets.recordings import of_kind
 from cmx_fast.prepare.parts import divide, generator
 
@@ -35,7 +35,7 @@ def speech_rows(
     if not folder.is_dir():
         raise ValueError(f"speech: no folder {folder}")
     pattern = _pattern(speaker)
-    files, others = of_kind(folder, SPEECH_SUFFIXES, nested=True)
+    files, others = of_kind(folder, SPEECH, nested=True)
     skipped: list[tuple[Path, str]] = []
     by_speaker: dict[str, list[Path]] = defaultdict(list)
     for file in files:

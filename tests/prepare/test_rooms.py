@@ -178,7 +178,7 @@ def test_refuses(files, tmp_path):
     with pytest.raises(ValueError, match="photographs: no folder"):
         prepare_rooms(tmp_path / "nowhere", *rest)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no folder with JPEG or PNG pictures"):
+    with pytest.raises(ValueError, match="has no folder with pictures .*make a folder for each kind"):
         prepare_rooms(tmp_path / "empty", *rest)
     with pytest.raises(ValueError, match="has 1 speakers"):
         prepare(files, tmp_path / "set", speaker="(s)")

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from cmx_fast.data.loaders.workers import CORES
 from cmx_fast.data.media.files import BrokenFileError, picture_problem, stretched
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
+from cmx_fast.data.sets.own_files import own_files
 from cmx_fast.data.sets.recordings import check_split, of_kind
-from cmx_fast.data.sets.scenes import PICTURE_SUFFIXES
 
 #: Left, top, right and bottom in pixels.
 Box = tuple[float, float, float, float]
@@ -154,7 +155,8 @@ def _shown_size(path: Path) -> tuple[int, int]:
 def class_folders(root: Path | str, split: str, *, size: int, skip_bad: bool = False) -> LabelledPictures:
     """Class folders, as ImageNet's: ``<root>/<split>/<class>/*.jpg`` or ``*.png``, split "train", "val" or "test".
 
-    Classes are numbered over the splits that are there.
+    Classes are numbered over the splits that are there. A ``root`` without these folders holds the classes' folders
+    themselves, or is a table of pictures: :func:`cmx_fast.data.sets.own_files.own_files`.
 
     Raises:
         ValueError: no such split, or as :class:`LabelledPictures`.
@@ -162,6 +164,17 @@ def class_folders(root: Path | str, split: str, *, size: int, skip_bad: bool = F
     splits = ("train", "val", "test")
     check_split(split, splits)
     root = Path(root)
+    if not any((root / part).is_dir() for part in splits):
+        own = own_files(root, split, PICTURES)
+        dataset = LabelledPictures(
+            [LabelledPicture(picture.path, picture.label, picture.name) for picture in own],
+            own.class_names,
+            size=size,
+            skip_bad=skip_bad,
+            source=f"files of {root}",
+        )
+        dataset.skipped += own.skipped
+        return dataset
     if not (root / split).is_dir():
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.jpg")
     classes = sorted({path.name for part in splits for path in (root / part).glob("*") if path.is_dir()})
@@ -169,7 +182,7 @@ def class_folders(root: Path | str, split: str, *, size: int, skip_bad: bool = F
     for label, name in enumerate(classes):
         if not (root / split / name).is_dir():
             continue
-        files, rest = of_kind(root / split / name, PICTURE_SUFFIXES)
+        files, rest = of_kind(root / split / name, PICTURES)
         entries += [LabelledPicture(file, label, printable(f"{name}/{file.name}")) for file in files]
         others += rest
     dataset = LabelledPictures(

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 from cmx_fast.data.media.files import stretched
 from cmx_fast.data.media.picture_formats import DAMAGE, UPRIGHT, Turn, labels, orientation
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
 from cmx_fast.data.sets.recordings import check_split, of_kind
-from cmx_fast.data.sets.scenes import PICTURE_SUFFIXES
 
 #: The label of pixels that do not count, in VOC and in plain folders.
 VOID = 255
@@ -177,7 +177,7 @@ def folder(root: Path | str, split: str, *, size: int, skip_bad: bool = False) -
         raise ValueError(
             f"{root} has no folder {split}/pictures; it should hold {split}/pictures and {split}/masks"
         )
-    files, others = of_kind(pictures, PICTURE_SUFFIXES)
+    files, others = of_kind(pictures, PICTURES)
     listed = [(printable(file.stem), file, root / split / "masks" / f"{file.stem}.png") for file in files]
     dataset = MaskedPictures(
         listed, torch.arange(len(names)), names, size=size, skip_bad=skip_bad, source=f"files of {pictures}"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.data.sets.own_videos import SHARES
+from cmx_fast.data.sets.own_files import SHARES
 from cmx_fast.data.sets.video_sets import KINETICS_SPLITS, held_out
 
 #: The models in Table 1's order, with their names in the report and in tables.

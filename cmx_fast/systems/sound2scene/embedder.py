@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmx_fast.data.media.decode import probe, read_wave
 from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
-from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
+from cmx_fast.data.media.suffixes import VIDEOS
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene
 from cmx_fast.train.fabric import default_device
@@ -21,7 +21,7 @@ def heard(file: Path, seconds: float) -> Tensor:
     Raises:
         BrokenFileError: the file can't be decoded, or is silent.
     """
-    if file.suffix.lower() not in VIDEO_SUFFIXES:
+    if file.suffix.lower() not in VIDEOS:
         return read_audio(file, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
     media = probe(file)
     wave = read_wave(file, media.start, min(seconds, media.seconds), SAMPLE_RATE)
