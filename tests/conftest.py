@@ -65,7 +65,7 @@ def simulated(tiny, tmp_path_factory) -> Path:
     """The set, to be read only."""
     for package in ("pyroomacoustics", "espeakng_loader", "soundfile"):
         pytest.importorskip(package, reason="needs the media extra")
-    from cmx_fast.simulate.rooms.simulate import simulate_rooms
+    from cmx_fast.simulate.commands import simulate_rooms
 
     out = tmp_path_factory.mktemp("rooms") / "set"
     simulate_rooms(out=out, workers=1, **tiny)

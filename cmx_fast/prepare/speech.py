@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from cmx_fast.data.media.files import audio_problem
 from cmx_fast.data.sets.image2reverb import SPEECH, SPLITS
@@ -20,15 +17,6 @@ SPEAKERS = {
     "wsj0": r"(?:^|/)(\w{3})\w{5}\.\w+$",
     "librispeech": r"(?:^|/)(\d+)-\d+-\d+\.\w+$",
 }
-
-Speech = Annotated[Path, typer.Option(help="Folder of dry speech, at any depth: WAV, FLAC, OGG or SPHERE.")]
-Speaker = Annotated[
-    str,
-    typer.Option(
-        help="Who speaks in a file: folder (its folder's name), wsj0, librispeech, or a regular expression whose "
-        "groups are found in the file's path below --speech."
-    ),
-]
 
 
 def speech_rows(

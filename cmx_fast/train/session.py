@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import typer
 
 from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.train.fabric import new_fabric
 from cmx_fast.train.loop import Interrupted, Module, Stage, run_stage
-from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.settings import Checked
 
@@ -56,7 +56,7 @@ class Session:
         run: the run folder, while it is open.
 
     Raises:
-        ValueError: several processes of a command that runs in one; as :func:`cmx_fast.train.options.new_fabric`.
+        ValueError: several processes of a command that runs in one; as :func:`cmx_fast.train.fabric.new_fabric`.
     """
 
     run: RunFolder

@@ -138,6 +138,23 @@ class Checked:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
+def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
+    """["alpha=0.5", "contrast=cross"] as a dictionary, each value of the type of the recipe's field.
+
+    If a name is given twice, its last value counts.
+
+    Raises:
+        ValueError: no assignment, a name that the recipe doesn't have, or a value of another type.
+    """
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
+        texts[name] = value
+    return recipe.read(texts)
+
+
 def require(condition: bool, recipe: object, name: str, expected: str) -> None:
     """Raise ValueError unless ``condition`` holds: for a field whose range depends on other fields."""
     if not condition:

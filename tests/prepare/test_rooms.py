@@ -13,7 +13,8 @@ from PIL import Image
 
 from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.data.sets.lists import read_table
-from cmx_fast.prepare.rooms import prepare_rooms, read_kinds
+from cmx_fast.prepare.commands import prepare_rooms
+from cmx_fast.prepare.rooms import read_kinds
 from cmx_fast.systems.csir.evaluation import open_split
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 

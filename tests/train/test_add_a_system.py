@@ -65,7 +65,7 @@ def test_the_page_s_system_trains_resumes_and_is_evaluated(pairs, tmp_path, monk
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 1, 2, 2] and "loss" in rows[0] and "R@1" in rows[1]
 
-    command = importlib.import_module("cmx_fast.systems.pairs.train").train_pairs
+    command = importlib.import_module("cmx_fast.systems.pairs.commands").train_pairs
     begun = train_through_stops(lambda: command(out=stopped, set=["steps=2"], resume=True), monkeypatch)
     assert begun == ["seed0/towers"]
     assert_same_run(stopped, straight)

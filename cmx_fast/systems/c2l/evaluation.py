@@ -20,17 +20,9 @@ from cmx_fast.systems.c2l.baselines import BASELINES
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
 from cmx_fast.systems.c2l.model import C2L
+from cmx_fast.systems.c2l.options import NAMES
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-
-#: The models in Table 1's order, then DFF, with their names in the report and in tables.
-NAMES = {
-    "picie": ("PiCIE", "PiCIE"),
-    "part": ("+ part contrast", "+ part"),
-    "part+pixel": ("+ part contrast, pixel consistency with MLP", "+ part, pixel (MLP)"),
-    "c2l": ("C2L: + part contrast, pixel consistency with sparse code", "C2L"),
-    "dff": ("DFF", "DFF"),
-}
 
 #: The measures of a model with their titles: clusters matched one to one, then each with the class that it meets most.
 MEASURES = {

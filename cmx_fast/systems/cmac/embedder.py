@@ -16,8 +16,8 @@ from cmx_fast.systems.cmac.features import moments_or_mean, open_clips, spaced_c
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import default_device
 from cmx_fast.train.run_folder import RunFolder
 
 #: Seconds of a sound file that are heard at most.

@@ -24,17 +24,17 @@ from cmx_fast.data.transforms.picture_views import Views
 from cmx_fast.networks.fpn import pack, unpack
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import warp
-from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.model import Levels, Plan
 from cmx_fast.systems.recognition.networks import needs_pictures
+from cmx_fast.systems.recognition.options import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.frozen_features import frozen_rows, rows_key
 from cmx_fast.train.trainable import Batch
 
 Pictures = MaskedPictures | LabelledPictures | BoxedPictures
 
-#: The layouts of a task by the name that the commands take.
-LAYOUTS: dict[str, dict[str, Callable[..., Pictures]]] = {
+#: What reads the layouts of a task; their names are :data:`cmx_fast.systems.recognition.options.LAYOUTS`.
+READERS: dict[str, dict[str, Callable[..., Pictures]]] = {
     SEGMENT: {**MASKED_SETS, "atr": ATR},
     CLASSIFY: {**LABELLED_SETS},
     DETECT: {**BOXED_SETS},
@@ -227,8 +227,8 @@ class Data:
         features: Path | None = None,
         skip_bad: bool = False,
     ):
-        if layout not in LAYOUTS[task]:
-            raise ValueError(f"dataset must be one of {', '.join(LAYOUTS[task])}; got {layout!r}")
+        if layout not in READERS[task]:
+            raise ValueError(f"dataset must be one of {', '.join(READERS[task])}; got {layout!r}")
         self.task, self.layout, self.root, self.recipe = task, layout, root, recipe
         self.encoder, self.levels = encoder, Levels.of(encoder, recipe)
         self.device, self.features, self.skip_bad = device, features, skip_bad
@@ -246,7 +246,7 @@ class Data:
         """The pictures of a split, opened once."""
         own = self.own_split(split)
         if own not in self._pictures:
-            read = LAYOUTS[self.task][self.layout]
+            read = READERS[self.task][self.layout]
             self._pictures[own] = read(self.root, own, size=self.recipe.size, skip_bad=self.skip_bad)
         return self._pictures[own]
 

@@ -12,7 +12,7 @@ from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
 from cmx_fast.data.media.suffixes import VIDEOS
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene
-from cmx_fast.train.options import default_device
+from cmx_fast.train.fabric import default_device
 
 
 def heard(file: Path, seconds: float) -> Tensor:

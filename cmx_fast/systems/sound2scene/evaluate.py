@@ -1,8 +1,7 @@
-"""``cmx evaluate sound2scene``: a finished run on held-out scenes: table, results.json and report.html."""
+"""Evaluates a finished run on held-out scenes: table, results.json and report.html."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,11 +10,8 @@ from rich.console import Console
 from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
-from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.selection import read_selection
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
 from cmx_fast.evaluate.generated_pictures import (
-    BARE_NAME,
     classifier_networks,
     inception_networks,
     statistics,
@@ -39,29 +35,16 @@ from cmx_fast.systems.sound2scene.evaluation import (
     table,
 )
 from cmx_fast.systems.sound2scene.model import Sound2Scene
-from cmx_fast.systems.sound2scene.options import (
-    ClipModel,
-    ClipPrompt,
-    ClipWeights,
-    FinishedRunFolder,
-    GeneratorPath,
-    Inception,
-    PictureEncoderPath,
-    PublishedNetworks,
-)
 from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.systems.sound2scene.published_networks import PublishedNetworks
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.report import write_report
 from cmx_fast.systems.sound2scene.sound_features import (
-    TITLES,
-    check_selection,
-    open_splits,
-    selected,
     sound_features,
     waves_of,
 )
-from cmx_fast.train.options import RunData, default_device
-from cmx_fast.train.run_folder import FinishedRun, RunFolder
+from cmx_fast.train.fabric import default_device
+from cmx_fast.train.run_folder import FinishedRun
 
 
 @torch.no_grad()
@@ -187,37 +170,3 @@ def sentences(evaluation: Evaluation) -> str:
         for name, effect in evaluation.controls.items()
     ]
     return "\n".join(lines)
-
-
-def evaluate_sound2scene(
-    run: FinishedRunFolder,
-    data: RunData = None,
-    icgan: GeneratorPath = None,
-    picture_encoder: PictureEncoderPath = None,
-    inception: Inception = None,
-    clip_weights: ClipWeights = None,
-    clip_model: ClipModel = None,
-    clip_prompt: ClipPrompt = BARE_NAME,
-) -> None:
-    """Evaluate a finished run on the held-out split: Table 1, controls, results.json and report.html."""
-    finished = RunFolder.open_finished(run, "train sound2scene")
-    published = PublishedNetworks(inception, clip_weights, clip_model, clip_prompt)
-    system = open_sound2scene(run, icgan, picture_encoder)
-    config, recipe = finished.config, finished.recipe(Sound2SceneRecipe)
-    selection = None if config["selection"] is None else read_selection(config["selection"])
-    splits = open_splits(
-        config["dataset"],
-        data or Path(config["data"]),
-        recipe,
-        system.picture_encoder.size,
-        selection,
-        config.get("classes"),
-    )
-    if selection is not None:
-        check_selection(config["selection"], selection, splits["train"], splits["test"])
-    for split, scenes in splits.items():
-        print(
-            f"{TITLES[split]}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}",
-            file=sys.stderr,
-        )
-    evaluate_run(finished, splits["train"], splits["test"], system=system, published=published)

@@ -20,11 +20,9 @@ from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import PowerSpectrogram
 from cmx_fast.nn.power_spectrogram import lasting, standardised_log
 from cmx_fast.ops import info_nce
+from cmx_fast.systems.sound2scene.recipe import LOSSES
 from cmx_fast.train.trainable import Batch
 
-#: "l2": eq. 1 in both directions. "l2 one way": from sounds to pictures alone [O]. "cosine" and "regression": L_nce and
-#: L_2 of Table 2.
-LOSSES = ("l2", "l2 one way", "cosine", "regression")
 SAMPLE_RATE = 16000
 
 

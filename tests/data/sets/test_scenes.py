@@ -34,7 +34,8 @@ from cmx_fast.data.sets.scenes import (
     validation_part,
 )
 from cmx_fast.data.sets.selection import key, read_selection, write_selection
-from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip, simulate_clips
+from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip
+from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.sound2scene.sound_features import check_selection, selected
 
 
