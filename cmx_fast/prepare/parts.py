@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cmx_fast.data.sets.image2reverb import MANIFEST, SPEECH_TABLE, SPLITS, write_table
+from cmx_fast.data.sets.image2reverb import MANIFEST, SPEECH_TABLE, SPLITS
+from cmx_fast.data.sets.lists import write_table
 
 #: The files that a prepared set has.
 TABLES = ("manifest.csv", "speech.csv", "prepared.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from cmx_fast.data.media.suffixes import PICTURES, SOUNDS, VIDEOS
-from cmx_fast.data.sets.image2reverb import write_table
+from cmx_fast.data.sets.lists import write_table
 
 #: The table of the files, and its columns.
 TABLE, COLUMNS = "files.csv", ("path", "label", "split")

@@ -14,14 +14,13 @@ image is a response that is heard alone.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import math
 import os
 import warnings
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +78,6 @@ def measure_rt60(air: Path, sample_rate: int) -> float:
     """
     response = read_audio(air, sample_rate, round(_LONGEST_RESPONSE * sample_rate))
     return reverberation_time(response.numpy(), sample_rate)
-
-
-def write_table(file: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one of a set's tables; names of files may be any bytes."""
-    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cmx_fast.data.loaders.workers import CORES
 from cmx_fast.data.media.files import BrokenFileError, picture_problem, stretched
@@ -18,6 +17,7 @@ from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
 from cmx_fast.data.sets.own_files import own_files
 from cmx_fast.data.sets.recordings import check_split, of_kind
+from cmx_fast.data.sets.square_pictures import SquarePictures
 
 #: Left, top, right and bottom in pixels.
 Box = tuple[float, float, float, float]
@@ -44,7 +44,7 @@ class LabelledPicture:
     box: Box | None = None
 
 
-class LabelledPictures(Dataset[dict[str, object]]):
+class LabelledPictures(SquarePictures):
     """Square pictures and their classes.
 
     Args:
@@ -71,27 +71,13 @@ class LabelledPictures(Dataset[dict[str, object]]):
         skip_bad: bool,
         source: str,
     ):
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.size, self.class_names = size, class_names
+        super().__init__(size, class_names)
         self.entries, self.skipped = readable(entries, skip_bad=skip_bad, source=source)
         self.ids = [entry.name for entry in self.entries]
         self.has_boxes = all(entry.box is not None for entry in self.entries)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """The item: image uint8 (3, S, S), label, id."""
-        return {"image": self.load_image(index), **self.target(index), "id": self.ids[index]}
-
     def path(self, index: int) -> Path:
-        """The picture's file."""
         return self.entries[index].path
-
-    def load_image(self, index: int) -> Tensor:
-        """The picture alone, uint8 (3, S, S), upright."""
-        return stretched(self.path(index), lambda *_: (self.size, self.size), draft=True)
 
     def target(self, index: int) -> dict[str, Tensor]:
         """The answer that a network should give: "label", 0-d int64; with boxes also "box".

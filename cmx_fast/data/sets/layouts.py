@@ -52,6 +52,5 @@ SIGNS: dict[str, Callable[[Path], bool]] = {
     "atr": lambda root: (root / "humanparsing").is_dir(),
     "cub": lambda root: (root / "bounding_boxes.txt").is_file(),
     "voc": lambda root: any((folder / "ImageSets").is_dir() for folder in (root, root / "VOC2012")),
-    "masks": lambda root: (root / "train" / "masks").is_dir(),
     "pictures": lambda root: _has_any(root, PICTURES) and not _has_any(root, VIDEOS),
 }

@@ -14,7 +14,8 @@ from PIL import Image
 from rich.progress import track
 
 from cmx_fast._extras import require
-from cmx_fast.data.sets.image2reverb import MANIFEST, write_table
+from cmx_fast.data.sets.image2reverb import MANIFEST
+from cmx_fast.data.sets.lists import write_table
 from cmx_fast.data.transforms.schroeder import reverberation_time
 from cmx_fast.simulate.rooms.acoustics import impulse_response
 from cmx_fast.simulate.rooms.catalogue import make_rooms
