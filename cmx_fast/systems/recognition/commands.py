@@ -69,7 +69,7 @@ def training_command(
         precision: Precision = "fp32",
         resume: Resume = False,
         skip_bad: SkipBad = False,
-        set: Set = [],  # noqa: B006
+        set: Annotated[Set, RecognitionRecipe] = [],  # noqa: B006
     ) -> None:
         models = choose_attentions(attention, task)
         recipe = RecognitionRecipe.preset(preset, **changes(set, RecognitionRecipe, batch=batch_size, lr=lr))
