@@ -28,6 +28,7 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     Workers,
+    words,
 )
 from cmx_fast.systems.recognition.options import (
     CLASSIFY,
@@ -52,10 +53,17 @@ def training_command(
         data: Annotated[Path, typer.Option(help=pictures)],
         encoder: Encoder,
         dataset: Annotated[
-            str, typer.Option(help=f"Layout of the data: {', '.join(LAYOUTS[task])}.")
+            str,
+            typer.Option(
+                help=f"Layout of the data: {', '.join(LAYOUTS[task])}.", autocompletion=words(*LAYOUTS[task])
+            ),
         ] = dataset,
         attention: Annotated[
-            list[str], typer.Option(help=f"Module: {', '.join(of_task(task))}, or all; repeatable.")
+            list[str],
+            typer.Option(
+                help=f"Module: {', '.join(of_task(task))}, or all; repeatable.",
+                autocompletion=words(*of_task(task), "all"),
+            ),
         ] = [attention],  # noqa: B006
         features: Features = None,
         out: Out = Path("runs", task),

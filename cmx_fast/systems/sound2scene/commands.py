@@ -30,6 +30,7 @@ from cmx_fast.options import (
     Set,
     SyncBN,
     Workers,
+    words,
 )
 from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
 from cmx_fast.systems.sound2scene.options import (
@@ -51,13 +52,16 @@ from cmx_fast.systems.sound2scene.options import (
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.train.settings import changes
 
+#: The layouts that have sounds.
+WITH_SOUND = [name for name in SCENES if name != "pictures"]
+
 
 def train_sound2scene(
     data: Annotated[Path, typer.Option(help="Pictures with sound, e.g. from cmx simulate clips.")],
     icgan: Annotated[Path, typer.Option(help="A cmx train icgan folder, or IC-GAN's G_ema*.pth.")],
     dataset: Annotated[
         str,
-        typer.Option(help=f"Layout of the data: {', '.join(name for name in SCENES if name != 'pictures')}."),
+        typer.Option(help=f"Layout of the data: {', '.join(WITH_SOUND)}.", autocompletion=words(*WITH_SOUND)),
     ] = "vggsound",
     out: Out = Path("runs/sound2scene"),
     preset: Preset = "paper",
@@ -88,7 +92,8 @@ def train_sound2scene(
     ablation: Annotated[
         list[str],
         typer.Option(
-            help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them."
+            help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them.",
+            autocompletion=words(*ABLATIONS, "all"),
         ),
     ] = [],  # noqa: B006
     seed: FirstSeed = 0,

@@ -22,6 +22,7 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
+    words,
 )
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.train.settings import changes
@@ -29,7 +30,9 @@ from cmx_fast.train.settings import changes
 
 def train_icgan(
     data: Annotated[Path, typer.Option(help="Pictures or videos.")],
-    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(SCENES)}.")] = "pictures",
+    dataset: Annotated[
+        str, typer.Option(help=f"Layout of the data: {', '.join(SCENES)}.", autocompletion=words(*SCENES))
+    ] = "pictures",
     out: Out = Path("runs/icgan"),
     preset: Preset = "paper",
     picture_encoder: Annotated[
