@@ -8,6 +8,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+#: What ``--logger`` takes.
+LOGGERS = ("tensorboard", "wandb")
+
 
 def words(*choices: str) -> Callable[[str], list[str]]:
     """What completes one of these words."""
@@ -61,6 +64,14 @@ Encoder = Annotated[
 #: Option of the commands that open a run.
 EncoderFile = Annotated[
     Path | None, typer.Option(help="Weights of the run's --encoder, if not where the run had them.")
+]
+Loggers = Annotated[
+    list[str],
+    typer.Option(
+        "--logger",
+        help="Log also to tensorboard or wandb (offline); repeatable. metrics.csv is always written.",
+        autocompletion=words(*LOGGERS),
+    ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
 #: A command that trains names its recipe: ``set: Annotated[Set, CMACRecipe]``.

@@ -16,6 +16,7 @@ from cmx_fast.options import (
     EncoderFile,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Resume,
@@ -63,6 +64,7 @@ def train_c2l(
     compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     skip_bad: SkipBad = False,
     set: Annotated[Set, C2LRecipe] = [],  # noqa: B006
@@ -106,6 +108,7 @@ def train_c2l(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
     )
     train, held_out = (
         open_split(

@@ -19,6 +19,7 @@ from cmx_fast.options import (
     EncoderFile,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -82,6 +83,7 @@ def train_cmac(
         ),
     ] = "all",
     recordings: MostRecordings = 0,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, CMACRecipe] = [],  # noqa: B006
 ) -> None:
@@ -128,6 +130,7 @@ def train_cmac(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
     )
     check_key_splits(recipe, session.fabric.world_size)
     splits = ("train", held_out)
@@ -309,6 +312,7 @@ def evaluate_finetune(
     workers: Workers = None,
     precision: Precision = "fp32",
     sync_bn: SyncBN = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, FinetuneRecipe] = [],  # noqa: B006
 ) -> None:
@@ -324,7 +328,9 @@ def evaluate_finetune(
     from cmx_fast.train.run_folder import RunFolder
     from cmx_fast.train.session import Session
 
-    session = Session("evaluate finetune", recipe, device=device, precision=precision, sync_bn=sync_bn)
+    session = Session(
+        "evaluate finetune", recipe, device=device, precision=precision, sync_bn=sync_bn, loggers=logger
+    )
     world = session.fabric.world_size
     if recipe.batch < 2 * world:
         raise ValueError(f"batch = {recipe.batch} leaves {world} processes fewer than two videos each")

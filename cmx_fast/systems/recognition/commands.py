@@ -19,6 +19,7 @@ from cmx_fast.options import (
     EncoderFile,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -75,6 +76,7 @@ def training_command(
         device: Device = None,
         workers: Workers = None,
         precision: Precision = "fp32",
+        logger: Loggers = [],  # noqa: B006
         resume: Resume = False,
         skip_bad: SkipBad = False,
         set: Annotated[Set, RecognitionRecipe] = [],  # noqa: B006
@@ -93,7 +95,9 @@ def training_command(
         from cmx_fast.systems.recognition.train import train_model
         from cmx_fast.train.session import Session, require_a_batch
 
-        session = Session(f"train {task}", recipe, preset=preset, device=device, precision=precision)
+        session = Session(
+            f"train {task}", recipe, preset=preset, device=device, precision=precision, loggers=logger
+        )
         network = open_visual_encoder(encoder)
         splits = Data(
             task,

@@ -21,6 +21,7 @@ from cmx_fast.options import (
     Device,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -110,6 +111,7 @@ def train_sound2scene(
     compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, Sound2SceneRecipe] = [],  # noqa: B006
 ) -> None:
@@ -154,6 +156,7 @@ def train_sound2scene(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
         resume=resume,
     )
     if not ablation:

@@ -15,6 +15,7 @@ from cmx_fast.options import (
     Compile,
     Device,
     Encoder,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -45,6 +46,7 @@ def train_icgan(
     workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, ICGANRecipe] = [],  # noqa: B006
 ) -> None:
@@ -85,6 +87,7 @@ def train_icgan(
         precision=precision,
         compile=compile,
         sync_bn=False,
+        loggers=logger,
         players=True,
     )
     world = session.fabric.world_size

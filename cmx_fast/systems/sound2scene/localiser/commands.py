@@ -14,6 +14,7 @@ from cmx_fast.options import (
     BatchSize,
     Device,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -47,6 +48,7 @@ def train_localiser(
     device: Device = None,
     workers: Workers = None,
     precision: Precision = "fp32",
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, LocaliserRecipe] = [],  # noqa: B006
 ) -> None:
@@ -62,7 +64,9 @@ def train_localiser(
     from cmx_fast.systems.sound2scene.localiser.train import localiser_stage
     from cmx_fast.train.session import Session, require_a_batch
 
-    session = Session("train localiser", recipe, preset=preset, device=device, precision=precision)
+    session = Session(
+        "train localiser", recipe, preset=preset, device=device, precision=precision, loggers=logger
+    )
     train, test = (
         SceneData(
             open_scenes(dataset, data, split),
