@@ -11,7 +11,7 @@ from torch import Tensor
 from cmx_fast.data.media.files import BrokenFileError, read_audio
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.systems.cmac.evaluation import new_model
+from cmx_fast.systems.cmac.evaluation import NAMES, new_model
 from cmx_fast.systems.cmac.features import moments_or_mean, open_clips, spaced_clips
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps
 from cmx_fast.systems.cmac.model import CMAC
@@ -43,21 +43,13 @@ class CMACEmbedder:
         """Open a model of a finished ``cmx train cmac`` folder, on the GPU if there is one.
 
         Args:
-            model: one of the run's; default "cmac", or the run's last.
-            seed: one of the run's; default its first.
+            model, seed: as of :meth:`FinishedRun.choose`; default "cmac", or the run's last.
 
         Raises:
             ValueError: no finished run, or it has no such model or seed.
         """
         run = RunFolder.open_finished(Path(folder), "train cmac")
-        models, seeds = run.config["models"], run.config["seeds"]
-        name = model or ("cmac" if "cmac" in models else models[-1])
-        seed = seeds[0] if seed is None else seed
-        if name not in models or seed not in seeds:
-            raise ValueError(
-                f"{folder} has no model {name!r} of seed {seed}; it has {', '.join(models)} of the seeds "
-                f"{', '.join(map(str, seeds))}"
-            )
+        name, seed = run.choose(tuple(reversed(NAMES)), model, seed)
         trained = new_model(name, run.recipe(CMACRecipe))
         trained.load_state_dict(run.weights(f"seed{seed}/{name}"))
         return cls(trained.to(default_device()), run_encoder(run))

@@ -49,22 +49,14 @@ class CSIREmbedder(nn.Module):
         """Open a model of a finished ``cmx train csir`` folder, on the GPU if there is one.
 
         Args:
-            model: "csir" or "dscmr"; default the run's first of them.
-            seed: one of the run's; default its first.
+            model, seed: as of :meth:`FinishedRun.choose`: "csir", the default, or "dscmr".
 
         Raises:
             ValueError: no finished run, or it has no such model or seed.
         """
         run = RunFolder.open_finished(Path(folder), "train csir")
         recipe = run.recipe(CSIRRecipe)
-        trained = [name for name in run.config["models"] if name in ("csir", "dscmr")]
-        name = model or (trained or ["csir"])[0]
-        seed = run.config["seeds"][0] if seed is None else seed
-        if name not in trained or seed not in run.config["seeds"]:
-            raise ValueError(
-                f"{folder} has no model {name!r} of seed {seed} that embeds; it has {', '.join(trained) or 'none'} of "
-                f"the seeds {', '.join(map(str, run.config['seeds']))}"
-            )
+        name, seed = run.choose(("csir", "dscmr"), model, seed)
         encoder = run_encoder(run)
         frozen = None if encoder is None else FrozenImageEncoder(encoder)
         towers = new_model(name, recipe, len(run.config["spaces"]), frozen)

@@ -353,5 +353,5 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(BrokenFileError, match=r"broken\.mp4"):
         embedder.embed(tmp_path / "broken.mp4", "video")
-    with pytest.raises(ValueError, match="no model 'dscmr' of seed 0; it has scratch, single"):
+    with pytest.raises(ValueError, match="no model 'dscmr' of seed 0 to open; it has scratch, single"):
         CMACEmbedder.from_run(finished, model="dscmr")

@@ -337,7 +337,7 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     quiet = embedder.encode_speech(1e-3 * test.dataset.load_wave(3)[None])[0]
     torch.testing.assert_close(quiet, spoken, rtol=0, atol=1e-3)  # level does not count
     for options in ({"model": "rt60"}, {"model": "csir", "seed": 7}):
-        with pytest.raises(ValueError, match="that embeds; it has csir, dscmr of the seeds 0"):
+        with pytest.raises(ValueError, match="to open; it has csir, dscmr of the seeds 0"):
             CSIREmbedder.from_run(finished, **options)
 
 
