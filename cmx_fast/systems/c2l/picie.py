@@ -58,11 +58,12 @@ class PiCIE(nn.Module):
     def features(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
         """Features to cluster of pictures (B, 3, S, S), (B, D, side, side); ``theta`` warps the pyramid's map.
 
-        Where no gradient is asked for, :meth:`represent` sees :data:`CHUNK` pictures at a time.
+        Where no gradient is asked for, :meth:`represent` sees :data:`CHUNK` pictures at a time; an exported program,
+        whose batch has no fixed size, all at once.
         """
         maps = self.encoder(image)
         maps = maps if theta is None else warp(maps, theta)
-        if torch.is_grad_enabled() or len(maps) <= CHUNK:
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or len(maps) <= CHUNK:
             return self.represent(maps)
         return torch.cat([self.represent(part) for part in maps.split(CHUNK)])
 
