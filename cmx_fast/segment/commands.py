@@ -12,7 +12,7 @@ NAMED = 5
 
 
 def segment(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l or segment.")],
+    run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l or segment, or a saved model.")],
     files: Annotated[list[Path], typer.Option(help="Folder of pictures; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to write label maps, overlays, table and page to.")],
     model: Annotated[str | None, typer.Option(help="The run's model; default c2l, or its first.")] = None,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.data.media.files import stretched
-from cmx_fast.train.trained_model import TrainedModel
+from cmx_fast.train.trained_model import Tower, TrainedModel
 
 #: Pictures that go through the network at a time.
 BATCH = 16
@@ -27,6 +27,8 @@ class PictureSegmenter(TrainedModel):
         class_of: (K,) int64, the label of each of the network's scores.
     """
 
+    TASK = "image-segmentation"
+
     class_of: Tensor
 
     def __init__(self, classes: Sequence[str], class_of: Sequence[int], size: int):
@@ -37,6 +39,11 @@ class PictureSegmenter(TrainedModel):
     def scores(self, picture: Tensor) -> Tensor:
         """The scores (B, K, h, w) of pictures (B, 3, size, size) in [0, 1], on a grid coarser than the pictures."""
         raise NotImplementedError
+
+    def towers(self) -> dict[str, tuple[Tower, Tensor]]:
+        """ "image": :meth:`scores`."""
+        parts = {"network": self.trained(), "encoder": self.encoder}
+        return {"image": (Tower(self.scores, parts), torch.rand(2, 3, self.size, self.size))}
 
     @torch.no_grad()
     def segment(self, picture: Tensor) -> Tensor:

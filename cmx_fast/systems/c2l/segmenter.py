@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from cmx_fast.networks.fpn import pack
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.networks.weights import read_json
 from cmx_fast.systems.c2l.evaluation import CLUSTERS_FILE, new_model
+from cmx_fast.systems.c2l.model import C2L
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.train.frozen_features import run_encoder
@@ -39,6 +41,13 @@ class C2LSegmenter(PictureSegmenter):
         classes, class_of: names of the labels, and the label of each cluster, as :func:`labels_of_clusters` gives them.
     """
 
+    SYSTEM = "C2L"
+    PAPER = "Zhang et al., Contrastive and Consistent Learning for Unsupervised Human Parsing"
+    LIMITS = (
+        "Clusters are found without masks; their classes are those that they meet most on the run's held-out pictures. "
+        "Pictures are stretched to one square, so people much smaller or larger than in training are seen worse."
+    )
+
     def __init__(
         self, network: PiCIE, encoder: VisualEncoder | None, classes: Sequence[str], class_of: Sequence[int]
     ):
@@ -65,7 +74,27 @@ class C2LSegmenter(PictureSegmenter):
         network = new_model(name, recipe, shapes)
         network.load_state_dict(run.weights(f"seed{seed}/{name}"))
         assert isinstance(network, PiCIE)
-        return cls(network, encoder, *labels_of_clusters(run, name, seed)).to(default_device())
+        opened = cls(network, encoder, *labels_of_clusters(run, name, seed)).from_the(run, name, seed)
+        return opened.to(default_device())
+
+    @classmethod
+    def rebuild(cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path) -> C2LSegmenter:
+        recipe = C2LRecipe.stored(settings["recipe"], source)
+        shapes = None if encoder is None else encoder.map_shapes(recipe.size, recipe.map_stride)
+        network = new_model(settings["model"], recipe, shapes)
+        assert isinstance(network, PiCIE)
+        return cls(network, encoder, settings["classes"], settings["class_of"])
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "model": self.network.variant if isinstance(self.network, C2L) else "picie",
+            "recipe": self.recipe.as_dict(),
+            "classes": list(self.classes),
+            "class_of": self.class_of.tolist(),
+        }
+
+    def trained(self) -> PiCIE:
+        return self.network
 
     def scores(self, picture: Tensor) -> Tensor:
         if self.encoder is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,13 +23,21 @@ class RecognitionSegmenter(PictureSegmenter):
     """Pictures as maps of the classes that a network with an attention module was taught.
 
     Args:
+        attention: the module's name.
         network: :class:`cmx_fast.systems.recognition.model.Segmenter`.
         encoder: whose maps the network takes, or which has learnt with it.
         classes: the names of the labels.
     """
 
-    def __init__(self, network: Segmenter, encoder: VisualEncoder, classes: Sequence[str]):
+    SYSTEM = "Segmentation with attention"
+    PAPER = "the attention module's: docs/attention.md of cmx_fast"
+    LIMITS = "Pictures are stretched to one square, so things much smaller or larger than in training are seen worse."
+
+    encoder: VisualEncoder
+
+    def __init__(self, attention: str, network: Segmenter, encoder: VisualEncoder, classes: Sequence[str]):
         super().__init__(classes, range(len(classes)), network.recipe.size)
+        self.attention = attention
         self.network, self.recipe, self.encoder = network, network.recipe, encoder
         self.requires_grad_(False).eval()
 
@@ -51,7 +60,22 @@ class RecognitionSegmenter(PictureSegmenter):
         classes = run.config["classes"]
         network = new_segmenter(name, run.recipe(RecognitionRecipe), len(classes), encoder)
         network.load_state_dict(run.weights(f"seed{seed}/{name}"))
-        return cls(network, encoder, classes).to(default_device())
+        return cls(name, network, encoder, classes).from_the(run, name, seed).to(default_device())
+
+    @classmethod
+    def rebuild(
+        cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path
+    ) -> RecognitionSegmenter:
+        assert encoder is not None
+        name, classes = settings["model"], settings["classes"]
+        recipe = RecognitionRecipe.stored(settings["recipe"], source)
+        return cls(name, new_segmenter(name, recipe, len(classes), encoder), encoder, classes)
+
+    def settings(self) -> dict[str, Any]:
+        return {"model": self.attention, "recipe": self.recipe.as_dict(), "classes": list(self.classes)}
+
+    def trained(self) -> Segmenter:
+        return self.network
 
     def scores(self, picture: Tensor) -> Tensor:
         if self.network.encoder is not None:

@@ -324,6 +324,7 @@ def test_responses_heard_alone_train_and_test_the_speech_encoder_only(data, tmp_
 def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     """A picture and its sentence's reverberant wave, as files of their own, have the rows of the evaluation."""
     embedder = CSIREmbedder.from_run(finished)
+    assert embedder.origin["model"] == "csir" and 0 <= embedder.origin["figures"]["sir total R@1"] <= 1
     recipe = embedder.recipe
     test = open_split(data, "test", recipe, "cpu", spaces=["space0", "space1", "space2"])
     rows = embed(embedder.model, test, recipe)
