@@ -150,6 +150,10 @@ COMMANDS = {
         "cmx_fast.search.commands:search",
         "The nearest of the embedded files to a picture, a sound or a video; a table and a page.",
     ),
+    ("segment",): (
+        "cmx_fast.segment.commands:segment",
+        "Your own pictures as label maps by a trained run; overlays, a table and a page.",
+    ),
     ("select",): (
         "cmx_fast.systems.sound2scene.localiser.commands:select",
         "The moments of videos that agree best with their sound, as JSON.",

@@ -15,9 +15,11 @@ from cmx_fast.systems.c2l.baselines import BASELINES, baseline_counts
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
 from cmx_fast.systems.c2l.evaluation import (
+    CLUSTERS_FILE,
     EXAMPLES,
     FIRST,
     Evaluation,
+    cluster_classes,
     new_model,
     scores,
     segment,
@@ -35,6 +37,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Segment the pictures with every model of the run; print the table, write results.json and report.html.
 
+    The class that each of the run's clusters meets most is written to clusters.json.
+
     Args:
         train: the run's training pictures, which the baselines and new clusters are made of.
         test: the pictures of ``split``. Both have the maps of the run's encoder, if it has one.
@@ -48,6 +52,7 @@ def evaluate_run(
     names = test.dataset.class_names
     measured, baselines = SeedScores(run.config["models"]), SeedScores(known_baselines(run, shapes))
     shown: dict[str, Tensor] = {}
+    classes: dict[str, list[list[str | None]]] = {}
     for name, seed in run.models():
         model = new_model(name, recipe, shapes).to(test.device)
         weights = run.weights(f"seed{seed}/{name}")
@@ -59,6 +64,7 @@ def evaluate_run(
             model.load_state_dict(weights)
         counts, labels = segment(model, test, seed, examples)
         measured.add(name, scores(counts, names))
+        classes.setdefault(name, []).append(cluster_classes(counts, names))
         shown.setdefault(name, segmentation.match(counts)[labels])
     for seed in run.config["seeds"]:
         encoder = new_encoder(recipe, shapes).to(test.device).eval()
@@ -70,6 +76,8 @@ def evaluate_run(
     largest = baselines.by_model["largest"][0]["accuracy"]
     evaluation = Evaluation(measured, baselines, split, recipe.test_clusters, names, largest, examples, shown)
     run.write_results(evaluation.as_dict())
+    if clusters is None:
+        run.write_results(classes, CLUSTERS_FILE)
     console = Console()
     console.print(table(evaluation, len(test)))
     console.print(f"report: {write_report(run, evaluation, test)}")

@@ -37,6 +37,8 @@ MEASURES = {
 EXAMPLES = 8
 #: The file of a seed that holds the ResNet before training, which the baselines take.
 FIRST = "encoder"
+#: The file of a run that holds the class of each cluster: by model, of each seed.
+CLUSTERS_FILE = "clusters.json"
 
 
 def new_model(name: str, recipe: C2LRecipe, shapes: Sequence[MapShape] | None = None) -> PiCIE | DFF:
@@ -52,6 +54,11 @@ def scores(counts: Tensor, class_names: Sequence[str]) -> dict[str, float]:
     ious = segmentation.class_ious(merged, counts.double().sum(0))
     by_class = {f"iou {name}": float(iou) for name, iou in zip(class_names, ious, strict=True)}
     return {**segmentation.scores(counts), **by_class}
+
+
+def cluster_classes(counts: Tensor, class_names: Sequence[str]) -> list[str | None]:
+    """The class that each cluster of a (K, classes) table meets most; None of a cluster that is nowhere."""
+    return [class_names[int(row.argmax())] if row.any() else None for row in counts]
 
 
 @torch.no_grad()

@@ -325,6 +325,7 @@ def test_responses_heard_alone_train_and_test_the_speech_encoder_only(data, tmp_
 def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     """A picture and its sentence's reverberant wave, as files of their own, have the rows of the evaluation."""
     embedder = CSIREmbedder.from_run(finished)
+    assert embedder.origin["model"] == "csir" and 0 <= embedder.origin["figures"]["sir total R@1"] <= 1
     recipe = embedder.recipe
     test = open_split(data, "test", recipe, "cpu", spaces=["space0", "space1", "space2"])
     rows = embed(embedder.model, test, recipe)
@@ -338,7 +339,7 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     quiet = embedder.encode_speech(1e-3 * test.dataset.load_wave(3)[None])[0]
     torch.testing.assert_close(quiet, spoken, rtol=0, atol=1e-3)  # level does not count
     for options in ({"model": "rt60"}, {"model": "csir", "seed": 7}):
-        with pytest.raises(ValueError, match="that embeds; it has csir, dscmr of the seeds 0"):
+        with pytest.raises(ValueError, match="to open; it has csir, dscmr of the seeds 0"):
             CSIREmbedder.from_run(finished, **options)
 
 
