@@ -10,8 +10,20 @@ import typer
 
 Out = Annotated[Path, typer.Option(help="Run folder to write.")]
 Preset = Annotated[str, typer.Option(help="Recipe: paper, or demo for two CPU cores.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Train with seeds 0 to N-1; report mean and spread.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, noise and batches.")]
+FirstSeed = Annotated[int, typer.Option(help="Seed of weights, noise and batches; of --seeds the first.")]
+Seeds = Annotated[
+    int, typer.Option(min=1, help="Train with this many seeds, from --seed on; report mean and spread.")
+]
+BatchSize = Annotated[int | None, typer.Option(help="Samples of a step: as --set batch=N.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate: as --set lr=X.")]
+Device = Annotated[
+    str | None, typer.Option(help="Device: cpu, cuda or cuda:N; default: a GPU if there is one.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Processes that read and decode, 0: this one; default: one a core, at most 8."),
+]
 Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, or bf16 (mixed).")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks with torch.compile.")]
 SyncBN = Annotated[

@@ -47,8 +47,8 @@ class Session:
 
     Args:
         command: the words after ``cmx``, as the run folder and messages name it.
-        preset, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command without
-            ``sync_bn`` runs in one process.
+        preset, device, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command
+            without ``sync_bn`` runs in one process.
         players: its modules have players that take turns.
 
     Attributes:
@@ -68,12 +68,13 @@ class Session:
         *,
         precision: str,
         preset: str | None = None,
+        device: str | None = None,
         compile: bool | None = None,
         sync_bn: bool | None = None,
         fsdp: bool | None = None,
         players: bool = False,
     ):
-        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), players=players)
+        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), device=device, players=players)
         world = self.fabric.world_size
         if sync_bn is None and world > 1:
             raise ValueError(f"cmx {command} runs in one process; got a world of {world}")

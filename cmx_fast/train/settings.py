@@ -138,10 +138,11 @@ class Checked:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
-def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
+def changes(assignments: list[str], recipe: type[Checked], **options: object) -> dict[str, Any]:
     """["alpha=0.5", "contrast=cross"] as a dictionary, each value of the type of the recipe's field.
 
-    If a name is given twice, its last value counts.
+    If a name is given twice, its last value counts; those of ``options``, which stand for a field, count before all
+    others, and not where they are None.
 
     Raises:
         ValueError: no assignment, a name that the recipe doesn't have, or a value of another type.
@@ -152,7 +153,7 @@ def changes(assignments: list[str], recipe: type[Checked]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
         texts[name] = value
-    return recipe.read(texts)
+    return recipe.read(texts) | {name: value for name, value in options.items() if value is not None}
 
 
 def require(condition: bool, recipe: object, name: str, expected: str) -> None:

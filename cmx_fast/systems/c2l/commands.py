@@ -9,9 +9,13 @@ import typer
 
 from cmx_fast.options import (
     FSDP,
+    BatchSize,
     Compile,
+    Device,
     Encoder,
     EncoderFile,
+    FirstSeed,
+    LearningRate,
     Out,
     Precision,
     Resume,
@@ -20,6 +24,7 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     SyncBN,
+    Workers,
     choose_models,
 )
 from cmx_fast.systems.c2l.options import NAMES, Merge, Models, SkipChictopia
@@ -33,6 +38,7 @@ def train_c2l(
     preset: Annotated[
         str, typer.Option(help="Recipe: paper, or for two CPU cores demo (simulated) or photos (--encoder).")
     ] = "paper",
+    seed: FirstSeed = 0,
     seeds: Seeds = 1,
     model: Models = ["all"],  # noqa: B006
     imagenet: Annotated[
@@ -44,6 +50,10 @@ def train_c2l(
     ] = "test",
     merge: Merge = None,
     skip_chictopia: SkipChictopia = False,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -59,7 +69,7 @@ def train_c2l(
     are computed once for all models and seeds, and kept in the run folder.
     """
     models = choose_models(model, [*NAMES, "all"])
-    changed = changes(set, C2LRecipe)
+    changed = changes(set, C2LRecipe, batch=batch_size, lr=lr)
     if imagenet is not None:
         if encoder is not None:
             raise ValueError("--imagenet is for the ResNet that is trained; with --encoder there is none")
@@ -86,6 +96,7 @@ def train_c2l(
         "train c2l",
         recipe,
         preset=preset,
+        device=device,
         precision=precision,
         compile=compile,
         sync_bn=sync_bn,
@@ -100,6 +111,7 @@ def train_c2l(
             merge=merge,
             skip_chictopia=skip_chictopia,
             skip_bad=skip_bad,
+            workers=workers,
         )
         for name in ("train", split)
     )
@@ -116,12 +128,13 @@ def train_c2l(
     session.say(f"clustering keeps up to {kept_bytes / 1e9:.2g} GB; fewer init_pixels need less")
     if imagenet is None and encoder is None:
         session.say("encoder: neither --encoder nor --imagenet weights, so it starts at random")
+    numbers = range(seed, seed + seeds)
     config = {
         "data": str(data),
         "split": split,
         "merge": None if merge is None else str(merge),
         "skip_chictopia": skip_chictopia,
-        "seeds": list(range(seeds)),
+        "seeds": list(numbers),
         "models": models,
         "classes": held_out.dataset.class_names,
         "imagenet": None if imagenet is None else str(imagenet),
@@ -141,9 +154,9 @@ def train_c2l(
                 keep_maps(pictures, pretrained, recipe, kept(name))
             kept_views = keep_views(train, pretrained, recipe, kept("views"))
         training = Training(session, recipe, train, held_out, imagenet, shapes, kept_views)
-        for seed in range(seeds):
+        for number in numbers:
             for name in models:
-                training.train(name, seed)
+                training.train(name, number)
     if session.fabric.is_global_zero:
         evaluate_run(run.finished(), train, held_out, split=split)
 
@@ -159,13 +172,14 @@ def evaluate_c2l(
     merge: Merge = None,
     skip_chictopia: SkipChictopia = False,
     encoder_file: EncoderFile = None,
+    device: Device = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on held-out pictures: table, results.json and report.html."""
     from cmx_fast.systems.c2l.encoder_maps import keep_maps
     from cmx_fast.systems.c2l.evaluate import evaluate_run
     from cmx_fast.systems.c2l.evaluation import open_split
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.frozen_features import run_encoder
     from cmx_fast.train.run_folder import RunFolder
 
@@ -177,7 +191,7 @@ def evaluate_c2l(
             root,
             name,
             recipe,
-            default_device(),
+            chosen_device(device),
             merge=merge or (None if stored is None else Path(stored)),
             skip_chictopia=skip_chictopia or finished.config.get("skip_chictopia", False),
             skip_bad=skip_bad,

@@ -139,9 +139,10 @@ def open_split(
     merge: Path | None = None,
     skip_chictopia: bool = False,
     skip_bad: bool = False,
+    workers: int | None = None,
 ) -> Pictures:
     """Open one split in ATR's layout with the recipe's numbers; options as :class:`cmx_fast.data.sets.atr.ATR`."""
     dataset = ATR(
         root, split, size=recipe.size, merge=merge, skip_chictopia=skip_chictopia, skip_bad=skip_bad
     )
-    return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device)
+    return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device, workers=workers)

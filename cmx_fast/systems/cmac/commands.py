@@ -12,9 +12,13 @@ from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, WITH_SOUND
 from cmx_fast.options import (
     FSDP,
+    BatchSize,
     Compile,
+    Device,
     Encoder,
     EncoderFile,
+    FirstSeed,
+    LearningRate,
     Out,
     Precision,
     Preset,
@@ -23,6 +27,7 @@ from cmx_fast.options import (
     Seeds,
     Set,
     SyncBN,
+    Workers,
     choose_models,
 )
 from cmx_fast.systems.cmac.options import (
@@ -51,9 +56,14 @@ def train_cmac(
     ] = "kinetics",
     out: Out = Path("runs/cmac"),
     preset: Preset = "paper",
+    seed: FirstSeed = 0,
     seeds: Seeds = 1,
     model: Models = ["cmac"],  # noqa: B006
     encoder: Encoder = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -86,7 +96,7 @@ def train_cmac(
         raise ValueError(f"dataset must be one of {', '.join(WITH_SOUND)}, which have sound; got {dataset!r}")
     check_evaluation(evaluate, ("none", "retrieval", "all"))
     held_out = split_of(dataset, split)
-    changed = changes(set, CMACRecipe)
+    changed = changes(set, CMACRecipe, batch=batch_size, lr=lr)
     recipe = CMACRecipe.preset(preset, **changed)
     if encoder is None and recipe.frame_channels:
         raise ValueError("frame_channels are those of --encoder, which sets them")
@@ -107,6 +117,7 @@ def train_cmac(
         "train cmac",
         recipe,
         preset=preset,
+        device=device,
         precision=precision,
         compile=compile,
         sync_bn=sync_bn,
@@ -115,17 +126,19 @@ def train_cmac(
     check_key_splits(recipe, session.fabric.world_size)
     splits = ("train", held_out)
     train, test = (
-        open_clips(VIDEO_SETS[dataset](data, split), recipe, session.fabric.device) for split in splits
+        open_clips(VIDEO_SETS[dataset](data, split), recipe, session.fabric.device, workers=workers)
+        for split in splits
     )
     for split, clips in zip(splits, (train, test), strict=True):
         session.say(f"{split}: {len(clips)} recordings{left_out(clips.skipped)}")
     require_a_batch(len(train), recipe.batch, "recordings")
+    numbers = range(seed, seed + seeds)
     config = {
         "data": str(data),
         "dataset": dataset,
         "encoder": encoder,
         "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
-        "seeds": list(range(seeds)),
+        "seeds": list(numbers),
         "models": models,
         "split": held_out,
         "evaluate": evaluate,
@@ -137,9 +150,9 @@ def train_cmac(
                 file = maps_file(run.path, split) if session.fabric.is_global_zero else None
                 keep_frame_maps(clips, pretrained, recipe, file, mixed=precision == "bf16")
         training = Training(session, recipe, train, test, most=recordings, curves=evaluate != "none")
-        for seed in range(seeds):
+        for number in numbers:
             for name in models:
-                training.train(name, seed)
+                training.train(name, number)
     if evaluate != "none":
         evaluate_run(run.finished(), train, test, data, split=held_out, evaluate=evaluate, most=recordings)
 
@@ -153,18 +166,19 @@ def evaluate_cmac(
     ] = None,
     recordings: MostRecordings = 0,
     encoder_file: EncoderFile = None,
+    device: Device = None,
 ) -> None:
     """Evaluate a finished run on the held-out split: table, results.json and report.html."""
     from cmx_fast.systems.cmac.evaluate import evaluate_run
     from cmx_fast.systems.cmac.features import open_clips
     from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.frozen_features import run_encoder
     from cmx_fast.train.run_folder import RunFolder
 
     finished = RunFolder.open_finished(run, "train cmac")
     root, recipe = data or Path(finished.config["data"]), finished.recipe(CMACRecipe)
-    dataset, device = finished.config["dataset"], default_device()
+    dataset = finished.config["dataset"]
     if evaluate is None:
         evaluate = finished.config.get("evaluate", "all")
         evaluate = "all" if evaluate == "none" else evaluate
@@ -172,7 +186,8 @@ def evaluate_cmac(
     held_out = split_of(dataset, split)
     encoder = run_encoder(finished, encoder_file)
     train, test = (
-        open_clips(VIDEO_SETS[dataset](root, name), recipe, device) for name in ("train", held_out)
+        open_clips(VIDEO_SETS[dataset](root, name), recipe, chosen_device(device))
+        for name in ("train", held_out)
     )
     if encoder is not None:
         for name, clips in (("train", train), (held_out, test)):
@@ -189,24 +204,25 @@ def evaluate_retrieval(
     ] = "ucf101",
     fold: Fold = 1,
     model: Model = "cmac",
-    seed: RunSeed = 0,
+    seed: RunSeed = None,
     encoder_file: EncoderFile = None,
+    device: Device = None,
 ) -> None:
     """Retrieve training videos by held-out ones without fine-tuning; those of the same class are hits (Table 5)."""
     from cmx_fast.systems.cmac.downstream import adapters, nearest, open_model, report
     from cmx_fast.systems.cmac.features import open_clips, video_features
     from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.frozen_features import run_encoder
     from cmx_fast.train.run_folder import RunFolder
 
-    device = default_device()
-    network, mixed = open_model(run, model, seed, device)
+    place = chosen_device(device)
+    network, mixed = open_model(run, model, seed, place)
     encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
     folds: list[dict[str, float]] = []
     counts: list[dict[str, dict[str, int]]] = []
     for splits in adapters(VIDEO_SETS, dataset, data, fold):
-        clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
+        clips = [open_clips(split, network.recipe, place, audio=False) for split in splits]
         for name, videos in zip(("gallery", "queries"), clips, strict=True):
             if encoder is not None:
                 file = maps_file(run, f"{dataset}_{len(folds) + 1}_{name}")
@@ -233,7 +249,8 @@ def evaluate_linear(
         str,
         typer.Option(help="Features: mean of the encoder's maps, or bands: mean and deviation over time."),
     ] = "mean",
-    seed: RunSeed = 0,
+    seed: RunSeed = None,
+    device: Device = None,
 ) -> None:
     """Classify sounds by a linear machine on the frozen audio encoder (Table 6).
 
@@ -245,9 +262,9 @@ def evaluate_linear(
         raise ValueError(f"pool must be {' or '.join(POOLS)}; got {pool!r}")
 
     from cmx_fast.systems.cmac.downstream import SoundClassification, adapters, open_model, report
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
 
-    network, mixed = open_model(run, model, seed, default_device(), UNTRAINED)
+    network, mixed = open_model(run, model, seed, chosen_device(device), UNTRAINED)
     splits = adapters(AUDIO_SETS, dataset, data, fold)
     classification = SoundClassification(
         network, dataset, log_mel=model == "log-mel", bands=pool == "bands", mixed=mixed
@@ -267,11 +284,15 @@ def evaluate_finetune(
     model: Annotated[
         str, typer.Option(help="Model of the run; scratch starts from random weights.")
     ] = "cmac",
-    seed: RunSeed = 0,
+    seed: RunSeed = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to write; default RUN/finetune-DATASET-MODEL.")
     ] = None,
     encoder_file: EncoderFile = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     sync_bn: SyncBN = False,
     resume: Resume = False,
@@ -281,7 +302,7 @@ def evaluate_finetune(
 
     Under torchrun the processes share each batch, and the held-out videos.
     """
-    recipe = FinetuneRecipe(**changes(set, FinetuneRecipe))
+    recipe = FinetuneRecipe(**changes(set, FinetuneRecipe, batch=batch_size, lr=lr))
 
     from cmx_fast.systems.cmac.downstream import adapters, open_model
     from cmx_fast.systems.cmac.finetune import Finetuning, report
@@ -289,13 +310,15 @@ def evaluate_finetune(
     from cmx_fast.train.run_folder import RunFolder
     from cmx_fast.train.session import Session
 
-    session = Session("evaluate finetune", recipe, precision=precision, sync_bn=sync_bn)
+    session = Session("evaluate finetune", recipe, device=device, precision=precision, sync_bn=sync_bn)
     world = session.fabric.world_size
     if recipe.batch < 2 * world:
         raise ValueError(f"batch = {recipe.batch} leaves {world} processes fewer than two videos each")
     folds = adapters(VIDEO_SETS, dataset, data, fold)
+    finished = RunFolder.open_finished(run, "train cmac")
+    seed = finished.config["seeds"][0] if seed is None else seed
     pretrained, mixed = open_model(run, model, seed, "cpu")
-    encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
+    encoder = run_encoder(finished, encoder_file)
     config = {
         "run": str(run),
         "data": str(data),
@@ -305,7 +328,7 @@ def evaluate_finetune(
         "seed": seed,
     }
     with session.recording(out or run / f"finetune-{dataset}-{model}", config, resume=resume) as folder:
-        tuning = Finetuning(session, recipe, pretrained, encoder, seed, mixed_maps=mixed)
+        tuning = Finetuning(session, recipe, pretrained, encoder, seed, mixed_maps=mixed, workers=workers)
         measured = [tuning.measure(number, *splits) for number, splits in enumerate(folds, 1)]
     if session.fabric.is_global_zero:
         report(folder.finished(), f"{dataset}, {model}", *zip(*measured, strict=True))

@@ -43,17 +43,19 @@ FOLDED = {
 
 
 def open_model(
-    run: Path, name: str, seed: int, device: str, untrained: tuple[str, ...] = ()
+    run: Path, name: str, seed: int | None, device: str, untrained: tuple[str, ...] = ()
 ) -> tuple[CMAC, bool]:
     """Open a finished model of a run in evaluation mode; True beside it if the run had mixed precision.
 
-    Those that ``untrained`` names have the seed's first weights, whatever the run has trained.
+    ``seed`` None is the run's first. Those that ``untrained`` names have the seed's first weights, whatever the run has
+    trained.
 
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
     """
     finished = RunFolder.open_finished(run, "train cmac")
     config = finished.config
+    seed = config["seeds"][0] if seed is None else seed
     if name in untrained:
         recipe = finished.recipe(CMACRecipe)
         model = initialised(seed, lambda: new_model("scratch", recipe))

@@ -74,22 +74,20 @@ class Finetuning:
         seed: int,
         *,
         mixed_maps: bool,
+        workers: int | None = None,
     ):
         self.session, self.recipe, self.pretrained, self.seed = session, recipe, pretrained, seed
-        self.encoder, self.mixed_maps = encoder, mixed_maps
+        self.encoder, self.mixed_maps, self.workers = encoder, mixed_maps, workers
 
     def measure(
         self, fold: int, train_set: Recordings, test_set: Recordings
     ) -> tuple[float, dict[str, dict[str, int]]]:
         """Train on a fold, or load what the run has finished: the held-out accuracy, and recordings by part."""
-        session, recipe, pretrained, fabric = (
-            self.session,
-            self.recipe,
-            self.pretrained.recipe,
-            self.session.fabric,
-        )
+        session, fabric = self.session, self.session.fabric
+        recipe, pretrained = self.recipe, self.pretrained.recipe
         train, test = (
-            open_clips(part, pretrained, fabric.device, audio=False) for part in (train_set, test_set)
+            open_clips(part, pretrained, fabric.device, audio=False, workers=self.workers)
+            for part in (train_set, test_set)
         )
         if self.encoder is not None:
             for name, clips in (("train", train), ("test", test)):

@@ -23,7 +23,7 @@ UNTRAINED, POOLS = ("scratch", "log-mel"), ("mean", "bands")
 
 Models = Annotated[list[str], typer.Option(help=f"Model: {', '.join(NAMES)}, or all; repeatable.")]
 CMACRun = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
-RunSeed = Annotated[int, typer.Option(help="Seed of the run.")]
+RunSeed = Annotated[int | None, typer.Option(help="Seed of the run's model; default: its first.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.")]
 Fold = Annotated[
     int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,10 @@ from cmx_fast.data.sets.recordings import check_split, left_out
 from cmx_fast.options import (
     FSDP,
     Compile,
+    Device,
     Encoder,
     EncoderFile,
+    FirstSeed,
     Out,
     Precision,
     Preset,
@@ -23,9 +26,10 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     SyncBN,
+    Workers,
     choose_models,
 )
-from cmx_fast.systems.csir.options import HELD_OUT, NAMES, Models, Speech, Split
+from cmx_fast.systems.csir.options import HELD_OUT, NAMES, BatchSize, LearningRate, Models, Speech, Split
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.settings import changes
 
@@ -36,6 +40,7 @@ def train_csir(
     ],
     out: Out = Path("runs/csir"),
     preset: Preset = "paper",
+    seed: FirstSeed = 0,
     seeds: Seeds = 1,
     model: Models = [*NAMES],  # noqa: B006
     places365: Annotated[
@@ -47,6 +52,10 @@ def train_csir(
     encoder: Encoder = None,
     speech: Speech = None,
     split: Split = "test",
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -62,7 +71,7 @@ def train_csir(
     """
     check_split(split, HELD_OUT)
     models = choose_models(model, NAMES)
-    recipe = CSIRRecipe.preset(preset, **changes(set, CSIRRecipe))
+    recipe = CSIRRecipe.preset(preset, **changes(set, CSIRRecipe, cross_batch=batch_size, cross_lr=lr))
     if encoder is not None and places365 is not None:
         raise ValueError("give --encoder or --places365, not both: each is the image encoder")
     if encoder is None and recipe.image_encoder == "pretrained":
@@ -88,16 +97,24 @@ def train_csir(
         "train csir",
         recipe,
         preset=preset,
+        device=device,
         precision=precision,
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
     )
-    train = open_split(data, "train", recipe, session.fabric.device, speech=speech, skip_bad=skip_bad)
-    spaces = train.dataset.spaces
-    test = open_split(
-        data, split, recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
+    opened = functools.partial(
+        open_split,
+        data,
+        recipe=recipe,
+        device=session.fabric.device,
+        speech=speech,
+        skip_bad=skip_bad,
+        workers=workers,
     )
+    train = opened("train")
+    spaces = train.dataset.spaces
+    test = opened(split, spaces=spaces)
     for part, pairs in (("train", train), (split, test)):
         hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
         session.say(
@@ -109,10 +126,11 @@ def train_csir(
         session.say(
             "image encoder: no --places365 weights nor --encoder, so it first learns to name the spaces from pictures"
         )
+    numbers = range(seed, seed + seeds)
     config = {
         "data": str(data),
         "speech": None if speech is None else str(speech),
-        "seeds": list(range(seeds)),
+        "seeds": list(numbers),
         "models": models,
         "split": split,
         "spaces": spaces,
@@ -123,8 +141,8 @@ def train_csir(
     }
     with session.recording(out, config, resume=resume) as run:
         training = Training(session, recipe, train, test, frozen or places365)
-        for seed in range(seeds):
-            training.train_seed(seed, models)
+        for number in numbers:
+            training.train_seed(number, models)
     if session.fabric.is_global_zero:
         evaluate_run(run.finished(), test)
 
@@ -135,6 +153,7 @@ def evaluate_csir(
     speech: Speech = None,
     split: Split = "test",
     encoder_file: EncoderFile = None,
+    device: Device = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Evaluate a finished run on held-out pairs: table, results.json and report.html."""
@@ -142,7 +161,7 @@ def evaluate_csir(
 
     from cmx_fast.systems.csir.evaluate import evaluate_run
     from cmx_fast.systems.csir.evaluation import open_split
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.run_folder import RunFolder
 
     finished = RunFolder.open_finished(run, "train csir")
@@ -150,7 +169,7 @@ def evaluate_csir(
         data or Path(finished.config["data"]),
         split,
         finished.recipe(CSIRRecipe),
-        default_device(),
+        chosen_device(device),
         spaces=finished.config["spaces"],
         speech=speech,
         skip_bad=skip_bad,

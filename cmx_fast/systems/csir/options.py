@@ -18,6 +18,21 @@ NAMES = {
 HELD_OUT = ("test", "val")
 
 Models = Annotated[list[str], typer.Option(help=f"Model: {', '.join(NAMES)}; repeatable.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Samples of a step of the last stage, of images and speech together: as --set cross_batch=N. The others "
+        "have speech_batch, image_batch and head_batch."
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        help="Learning rate of the last stage: as --set cross_lr=X. The others have speech_lr, image_lr and head_lr; "
+        "its encoders encoder_lr.",
+    ),
+]
 Speech = Annotated[
     Path | None,
     typer.Option(help="Dry sentences, <split>/**/*.wav; default DATA/speech.csv, then DATA/speech."),

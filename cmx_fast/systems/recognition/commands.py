@@ -13,8 +13,12 @@ import typer
 
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
+    BatchSize,
+    Device,
     Encoder,
     EncoderFile,
+    FirstSeed,
+    LearningRate,
     Out,
     Precision,
     Preset,
@@ -23,6 +27,7 @@ from cmx_fast.options import (
     Seeds,
     Set,
     SkipBad,
+    Workers,
 )
 from cmx_fast.systems.recognition.options import (
     CLASSIFY,
@@ -55,14 +60,19 @@ def training_command(
         features: Features = None,
         out: Out = Path("runs", task),
         preset: Preset = "paper",
+        seed: FirstSeed = 0,
         seeds: Seeds = 1,
+        batch_size: BatchSize = None,
+        lr: LearningRate = None,
+        device: Device = None,
+        workers: Workers = None,
         precision: Precision = "fp32",
         resume: Resume = False,
         skip_bad: SkipBad = False,
         set: Set = [],  # noqa: B006
     ) -> None:
         models = choose_attentions(attention, task)
-        recipe = RecognitionRecipe.preset(preset, **changes(set, RecognitionRecipe))
+        recipe = RecognitionRecipe.preset(preset, **changes(set, RecognitionRecipe, batch=batch_size, lr=lr))
         if encoder is None:
             raise ValueError(
                 "--encoder names the pretrained encoder, e.g. efficientnet-lite0: docs/encoders.md"
@@ -75,7 +85,7 @@ def training_command(
         from cmx_fast.systems.recognition.train import train_model
         from cmx_fast.train.session import Session, require_a_batch
 
-        session = Session(f"train {task}", recipe, preset=preset, precision=precision)
+        session = Session(f"train {task}", recipe, preset=preset, device=device, precision=precision)
         network = open_visual_encoder(encoder)
         splits = Data(
             task,
@@ -86,6 +96,7 @@ def training_command(
             session.fabric.device,
             features=features or out / MAPS,
             skip_bad=skip_bad,
+            workers=workers,
         )
         opened = {split: splits.pictures(split) for split in ("train", "val", "test")}
         for split, part in opened.items():
@@ -102,10 +113,11 @@ def training_command(
                 )
             models.remove("two-level")
             session.say("two-level is left out: it needs boxes around the objects, as --dataset cub has")
+        numbers = range(seed, seed + seeds)
         config = {
             "data": str(data),
             "dataset": dataset,
-            "seeds": list(range(seeds)),
+            "seeds": list(numbers),
             "models": models,
             "classes": train.class_names,
             "encoder": encoder,
@@ -115,9 +127,9 @@ def training_command(
         }
         skipping = tuple(dict.fromkeys(opened.values()))
         with session.recording(out, config, resume=resume, splits=skipping) as run:
-            for seed in range(seeds):
+            for number in numbers:
                 for name in models:
-                    train_model(session, splits, name, seed)
+                    train_model(session, splits, name, number)
         evaluate_run(run.finished(), splits, "test")
 
     train.__doc__ = explanation
@@ -132,6 +144,7 @@ def evaluation_command(task: str) -> Callable[..., None]:
         data: RunData = None,
         split: Split = "test",
         encoder_file: EncoderFile = None,
+        device: Device = None,
         skip_bad: SkipBad = False,
     ) -> None:
         if split not in ("val", "test"):
@@ -139,7 +152,7 @@ def evaluation_command(task: str) -> Callable[..., None]:
 
         from cmx_fast.systems.recognition.data import MAPS, Data
         from cmx_fast.systems.recognition.evaluate import evaluate_run
-        from cmx_fast.train.fabric import default_device
+        from cmx_fast.train.fabric import chosen_device
         from cmx_fast.train.frozen_features import run_encoder
         from cmx_fast.train.run_folder import RunFolder
 
@@ -153,7 +166,7 @@ def evaluation_command(task: str) -> Callable[..., None]:
             data or Path(config["data"]),
             finished.recipe(RecognitionRecipe),
             encoder,
-            default_device(),
+            chosen_device(device),
             features=Path(config["features"] or run / MAPS) if data is None else None,
             skip_bad=skip_bad,
         )

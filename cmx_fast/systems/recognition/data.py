@@ -54,8 +54,9 @@ class Examples:
     (B,) and perhaps "box" (B, 4); or "boxes" (B, M, 4), "labels" (B, M) and "difficult" (B, M).
     """
 
-    def __init__(self, dataset: Pictures, device: torch.device | str):
+    def __init__(self, dataset: Pictures, device: torch.device | str, workers: int | None = None):
         self.dataset, self.device = dataset, torch.device(device)
+        self.workers = CORES if workers is None else workers
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -65,7 +66,7 @@ class Examples:
         loader = load_batches(
             _Items(self.dataset),
             (index.tolist() for index in rows),
-            workers=CORES,
+            workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
         for loaded in loader:
@@ -105,15 +106,16 @@ class KeptMaps(Examples):
         levels: Levels,
         device: torch.device | str,
         file: Path | None = None,
+        workers: int | None = None,
     ):
-        super().__init__(dataset, device)
+        super().__init__(dataset, device, workers)
         self.shapes = [(c, side, side) for c, side in zip(levels.channels, levels.sides, strict=True)]
         length = sum(math.prod(shape) for shape in self.shapes)
         encoder.to(device)
 
         @torch.no_grad()
         def compute() -> Iterator[tuple[Tensor, Tensor]]:
-            batches = Examples(dataset, device).in_order()
+            batches = Examples(dataset, device, workers).in_order()
             total = -(-len(self) // BATCH)
             for batch in track(batches, "maps", total, disable=not sys.stderr.isatty(), transient=True):
                 maps = encoder.maps(batch["picture"])
@@ -210,6 +212,7 @@ class Data:
         layout: one of the task's. root: its folder.
         encoder: whose maps are kept where it stays fixed. features: their folder; None: in memory.
         skip_bad: leave out unreadable pictures.
+        workers: processes that read, by default as many as there are cores but at most 8; 0: this process.
 
     Raises:
         ValueError: no such layout, or an encoder that does not fit the recipe.
@@ -226,12 +229,13 @@ class Data:
         *,
         features: Path | None = None,
         skip_bad: bool = False,
+        workers: int | None = None,
     ):
         if layout not in READERS[task]:
             raise ValueError(f"dataset must be one of {', '.join(READERS[task])}; got {layout!r}")
         self.task, self.layout, self.root, self.recipe = task, layout, root, recipe
         self.encoder, self.levels = encoder, Levels.of(encoder, recipe)
-        self.device, self.features, self.skip_bad = device, features, skip_bad
+        self.device, self.features, self.skip_bad, self.workers = device, features, skip_bad, workers
         self._pictures: dict[str, Pictures] = {}
         self._examples: dict[tuple[str, bool], Examples] = {}
 
@@ -265,6 +269,6 @@ class Data:
     def _opened(self, own: str, as_pictures: bool) -> Examples:
         pictures = self.pictures(own)
         if as_pictures:
-            return Examples(pictures, self.device)
+            return Examples(pictures, self.device, self.workers)
         file = None if self.features is None else self.features / f"{self.task}-{self.layout}-{own}.npy"
-        return KeptMaps(pictures, self.encoder, self.levels, self.device, file)
+        return KeptMaps(pictures, self.encoder, self.levels, self.device, file, self.workers)

@@ -14,7 +14,23 @@ import typer
 
 from cmx_fast.data.sets.names import SCENES
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.options import FSDP, Compile, Out, Precision, Preset, Resume, RunData, Seed, Set, SyncBN
+from cmx_fast.options import (
+    FSDP,
+    BatchSize,
+    Compile,
+    Device,
+    FirstSeed,
+    LearningRate,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    RunData,
+    Seeds,
+    Set,
+    SyncBN,
+    Workers,
+)
 from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
 from cmx_fast.systems.sound2scene.options import (
     INVERSION_STEPS,
@@ -75,14 +91,16 @@ def train_sound2scene(
             help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them."
         ),
     ] = [],  # noqa: B006
-    seed: Seed = 0,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="With --ablation: train each row with this many seeds from --seed on.")
-    ] = 1,
+    seed: FirstSeed = 0,
+    seeds: Seeds = 1,
     inception: Inception = None,
     clip_weights: ClipWeights = None,
     clip_model: ClipModel = None,
     clip_prompt: ClipPrompt = "{}",
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
     sync_bn: SyncBN = False,
@@ -105,7 +123,7 @@ def train_sound2scene(
         raise ValueError("give --audio-encoder or --sounds, not both: each teaches the sound encoder to hear")
     if seeds > 1 and not ablation:
         raise ValueError(f"--seeds {seeds} is for --ablation; without it give each run its --seed")
-    recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe))
+    recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe, batch=batch_size, lr=lr))
     rows = chosen_rows(ablation, recipe, selection)
 
     from cmx_fast.data.sets.scenes import read_classes
@@ -125,6 +143,8 @@ def train_sound2scene(
         weights=weights,
         selection=selection,
         published=PublishedNetworks(inception, clip_weights, clip_model, clip_prompt),
+        device=device,
+        workers=workers,
         precision=precision,
         compile=compile,
         sync_bn=sync_bn,
@@ -150,6 +170,7 @@ def evaluate_sound2scene(
     data: RunData = None,
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
+    device: Device = None,
     inception: Inception = None,
     clip_weights: ClipWeights = None,
     clip_model: ClipModel = None,
@@ -161,11 +182,12 @@ def evaluate_sound2scene(
     from cmx_fast.systems.sound2scene.evaluate import evaluate_run
     from cmx_fast.systems.sound2scene.published_networks import PublishedNetworks
     from cmx_fast.systems.sound2scene.sound_features import TITLES, check_selection, open_splits, selected
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.run_folder import RunFolder
 
     finished = RunFolder.open_finished(run, "train sound2scene")
     published = PublishedNetworks(inception, clip_weights, clip_model, clip_prompt)
-    system = open_sound2scene(run, icgan, picture_encoder)
+    system = open_sound2scene(run, icgan, picture_encoder).to(chosen_device(device))
     config, recipe = finished.config, finished.recipe(Sound2SceneRecipe)
     selection = None if config["selection"] is None else read_selection(config["selection"])
     splits = open_splits(
@@ -203,6 +225,7 @@ def generate_picture(
     seed: NoiseSeed = 0,
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
+    device: Device = None,
 ) -> None:
     """Paint the source of a sound, of two mixed sounds, or of a sound in a given scene."""
     for option, changed, needed in (
@@ -218,8 +241,9 @@ def generate_picture(
     from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
     from cmx_fast.systems.sound2scene.controls import change_volume, interpolate, mix
     from cmx_fast.systems.sound2scene.inference import open_picture, read_sound, write_pictures
+    from cmx_fast.train.fabric import chosen_device
 
-    system = open_sound2scene(run, icgan, picture_encoder)
+    system = open_sound2scene(run, icgan, picture_encoder).to(chosen_device(device))
     waves = [change_volume(read_sound(audio, system), volume)]
     if mix_with is not None:
         waves.append(change_volume(read_sound(mix_with, system), mix_volume))
@@ -249,6 +273,7 @@ def edit_picture(
     seed: NoiseSeed = 0,
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
+    device: Device = None,
 ) -> None:
     """Edit a picture by the difference of two sounds: invert it, and move its features.
 
@@ -272,11 +297,12 @@ def edit_picture(
         read_sound,
         write_pictures,
     )
+    from cmx_fast.train.fabric import chosen_device
 
-    system = open_sound2scene(run, icgan, picture_encoder)
+    system = open_sound2scene(run, icgan, picture_encoder).to(chosen_device(device))
     current, sought = read_sound(audio, system), read_sound(to or audio, system)
     features, noise = (
-        inverted_picture(image, system, steps, seed) if inverted is None else read_latents(inverted)
+        inverted_picture(image, system, steps, seed) if inverted is None else read_latents(inverted, system)
     )
     with torch.no_grad():
         target = system.encode_sound(change_volume(sought, volume)[None])
@@ -296,6 +322,7 @@ def invert_picture(
     seed: NoiseSeed = 0,
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
+    device: Device = None,
 ) -> None:
     """Find features and noise from which the generator makes a picture (GAN inversion); write what it makes."""
     check_picture(out)
@@ -305,8 +332,9 @@ def invert_picture(
     from cmx_fast.networks.weights import save
     from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
     from cmx_fast.systems.sound2scene.inference import inverted_picture, write_pictures
+    from cmx_fast.train.fabric import chosen_device
 
-    system = open_sound2scene(run, icgan, picture_encoder)
+    system = open_sound2scene(run, icgan, picture_encoder).to(chosen_device(device))
     features, noise = inverted_picture(image, system, steps, seed)
     with torch.no_grad():
         write_pictures(system.generate(features, noise), out)

@@ -17,7 +17,6 @@ from cmx_fast.evaluate.generated_pictures import (
     statistics,
 )
 from cmx_fast.evaluate.retrieval import rank
-from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.control_study import scene_pairs, study, volumes
 from cmx_fast.systems.sound2scene.evaluation import (
     CLASSIFIED,
@@ -43,7 +42,6 @@ from cmx_fast.systems.sound2scene.sound_features import (
     sound_features,
     waves_of,
 )
-from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import FinishedRun
 
 
@@ -53,7 +51,7 @@ def evaluate_run(
     train: SceneData,
     test: SceneData,
     *,
-    system: Sound2Scene | None = None,
+    system: Sound2Scene,
     published: PublishedNetworks | None = None,
     features: Path | None = None,
 ) -> Evaluation:
@@ -63,13 +61,12 @@ def evaluate_run(
     published networks.
 
     Args:
-        system: the run's system, where its parts lie elsewhere than the run says.
+        system: the run's system, on the device that measures.
         published: networks from files; without Inception a classifier of the training frames gives FID and IS.
         features: the folder that keeps the pictures' features and the real frames' statistics; default: the run's.
     """
-    device, published = default_device(), published or PublishedNetworks()
+    device, published = system.device, published or PublishedNetworks()
     folder = features or run.path
-    system = (system or open_sound2scene(run.path)).to(device)
     train_features, test_features = (
         picture_features(system.picture_encoder, data, device, folder / f"features_{name}.npy")
         for name, data in (("train", train), ("test", test))

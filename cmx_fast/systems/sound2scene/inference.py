@@ -18,7 +18,7 @@ from cmx_fast.systems.sound2scene.embedder import heard
 from cmx_fast.systems.sound2scene.model import Sound2Scene
 
 
-def read_latents(file: Path) -> tuple[Tensor, Tensor]:
+def read_latents(file: Path, system: Sound2Scene) -> tuple[Tensor, Tensor]:
     """Read the features (1, D) and the noise (1, dim_z) that ``cmx invert --save`` wrote.
 
     Raises:
@@ -27,7 +27,7 @@ def read_latents(file: Path) -> tuple[Tensor, Tensor]:
     state = load(file)
     if not {"features", "noise"} <= state.keys():
         raise ValueError(f"{file} holds no features and noise; cmx invert --save writes them")
-    return state["features"], state["noise"]
+    return state["features"].to(system.device), state["noise"].to(system.device)
 
 
 def read_sound(path: Path, system: Sound2Scene) -> Tensor:
@@ -39,7 +39,7 @@ def read_sound(path: Path, system: Sound2Scene) -> Tensor:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     try:
-        return heard(path, system.sound_encoder.seconds)
+        return heard(path, system.sound_encoder.seconds).to(system.device)
     except BrokenFileError as error:
         raise ValueError(f"{path}: {error.reason}") from error
 
@@ -53,14 +53,14 @@ def write_pictures(pictures: Tensor, out: Path) -> None:
 
 
 def open_picture(path: Path, system: Sound2Scene, size: int | None = None) -> Tensor:
-    """Read a picture's centred square (1, 3, S, S) in [0, 1], S by default what the picture encoder takes.
+    """Read the centred square (1, 3, S, S) of a picture in [0, 1], S by default what the picture encoder takes.
 
     Raises:
         ValueError: broken; says which file.
     """
     size = size or system.picture_encoder.size
     try:
-        return read_picture(path, size, shorter=size)[None] / 255
+        return read_picture(path, size, shorter=size)[None].to(system.device) / 255
     except BrokenFileError as error:
         raise ValueError(f"{path}: {error.reason}") from error
 

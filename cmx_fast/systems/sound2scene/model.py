@@ -202,11 +202,16 @@ class Sound2Scene(nn.Module):
             return encoder(picture)
         return encoder.resnet(encoder.standardise(picture))
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its networks."""
+        return next(self.generator.parameters()).device
+
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """Noise vectors (count, dim_z), the same for the same seed on any device."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(count, self.generator.dim_z, generator=generator)
-        return drawn.to(next(self.generator.parameters()).device)
+        return drawn.to(self.device)
 
     def generate(self, features: Tensor, noise: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] from features (B, D), which are divided by their length first [R]."""

@@ -61,6 +61,8 @@ class Plan:
     weights: Path | None
     selection: Path | None
     published: PublishedNetworks
+    device: str | None
+    workers: int | None
     precision: str
     compile: bool
     sync_bn: bool
@@ -78,6 +80,7 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
         "train sound2scene",
         recipe,
         preset=plan.preset,
+        device=plan.device,
         precision=plan.precision,
         compile=plan.compile,
         sync_bn=plan.sync_bn,
@@ -96,7 +99,7 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
             f"{trained.positive}; the recipe has {recipe.width}, {recipe.seconds:g} and {recipe.positive}"
         )
     moments = None if plan.selection is None else read_selection(plan.selection)
-    splits = open_splits(plan.dataset, plan.data, recipe, encoder.size, moments, plan.classes)
+    splits = open_splits(plan.dataset, plan.data, recipe, encoder.size, moments, plan.classes, plan.workers)
     for split, scenes in splits.items():
         session.say(f"{TITLES[split]}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}")
     train, test = splits["train"], splits["test"]
@@ -128,7 +131,7 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
     if session.fabric.is_global_zero:
         evaluation = evaluate_run(
             run.finished(), train, test, published=plan.published, features=features,
-            system=open_sound2scene(run.path, plan.icgan, plan.picture_encoder),
+            system=open_sound2scene(run.path, plan.icgan, plan.picture_encoder).to(session.fabric.device),
         )  # fmt: skip
     run.close()
     return evaluation

@@ -10,7 +10,19 @@ import typer
 
 from cmx_fast.data.sets.names import SCENES
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.options import Compile, Encoder, Out, Precision, Preset, Resume, Seed, Set
+from cmx_fast.options import (
+    BatchSize,
+    Compile,
+    Device,
+    Encoder,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    Seed,
+    Set,
+    Workers,
+)
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.train.settings import changes
 
@@ -25,6 +37,9 @@ def train_icgan(
     ] = None,
     encoder: Encoder = None,
     seed: Seed = 0,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
     resume: Resume = False,
@@ -36,8 +51,11 @@ def train_icgan(
     The picture encoder is SwAV's ResNet-50 from a file, any other pretrained one by --encoder, or with --set
     encoder=small, as in the demo preset, a small one that is trained first. Pictures that are broken are left out and
     named.
+
+    --batch-size is the generator's; the small encoder has encoder_batch. The learning rates are generator_lr,
+    discriminator_lr and encoder_lr.
     """
-    recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe))
+    recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe, batch=batch_size))
     if encoder is not None:
         if picture_encoder is not None:
             raise ValueError("give --encoder or --picture-encoder, not both: each is the picture encoder")
@@ -60,6 +78,7 @@ def train_icgan(
         "train icgan",
         recipe,
         preset=preset,
+        device=device,
         precision=precision,
         compile=compile,
         sync_bn=False,
@@ -86,5 +105,5 @@ def train_icgan(
         "seed": seed,
     }
     with session.recording(out, config, resume=resume, splits=(scenes,)):
-        training = Training(session, recipe, scenes, seed)
+        training = Training(session, recipe, scenes, seed, workers)
         training.train_generator(pretrained or training.train_encoder(picture_encoder))

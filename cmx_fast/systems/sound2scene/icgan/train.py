@@ -24,16 +24,21 @@ from cmx_fast.train.session import Session
 class Training:
     """The two stages of a run: the picture encoder, where it is small, and the generator."""
 
-    def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int):
+    def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int, workers: int | None):
         self.session, self.recipe, self.seed = session, recipe, seed
-        self.scenes, self.opened = scenes, dict[int, SceneData]()
+        self.scenes, self.workers, self.opened = scenes, workers, dict[int, SceneData]()
 
     def open(self, size: int) -> SceneData:
         """The scenes with pictures of this size; opened once, and watched."""
         if size not in self.opened:
             recipe = self.recipe
             self.opened[size] = SceneData(
-                self.scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
+                self.scenes,
+                size=size,
+                moments=recipe.moments,
+                backend=recipe.backend,
+                cache=recipe.cache,
+                workers=self.workers,
             )
             self.session.watch(self.opened[size])
         return self.opened[size]

@@ -10,7 +10,19 @@ import typer
 
 from cmx_fast.data.sets.names import SOUNDING_OBJECTS, VIDEO_SCENES
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.options import Out, Precision, Preset, Resume, RunData, Seed, Set
+from cmx_fast.options import (
+    BatchSize,
+    Device,
+    LearningRate,
+    Out,
+    Precision,
+    Preset,
+    Resume,
+    RunData,
+    Seed,
+    Set,
+    Workers,
+)
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.settings import changes
 
@@ -26,6 +38,10 @@ def train_localiser(
         Path | None, typer.Option(help="torchvision's ImageNet ResNet-18 (resnet18-f37072fd.pth).")
     ] = None,
     seed: Seed = 0,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    device: Device = None,
+    workers: Workers = None,
     precision: Precision = "fp32",
     resume: Resume = False,
     set: Set = [],  # noqa: B006
@@ -35,14 +51,14 @@ def train_localiser(
         raise ValueError(
             f"dataset must be one of {', '.join(VIDEO_SCENES)}, which have videos; got {dataset!r}"
         )
-    recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe))
+    recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe, batch=batch_size, lr=lr))
 
     from cmx_fast.data.loaders.scene_batches import SceneData
     from cmx_fast.data.sets.scenes import open_scenes
     from cmx_fast.systems.sound2scene.localiser.train import localiser_stage
     from cmx_fast.train.session import Session, require_a_batch
 
-    session = Session("train localiser", recipe, preset=preset, precision=precision)
+    session = Session("train localiser", recipe, preset=preset, device=device, precision=precision)
     train, test = (
         SceneData(
             open_scenes(dataset, data, split),
@@ -51,6 +67,7 @@ def train_localiser(
             seconds=recipe.seconds,
             backend=recipe.backend,
             cache=recipe.cache,
+            workers=workers,
         )
         for split in ("train", "test")
     )
@@ -78,7 +95,8 @@ def evaluate_localiser(
     validation: Annotated[
         float, typer.Option(help="Share of the pictures that the threshold is chosen on.")
     ] = 0.2,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Evaluate a localiser on VGG-SS or Flickr-SoundNet: cIoU, and its answers to silence, noise and off-screen sounds.
 
@@ -95,7 +113,7 @@ def evaluate_localiser(
     from cmx_fast.data.sets.sounding_objects import OBJECT_SETS
     from cmx_fast.systems.sound2scene.localiser.evaluation import measure, tables
     from cmx_fast.systems.sound2scene.localiser.model import Localiser
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.run_folder import RunFolder
 
     finished = RunFolder.open_finished(run, "train localiser")
@@ -106,7 +124,7 @@ def evaluate_localiser(
     scenes = SceneData(
         objects.scenes, size=recipe.size, stretch=True, seconds=recipe.seconds, workers=workers
     )
-    result = measure(localiser.to(default_device()), objects, scenes, validation)
+    result = measure(localiser.to(chosen_device(device)), objects, scenes, validation)
     print(f"{dataset}: {result.pictures} pictures{left_out(scenes.skipped)}", file=sys.stderr)
     finished.write_results({"dataset": dataset, **result.as_dict()})
     console = Console()
@@ -120,7 +138,8 @@ def select(
     data: RunData = None,
     split: Annotated[str, typer.Option(help="Split: train or test.")] = "train",
     top: Annotated[int, typer.Option(min=1, help="Moments of each video, best first.")] = 10,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
+    device: Device = None,
+    workers: Workers = None,
 ) -> None:
     """Rank every video's frames, 10 per second, by how their sounding places agree with the sound (LVS).
 
@@ -131,7 +150,7 @@ def select(
     from cmx_fast.data.sets.selection import write_selection
     from cmx_fast.systems.sound2scene.localiser.inference import moments
     from cmx_fast.systems.sound2scene.localiser.model import Localiser
-    from cmx_fast.train.fabric import default_device
+    from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.run_folder import RunFolder
 
     finished = RunFolder.open_finished(run, "train localiser")
@@ -140,6 +159,6 @@ def select(
     module.load_state_dict(finished.weights("localiser"))
     scenes = open_scenes(finished.config["dataset"], data or Path(finished.config["data"]), split)
     videos = SceneData(scenes, size=recipe.size, seconds=recipe.seconds, workers=workers)
-    selection = moments(module.to(default_device()).eval(), videos, top)
+    selection = moments(module.to(chosen_device(device)).eval(), videos, top)
     write_selection(out, selection)
     print(f"{out}: {len(selection)} videos{left_out(videos.skipped)}", file=sys.stderr)
