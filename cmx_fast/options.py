@@ -50,6 +50,11 @@ Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, rep
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 
+def layouts(choices: Iterable[str]) -> str:
+    """The words of the option ``--dataset`` of a command that takes these layouts."""
+    return f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders."
+
+
 def choose_models(names: list[str], choices: Iterable[str]) -> list[str]:
     """The choices that ``names`` holds, in their own order; "all", where it is a choice, stands for all others.
 
