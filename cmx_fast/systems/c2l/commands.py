@@ -64,7 +64,7 @@ def train_c2l(
     fsdp: FSDP = False,
     resume: Resume = False,
     skip_bad: SkipBad = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, C2LRecipe] = [],  # noqa: B006
 ) -> None:
     """Train C2L, its ablation and its baselines without masks, evaluate on held-out pictures, write report.html.
 

@@ -77,7 +77,7 @@ def train_cmac(
     ] = "all",
     recordings: MostRecordings = 0,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, CMACRecipe] = [],  # noqa: B006
 ) -> None:
     """Train CMAC on videos with sound, evaluate on the held-out split, write report.html.
 
@@ -296,7 +296,7 @@ def evaluate_finetune(
     precision: Precision = "fp32",
     sync_bn: SyncBN = False,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, FinetuneRecipe] = [],  # noqa: B006
 ) -> None:
     """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4).
 

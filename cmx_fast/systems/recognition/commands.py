@@ -67,7 +67,7 @@ def training_command(task: str, explanation: str, *, pictures: str, attention: s
         precision: Precision = "fp32",
         resume: Resume = False,
         skip_bad: SkipBad = False,
-        set: Set = [],  # noqa: B006
+        set: Annotated[Set, RecognitionRecipe] = [],  # noqa: B006
     ) -> None:
         models = choose_attentions(attention, task)
         dataset = layout_of(dataset, data, LAYOUTS[task])

@@ -105,7 +105,7 @@ def train_sound2scene(
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, Sound2SceneRecipe] = [],  # noqa: B006
 ) -> None:
     """Train Sound2Scene's sound encoder against a fixed picture encoder, generate from held-out sounds, report.
 

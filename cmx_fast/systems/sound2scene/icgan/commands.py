@@ -45,7 +45,7 @@ def train_icgan(
     precision: Precision = "fp32",
     compile: Compile = False,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, ICGANRecipe] = [],  # noqa: B006
 ) -> None:
     """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
 

@@ -44,7 +44,7 @@ def train_localiser(
     workers: Workers = None,
     precision: Precision = "fp32",
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, LocaliserRecipe] = [],  # noqa: B006
 ) -> None:
     """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
     dataset = layout_of(dataset, data, VIDEO_SCENES)
