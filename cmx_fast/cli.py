@@ -38,100 +38,108 @@ COMMANDS = {
         "Every number of a system's preset, with its meaning and where it comes from.",
     ),
     ("simulate", "rooms"): (
-        "cmx_fast.simulate.rooms.simulate:simulate_rooms",
+        "cmx_fast.simulate.commands:simulate_rooms",
         "Rooms with impulse responses, pictures and speech (Image2Reverb layout).",
     ),
     ("simulate", "people"): (
-        "cmx_fast.simulate.people.simulate:simulate_people",
+        "cmx_fast.simulate.commands:simulate_people",
         "Dressed figures with exact part masks (ATR layout).",
     ),
     ("simulate", "clips"): (
-        "cmx_fast.simulate.clips.simulate:simulate_clips",
+        "cmx_fast.simulate.commands:simulate_clips",
         "Videos of moving objects of which one sounds (Kinetics, VGGSound layouts).",
     ),
     ("prepare", "image2reverb"): (
-        "cmx_fast.prepare.image2reverb:prepare_image2reverb",
+        "cmx_fast.prepare.commands:prepare_image2reverb",
         "Image2Reverb divided anew within its spaces, with dry speech by speaker (CSIR's paper).",
     ),
     ("prepare", "rooms"): (
-        "cmx_fast.prepare.rooms:prepare_rooms",
+        "cmx_fast.prepare.commands:prepare_rooms",
         "Pairs from your own photographs by kind of room, impulse responses and speech.",
     ),
+    ("prepare", "shards"): (
+        "cmx_fast.prepare.commands:prepare_shards",
+        "Pictures, sounds and videos of tar shards (webdataset) as files and a table.",
+    ),
+    ("prepare", "huggingface"): (
+        "cmx_fast.prepare.commands:prepare_huggingface",
+        "Pictures, sounds and videos of a Hugging Face data set as files and a table.",
+    ),
     ("train", "csir"): (
-        "cmx_fast.systems.csir.train:train_csir",
+        "cmx_fast.systems.csir.commands:train_csir",
         "Image-speech retrieval of rooms (CSIR, DSCMR).",
     ),
     ("train", "c2l"): (
-        "cmx_fast.systems.c2l.train:train_c2l",
+        "cmx_fast.systems.c2l.commands:train_c2l",
         "Human parsing without masks (C2L, its ablation, PiCIE, DFF).",
     ),
     ("train", "cmac"): (
-        "cmx_fast.systems.cmac.train:train_cmac",
+        "cmx_fast.systems.cmac.commands:train_cmac",
         "Video and sound that learn from each other (CMAC and its ablation).",
     ),
     ("train", "segment"): (
-        "cmx_fast.systems.recognition.train:train_segment",
+        "cmx_fast.systems.recognition.commands:train_segment",
         "Segmentation with attention modules beside one another (SE, CBAM, DANet, OCNet, ...).",
     ),
     ("train", "classify"): (
-        "cmx_fast.systems.recognition.train:train_classify",
+        "cmx_fast.systems.recognition.commands:train_classify",
         "Classification with attention modules beside one another (SE, FCAN, RA-CNN, ...).",
     ),
     ("train", "detect"): (
-        "cmx_fast.systems.recognition.train:train_detect",
+        "cmx_fast.systems.recognition.commands:train_detect",
         "Small detectors on a pretrained encoder: default boxes (SSD), region proposals (RPN).",
     ),
     ("train", "icgan"): (
-        "cmx_fast.systems.sound2scene.icgan.train:train_icgan",
+        "cmx_fast.systems.sound2scene.icgan.commands:train_icgan",
         "A generator of pictures from the features of pictures (IC-GAN).",
     ),
     ("train", "localiser"): (
-        "cmx_fast.systems.sound2scene.localiser.train:train_localiser",
+        "cmx_fast.systems.sound2scene.localiser.commands:train_localiser",
         "The places in pictures that sounds come from (LVS), to select moments by.",
     ),
     ("train", "sound2scene"): (
-        "cmx_fast.systems.sound2scene.train:train_sound2scene",
+        "cmx_fast.systems.sound2scene.commands:train_sound2scene",
         "Pictures from sound: the sound encoder of Sound2Scene, given a generator.",
     ),
     ("evaluate", "csir"): (
-        "cmx_fast.systems.csir.evaluate:evaluate_csir",
+        "cmx_fast.systems.csir.commands:evaluate_csir",
         "Retrieval figures of a CSIR run.",
     ),
-    ("evaluate", "c2l"): ("cmx_fast.systems.c2l.evaluate:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
+    ("evaluate", "c2l"): ("cmx_fast.systems.c2l.commands:evaluate_c2l", "Accuracy and mIoU of a C2L run."),
     ("evaluate", "cmac"): (
-        "cmx_fast.systems.cmac.evaluate:evaluate_cmac",
+        "cmx_fast.systems.cmac.commands:evaluate_cmac",
         "Retrieval, localisation and linear classification of a CMAC run.",
     ),
     ("evaluate", "sound2scene"): (
-        "cmx_fast.systems.sound2scene.evaluate:evaluate_sound2scene",
+        "cmx_fast.systems.sound2scene.commands:evaluate_sound2scene",
         "Pictures, retrieval and controls of a Sound2Scene run.",
     ),
     ("evaluate", "localiser"): (
-        "cmx_fast.systems.sound2scene.localiser.evaluate:evaluate_localiser",
+        "cmx_fast.systems.sound2scene.localiser.commands:evaluate_localiser",
         "Where a localiser points (VGG-SS, Flickr-SoundNet), and what it answers to silence and noise.",
     ),
     ("evaluate", "segment"): (
-        "cmx_fast.systems.recognition.evaluate:evaluate_segment",
+        "cmx_fast.systems.recognition.commands:evaluate_segment",
         "Accuracy, mIoU and costs of the networks of a segmentation run.",
     ),
     ("evaluate", "classify"): (
-        "cmx_fast.systems.recognition.evaluate:evaluate_classify",
+        "cmx_fast.systems.recognition.commands:evaluate_classify",
         "Accuracy and costs of the networks of a classification run.",
     ),
     ("evaluate", "detect"): (
-        "cmx_fast.systems.recognition.evaluate:evaluate_detect",
+        "cmx_fast.systems.recognition.commands:evaluate_detect",
         "Average precision and costs of the networks of a detection run.",
     ),
     ("evaluate", "retrieval"): (
-        "cmx_fast.systems.cmac.downstream:evaluate_retrieval",
+        "cmx_fast.systems.cmac.commands:evaluate_retrieval",
         "Videos of the same class by a CMAC run's frozen encoder (UCF101, HMDB51, ...).",
     ),
     ("evaluate", "linear"): (
-        "cmx_fast.systems.cmac.downstream:evaluate_linear",
+        "cmx_fast.systems.cmac.commands:evaluate_linear",
         "Sounds by a linear classifier on a CMAC run's frozen encoder (ESC-50, DCASE2013).",
     ),
     ("evaluate", "finetune"): (
-        "cmx_fast.systems.cmac.finetune:evaluate_finetune",
+        "cmx_fast.systems.cmac.commands:evaluate_finetune",
         "Action recognition by fine-tuning a CMAC run's video encoder.",
     ),
     ("embed",): (
@@ -151,31 +159,31 @@ COMMANDS = {
         "The pixels and the parts of a sound that their similarity comes from, as a PNG.",
     ),
     ("select",): (
-        "cmx_fast.systems.sound2scene.localiser.inference:select",
+        "cmx_fast.systems.sound2scene.localiser.commands:select",
         "The moments of videos that agree best with their sound, as JSON.",
     ),
     ("generate",): (
-        "cmx_fast.systems.sound2scene.inference:generate_picture",
+        "cmx_fast.systems.sound2scene.commands:generate_picture",
         "A picture from a sound, perhaps with a second one or a picture.",
     ),
     ("edit",): (
-        "cmx_fast.systems.sound2scene.inference:edit_picture",
+        "cmx_fast.systems.sound2scene.commands:edit_picture",
         "Edit a picture by the difference of two sounds.",
     ),
     ("invert",): (
-        "cmx_fast.systems.sound2scene.inference:invert_picture",
+        "cmx_fast.systems.sound2scene.commands:invert_picture",
         "The features and noise that a generator makes a picture of.",
     ),
     ("bench", "operators"): (
-        "cmx_fast.benchmarks.__main__:bench",
+        "cmx_fast.benchmarks.commands:bench",
         "Time the operators against what people use today; the word may be left out.",
     ),
     ("bench", "data"): (
-        "cmx_fast.benchmarks.media.loading:bench_data",
+        "cmx_fast.benchmarks.commands:bench_data",
         "Time loading your own videos, sounds and pictures against plain loops.",
     ),
     ("bench", "steps"): (
-        "cmx_fast.benchmarks.steps:bench_steps",
+        "cmx_fast.benchmarks.commands:bench_steps",
         "Time whole training steps with the kernels and with the formulas.",
     ),
 }

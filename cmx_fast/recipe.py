@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cmx_fast.train.options import Set, changes
+from cmx_fast.options import Set
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.recipe_words import recipe_words
+from cmx_fast.train.settings import changes
 
 #: The recipe of each command that trains a system.
 RECIPES = {

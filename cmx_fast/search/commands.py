@@ -11,11 +11,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cmx_fast.data.media.files import BrokenFileError
-from cmx_fast.search.embedders import KINDS, open_embedder
-from cmx_fast.search.index import Index, embed_files, find_files
-from cmx_fast.search.page import write_page
-
 #: Broken files that are named; the rest are counted.
 NAMED = 5
 
@@ -33,6 +28,9 @@ def embed(
 
     Files that are broken are left out and named, those of other kinds are counted.
     """
+    from cmx_fast.search.embedders import open_embedder
+    from cmx_fast.search.index import Index, embed_files, find_files
+
     console = Console()
     embedder = open_embedder(run, model=model, seed=seed)
     chosen, others = find_files(files, embedder.kinds)
@@ -66,6 +64,11 @@ def search(
     ] = None,
 ) -> None:
     """Print the nearest files to a picture, a sound or a video, and write a page that shows and plays them."""
+    from cmx_fast.data.media.files import BrokenFileError
+    from cmx_fast.search.embedders import KINDS, open_embedder
+    from cmx_fast.search.index import Index
+    from cmx_fast.search.page import write_page
+
     given = {kind: file for kind, file in (("image", image), ("audio", audio), ("video", video)) if file}
     if len(given) != 1:
         raise ValueError("give one of --image, --audio and --video")

@@ -7,14 +7,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from cmx_fast.data.media.suffixes import PICTURES, SOUNDS, VIDEOS
 from cmx_fast.train.trained_model import open_trained
 
 #: The kinds of files that are searched, by suffix.
-KINDS = {
-    "image": (".jpg", ".jpeg", ".png"),
-    "audio": (".wav", ".flac", ".ogg", ".mp3"),
-    "video": (".mp4", ".mkv", ".webm", ".avi"),
-}
+KINDS = {"image": PICTURES, "audio": SOUNDS, "video": VIDEOS}
 #: The embedder of each command that trains a system.
 EMBEDDERS = {
     "train cmac": "cmx_fast.systems.cmac.embedder:CMACEmbedder",

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import typer
 
 from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.train.fabric import new_fabric
 from cmx_fast.train.loop import Interrupted, Module, Stage, run_stage
-from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.settings import Checked
 
@@ -47,8 +47,8 @@ class Session:
 
     Args:
         command: the words after ``cmx``, as the run folder and messages name it.
-        preset, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command without
-            ``sync_bn`` runs in one process.
+        preset, device, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command
+            without ``sync_bn`` runs in one process.
         players: its modules have players that take turns.
 
     Attributes:
@@ -56,7 +56,7 @@ class Session:
         run: the run folder, while it is open.
 
     Raises:
-        ValueError: several processes of a command that runs in one; as :func:`cmx_fast.train.options.new_fabric`.
+        ValueError: several processes of a command that runs in one; as :func:`cmx_fast.train.fabric.new_fabric`.
     """
 
     run: RunFolder
@@ -68,12 +68,13 @@ class Session:
         *,
         precision: str,
         preset: str | None = None,
+        device: str | None = None,
         compile: bool | None = None,
         sync_bn: bool | None = None,
         fsdp: bool | None = None,
         players: bool = False,
     ):
-        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), players=players)
+        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), device=device, players=players)
         world = self.fabric.world_size
         if sync_bn is None and world > 1:
             raise ValueError(f"cmx {command} runs in one process; got a world of {world}")

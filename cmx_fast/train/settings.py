@@ -138,6 +138,24 @@ class Checked:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
+def changes(assignments: list[str], recipe: type[Checked], **options: object) -> dict[str, Any]:
+    """["alpha=0.5", "contrast=cross"] as a dictionary, each value of the type of the recipe's field.
+
+    If a name is given twice, its last value counts; those of ``options``, which stand for a field, count before all
+    others, and not where they are None.
+
+    Raises:
+        ValueError: no assignment, a name that the recipe doesn't have, or a value of another type.
+    """
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
+        texts[name] = value
+    return recipe.read(texts) | {name: value for name, value in options.items() if value is not None}
+
+
 def require(condition: bool, recipe: object, name: str, expected: str) -> None:
     """Raise ValueError unless ``condition`` holds: for a field whose range depends on other fields."""
     if not condition:

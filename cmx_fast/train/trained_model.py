@@ -24,7 +24,7 @@ from cmx_fast._extras import require
 from cmx_fast.networks.pretrained_files import load_weights, read_checkpoint
 from cmx_fast.networks.visual_encoders import VisualEncoder, reopen_visual_encoder
 from cmx_fast.networks.weights import read_json
-from cmx_fast.train.options import default_device
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import FinishedRun
 
 try:

@@ -42,7 +42,9 @@ class Pictures:
         cache: bool = False,
         backend: str = "auto",
         device: torch.device | str = "cpu",
+        workers: int | None = None,
     ):
+        self.workers = CORES if workers is None else workers
         check_backend(backend, FILE_BACKENDS)
         self.dataset, self.backend, self.device = dataset, backend, torch.device(device)
         self.kept = torch.stack([dataset.load_image(i) for i in range(len(dataset))]) if cache else None
@@ -81,7 +83,7 @@ class Pictures:
             loader = load_batches(
                 _Images(self.dataset, together),
                 (batch.tolist() for batch in rows),
-                workers=0 if together else CORES,
+                workers=0 if together else self.workers,
                 pin_memory=self.device.type == "cuda" and not together,
             )
         for index, images in loader:

@@ -1,13 +1,10 @@
-"""``cmx evaluate c2l``: a finished run's models on held-out pictures: table, results.json and report.html."""
+"""Evaluates a finished run's models on held-out pictures: table, results.json and report.html."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from torch import Tensor
 
@@ -17,7 +14,6 @@ from cmx_fast.networks.fpn import MapShape
 from cmx_fast.systems.c2l.baselines import BASELINES, baseline_counts
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
-from cmx_fast.systems.c2l.encoder_maps import keep_maps
 from cmx_fast.systems.c2l.evaluation import (
     CLUSTERS_FILE,
     EXAMPLES,
@@ -25,7 +21,6 @@ from cmx_fast.systems.c2l.evaluation import (
     Evaluation,
     cluster_classes,
     new_model,
-    open_split,
     scores,
     segment,
     table,
@@ -34,16 +29,7 @@ from cmx_fast.systems.c2l.picie import new_encoder
 from cmx_fast.systems.c2l.pseudo_labels import final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.c2l.report import write_report
-from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
-from cmx_fast.train.run_folder import FinishedRun, RunFolder
-
-Merge = Annotated[
-    Path | None, typer.Option(help="JSON file of classes and the labels that each takes; default: the run's.")
-]
-SkipChictopia = Annotated[
-    bool, typer.Option("--skip-chictopia", help="Leave out dataset10k_*, which the paper does not have.")
-]
+from cmx_fast.train.run_folder import FinishedRun
 
 
 def evaluate_run(
@@ -105,39 +91,3 @@ def known_baselines(run: FinishedRun, shapes: list[MapShape] | None) -> list[str
         return list(BASELINES)
     print(f"{run.path} does not keep its first encoder, whose baselines are left out", file=sys.stderr)
     return [name for name in BASELINES if name not in ("frozen", "probe")]
-
-
-def evaluate_c2l(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l.")],
-    data: RunData = None,
-    split: Annotated[str, typer.Option(help="test, or val, of which the paper's tables are.")] = "test",
-    clusters: Annotated[
-        int | None,
-        typer.Option(min=2, help="Cluster the training pictures anew; default: the run's clusters."),
-    ] = None,
-    merge: Merge = None,
-    skip_chictopia: SkipChictopia = False,
-    encoder_file: EncoderFile = None,
-    skip_bad: SkipBad = False,
-) -> None:
-    """Evaluate a finished run on held-out pictures: table, results.json and report.html."""
-    finished = RunFolder.open_finished(run, "train c2l")
-    root, recipe = data or Path(finished.config["data"]), finished.recipe(C2LRecipe)
-    stored = finished.config.get("merge")
-    train, held_out = (
-        open_split(
-            root,
-            name,
-            recipe,
-            default_device(),
-            merge=merge or (None if stored is None else Path(stored)),
-            skip_chictopia=skip_chictopia or finished.config.get("skip_chictopia", False),
-            skip_bad=skip_bad,
-        )
-        for name in ("train", split)
-    )
-    encoder = run_encoder(finished, encoder_file)
-    if encoder is not None:
-        for name, pictures in (("train", train), (split, held_out)):
-            keep_maps(pictures, encoder, recipe, finished.path / f"maps_{name}.npy")
-    evaluate_run(finished, train, held_out, split=split, clusters=clusters)

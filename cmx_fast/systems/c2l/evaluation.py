@@ -20,17 +20,9 @@ from cmx_fast.systems.c2l.baselines import BASELINES
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
 from cmx_fast.systems.c2l.model import C2L
+from cmx_fast.systems.c2l.options import NAMES
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-
-#: The models in Table 1's order, then DFF, with their names in the report and in tables.
-NAMES = {
-    "picie": ("PiCIE", "PiCIE"),
-    "part": ("+ part contrast", "+ part"),
-    "part+pixel": ("+ part contrast, pixel consistency with MLP", "+ part, pixel (MLP)"),
-    "c2l": ("C2L: + part contrast, pixel consistency with sparse code", "C2L"),
-    "dff": ("DFF", "DFF"),
-}
 
 #: The measures of a model with their titles: clusters matched one to one, then each with the class that it meets most.
 MEASURES = {
@@ -147,9 +139,10 @@ def open_split(
     merge: Path | None = None,
     skip_chictopia: bool = False,
     skip_bad: bool = False,
+    workers: int | None = None,
 ) -> Pictures:
     """Open one split in ATR's layout with the recipe's numbers; options as :class:`cmx_fast.data.sets.atr.ATR`."""
     dataset = ATR(
         root, split, size=recipe.size, merge=merge, skip_chictopia=skip_chictopia, skip_bad=skip_bad
     )
-    return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device)
+    return Pictures(dataset, cache=recipe.cache, backend=recipe.backend, device=device, workers=workers)

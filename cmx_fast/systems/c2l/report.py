@@ -12,7 +12,8 @@ from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.c2l.baselines import BASELINES
 from cmx_fast.systems.c2l.data import Pictures
-from cmx_fast.systems.c2l.evaluation import MEASURES, NAMES, Evaluation
+from cmx_fast.systems.c2l.evaluation import MEASURES, Evaluation
+from cmx_fast.systems.c2l.options import NAMES
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.

@@ -15,8 +15,8 @@ from cmx_fast.systems.c2l.evaluation import CLUSTERS_FILE, new_model
 from cmx_fast.systems.c2l.model import C2L
 from cmx_fast.systems.c2l.picie import PiCIE
 from cmx_fast.systems.c2l.recipe import C2LRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import default_device
 from cmx_fast.train.picture_segmenter import PictureSegmenter
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
 

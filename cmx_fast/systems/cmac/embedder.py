@@ -19,8 +19,8 @@ from cmx_fast.systems.cmac.features import moments_or_mean, open_clips, spaced_c
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, map_level
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import default_device
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.trained_model import Tower, TrainedModel
 

@@ -19,8 +19,8 @@ from cmx_fast.systems.csir.data import levels
 from cmx_fast.systems.csir.evaluation import MODELS, embed_speech, new_model
 from cmx_fast.systems.csir.model import FrozenImageEncoder, TwoTowers
 from cmx_fast.systems.csir.recipe import CSIRRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import default_device
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.trained_model import Tower, TrainedModel
 

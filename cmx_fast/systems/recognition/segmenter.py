@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.systems.recognition.attentions import SEGMENT
 from cmx_fast.systems.recognition.model import Levels, Plan, Segmenter
 from cmx_fast.systems.recognition.networks import new_model
+from cmx_fast.systems.recognition.options import SEGMENT
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import default_device
 from cmx_fast.train.picture_segmenter import PictureSegmenter
 from cmx_fast.train.run_folder import RunFolder
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cmx_fast.data.media.decode import probe, read_wave
 from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
-from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
+from cmx_fast.data.media.suffixes import VIDEOS
 from cmx_fast.networks.biggan import Generator
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene, SoundEncoder
-from cmx_fast.train.options import default_device
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.trained_model import Tower, TrainedModel
 
@@ -28,7 +28,7 @@ def heard(file: Path, seconds: float) -> Tensor:
     Raises:
         BrokenFileError: the file can't be decoded, or is silent.
     """
-    if file.suffix.lower() not in VIDEO_SUFFIXES:
+    if file.suffix.lower() not in VIDEOS:
         return read_audio(file, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
     media = probe(file)
     wave = read_wave(file, media.start, min(seconds, media.seconds), SAMPLE_RATE)

@@ -12,7 +12,7 @@ from atr_files import write_pictures
 
 from cmx_fast.data.sets.masked_pictures import MaskedPictures
 from cmx_fast.networks.weights import save
-from cmx_fast.systems.c2l.evaluate import evaluate_c2l
+from cmx_fast.systems.c2l.commands import evaluate_c2l
 from cmx_fast.systems.c2l.evaluation import new_model, open_split, predictions, segment
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 

@@ -15,12 +15,11 @@ from torchvision.models import resnet18
 
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.segment.commands import segment as segment_command
-from cmx_fast.systems.c2l import train as command
-from cmx_fast.systems.c2l.evaluate import evaluate_c2l
+from cmx_fast.systems.c2l import evaluation
+from cmx_fast.systems.c2l.commands import evaluate_c2l, train_c2l
 from cmx_fast.systems.c2l.evaluation import open_split, predictions
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 from cmx_fast.systems.c2l.segmenter import C2LSegmenter
-from cmx_fast.systems.c2l.train import train_c2l
 
 TINY = [
     "size=32", "width=16", "heads=2", "atoms=8", "part_width=4", "epochs=2", "batch=4", "cluster_batch=4",
@@ -162,8 +161,8 @@ def test_bfloat16_trains_what_was_asked_for(data, tmp_path):
 
 
 def test_files_give_what_the_memory_holds(data):
-    kept = command.open_split(data, "test", C2LRecipe.preset("demo", size=32), "cpu")
-    read = command.open_split(data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
+    kept = evaluation.open_split(data, "test", C2LRecipe.preset("demo", size=32), "cpu")
+    read = evaluation.open_split(data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
     for (rows, images), (same, read_images) in zip(kept.in_order(2), read.in_order(2)):
         assert torch.equal(rows, same)
         assert torch.equal(images, read_images)
@@ -184,13 +183,13 @@ def test_files_give_what_the_memory_holds(data):
     ],
 )
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(command, "open_split", None)
+    monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(ValueError, match=message):
         train_c2l(tmp_path, tmp_path / "run", **options)
 
 
 def test_missing_imagenet_weights_are_named_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "open_split", None)
+    monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(FileNotFoundError, match="no ImageNet weights at"):
         train_c2l(tmp_path, tmp_path / "run", imagenet=tmp_path / "resnet18.pth")
 

@@ -24,16 +24,14 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.explain.commands import gradcam
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
-from cmx_fast.simulate.clips.simulate import simulate_clips
-from cmx_fast.systems.cmac import train as command
-from cmx_fast.systems.cmac.downstream import evaluate_retrieval
+from cmx_fast.simulate.commands import simulate_clips
+from cmx_fast.systems.cmac import features
+from cmx_fast.systems.cmac.commands import evaluate_cmac, evaluate_finetune, evaluate_retrieval, train_cmac
 from cmx_fast.systems.cmac.embedder import CMACEmbedder
-from cmx_fast.systems.cmac.evaluate import evaluate_cmac
 from cmx_fast.systems.cmac.features import extract, open_clips, spaced_clips
-from cmx_fast.systems.cmac.finetune import evaluate_finetune
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.systems.cmac.train import train_cmac, warmup
+from cmx_fast.systems.cmac.train import warmup
 
 TINY = [
     "size=32", "short_side=32", "frames=4", "fps=6.0", "seconds=0.5", "width=8", "audio_width=8", "filters=16",
@@ -163,7 +161,7 @@ def test_warm_up_and_cosine():
     ],
 )
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(command, "open_clips", None)
+    monkeypatch.setattr(features, "open_clips", None)
     with pytest.raises(ValueError, match=message):
         train_cmac(tmp_path, **options)
 

@@ -18,16 +18,16 @@ from PIL import Image
 from torchvision import models
 
 from cmx_fast.explain.commands import gradcam as gradcam_command
-from cmx_fast.prepare.image2reverb import prepare_image2reverb
+from cmx_fast.prepare.commands import prepare_image2reverb
 from cmx_fast.search.commands import embed as embed_command
 from cmx_fast.search.commands import search
-from cmx_fast.systems.csir import train as command
+from cmx_fast.systems.csir import evaluation
+from cmx_fast.systems.csir.commands import evaluate_csir, train_csir
 from cmx_fast.systems.csir.embedder import CSIREmbedder
-from cmx_fast.systems.csir.evaluate import evaluate_csir
 from cmx_fast.systems.csir.evaluation import embed, open_split
 from cmx_fast.systems.csir.model import image_encoder
 from cmx_fast.systems.csir.recipe import CSIRRecipe
-from cmx_fast.systems.csir.train import changes, train_csir
+from cmx_fast.train.settings import changes
 
 RATE = 22050
 TINY = [
@@ -140,6 +140,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from cmx_fast.systems.csir import train as csir
+from cmx_fast.systems.csir.commands import train_csir
 torch.set_num_threads(1)
 straight = csir.training_batches
 def killing(data, recipe, batch, wanted, *rest, **more):
@@ -147,7 +148,7 @@ def killing(data, recipe, batch, wanted, *rest, **more):
         return lambda start: os.kill(os.getpid(), signal.SIGKILL)
     return straight(data, recipe, batch, wanted, *rest, **more)
 csir.training_batches = killing
-csir.train_csir(Path(sys.argv[1]), Path(sys.argv[2]), preset="demo", model=["csir"], set=json.loads(sys.argv[3]))
+train_csir(Path(sys.argv[1]), Path(sys.argv[2]), preset="demo", model=["csir"], set=json.loads(sys.argv[3]))
 """
 
 
@@ -203,7 +204,7 @@ def test_loading_files_gives_what_the_memory_holds(data):
     ],
 )
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(command, "open_split", None)
+    monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(ValueError, match=message):
         train_csir(tmp_path, tmp_path / "run", **options)
 

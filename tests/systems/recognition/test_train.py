@@ -13,13 +13,18 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from picture_sets import write_classes, write_cub, write_masked, write_voc, write_voc_objects
 from torchvision.models import shufflenet_v2_x0_5
 
-from cmx_fast.systems.recognition import train as command
-from cmx_fast.systems.recognition.attentions import SEGMENT, of_task
+from cmx_fast.systems.recognition.commands import (
+    evaluate_classify,
+    evaluate_detect,
+    evaluate_segment,
+    train_classify,
+    train_detect,
+    train_segment,
+)
 from cmx_fast.systems.recognition.data import Data
-from cmx_fast.systems.recognition.evaluate import evaluate_classify, evaluate_detect, evaluate_segment
 from cmx_fast.systems.recognition.evaluation import predictions
+from cmx_fast.systems.recognition.options import SEGMENT, of_task
 from cmx_fast.systems.recognition.segmenter import RecognitionSegmenter
-from cmx_fast.systems.recognition.train import train_classify, train_detect, train_segment
 
 TINY = [
     "size=32", "width=16", "heads=2", "codewords=4", "proposal_width=8", "batch=3", "epochs=2", "scales=2",
@@ -248,7 +253,7 @@ def test_objects_are_detected_in_vocs_layout(encoder, tmp_path, freeze):
     ],
 )
 def test_bad_options_are_refused_before_the_data_are_read(tmp_path, encoder, options, message, monkeypatch):
-    monkeypatch.setattr(command.Data, "pictures", None)
+    monkeypatch.setattr(Data, "pictures", None)
     with pytest.raises(ValueError, match=message):
         train_segment(**{"data": tmp_path, "encoder": encoder, "out": tmp_path / "run", **options})
 

@@ -29,20 +29,25 @@ from cmx_fast.evaluate import frame_classifier
 from cmx_fast.networks.audio_encoders import VGGish
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.networks.weights import save
-from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
+from cmx_fast.systems.sound2scene.commands import (
+    edit_picture,
+    evaluate_sound2scene,
+    generate_picture,
+    invert_picture,
+    train_sound2scene,
+)
 from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.embedder import Sound2SceneEmbedder
-from cmx_fast.systems.sound2scene.evaluate import evaluate_sound2scene
 from cmx_fast.systems.sound2scene.evaluation import ROWS, Evaluation
+from cmx_fast.systems.sound2scene.icgan.commands import train_icgan
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
-from cmx_fast.systems.sound2scene.icgan.train import train_icgan
-from cmx_fast.systems.sound2scene.inference import edit_picture, generate_picture, invert_picture
 from cmx_fast.systems.sound2scene.model import Alignment, PretrainedSoundEncoder, SoundEncoder
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.sound_features import open_splits
-from cmx_fast.systems.sound2scene.train import held_out_loss, train_sound2scene
+from cmx_fast.systems.sound2scene.train import held_out_loss
 from cmx_fast.train.run_folder import RunFolder
 
 GENERATOR = [

@@ -12,10 +12,9 @@ pytest.importorskip("av", reason="needs the media extra")
 from interruptions import assert_same_run, timeless, train_through_stops
 
 from cmx_fast.data.sets.selection import read_selection
-from cmx_fast.simulate.clips.simulate import simulate_clips
-from cmx_fast.systems.sound2scene.localiser.evaluate import evaluate_localiser
-from cmx_fast.systems.sound2scene.localiser.inference import select
-from cmx_fast.systems.sound2scene.localiser.train import VideoBatches, train_localiser
+from cmx_fast.simulate.commands import simulate_clips
+from cmx_fast.systems.sound2scene.localiser.commands import evaluate_localiser, select, train_localiser
+from cmx_fast.systems.sound2scene.localiser.train import VideoBatches
 
 TINY = ["size=32", "seconds=0.5", "width=8", "batch=4", "epochs=2", "moments=2"]
 
