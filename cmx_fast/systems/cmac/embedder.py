@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.media.files import BrokenFileError, read_audio
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.systems.cmac.evaluation import NAMES, new_model
+from cmx_fast.systems.cmac.evaluation import NAMES, Example, attention_examples, new_model
 from cmx_fast.systems.cmac.features import moments_or_mean, open_clips, spaced_clips
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, map_level
 from cmx_fast.systems.cmac.model import CMAC
@@ -121,17 +122,29 @@ class CMACEmbedder(TrainedModel):
         clips = self._of_video(file) if kind == "video" else self._of_sound(file)
         return F.normalize(moments_or_mean(clips.float(), self.recipe)[0], dim=0).cpu()
 
+    def attend(self, file: Path) -> Example:
+        """The middle clip of a video with the maps in which its picture and its sound attend to one another.
+
+        Raises:
+            BrokenFileError: the file can't be decoded, has no sound, or is shorter than a clip.
+        """
+        clips = self._clips(file, audio=True)
+        (example,) = attention_examples(self.model, clips, torch.tensor([0]))
+        return example
+
     def _of_video(self, file: Path) -> Tensor:
-        recipe, device = self.recipe, self.device
+        (batch,) = spaced_clips(self._clips(file, audio=False), self.recipe)
+        return self.model.video(batch.clip)[3]
+
+    def _clips(self, file: Path, *, audio: bool) -> Clips:
         recordings = Recordings([Recording(file, 0, file.name)], [""])
         try:
-            clips = open_clips(recordings, recipe, device, audio=False)
+            clips = open_clips(recordings, self.recipe, self.device, audio=audio)
             if self.encoder is not None:
-                keep_frame_maps(clips, self.encoder, recipe)
-            (batch,) = spaced_clips(clips, recipe)
+                keep_frame_maps(clips, self.encoder, self.recipe)
         except ValueError as error:
             raise BrokenFileError(file, str(error)) from error
-        return self.model.video(batch.clip)[3]
+        return clips
 
     def _of_sound(self, file: Path) -> Tensor:
         recipe = self.recipe

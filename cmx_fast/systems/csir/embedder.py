@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.data.media.files import read_audio, read_picture
+from cmx_fast.evaluate.gradcam import gradcam, last_map
+from cmx_fast.evaluate.occlusion import occlusion
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn.logmel import LogMel
@@ -21,6 +23,9 @@ from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.trained_model import Tower, TrainedModel
+
+#: Cells of a spectrogram, bands by times, that are taken away one by one.
+CELLS = (8, 16)
 
 
 class CSIREmbedder(TrainedModel):
@@ -112,11 +117,42 @@ class CSIREmbedder(TrainedModel):
 
         Of longer ones the recipe's first ``seconds`` count; shorter ones end in silence. Level does not count.
         """
+        return self._of_level(self.level(wave))
+
+    def level(self, wave: Tensor) -> Tensor:
+        """The log-mels (B, n_mels, frames) in decibels that :meth:`encode_speech` makes of waves."""
         recipe = self.recipe
         samples = round(recipe.seconds * recipe.sample_rate)
         wave = F.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))
-        level = levels(self.logmel, wave, recipe.range_db)
-        return F.normalize(embed_speech(self.model, level, recipe), dim=1)
+        return levels(self.logmel, wave, recipe.range_db)
+
+    def _of_level(self, level: Tensor) -> Tensor:
+        return F.normalize(embed_speech(self.model, level, self.recipe), dim=1)
+
+    def picture_heat(self, picture: Tensor, speech: Tensor) -> Tensor:
+        """Grad-CAM of the cosine between pictures (B, 3, S, S) in [0, 1] and speech, rows (B, D): (B, S, S) in [0, 1].
+
+        Raises:
+            ValueError: the pretrained picture encoder is one of tokens.
+        """
+
+        def score(features: Tensor) -> Tensor:
+            return F.cosine_similarity(self.model.project_image(features), speech)
+
+        if self.encoder is not None:
+            return gradcam(self.encoder, picture, score, last_map(self.encoder, picture))
+        standardised = (picture - self.mean) / self.std
+        return gradcam(self.model.image_encoder, standardised, score, self.recipe.gradcam_layer)
+
+    @torch.no_grad()
+    def speech_heat(self, wave: Tensor, picture: Tensor) -> Tensor:
+        """What the cosine of a wave (samples,) with a picture, its row (D,), loses without a part of the spectrogram.
+
+        Returns:
+            :data:`CELLS` numbers, from low bands up and from the start on. Each is the fall of the cosine when every
+            band within the cell has its mean over time there.
+        """
+        return occlusion(self.level(wave[None])[0], lambda level: self._of_level(level) @ picture, CELLS)
 
     def embed(self, file: Path, kind: str) -> Tensor:
         """The unit vector (D,) of a picture ("image") or of a recording ("audio"), float32 on the CPU.

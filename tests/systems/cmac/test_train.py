@@ -16,11 +16,13 @@ pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("sklearn", reason="needs the train extra")
 
 from interruptions import assert_same_run, timeless, train_through_stops
+from PIL import Image
 from torchvision import models
 
 from cmx_fast.data.media.files import BrokenFileError
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.data.transforms.clip_views import MEAN, STD
+from cmx_fast.explain.commands import gradcam
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
 from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.cmac import features
@@ -354,6 +356,13 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     torch.testing.assert_close(F.normalize(clip.mean(0), dim=0), video, rtol=1e-4, atol=1e-5)
     assert embedder.encode_sound(wave[None, :100]).shape == (1, recipe.embedding)
     assert sound.shape == video.shape and sound.norm() == pytest.approx(1, abs=1e-5)
+    gradcam(finished, video=clips.entries[row].path, out=tmp_path / "shown.png")
+    assert Image.open(tmp_path / "shown.png").size[1] > 700
+    assert embedder.attend(clips.entries[row].path).maps["video guided"].dim() == 3
+    with pytest.raises(
+        ValueError, match="a CMAC run compares a video's pictures with its sound: give --video"
+    ):
+        gradcam(finished, audio=tmp_path / "a.wav")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(BrokenFileError, match=r"broken\.mp4"):
         embedder.embed(tmp_path / "broken.mp4", "video")

@@ -17,6 +17,7 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 from torchvision import models
 
+from cmx_fast.explain.commands import gradcam as gradcam_command
 from cmx_fast.prepare.commands import prepare_image2reverb
 from cmx_fast.search.commands import embed as embed_command
 from cmx_fast.search.commands import search
@@ -341,6 +342,23 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     for options in ({"model": "rt60"}, {"model": "csir", "seed": 7}):
         with pytest.raises(ValueError, match="to open; it has csir, dscmr of the seeds 0"):
             CSIREmbedder.from_run(finished, **options)
+
+
+def test_a_similarity_is_shown_where_it_comes_from(data, finished, tmp_path, capsys):
+    image, audio = next((data / "test_A").iterdir()), data / "speech/test/0.wav"
+    gradcam_command(finished, image, audio, out=tmp_path / "deep/shown.png")
+    embedder = CSIREmbedder.from_run(finished)
+    seen, heard = embedder.embed(image, "image"), embedder.embed(audio, "audio")
+    assert f"cosine {float(seen @ heard):.3f} of {image.name} and 0.wav: " in capsys.readouterr().out
+    assert Image.open(tmp_path / "deep/shown.png").size[0] > 800
+    wave = torch.from_numpy(soundfile.read(audio, dtype="float32")[0])
+    assert embedder.speech_heat(wave, seen).shape == (8, 16)
+    with pytest.raises(ValueError, match="give --image and --audio"):
+        gradcam_command(finished, image, out=tmp_path / "shown.png")
+    with pytest.raises(ValueError, match=r"--video \S*none.mp4: there is no such file"):
+        gradcam_command(finished, video=tmp_path / "none.mp4")
+    with pytest.raises(ValueError, match=r"manifest.csv: can't be decoded"):
+        gradcam_command(finished, data / "manifest.csv", audio, out=tmp_path / "shown.png")
 
 
 def test_ones_own_files_are_embedded_and_found(data, finished, tmp_path, capsys):
