@@ -143,6 +143,14 @@ COMMANDS = {
         "cmx_fast.search.commands:search",
         "The nearest of the embedded files to a picture, a sound or a video; a table and a page.",
     ),
+    ("segment",): (
+        "cmx_fast.segment.commands:segment",
+        "Your own pictures as label maps by a trained run; overlays, a table and a page.",
+    ),
+    ("gradcam",): (
+        "cmx_fast.explain.commands:gradcam",
+        "The pixels and the parts of a sound that their similarity comes from, as a PNG.",
+    ),
     ("select",): (
         "cmx_fast.systems.sound2scene.localiser.commands:select",
         "The moments of videos that agree best with their sound, as JSON.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -78,6 +78,14 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable 
 Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
 #: Option of the commands that evaluate a run.
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
+
+
+def layout(choices: Iterable[str]) -> Any:
+    """The option ``--dataset`` of a command that takes these layouts."""
+    return typer.Option(
+        help=f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders.",
+        autocompletion=words(*choices),
+    )
 
 
 def choose_models(names: list[str], choices: Iterable[str]) -> list[str]:

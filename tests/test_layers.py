@@ -32,8 +32,10 @@ LAW = {
     "systems": {
         "cluster", "data", "distributed", "evaluate", "losses", "networks", "nn", "ops", "simulate", "train",
     },
-    # Which system embeds is looked up by name when a run is opened.
-    "search": {"data", "evaluate", "networks", "systems"},
+    # Which system embeds or segments is looked up by name when a run is opened.
+    "search": {"data", "evaluate", "networks", "systems", "train"},
+    "explain": {"data", "evaluate", "systems", "train"},
+    "segment": {"data", "evaluate", "search", "systems", "train"},
     "benchmarks": {
         "cluster", "data", "evaluate", "kernels", "losses", "networks", "nn", "ops", "reference", "simulate",
         "systems", "train",

@@ -16,7 +16,9 @@ NAMED = 5
 
 
 def embed(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train csir, cmac or sound2scene.")],
+    run: Annotated[
+        Path, typer.Option(help="Run folder of cmx train csir, cmac or sound2scene, or a saved model.")
+    ],
     files: Annotated[list[Path], typer.Option(help="Folder of pictures, sounds, videos; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to write the index to.")],
     model: Annotated[str | None, typer.Option(help="The run's model; default its first.")] = None,

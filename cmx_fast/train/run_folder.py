@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -61,6 +61,30 @@ class FinishedRun:
     def models(self) -> Iterator[tuple[str, int]]:
         """Each model's name with each seed, all seeds of a model together."""
         return ((name, seed) for name in self.config["models"] for seed in self.config["seeds"])
+
+    def choose(
+        self, usable: Sequence[str], model: str | None = None, seed: int | None = None
+    ) -> tuple[str, int]:
+        """The name and seed of the model to open.
+
+        Args:
+            usable: the models that can be opened, the preferred one first.
+            model: default the first of them that the run has.
+            seed: default the run's first.
+
+        Raises:
+            ValueError: the run has no such model, or not of this seed; names those that it has.
+        """
+        seeds = self.config["seeds"]
+        trained = [name for name in self.config["models"] if name in usable]
+        name = model or min(trained, key=list(usable).index, default=usable[0])
+        seed = seeds[0] if seed is None else seed
+        if name not in trained or seed not in seeds:
+            raise ValueError(
+                f"{self.path} has no model {name!r} of seed {seed} to open; it has {', '.join(trained) or 'none'} of "
+                f"the seeds {', '.join(map(str, seeds))}"
+            )
+        return name, seed
 
     def weights(self, stage: str) -> dict[str, Any]:
         """The state dict of a finished stage, e.g. of "seed0/csir".

@@ -126,6 +126,8 @@ class Session:
         self.watch(*splits)
         if self.fabric.is_global_zero:
             self.run.loggers = [open_logger(name, self.run.path, self.run.config) for name in self._loggers]
+        if "dataset" in config:  # where no option names it, it was recognised
+            self.say(f"layout of the data: {config['dataset']}")
         try:
             yield self.run
         except Interrupted as stopped:

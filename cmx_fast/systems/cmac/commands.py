@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cmx_fast.data.sets.audio_sets import AUDIO_SETS
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, WITH_SOUND
 from cmx_fast.options import (
@@ -30,6 +31,7 @@ from cmx_fast.options import (
     SyncBN,
     Workers,
     choose_models,
+    layout,
     words,
 )
 from cmx_fast.systems.cmac.options import (
@@ -53,13 +55,7 @@ from cmx_fast.train.settings import changes
 
 def train_cmac(
     data: Annotated[Path, typer.Option(help="Videos with sound, e.g. from cmx simulate clips.")],
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="Layout of the data: kinetics, vggsound, or folder (any videos).",
-            autocompletion=words(*WITH_SOUND),
-        ),
-    ] = "kinetics",
+    dataset: Annotated[str | None, layout(WITH_SOUND)] = None,
     out: Out = Path("runs/cmac"),
     preset: Preset = "paper",
     seed: FirstSeed = 0,
@@ -96,18 +92,18 @@ def train_cmac(
     With --encoder the frames' maps by that pretrained encoder are computed once and kept, and temporal convolutions on
     them are the video encoder. Frames are then squares of the side that it was trained at, and not augmented.
 
-    A folder of one's own videos is split by a hash of their names: 70 % to train on, 10 % to choose settings by, "val",
-    and 20 % to test on once: cmx evaluate cmac --split test.
+    A folder of one's own videos is split by a hash of their names, and so is a table (path,label) without a column
+    split: 70 % to train on, 10 % to choose settings by, "val", and 20 % to test on once, by cmx evaluate cmac --split
+    test.
     """
     models = choose_models(model, [*NAMES, "all"])
-    if dataset not in WITH_SOUND:
-        raise ValueError(f"dataset must be one of {', '.join(WITH_SOUND)}, which have sound; got {dataset!r}")
     check_evaluation(evaluate, ("none", "retrieval", "all"))
-    held_out = split_of(dataset, split)
     changed = changes(set, CMACRecipe, batch=batch_size, lr=lr)
     recipe = CMACRecipe.preset(preset, **changed)
     if encoder is None and recipe.frame_channels:
         raise ValueError("frame_channels are those of --encoder, which sets them")
+    dataset = layout_of(dataset, data, WITH_SOUND)
+    held_out = split_of(dataset, split)
 
     from cmx_fast.networks.visual_encoders import open_visual_encoder
     from cmx_fast.systems.cmac.evaluate import evaluate_run

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
     BatchSize,
@@ -29,6 +30,7 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     Workers,
+    layout,
     words,
 )
 from cmx_fast.systems.recognition.options import (
@@ -45,20 +47,13 @@ from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.settings import changes
 
 
-def training_command(
-    task: str, explanation: str, *, pictures: str, dataset: str, attention: str
-) -> Callable[..., None]:
-    """``cmx train`` of a task, with these defaults of ``dataset`` and ``attention``."""
+def training_command(task: str, explanation: str, *, pictures: str, attention: str) -> Callable[..., None]:
+    """``cmx train`` of a task, with this default of ``attention``."""
 
     def train(
         data: Annotated[Path, typer.Option(help=pictures)],
         encoder: Encoder,
-        dataset: Annotated[
-            str,
-            typer.Option(
-                help=f"Layout of the data: {', '.join(LAYOUTS[task])}.", autocompletion=words(*LAYOUTS[task])
-            ),
-        ] = dataset,
+        dataset: Annotated[str | None, layout(LAYOUTS[task])] = None,
         attention: Annotated[
             list[str],
             typer.Option(
@@ -83,6 +78,7 @@ def training_command(
     ) -> None:
         models = choose_attentions(attention, task)
         recipe = RecognitionRecipe.preset(preset, **changes(set, RecognitionRecipe, batch=batch_size, lr=lr))
+        dataset = layout_of(dataset, data, LAYOUTS[task])
         if encoder is None:
             raise ValueError(
                 "--encoder names the pretrained encoder, e.g. efficientnet-lite0: docs/encoders.md"
@@ -197,21 +193,18 @@ train_segment = training_command(
     SEGMENT,
     "Train networks to segment pictures, one per attention module, evaluate them, write report.html.",
     pictures="Pictures with masks.",
-    dataset="folder",
     attention="none",
 )
 train_classify = training_command(
     CLASSIFY,
     "Train networks to classify pictures, one per attention module, evaluate them, write report.html.",
     pictures="Pictures of classes.",
-    dataset="folder",
     attention="none",
 )
 train_detect = training_command(
     DETECT,
     "Train small detectors, one per kind of hard attention, evaluate them, write report.html.",
     pictures="Pictures with boxes around objects.",
-    dataset="voc",
     attention="all",
 )
 evaluate_segment = evaluation_command(SEGMENT)

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.data.sets.names import SCENES
+from cmx_fast.data.sets.layouts import layout_of
+from cmx_fast.data.sets.names import SOUNDING
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
     FSDP,
@@ -31,6 +32,7 @@ from cmx_fast.options import (
     Set,
     SyncBN,
     Workers,
+    layout,
     words,
 )
 from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
@@ -53,17 +55,11 @@ from cmx_fast.systems.sound2scene.options import (
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.train.settings import changes
 
-#: The layouts that have sounds.
-WITH_SOUND = [name for name in SCENES if name != "pictures"]
-
 
 def train_sound2scene(
     data: Annotated[Path, typer.Option(help="Pictures with sound, e.g. from cmx simulate clips.")],
     icgan: Annotated[Path, typer.Option(help="A cmx train icgan folder, or IC-GAN's G_ema*.pth.")],
-    dataset: Annotated[
-        str,
-        typer.Option(help=f"Layout of the data: {', '.join(WITH_SOUND)}.", autocompletion=words(*WITH_SOUND)),
-    ] = "vggsound",
+    dataset: Annotated[str | None, layout(SOUNDING)] = None,
     out: Out = Path("runs/sound2scene"),
     preset: Preset = "paper",
     classes: Annotated[
@@ -120,8 +116,6 @@ def train_sound2scene(
     The generator and the picture encoder are those of cmx train icgan. Scenes that are broken or silent are left out
     and named.
     """
-    if dataset == "pictures":
-        raise ValueError("dataset = pictures has no sound")
     if weights is not None and (audio_encoder is not None or sounds is not None or ablation):
         raise ValueError(
             "--weights is a trained sound encoder: it takes no --audio-encoder, --sounds or --ablation"
@@ -131,6 +125,7 @@ def train_sound2scene(
     if seeds > 1 and not ablation:
         raise ValueError(f"--seeds {seeds} is for --ablation; without it give each run its --seed")
     recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe, batch=batch_size, lr=lr))
+    dataset = layout_of(dataset, data, SOUNDING)
     rows = chosen_rows(ablation, recipe, selection)
 
     from cmx_fast.data.sets.scenes import read_classes

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from atr_files import write_pictures
 from interruptions import assert_same_run, timeless, train_through_stops
 from picture_sets import write_classes, write_cub, write_masked, write_voc, write_voc_objects
@@ -21,7 +22,9 @@ from cmx_fast.systems.recognition.commands import (
     train_segment,
 )
 from cmx_fast.systems.recognition.data import Data
-from cmx_fast.systems.recognition.options import of_task
+from cmx_fast.systems.recognition.evaluation import predictions
+from cmx_fast.systems.recognition.options import SEGMENT, of_task
+from cmx_fast.systems.recognition.segmenter import RecognitionSegmenter
 
 TINY = [
     "size=32", "width=16", "heads=2", "codewords=4", "proposal_width=8", "batch=3", "epochs=2", "scales=2",
@@ -155,11 +158,31 @@ def test_plain_folders_and_voc_are_segmented(encoder, tmp_path):
     assert results["by_class"]["encnet"]["recall"][1] is None  # there is no aeroplane
 
 
+def test_pictures_are_segmented_as_the_evaluation_does(people, encoder, finished, tmp_path):
+    segmenter = RecognitionSegmenter.from_run(finished, model="danet")
+    data = Data(SEGMENT, "atr", people, segmenter.recipe, segmenter.encoder, "cpu")
+    pictures = data.pictures("test")
+    shown = torch.stack([pictures.load_image(i) for i in range(len(pictures))]) / 255
+    for batch, outputs in predictions(segmenter.network, data.examples("test", "danet")):
+        logits = F.interpolate(outputs["logits"], (segmenter.size,) * 2, mode="bilinear")
+        agree = segmenter.segment(shown[batch["index"]]) == logits.argmax(
+            1
+        )  # of maps that were kept as float16
+        assert agree.float().mean() > 0.99
+    assert segmenter.classes == tuple(pictures.class_names)
+    assert segmenter.segment_file(pictures.path(0)).max() < len(segmenter.classes)
+    assert RecognitionSegmenter.from_run(finished).network.attention is not segmenter.network.attention
+
+
 def test_an_encoder_that_learns_changes_with_the_head(people, encoder, tmp_path):
     segment(people, encoder, tmp_path / "run", "freeze=false", "epochs=1", dataset="atr", attention=["se"])
     state = torch.load(tmp_path / "run" / "seed0" / "se.pt", weights_only=True)["module"]
     before = torch.load(encoder.partition("=")[2], weights_only=True)
-    assert not state["encoder.trunk.model.conv1.0.weight"].equal(before["conv1.0.weight"])
+    learnt = state["encoder.trunk.model.conv1.0.weight"]
+    assert not learnt.equal(before["conv1.0.weight"])
+    segmenter = RecognitionSegmenter.from_run(tmp_path / "run")
+    assert segmenter.encoder.trunk.model.conv1[0].weight.equal(learnt.to(segmenter.device))
+    assert segmenter.segment(torch.rand(2, 3, 20, 50)).shape == (2, 20, 50)
 
 
 def test_every_module_classifies_birds(birds, encoder, tmp_path):

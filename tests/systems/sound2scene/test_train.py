@@ -39,6 +39,7 @@ from cmx_fast.systems.sound2scene.commands import (
     train_sound2scene,
 )
 from cmx_fast.systems.sound2scene.data import SoundBatches
+from cmx_fast.systems.sound2scene.embedder import Sound2SceneEmbedder
 from cmx_fast.systems.sound2scene.evaluation import ROWS, Evaluation
 from cmx_fast.systems.sound2scene.icgan.commands import train_icgan
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
@@ -134,6 +135,15 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
     assert html.count('alt="from the sound"') == 8 * 3 and "<svg" in html and "Mixing" in html
     rows = timeless(finished)
     assert {"held_out_loss", "sound_to_picture"} <= rows[-1].keys()
+
+
+def test_a_run_embeds_and_says_where_it_is_from(finished):
+    embedder = Sound2SceneEmbedder.from_run(finished)
+    assert embedder.origin["figures"]["chance R@1"] == 1 / 8
+    assert (
+        embedder.encode_sound(torch.rand(3, 900)).shape
+        == embedder.encode_picture(torch.rand(3, 3, 20, 30)).shape
+    )
 
 
 def test_evaluating_again_gives_the_same_figures(finished):
@@ -523,7 +533,10 @@ def test_generators_that_can_not_be_trained(data, tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "pictures"}, "dataset = pictures has no sound"),
+        (
+            {"dataset": "pictures"},
+            "dataset must be one of kinetics, vggsound, folder, vegas, pairs; got 'pictures'",
+        ),
         ({"set": [*SOUNDS, "batch=64"]}, "32 scenes to train on are fewer than a batch of 64"),
     ],
 )

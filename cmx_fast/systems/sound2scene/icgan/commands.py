@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.names import SCENES
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
@@ -23,7 +24,7 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
-    words,
+    layout,
 )
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.train.settings import changes
@@ -31,9 +32,7 @@ from cmx_fast.train.settings import changes
 
 def train_icgan(
     data: Annotated[Path, typer.Option(help="Pictures or videos.")],
-    dataset: Annotated[
-        str, typer.Option(help=f"Layout of the data: {', '.join(SCENES)}.", autocompletion=words(*SCENES))
-    ] = "pictures",
+    dataset: Annotated[str | None, layout(SCENES)] = None,
     out: Out = Path("runs/icgan"),
     preset: Preset = "paper",
     picture_encoder: Annotated[
@@ -61,6 +60,7 @@ def train_icgan(
     discriminator_lr and encoder_lr.
     """
     recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe, batch=batch_size))
+    dataset = layout_of(dataset, data, SCENES)
     if encoder is not None:
         if picture_encoder is not None:
             raise ValueError("give --encoder or --picture-encoder, not both: each is the picture encoder")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.names import SOUNDING_OBJECTS, VIDEO_SCENES
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
@@ -23,6 +24,7 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
+    layout,
     words,
 )
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
@@ -31,12 +33,7 @@ from cmx_fast.train.settings import changes
 
 def train_localiser(
     data: Annotated[Path, typer.Option(help="Videos with sound.")],
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help=f"Layout of the data: {', '.join(VIDEO_SCENES)}.", autocompletion=words(*VIDEO_SCENES)
-        ),
-    ] = "vggsound",
+    dataset: Annotated[str | None, layout(VIDEO_SCENES)] = None,
     out: Out = Path("runs/localiser"),
     preset: Preset = "paper",
     picture_weights: Annotated[
@@ -53,11 +50,8 @@ def train_localiser(
     set: Annotated[Set, LocaliserRecipe] = [],  # noqa: B006
 ) -> None:
     """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
-    if dataset not in VIDEO_SCENES:
-        raise ValueError(
-            f"dataset must be one of {', '.join(VIDEO_SCENES)}, which have videos; got {dataset!r}"
-        )
     recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe, batch=batch_size, lr=lr))
+    dataset = layout_of(dataset, data, VIDEO_SCENES)
 
     from cmx_fast.data.loaders.scene_batches import SceneData
     from cmx_fast.data.sets.scenes import open_scenes

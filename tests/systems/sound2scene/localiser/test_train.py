@@ -143,7 +143,7 @@ def test_a_batch_that_one_stream_lacks_costs_no_other(lost, rows):
     [
         (
             {"dataset": "vegas"},
-            "dataset must be one of vggsound, kinetics, folder, which have videos; got 'vegas'",
+            "dataset must be one of vggsound, kinetics, folder; got 'vegas'",
         ),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16"),
         ({"set": ["batch=64"]}, "12 videos to train on are fewer than a batch of 64"),
