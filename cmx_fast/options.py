@@ -76,7 +76,9 @@ Loggers = Annotated[
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
 #: A command that trains names its recipe: ``set: Annotated[Set, CMACRecipe]``.
 Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
-#: Option of the commands that evaluate a run.
+#: Options of the commands that evaluate a run.
+RunModel = Annotated[str | None, typer.Option(help="Model of the run; default: its first.")]
+RunSeed = Annotated[int | None, typer.Option(help="Seed of the run's model; default: its first.")]
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 

@@ -43,8 +43,22 @@ def test_training_commands_share_their_options(path):
     assert own["seed"] == options.FirstSeed or "seeds" not in own
 
 
-@pytest.mark.parametrize("path", [path for path in cli.COMMANDS if path[0] == "evaluate"], ids=" ".join)
-def test_evaluations_share_the_device(path):
+OPENING = [
+    ("embed",),
+    ("search",),
+    ("segment",),
+    ("gradcam",),
+    ("select",),
+    ("generate",),
+    ("edit",),
+    ("invert",),
+]
+
+
+@pytest.mark.parametrize(
+    "path", [*OPENING, *(path for path in cli.COMMANDS if path[0] == "evaluate")], ids=" ".join
+)
+def test_commands_that_open_a_run_share_the_device(path):
     assert kinds(path)["device"] == options.Device
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.options import Device, RunModel, RunSeed
+
 #: The commands whose runs are explained, and the classes that do.
 EXPLAINED = {
     "train cmac": "cmx_fast.systems.cmac.embedder:CMACEmbedder",
@@ -20,8 +22,9 @@ def gradcam(
     audio: Annotated[Path | None, typer.Option(help="Recording to compare the picture with.")] = None,
     video: Annotated[Path | None, typer.Option(help="Video with sound, of a CMAC run.")] = None,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gradcam.png"),
-    model: Annotated[str | None, typer.Option(help="The run's model; default its first.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The model's seed; default the run's first.")] = None,
+    model: RunModel = None,
+    seed: RunSeed = None,
+    device: Device = None,
 ) -> None:
     """Show the pixels, and the parts of the sound, that the similarity of both comes from.
 
@@ -34,5 +37,7 @@ def gradcam(
     from cmx_fast.explain.pictures import draw
     from cmx_fast.train.trained_model import open_trained
 
-    embedder = open_trained(run, EXPLAINED, "compare pictures with sounds by maps", model=model, seed=seed)
+    embedder = open_trained(
+        run, EXPLAINED, "compare pictures with sounds by maps", model=model, seed=seed, device=device
+    )
     typer.echo(draw(embedder, out, image, audio, video))

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cmx_fast.options import Device, RunModel, RunSeed, words
+
 #: Broken files that are named; the rest are counted.
 NAMED = 5
 
@@ -21,8 +23,9 @@ def embed(
     ],
     files: Annotated[list[Path], typer.Option(help="Folder of pictures, sounds, videos; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to write the index to.")],
-    model: Annotated[str | None, typer.Option(help="The run's model; default its first.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The model's seed; default the run's first.")] = None,
+    model: RunModel = None,
+    seed: RunSeed = None,
+    device: Device = None,
 ) -> None:
     """Embed all files below the folders by a trained run, once, for cmx search.
 
@@ -32,7 +35,7 @@ def embed(
     from cmx_fast.search.index import Index, embed_files, find_files
 
     console = Console()
-    embedder = open_embedder(run, model=model, seed=seed)
+    embedder = open_embedder(run, model=model, seed=seed, device=device)
     chosen, others = find_files(files, embedder.kinds)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("files", total=len(chosen))
@@ -57,11 +60,16 @@ def search(
     video: Annotated[Path | None, typer.Option(help="Video to find the nearest files to.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of files to find.")] = 5,
     among: Annotated[
-        list[str], typer.Option(help="Kind to search: image, audio, video; default all but the query's.")
+        list[str],
+        typer.Option(
+            help="Kind to search: image, audio, video; default all but the query's.",
+            autocompletion=words("image", "audio", "video"),
+        ),
     ] = [],  # noqa: B006
     page: Annotated[
         Path | None, typer.Option(help="Page to write; default search.html in the index.")
     ] = None,
+    device: Device = None,
 ) -> None:
     """Print the nearest files to a picture, a sound or a video, and write a page that shows and plays them."""
     from cmx_fast.data.media.files import BrokenFileError
@@ -78,7 +86,7 @@ def search(
     if not query.is_file():
         raise ValueError(f"--{kind} {query}: there is no such file")
     rows = Index.read(index)
-    embedder = open_embedder(rows.run, model=rows.model, seed=rows.seed)
+    embedder = open_embedder(rows.run, model=rows.model, seed=rows.seed, device=device)
     if kind not in embedder.kinds:
         raise ValueError(f"the index's run embeds {' and '.join(embedder.kinds)}, not {kind}")
     try:

@@ -38,13 +38,15 @@ class Embedder(Protocol):
         ...
 
 
-def open_embedder(run: Path | str, *, model: str | None = None, seed: int | None = None) -> Embedder:
-    """Open the embedder of a finished run folder, on the GPU if there is one.
+def open_embedder(
+    run: Path | str, *, model: str | None = None, seed: int | None = None, device: str | None = None
+) -> Embedder:
+    """Open the embedder of a finished run folder.
 
     Args, Raises:
         as :func:`cmx_fast.train.trained_model.open_trained`.
     """
-    embedder: Embedder = open_trained(run, EMBEDDERS, "embed files", model=model, seed=seed)
+    embedder: Embedder = open_trained(run, EMBEDDERS, "embed files", model=model, seed=seed, device=device)
     return embedder
 
 

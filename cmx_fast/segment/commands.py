@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.options import Device, RunSeed
+
 #: Broken files that are named; the rest are counted.
 NAMED = 5
 
@@ -16,7 +18,8 @@ def segment(
     files: Annotated[list[Path], typer.Option(help="Folder of pictures; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to write label maps, overlays, table and page to.")],
     model: Annotated[str | None, typer.Option(help="The run's model; default c2l, or its first.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The model's seed; default the run's first.")] = None,
+    seed: RunSeed = None,
+    device: Device = None,
 ) -> None:
     """Segment all pictures below the folders by a trained run, and write a page that shows them.
 
@@ -31,7 +34,7 @@ def segment(
     from cmx_fast.segment.segmenters import open_segmenter
 
     console = Console()
-    segmenter = open_segmenter(run, model=model, seed=seed)
+    segmenter = open_segmenter(run, model=model, seed=seed, device=device)
     found, others = find_files(files, ("image",))
     pictures = [file for file, _ in found if not file.is_relative_to(out.absolute())]
     named = list(zip(pictures, names_below(pictures, files), strict=True))

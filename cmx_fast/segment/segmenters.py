@@ -14,11 +14,15 @@ SEGMENTERS = {
 }
 
 
-def open_segmenter(run: Path | str, *, model: str | None = None, seed: int | None = None) -> PictureSegmenter:
-    """Open the segmenter of a finished run folder, on the GPU if there is one.
+def open_segmenter(
+    run: Path | str, *, model: str | None = None, seed: int | None = None, device: str | None = None
+) -> PictureSegmenter:
+    """Open the segmenter of a finished run folder.
 
     Args, Raises:
         as :func:`cmx_fast.train.trained_model.open_trained`.
     """
-    segmenter: PictureSegmenter = open_trained(run, SEGMENTERS, "segment pictures", model=model, seed=seed)
+    segmenter: PictureSegmenter = open_trained(
+        run, SEGMENTERS, "segment pictures", model=model, seed=seed, device=device
+    )
     return segmenter

@@ -24,7 +24,7 @@ from cmx_fast._extras import require
 from cmx_fast.networks.pretrained_files import load_weights, read_checkpoint
 from cmx_fast.networks.visual_encoders import VisualEncoder, reopen_visual_encoder
 from cmx_fast.networks.weights import read_json
-from cmx_fast.train.fabric import default_device
+from cmx_fast.train.fabric import chosen_device, default_device
 from cmx_fast.train.run_folder import FinishedRun
 
 try:
@@ -298,8 +298,9 @@ def open_trained(
     *,
     model: str | None = None,
     seed: int | None = None,
+    device: str | None = None,
 ) -> Any:
-    """Open a finished run by the class that its system has for the purpose, on the GPU if there is one.
+    """Open a finished run by the class that its system has for the purpose.
 
     Args:
         folder: of the run, or one that the class's ``save_pretrained`` wrote.
@@ -307,12 +308,13 @@ def open_trained(
         verb: what the classes do, for the message.
         model: the trained model's name; default as of the class.
         seed: one of the run's; default its first.
+        device: as of :func:`cmx_fast.train.fabric.chosen_device`.
 
     Raises:
-        ValueError: no run, one that is not finished, or one of a system without such a class; or it has no such model
-            or seed.
+        ValueError: no such device; no run, one that is not finished, or one of a system without such a class; or it has
+            no such model or seed.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), chosen_device(device)
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
@@ -321,14 +323,14 @@ def open_trained(
     if config.get("class") in saved:
         if model is not None or seed is not None:
             raise ValueError(f"{folder} holds one model: leave --model and --seed out")
-        return _imported(saved[config["class"]]).from_pretrained(folder)
+        return _imported(saved[config["class"]]).from_pretrained(folder).to(place)
     command = str(config.get("command", config.get("class")))
     if command not in classes:
         raise ValueError(
             f"{folder} is a run of cmx {command}, which does not {verb}; those of "
             f"{', '.join(f'cmx {name}' for name in classes)} do"
         )
-    return _imported(classes[command]).from_run(folder, model=model, seed=seed)
+    return _imported(classes[command]).from_run(folder, model=model, seed=seed).to(place)
 
 
 def _imported(target: str) -> Any:

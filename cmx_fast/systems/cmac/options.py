@@ -27,7 +27,6 @@ Models = Annotated[
     typer.Option(help=f"Model: {', '.join(NAMES)}, or all; repeatable.", autocompletion=words(*NAMES, "all")),
 ]
 CMACRun = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
-RunSeed = Annotated[int | None, typer.Option(help="Seed of the run's model; default: its first.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.")]
 Fold = Annotated[
     int,
