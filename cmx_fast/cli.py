@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -13,13 +12,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from cmx_fast._extras import MissingExtraError
 from cmx_fast.train.config_file import recipe_of, with_config
-
-app = typer.Typer(
-    help="Fast kernels and training for audio-visual contrastive learning.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 # group -> help, then command -> (the function that declares its own options, one line for the overview)
 GROUPS = {
@@ -190,11 +182,23 @@ COMMANDS = {
 }
 
 
-class _BenchGroup(TyperGroup):
+class _Group(TyperGroup):
+    """Lists its commands by COMMANDS alone, and opens the one that is called or completed."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is None:  # nothing to complete
+            return name, command, rest
+        path = (self.name, name) if self.name in GROUPS else (name,)
+        return name, open_command(path) if path in COMMANDS else command, rest
+
+
+class _BenchGroup(_Group):
     """``cmx bench`` with names of operators, or none, means ``cmx bench operators``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args[:1] != ["--help"] and (not args or args[0] not in self.commands):
+        completing = ctx.resilient_parsing and not args
+        if args[:1] != ["--help"] and not completing and (not args or args[0] not in self.commands):
             args = ["operators", *args]
         return super().parse_args(ctx, args)
 
@@ -212,30 +216,27 @@ def open_command(path: tuple[str, ...]) -> TyperCommand:
     return command
 
 
-def _forward(path: tuple[str, ...]) -> Callable[[typer.Context], None]:
-    """A command that opens the one at ``path`` when called; that one's options parse the arguments."""
-
-    def command(ctx: typer.Context) -> None:
-        open_command(path)(args=ctx.args, prog_name=ctx.command_path)
-
-    return command
-
-
-def _register() -> None:
-    groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
-    for name, group in groups.items():
-        app.add_typer(group, name=name, cls=_BenchGroup if name == "bench" else None)
+def new_app() -> typer.Typer:
+    """The application with the commands of GROUPS and COMMANDS."""
+    app = typer.Typer(
+        cls=_Group,
+        help="Fast kernels and training for audio-visual contrastive learning.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        callback=_root,
+    )
+    groups = {}
+    for name, text in GROUPS.items():
+        groups[name] = typer.Typer(help=text, no_args_is_help=True)
+        app.add_typer(groups[name], name=name, cls=_BenchGroup if name == "bench" else _Group)
     for path, (_, text) in COMMANDS.items():
         parent = groups[path[0]] if len(path) == 2 else app
-        parent.command(
-            path[-1],
-            help=text,
-            add_help_option=False,  # --help goes on to the function, which knows its options
-            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        )(_forward(path))
+        parent.command(path[-1], help=text)(_listed)
+    return app
 
 
-_register()
+def _listed() -> None:
+    """A command's place in the overview; the group opens the command itself."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -244,7 +245,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
@@ -254,10 +254,13 @@ def _root(
     """The options of ``cmx`` itself; ``main`` reads ``--traceback``, since errors end there."""
 
 
+app = new_app()
+
+
 def main() -> None:
     """Run ``cmx``. Errors that the user can mend (a file, a value, a missing extra) end in one line."""
     try:
-        app()
+        app(prog_name="cmx")
     except (MissingExtraError, OSError, ValueError) as error:
         if "--traceback" in sys.argv[1:]:
             raise

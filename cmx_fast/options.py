@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
+
+
+def words(*choices: str) -> Callable[[str], list[str]]:
+    """What completes one of these words."""
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 
 class Sets(NamedTuple):
@@ -25,13 +30,19 @@ Seeds = Annotated[
 BatchSize = Annotated[int | None, typer.Option(help="Samples of a step: as --set batch=N."), Sets("batch")]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate: as --set lr=X."), Sets("lr")]
 Device = Annotated[
-    str | None, typer.Option(help="Device: cpu, cuda or cuda:N; default: a GPU if there is one.")
+    str | None,
+    typer.Option(
+        help="Device: cpu, cuda or cuda:N; default: a GPU if there is one.",
+        autocompletion=words("cpu", "cuda"),
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(min=0, help="Processes that read and decode, 0: this one; default: one a core, at most 8."),
 ]
-Precision = Annotated[str, typer.Option(help="Arithmetic: fp32, or bf16 (mixed).")]
+Precision = Annotated[
+    str, typer.Option(help="Arithmetic: fp32, or bf16 (mixed).", autocompletion=words("fp32", "bf16"))
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the networks with torch.compile.")]
 SyncBN = Annotated[
     bool, typer.Option("--sync-bn", help="Under torchrun: batch norms see the batch of all processes (GPUs).")
@@ -58,9 +69,11 @@ Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, rep
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 
-def layouts(choices: Iterable[str]) -> str:
-    """The words of the option ``--dataset`` of a command that takes these layouts."""
-    return f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders."
+def layout(choices: Iterable[str]) -> Any:
+    """The option ``--dataset`` of a command that takes these layouts."""
+    choices = list(choices)
+    help = f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders."
+    return typer.Option(help=help, autocompletion=words(*choices))
 
 
 def choose_models(names: list[str], choices: Iterable[str]) -> list[str]:

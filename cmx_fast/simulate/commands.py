@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.options import words
 from cmx_fast.simulate.new_folder import new_folder
 
 #: The layouts that clips can be written in.
@@ -95,7 +96,10 @@ def simulate_clips(
         typer.Option(min=16, help="Number of clips: 4 of 5 to train on, the others val; as many again test."),
     ] = 600,
     layout: Annotated[
-        str, typer.Option(help="kinetics (class folders) or vggsound (one folder).")
+        str,
+        typer.Option(
+            help="kinetics (class folders) or vggsound (one folder).", autocompletion=words(*CLIP_LAYOUTS)
+        ),
     ] = "kinetics",
     width: Annotated[int, typer.Option(help="Pixels, even.")] = 128,
     height: Annotated[int, typer.Option(help="Pixels, even.")] = 96,
@@ -106,8 +110,12 @@ def simulate_clips(
     ] = 3,
     largest: Annotated[float, typer.Option(help="Largest radius as a share of the shorter side.")] = 0.19,
     places: Annotated[int, typer.Option(help="Backgrounds that a split's clips share; 0: one per clip.")] = 0,
-    video: Annotated[str, typer.Option(help="h264 or mpeg4.")] = "h264",
-    audio: Annotated[str, typer.Option(help="aac (in MP4) or pcm (in MKV).")] = "aac",
+    video: Annotated[
+        str, typer.Option(help="h264 or mpeg4.", autocompletion=words("h264", "mpeg4"))
+    ] = "h264",
+    audio: Annotated[
+        str, typer.Option(help="aac (in MP4) or pcm (in MKV).", autocompletion=words("aac", "pcm"))
+    ] = "aac",
     seed: Seed = 0,
     workers: Workers = 2,
     overwrite: Overwrite = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import typing
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cmx_fast._extras import require
-from cmx_fast.options import Sets
+from cmx_fast.options import Sets, words
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import Checked
 
@@ -28,7 +29,12 @@ def recipe_of(command: Command) -> type[Checked] | None:
 
 
 def with_config(command: Command, name: str) -> Command:
-    """A command that trains, ``name`` after ``cmx``, with ``--config FILE`` among its options."""
+    """A command that trains, ``name`` after ``cmx``, with ``--config FILE`` among its options.
+
+    Its presets and the fields of its recipe are completed.
+    """
+    recipe = recipe_of(command)
+    assert recipe is not None
     assignments: list[str] = []  # those of the file
 
     def read(context: typer.Context, config: Path | None) -> Path | None:
@@ -55,14 +61,29 @@ def with_config(command: Command, name: str) -> Command:
         "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, described]
     )
     signature = inspect.signature(command, eval_str=True)
-    configured.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), option]
-    )
-    configured.__annotations__ = {
-        one.name: one.annotation for one in (*signature.parameters.values(), option)
-    }
+    choices = {"set": [f"{field}=" for field in recipe().as_dict()]}
+    if issubclass(recipe, Presets):
+        choices["preset"] = list(recipe.presets())
+    parameters = [
+        _completing(one, choices[one.name]) if one.name in choices else one
+        for one in signature.parameters.values()
+    ]
+    parameters.append(option)
+    configured.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    configured.__annotations__ = {one.name: one.annotation for one in parameters}
     configured.__doc__ = command.__doc__
     return configured
+
+
+def _completing(parameter: inspect.Parameter, choices: list[str]) -> inspect.Parameter:
+    """The parameter with an option of its own that is completed by these words."""
+    kind, *described = typing.get_args(parameter.annotation)
+    for one in described:
+        if isinstance(one, typer.models.OptionInfo):
+            one = copy.copy(one)  # other commands have it, too
+            one.autocompletion = words(*choices)
+        kind = Annotated[kind, one]
+    return parameter.replace(annotation=kind)
 
 
 def read_config(file: Path, command: Command, name: str) -> tuple[dict[str, Any], list[str]]:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from interruptions import assert_same_run, train_through_stops
 from typer.testing import CliRunner
 
@@ -43,8 +42,7 @@ def pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(cmx_fast.systems, "__path__", [*cmx_fast.systems.__path__, str(folder.parent)])
     (lines,) = blocks("text")
     monkeypatch.setattr(cli, "COMMANDS", cli.COMMANDS | ast.literal_eval(f"{{{lines}}}"))
-    monkeypatch.setattr(cli, "app", typer.Typer())
-    cli._register()
+    monkeypatch.setattr(cli, "app", cli.new_app())
     yield
     for name in [name for name in sys.modules if name.startswith("cmx_fast.systems.pairs")]:
         del sys.modules[name]

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cmx_fast.options import BatchSize, Compile, LearningRate, Seeds, Set
+from cmx_fast.options import BatchSize, Compile, LearningRate, Preset, Seeds, Set
 from cmx_fast.train.config_file import with_config
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import Amount, Count, changes
@@ -35,7 +35,7 @@ def run():
     def train(
         data: Annotated[Path, typer.Option()],
         model: Annotated[list[str], typer.Option()] = ["all"],  # noqa: B006
-        preset: str = "paper",
+        preset: Preset = "paper",
         seed: int = 0,
         seeds: Seeds = 1,
         batch_size: BatchSize = None,

@@ -28,7 +28,8 @@ from cmx_fast.options import (
     SyncBN,
     Workers,
     choose_models,
-    layouts,
+    layout,
+    words,
 )
 from cmx_fast.systems.c2l.options import NAMES, Merge, Models, SkipChictopia
 from cmx_fast.systems.c2l.recipe import C2LRecipe
@@ -37,7 +38,7 @@ from cmx_fast.train.settings import changes
 
 def train_c2l(
     data: Annotated[Path, typer.Option(help="Pictures, with masks to measure by or without.")],
-    dataset: Annotated[str | None, typer.Option(help=layouts(PARSED))] = None,
+    dataset: Annotated[str | None, layout(PARSED)] = None,
     out: Out = Path("runs/c2l"),
     preset: Annotated[
         str, typer.Option(help="Recipe: paper, or for two CPU cores demo (simulated) or photos (--encoder).")
@@ -50,7 +51,11 @@ def train_c2l(
     ] = None,
     encoder: Encoder = None,
     split: Annotated[
-        str, typer.Option(help="Held-out pictures: test, or val to choose a recipe's numbers by.")
+        str,
+        typer.Option(
+            help="Held-out pictures: test, or val to choose a recipe's numbers by.",
+            autocompletion=words("test", "val"),
+        ),
     ] = "test",
     merge: Merge = None,
     skip_chictopia: SkipChictopia = False,
@@ -174,7 +179,12 @@ def train_c2l(
 def evaluate_c2l(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l.")],
     data: RunData = None,
-    split: Annotated[str, typer.Option(help="test, or val, of which the paper's tables are.")] = "test",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="test, or val, of which the paper's tables are.", autocompletion=words("test", "val")
+        ),
+    ] = "test",
     clusters: Annotated[
         int | None,
         typer.Option(min=2, help="Cluster the training pictures anew; default: the run's clusters."),

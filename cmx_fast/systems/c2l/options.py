@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.options import words
+
 #: The models in Table 1's order, then DFF, with their names in the report and in tables.
 NAMES = {
     "picie": ("PiCIE", "PiCIE"),
@@ -16,7 +18,10 @@ NAMES = {
     "dff": ("DFF", "DFF"),
 }
 
-Models = Annotated[list[str], typer.Option(help=f"Model: {', '.join(NAMES)}, or all; repeatable.")]
+Models = Annotated[
+    list[str],
+    typer.Option(help=f"Model: {', '.join(NAMES)}, or all; repeatable.", autocompletion=words(*NAMES, "all")),
+]
 Merge = Annotated[
     Path | None, typer.Option(help="JSON file of classes and the labels that each takes; default: the run's.")
 ]

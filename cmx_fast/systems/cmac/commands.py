@@ -30,7 +30,8 @@ from cmx_fast.options import (
     SyncBN,
     Workers,
     choose_models,
-    layouts,
+    layout,
+    words,
 )
 from cmx_fast.systems.cmac.options import (
     NAMES,
@@ -53,7 +54,7 @@ from cmx_fast.train.settings import changes
 
 def train_cmac(
     data: Annotated[Path, typer.Option(help="Videos with sound, e.g. from cmx simulate clips.")],
-    dataset: Annotated[str | None, typer.Option(help=layouts(WITH_SOUND))] = None,
+    dataset: Annotated[str | None, layout(WITH_SOUND)] = None,
     out: Out = Path("runs/cmac"),
     preset: Preset = "paper",
     seed: FirstSeed = 0,
@@ -72,7 +73,8 @@ def train_cmac(
     evaluate: Annotated[
         str,
         typer.Option(
-            help="Measures: all, retrieval (no classification, so no look at the training videos), or none."
+            help="Measures: all, retrieval (no classification, so no look at the training videos), or none.",
+            autocompletion=words("all", "retrieval", "none"),
         ),
     ] = "all",
     recordings: MostRecordings = 0,
@@ -200,7 +202,10 @@ def evaluate_retrieval(
     run: CMACRun,
     data: DataFolder,
     dataset: Annotated[
-        str, typer.Option(help="Data set: kinetics, vggsound, folder, ucf101 or hmdb51.")
+        str,
+        typer.Option(
+            help="Data set: kinetics, vggsound, folder, ucf101 or hmdb51.", autocompletion=words(*VIDEO_SETS)
+        ),
     ] = "ucf101",
     fold: Fold = 1,
     model: Model = "cmac",
@@ -240,7 +245,9 @@ def evaluate_retrieval(
 def evaluate_linear(
     run: CMACRun,
     data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: esc50, dcase2013 or dcase2014.")] = "esc50",
+    dataset: Annotated[
+        str, typer.Option(help="Data set: esc50, dcase2013 or dcase2014.", autocompletion=words(*AUDIO_SETS))
+    ] = "esc50",
     fold: Fold = 0,
     model: Annotated[
         str, typer.Option(help="Model of the run, or without training: scratch, or log-mel.")
@@ -278,7 +285,10 @@ def evaluate_finetune(
     run: CMACRun,
     data: DataFolder,
     dataset: Annotated[
-        str, typer.Option(help="Data set: ucf101, hmdb51, kinetics, vggsound or folder.")
+        str,
+        typer.Option(
+            help="Data set: ucf101, hmdb51, kinetics, vggsound or folder.", autocompletion=words(*VIDEO_SETS)
+        ),
     ] = "ucf101",
     fold: Annotated[int, typer.Option(help="Fold of ucf101 or hmdb51, 1 to 3; 0: the mean of all.")] = 1,
     model: Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from cmx_fast.data.sets.own_files import SHARES
 from cmx_fast.data.sets.video_sets import KINETICS_SPLITS, held_out
+from cmx_fast.options import words
 
 #: The models in Table 1's order, with their names in the report and in tables.
 NAMES = {
@@ -21,7 +22,10 @@ NAMES = {
 #: Models that ``cmx evaluate linear`` knows without training, and the ways in which it pools an encoder's maps.
 UNTRAINED, POOLS = ("scratch", "log-mel"), ("mean", "bands")
 
-Models = Annotated[list[str], typer.Option(help=f"Model: {', '.join(NAMES)}, or all; repeatable.")]
+Models = Annotated[
+    list[str],
+    typer.Option(help=f"Model: {', '.join(NAMES)}, or all; repeatable.", autocompletion=words(*NAMES, "all")),
+]
 CMACRun = Annotated[Path, typer.Option(help="Run folder of cmx train cmac.")]
 RunSeed = Annotated[int | None, typer.Option(help="Seed of the run's model; default: its first.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the data set.")]
@@ -33,7 +37,8 @@ Model = Annotated[str, typer.Option(help="Model of the run.")]
 Split = Annotated[
     str | None,
     typer.Option(
-        help="Part that is measured: val, the default where there is one, to choose settings by; or test."
+        help="Part that is measured: val, the default where there is one, to choose settings by; or test.",
+        autocompletion=words("val", "test"),
     ),
 ]
 MostRecordings = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.options import Sets
+from cmx_fast.options import Sets, words
 
 #: The models with their names in the report.
 NAMES = {
@@ -19,7 +19,9 @@ NAMES = {
 #: The parts of the data that are measured.
 HELD_OUT = ("test", "val")
 
-Models = Annotated[list[str], typer.Option(help=f"Model: {', '.join(NAMES)}; repeatable.")]
+Models = Annotated[
+    list[str], typer.Option(help=f"Model: {', '.join(NAMES)}; repeatable.", autocompletion=words(*NAMES))
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -44,6 +46,7 @@ Speech = Annotated[
 Split = Annotated[
     str,
     typer.Option(
-        help="Part that is measured: test, or val to choose settings by without looking at the test."
+        help="Part that is measured: test, or val to choose settings by without looking at the test.",
+        autocompletion=words(*HELD_OUT),
     ),
 ]

@@ -29,7 +29,8 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     Workers,
-    layouts,
+    layout,
+    words,
 )
 from cmx_fast.systems.recognition.options import (
     CLASSIFY,
@@ -51,9 +52,13 @@ def training_command(task: str, explanation: str, *, pictures: str, attention: s
     def train(
         data: Annotated[Path, typer.Option(help=pictures)],
         encoder: Encoder,
-        dataset: Annotated[str | None, typer.Option(help=layouts(LAYOUTS[task]))] = None,
+        dataset: Annotated[str | None, layout(LAYOUTS[task])] = None,
         attention: Annotated[
-            list[str], typer.Option(help=f"Module: {', '.join(of_task(task))}, or all; repeatable.")
+            list[str],
+            typer.Option(
+                help=f"Module: {', '.join(of_task(task))}, or all; repeatable.",
+                autocompletion=words(*of_task(task), "all"),
+            ),
         ] = [attention],  # noqa: B006
         features: Features = None,
         out: Out = Path("runs", task),

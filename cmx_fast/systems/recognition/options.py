@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from cmx_fast.data.sets.names import BOXED, LABELLED, MASKED
+from cmx_fast.options import words
 
 SEGMENT, CLASSIFY, DETECT = "segment", "classify", "detect"
 #: Tasks of the modules that are layers.
@@ -52,7 +53,13 @@ Features = Annotated[
         help="Folder that keeps a fixed encoder's maps for several runs; default: the run folder's."
     ),
 ]
-Split = Annotated[str, typer.Option(help="Pictures to evaluate on: test, or val to choose settings by.")]
+Split = Annotated[
+    str,
+    typer.Option(
+        help="Pictures to evaluate on: test, or val to choose settings by.",
+        autocompletion=words("test", "val"),
+    ),
+]
 
 
 def of_task(task: str) -> list[str]:

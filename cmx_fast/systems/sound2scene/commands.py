@@ -31,7 +31,8 @@ from cmx_fast.options import (
     Set,
     SyncBN,
     Workers,
-    layouts,
+    layout,
+    words,
 )
 from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
 from cmx_fast.systems.sound2scene.options import (
@@ -57,7 +58,7 @@ from cmx_fast.train.settings import changes
 def train_sound2scene(
     data: Annotated[Path, typer.Option(help="Pictures with sound, e.g. from cmx simulate clips.")],
     icgan: Annotated[Path, typer.Option(help="A cmx train icgan folder, or IC-GAN's G_ema*.pth.")],
-    dataset: Annotated[str | None, typer.Option(help=layouts(SOUNDING))] = None,
+    dataset: Annotated[str | None, layout(SOUNDING)] = None,
     out: Out = Path("runs/sound2scene"),
     preset: Preset = "paper",
     classes: Annotated[
@@ -87,7 +88,8 @@ def train_sound2scene(
     ablation: Annotated[
         list[str],
         typer.Option(
-            help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them."
+            help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them.",
+            autocompletion=words(*ABLATIONS, "all"),
         ),
     ] = [],  # noqa: B006
     seed: FirstSeed = 0,

@@ -23,7 +23,7 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
-    layouts,
+    layout,
 )
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.train.settings import changes
@@ -31,7 +31,7 @@ from cmx_fast.train.settings import changes
 
 def train_icgan(
     data: Annotated[Path, typer.Option(help="Pictures or videos.")],
-    dataset: Annotated[str | None, typer.Option(help=layouts(SCENES))] = None,
+    dataset: Annotated[str | None, layout(SCENES)] = None,
     out: Out = Path("runs/icgan"),
     preset: Preset = "paper",
     picture_encoder: Annotated[

@@ -23,7 +23,8 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
-    layouts,
+    layout,
+    words,
 )
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.settings import changes
@@ -31,7 +32,7 @@ from cmx_fast.train.settings import changes
 
 def train_localiser(
     data: Annotated[Path, typer.Option(help="Videos with sound.")],
-    dataset: Annotated[str | None, typer.Option(help=layouts(VIDEO_SCENES))] = None,
+    dataset: Annotated[str | None, layout(VIDEO_SCENES)] = None,
     out: Out = Path("runs/localiser"),
     preset: Preset = "paper",
     picture_weights: Annotated[
@@ -87,7 +88,11 @@ def evaluate_localiser(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train localiser.")],
     data: Annotated[Path | None, typer.Option(help="Pictures, sounds and boxes; default: the run's.")] = None,
     dataset: Annotated[
-        str, typer.Option(help=f"Layout of the data: {', '.join(SOUNDING_OBJECTS)}.")
+        str,
+        typer.Option(
+            help=f"Layout of the data: {', '.join(SOUNDING_OBJECTS)}.",
+            autocompletion=words(*SOUNDING_OBJECTS),
+        ),
     ] = "vggss",
     validation: Annotated[
         float, typer.Option(help="Share of the pictures that the threshold is chosen on.")
@@ -133,7 +138,9 @@ def select(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train localiser.")],
     out: Annotated[Path, typer.Option(help="JSON to write.")],
     data: RunData = None,
-    split: Annotated[str, typer.Option(help="Split: train or test.")] = "train",
+    split: Annotated[
+        str, typer.Option(help="Split: train or test.", autocompletion=words("train", "test"))
+    ] = "train",
     top: Annotated[int, typer.Option(min=1, help="Moments of each video, best first.")] = 10,
     device: Device = None,
     workers: Workers = None,
