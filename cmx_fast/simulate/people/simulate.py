@@ -67,7 +67,7 @@ def simulate_people(
             written = pool.map(write, range(people), chunksize=8)
             for _ in track(written, "people", total=people):
                 pass
-        train, val = people * 4 // 5, max(1, people // 20)
+        train, val = min(people * 4 // 5, people - 2), max(1, people // 20)  # every part has one at least
         parts = {"train": range(train), "val": range(train, train + val), "test": range(train + val, people)}
         for split, indices in parts.items():
             (root / f"{split}_id.txt").write_text("".join(f"{index + 1}_1\n" for index in indices))
