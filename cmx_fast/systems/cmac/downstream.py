@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -15,21 +16,22 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from cmx_fast._extras import require
 from cmx_fast.data.media.decode import read_wave
-from cmx_fast.data.media.files import audio_problem
 from cmx_fast.data.sets.audio_sets import AUDIO_SETS
 from cmx_fast.data.sets.recordings import Recordings, left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
-from cmx_fast.evaluate.linear import classify
+from cmx_fast.evaluate.linear import MACHINES, classify
 from cmx_fast.evaluate.retrieval import hits, rank
 from cmx_fast.evaluate.summary import new_table
+from cmx_fast.networks.audio_video import ResNet9
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.features import open_clips, video_features
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.systems.cmac.sounds import cut, playable
+from cmx_fast.systems.cmac.supervised import train_encoder
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.options import EncoderFile, default_device
@@ -40,7 +42,7 @@ RANKS = (1, 5, 10)
 #: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
 SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0), "dcase2014": (60, 1.0)}
 #: Models that ``cmx evaluate linear`` knows without training, and the ways in which it pools an encoder's maps.
-BASELINES, POOLS = ("scratch", "log-mel"), ("mean", "bands")
+BASELINES, POOLS = ("scratch", "log-mel"), ("mean", "bands", "levels")
 FOLDED = {
     "ucf101": (1, 2, 3),
     "hmdb51": (1, 2, 3),
@@ -149,31 +151,50 @@ def evaluate_linear(
     ] = "cmac",
     pool: Annotated[
         str,
-        typer.Option(help="Features: mean of the encoder's maps, or bands: mean and deviation over time."),
+        typer.Option(
+            help="Features: mean of the encoder's maps; bands, mean and deviation over time in each row of them; or "
+            "levels, mean and deviation over time and over frequency of all its stages."
+        ),
     ] = "mean",
+    machine: Annotated[
+        str, typer.Option(help="Classifier: svm, or ridge (least squares; quick with many features).")
+    ] = "svm",
+    supervised: Annotated[
+        bool, typer.Option("--supervised", help="Train the encoder on each fold's labelled sounds first.")
+    ] = False,
     seed: RunSeed = 0,
 ) -> None:
     """Classify sounds by a linear machine on the frozen audio encoder (Table 6).
 
     It is trained on clips; a held-out sound's class is that of its clips' mean decision. Two baselines need no
     training: "scratch", the encoder with the seed's first weights, and "log-mel", means and deviations over time of
-    the log filterbank.
+    the log filterbank. A third, --supervised, trains the model's encoder on the labels of the training sounds.
     """
-    if pool not in POOLS:
-        raise ValueError(f"pool must be {' or '.join(POOLS)}; got {pool!r}")
+    for option, value, choices in (("pool", pool, POOLS), ("machine", machine, MACHINES)):
+        if value not in choices:
+            raise ValueError(f"{option} must be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}")
+    if supervised and model == "log-mel":
+        raise ValueError("supervised needs a model with an encoder; log-mel has none")
     device = default_device()
-    network, mixed = open_model(run, model, seed, device, BASELINES)
-    describe = functools.partial(
-        log_mel_features if model == "log-mel" else encoder_features, network, bands=pool == "bands"
-    )
+    pretrained, mixed = open_model(run, model, seed, device, BASELINES)
     count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
     folds, counts, known = [], [], dict[Path, Tensor]()
     for train, test in adapters(AUDIO_SETS, dataset, data, fold):
+        network = pretrained
+        if supervised:
+            network, known = copy.deepcopy(pretrained), {}
+            train_encoder(network, train, seconds, seed)
+        describe = functools.partial(
+            log_mel_features if model == "log-mel" else encoder_features, network, pool=pool
+        )
         (rows, labels), (held, held_labels) = (
             sound_features(network, describe, split, count, seconds, known, mixed=mixed)
             for split in (train, test)
         )
-        values = classify(rows.flatten(0, 1), labels.repeat_interleave(count), held.flatten(0, 1))
+        sound = torch.arange(len(labels)).repeat_interleave(count)
+        values = classify(
+            rows.flatten(0, 1), labels[sound], held.flatten(0, 1), groups=sound, machine=machine
+        )
         right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
         largest = float(held_labels.bincount().max() / len(held_labels))
         folds.append({"accuracy": float(right.double().mean()), "chance": largest})
@@ -183,18 +204,24 @@ def evaluate_linear(
                 for name, part, used in (("train", train, labels), ("test", test, held_labels))
             }
         )
-    title = f"{dataset}, {model}: classes by a linear classifier, %"
-    _report(run, f"linear-{dataset}-{model}", title, folds, counts)
+    name = f"{model}-supervised" if supervised else model
+    title = f"{dataset}, {name}: classes by a linear classifier, %"
+    _report(run, f"linear-{dataset}-{name}", title, folds, counts)
 
 
-def encoder_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
-    """Features (B, D) of sounds by the audio encoder: unit vectors of its maps' means, or ``bands``."""
-    maps = model.audio.encoder(model.spectrogram(waves)).float()
-    return over_time(maps) if bands else F.normalize(maps.flatten(2).mean(2), dim=1)
+def encoder_features(model: CMAC, waves: Tensor, *, pool: str) -> Tensor:
+    """Features (B, D) of sounds by the audio encoder, pooled in one of :data:`POOLS`; means are unit vectors."""
+    encoder = model.audio.encoder
+    assert isinstance(encoder, ResNet9)
+    levels = encoder.maps(model.spectrogram(waves))
+    if pool == "levels":
+        return torch.cat([over_time_and_frequency(maps) for maps in levels], 1)
+    last = levels[-1].float()
+    return over_time(last) if pool == "bands" else F.normalize(last.flatten(2).mean(2), dim=1)
 
 
-def log_mel_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
-    """Means and deviations over time (B, 2 filters) of the log filterbank."""
+def log_mel_features(model: CMAC, waves: Tensor, *, pool: str) -> Tensor:
+    """Means and deviations over time (B, 2 filters) of the log filterbank, whatever the pool."""
     return over_time(model.filterbank(waves)[:, None])
 
 
@@ -202,6 +229,13 @@ def over_time(maps: Tensor) -> Tensor:
     """Means and deviations over the last dimension, time, of maps (B, C, F, T): (B, 2 C F)."""
     deviations, means = torch.std_mean(maps.float(), 3, correction=0)
     return torch.cat([means, deviations], 1).flatten(1)
+
+
+def over_time_and_frequency(maps: Tensor) -> Tensor:
+    """Three numbers of every channel of maps (B, C, F, T), so (B, 3 C): the mean, the deviation over time (averaged
+    over frequency), and the deviation over frequency of the means over time."""
+    deviations, means = torch.std_mean(maps.float(), 3, correction=0)
+    return torch.cat([means.mean(2), deviations.mean(2), means.std(2, correction=0)], 1)
 
 
 @torch.no_grad()
@@ -221,7 +255,6 @@ def sound_features(
     file, as folds share their sounds. Sounds that can't be read or are shorter than a clip are left out, and named on
     the standard error stream.
     """
-    soundfile = require("soundfile", "media")
     rate = model.recipe.sample_rate
     device = model.filterbank.bands.device
     rows, labels, skipped = [], [], list(recordings.skipped)
@@ -230,15 +263,13 @@ def sound_features(
             rows.append(known[entry.path])
             labels.append(entry.label)
             continue
-        problem = audio_problem(entry.path)
-        length = 0.0 if problem else soundfile.info(entry.path).duration
-        if problem is None and length < seconds:
-            problem = f"too short: {length:.2f} s, clips need {seconds:g} s"
+        length, problem = playable(entry.path, seconds)
         if problem is not None:
             skipped.append((entry.path, problem))
             continue
-        starts = torch.linspace(0, length - seconds, count).tolist()
-        waves = torch.stack([read_wave(entry.path, start, seconds, rate) for start in starts]).to(device)
+        wave = read_wave(entry.path, 0.0, length, rate)
+        starts = (torch.linspace(0, length - seconds, count) * rate).round().long().tolist()
+        waves = torch.stack([cut(wave, start, round(seconds * rate)) for start in starts]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             known[entry.path] = describe(waves).float().cpu()
         rows.append(known[entry.path])
