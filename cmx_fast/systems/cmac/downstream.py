@@ -153,7 +153,7 @@ def evaluate_linear(
         str,
         typer.Option(
             help="Features: mean of the encoder's maps; bands, mean and deviation over time in each row of them; or "
-            "levels, mean and deviation over time and over frequency of all its stages."
+            "levels, mean and deviation over time and over frequency of all stages but the last."
         ),
     ] = "mean",
     machine: Annotated[
@@ -210,12 +210,16 @@ def evaluate_linear(
 
 
 def encoder_features(model: CMAC, waves: Tensor, *, pool: str) -> Tensor:
-    """Features (B, D) of sounds by the audio encoder, pooled in one of :data:`POOLS`; means are unit vectors."""
+    """Features (B, D) of sounds by the audio encoder, pooled in one of :data:`POOLS`; means are unit vectors.
+
+    "levels" leaves out the last stage, which has half of all channels and is the most of the task that it was trained
+    on.
+    """
     encoder = model.audio.encoder
     assert isinstance(encoder, ResNet9)
     levels = encoder.maps(model.spectrogram(waves))
     if pool == "levels":
-        return torch.cat([over_time_and_frequency(maps) for maps in levels], 1)
+        return torch.cat([over_time_and_frequency(maps) for maps in levels[:-1]], 1)
     last = levels[-1].float()
     return over_time(last) if pool == "bands" else F.normalize(last.flatten(2).mean(2), dim=1)
 
