@@ -70,8 +70,9 @@ def classify(
         parts = (StratifiedKFold if groups is None else StratifiedGroupKFold)(min(FOLDS, smallest))
         classifier = GridSearchCV(classifier, tried, cv=parts)
         together = {} if groups is None else {"groups": groups.numpy()}
-    classifier.fit(train.numpy(), labels.numpy(), **together)
-    values = torch.from_numpy(classifier.decision_function(test.numpy()))
+    # In double precision: least squares of many features that are nearly alike are ill-conditioned in single.
+    classifier.fit(train.double().numpy(), labels.numpy(), **together)
+    values = torch.from_numpy(classifier.decision_function(test.double().numpy()))
     known = labels.unique()
     # Two classes have one decision value.
     values = torch.stack([-values, values], 1) if values.dim() == 1 else values

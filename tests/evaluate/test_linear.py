@@ -75,6 +75,14 @@ def test_least_squares_tell_separable_classes_apart():
     assert (classify(rows, labels, rows, machine="ridge").argmax(1) == labels).all()
 
 
+def test_features_that_are_nearly_alike_are_fitted_without_a_warning(recwarn):
+    generator = torch.Generator().manual_seed(0)
+    rows, labels = torch.randn(9000, 2, generator=generator), torch.arange(3).repeat(3000)
+    alike = rows.repeat(1, 200) + 1e-5 * torch.randn(9000, 400, generator=generator)
+    classify(alike, labels, alike, machine="ridge")
+    assert not [warning for warning in recwarn if "ill-conditioned" in str(warning.message).lower()]
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="has 1 class; a classifier needs two"):
         classify(torch.randn(4, 3), torch.zeros(4).long(), torch.randn(2, 3))

@@ -16,7 +16,7 @@ from cmx_fast.systems.cmac.sounds import cut, playable
 
 #: Passes over the sounds, each of one clip at a random time of every sound; clips of a step; AdamW's peak rate and
 #: weight decay. All ours.
-EPOCHS, BATCH, RATE, WEIGHT_DECAY = 30, 32, 2e-3, 1e-2
+EPOCHS, BATCH, RATE, WEIGHT_DECAY = 20, 16, 2e-3, 1e-2
 
 
 def train_encoder(model: CMAC, recordings: Recordings, seconds: float, seed: int) -> None:
