@@ -8,6 +8,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+#: What ``--logger`` takes.
+LOGGERS = ("tensorboard", "wandb")
+
 
 def words(*choices: str) -> Callable[[str], list[str]]:
     """What completes one of these words."""
@@ -62,6 +65,14 @@ Encoder = Annotated[
 EncoderFile = Annotated[
     Path | None, typer.Option(help="Weights of the run's --encoder, if not where the run had them.")
 ]
+Loggers = Annotated[
+    list[str],
+    typer.Option(
+        "--logger",
+        help="Log also to tensorboard or wandb (offline); repeatable. metrics.csv is always written.",
+        autocompletion=words(*LOGGERS),
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
 #: A command that trains names its recipe: ``set: Annotated[Set, CMACRecipe]``.
 Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
@@ -69,11 +80,12 @@ Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, rep
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 
-def layout(choices: Iterable[str]) -> Any:
+def layout(choices: Sequence[str]) -> Any:
     """The option ``--dataset`` of a command that takes these layouts."""
-    choices = list(choices)
-    help = f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders."
-    return typer.Option(help=help, autocompletion=words(*choices))
+    return typer.Option(
+        help=f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders.",
+        autocompletion=words(*choices),
+    )
 
 
 def choose_models(names: list[str], choices: Iterable[str]) -> list[str]:

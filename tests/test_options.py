@@ -38,6 +38,7 @@ def test_training_commands_share_their_options(path):
     own = kinds(path)
     assert own["device"] == options.Device and own["workers"] == options.Workers
     assert options.Set.__metadata__[0] in own["set"].__metadata__ and own["resume"] == options.Resume
+    assert own["logger"] == options.Loggers
     assert own["precision"] == options.Precision and {"seed", "batch_size"} <= own.keys()
     assert own["seed"] == options.FirstSeed or "seeds" not in own
 

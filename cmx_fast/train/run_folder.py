@@ -18,11 +18,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cmx_fast
 from cmx_fast.networks.weights import load, read_json, save, write_text
 from cmx_fast.train.settings import Checked
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers.logger import Logger
 
 #: Checkpoints of a stage that are kept: should the newest turn out damaged, there is one before it.
 KEPT = 2
@@ -135,6 +138,7 @@ class RunFolder:
         self.path, self.writer = Path(path), writer
         self.config = config = json.loads(json.dumps(config))  # as it will be read back
         self._lock: Any = None
+        self.loggers: list[Logger] = []
         existing = self.path / "config.json"
         if not writer:
             self._rows: Rows = []
@@ -199,8 +203,11 @@ class RunFolder:
         return list(self._rows)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Add a row to the metrics."""
+        """Add a row to the metrics, and log its numbers, named by the stage, to the run's loggers."""
         self._rows.append(row)
+        numbers = {f"{row['stage']}/{name}": row[name] for name in row if name not in ("stage", "step")}
+        for logger in self.loggers:
+            logger.log_metrics(numbers, row["step"])
         if self.writer:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

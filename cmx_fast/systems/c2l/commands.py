@@ -18,6 +18,7 @@ from cmx_fast.options import (
     EncoderFile,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Resume,
@@ -67,6 +68,7 @@ def train_c2l(
     compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     skip_bad: SkipBad = False,
     set: Annotated[Set, C2LRecipe] = [],  # noqa: B006
@@ -80,7 +82,6 @@ def train_c2l(
     Pictures are any folder of photographs, of which 70 % are trained on and 20 % shown in the report; masks are
     train/masks/NAME.png for train/pictures/NAME.jpg, or those of ATR and VOC. With masks the report has figures.
     """
-    dataset = layout_of(dataset, data, PARSED)
     models = choose_models(model, [*NAMES, "all"])
     changed = changes(set, C2LRecipe, batch=batch_size, lr=lr)
     if imagenet is not None:
@@ -88,6 +89,7 @@ def train_c2l(
             raise ValueError("--imagenet is for the ResNet that is trained; with --encoder there is none")
         changed.setdefault("backbone", "resnet18")  # the file's, whatever the preset has
     recipe = C2LRecipe.preset(preset, **changed)
+    dataset = layout_of(dataset, data, PARSED)
     for name in ("map_stride", "grid_stride", "kept_views"):
         if encoder is None and name in changed:
             raise ValueError(f"{name} is of the maps of --encoder, which is not given")
@@ -114,6 +116,7 @@ def train_c2l(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
     )
     train, held_out = (
         open_split(

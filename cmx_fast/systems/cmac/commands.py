@@ -20,6 +20,7 @@ from cmx_fast.options import (
     EncoderFile,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -78,6 +79,7 @@ def train_cmac(
         ),
     ] = "all",
     recordings: MostRecordings = 0,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, CMACRecipe] = [],  # noqa: B006
 ) -> None:
@@ -95,13 +97,13 @@ def train_cmac(
     test.
     """
     models = choose_models(model, [*NAMES, "all"])
-    dataset = layout_of(dataset, data, WITH_SOUND)
     check_evaluation(evaluate, ("none", "retrieval", "all"))
-    held_out = split_of(dataset, split)
     changed = changes(set, CMACRecipe, batch=batch_size, lr=lr)
     recipe = CMACRecipe.preset(preset, **changed)
     if encoder is None and recipe.frame_channels:
         raise ValueError("frame_channels are those of --encoder, which sets them")
+    dataset = layout_of(dataset, data, WITH_SOUND)
+    held_out = split_of(dataset, split)
 
     from cmx_fast.networks.visual_encoders import open_visual_encoder
     from cmx_fast.systems.cmac.evaluate import evaluate_run
@@ -124,6 +126,7 @@ def train_cmac(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
     )
     check_key_splits(recipe, session.fabric.world_size)
     splits = ("train", held_out)
@@ -326,6 +329,7 @@ def evaluate_finetune(
     workers: Workers = None,
     precision: Precision = "fp32",
     sync_bn: SyncBN = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, FinetuneRecipe] = [],  # noqa: B006
 ) -> None:
@@ -341,7 +345,9 @@ def evaluate_finetune(
     from cmx_fast.train.run_folder import RunFolder
     from cmx_fast.train.session import Session
 
-    session = Session("evaluate finetune", recipe, device=device, precision=precision, sync_bn=sync_bn)
+    session = Session(
+        "evaluate finetune", recipe, device=device, precision=precision, sync_bn=sync_bn, loggers=logger
+    )
     world = session.fabric.world_size
     if recipe.batch < 2 * world:
         raise ValueError(f"batch = {recipe.batch} leaves {world} processes fewer than two videos each")

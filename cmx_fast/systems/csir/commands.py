@@ -17,6 +17,7 @@ from cmx_fast.options import (
     Encoder,
     EncoderFile,
     FirstSeed,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -60,6 +61,7 @@ def train_csir(
     compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     skip_bad: SkipBad = False,
     set: Annotated[Set, CSIRRecipe] = [],  # noqa: B006
@@ -102,6 +104,7 @@ def train_csir(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
     )
     opened = functools.partial(
         open_split,

@@ -20,6 +20,7 @@ from cmx_fast.options import (
     EncoderFile,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -70,13 +71,14 @@ def training_command(task: str, explanation: str, *, pictures: str, attention: s
         device: Device = None,
         workers: Workers = None,
         precision: Precision = "fp32",
+        logger: Loggers = [],  # noqa: B006
         resume: Resume = False,
         skip_bad: SkipBad = False,
         set: Annotated[Set, RecognitionRecipe] = [],  # noqa: B006
     ) -> None:
         models = choose_attentions(attention, task)
-        dataset = layout_of(dataset, data, LAYOUTS[task])
         recipe = RecognitionRecipe.preset(preset, **changes(set, RecognitionRecipe, batch=batch_size, lr=lr))
+        dataset = layout_of(dataset, data, LAYOUTS[task])
         if encoder is None:
             raise ValueError(
                 "--encoder names the pretrained encoder, e.g. efficientnet-lite0: docs/encoders.md"
@@ -89,7 +91,9 @@ def training_command(task: str, explanation: str, *, pictures: str, attention: s
         from cmx_fast.systems.recognition.train import train_model
         from cmx_fast.train.session import Session, require_a_batch
 
-        session = Session(f"train {task}", recipe, preset=preset, device=device, precision=precision)
+        session = Session(
+            f"train {task}", recipe, preset=preset, device=device, precision=precision, loggers=logger
+        )
         network = open_visual_encoder(encoder)
         splits = Data(
             task,

@@ -22,6 +22,7 @@ from cmx_fast.options import (
     Device,
     FirstSeed,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -106,6 +107,7 @@ def train_sound2scene(
     compile: Compile = False,
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, Sound2SceneRecipe] = [],  # noqa: B006
 ) -> None:
@@ -114,7 +116,6 @@ def train_sound2scene(
     The generator and the picture encoder are those of cmx train icgan. Scenes that are broken or silent are left out
     and named.
     """
-    dataset = layout_of(dataset, data, SOUNDING)
     if weights is not None and (audio_encoder is not None or sounds is not None or ablation):
         raise ValueError(
             "--weights is a trained sound encoder: it takes no --audio-encoder, --sounds or --ablation"
@@ -124,6 +125,7 @@ def train_sound2scene(
     if seeds > 1 and not ablation:
         raise ValueError(f"--seeds {seeds} is for --ablation; without it give each run its --seed")
     recipe = Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe, batch=batch_size, lr=lr))
+    dataset = layout_of(dataset, data, SOUNDING)
     rows = chosen_rows(ablation, recipe, selection)
 
     from cmx_fast.data.sets.scenes import read_classes
@@ -149,6 +151,7 @@ def train_sound2scene(
         compile=compile,
         sync_bn=sync_bn,
         fsdp=fsdp,
+        loggers=logger,
         resume=resume,
     )
     if not ablation:

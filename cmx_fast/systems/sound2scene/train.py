@@ -67,6 +67,7 @@ class Plan:
     compile: bool
     sync_bn: bool
     fsdp: bool
+    loggers: list[str]
     resume: bool
 
 
@@ -85,6 +86,7 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
         compile=plan.compile,
         sync_bn=plan.sync_bn,
         fsdp=plan.fsdp,
+        loggers=plan.loggers,
     )
     encoder, _ = open_icgan(plan.icgan, plan.picture_encoder)
     audio_encoder = None if plan.audio_encoder is None else open_audio_encoder(plan.audio_encoder)

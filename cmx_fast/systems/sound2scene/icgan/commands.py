@@ -16,6 +16,7 @@ from cmx_fast.options import (
     Compile,
     Device,
     Encoder,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -44,6 +45,7 @@ def train_icgan(
     workers: Workers = None,
     precision: Precision = "fp32",
     compile: Compile = False,
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, ICGANRecipe] = [],  # noqa: B006
 ) -> None:
@@ -57,8 +59,8 @@ def train_icgan(
     --batch-size is the generator's; the small encoder has encoder_batch. The learning rates are generator_lr,
     discriminator_lr and encoder_lr.
     """
-    dataset = layout_of(dataset, data, SCENES)
     recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe, batch=batch_size))
+    dataset = layout_of(dataset, data, SCENES)
     if encoder is not None:
         if picture_encoder is not None:
             raise ValueError("give --encoder or --picture-encoder, not both: each is the picture encoder")
@@ -85,6 +87,7 @@ def train_icgan(
         precision=precision,
         compile=compile,
         sync_bn=False,
+        loggers=logger,
         players=True,
     )
     world = session.fabric.world_size

@@ -15,6 +15,7 @@ from cmx_fast.options import (
     BatchSize,
     Device,
     LearningRate,
+    Loggers,
     Out,
     Precision,
     Preset,
@@ -44,19 +45,22 @@ def train_localiser(
     device: Device = None,
     workers: Workers = None,
     precision: Precision = "fp32",
+    logger: Loggers = [],  # noqa: B006
     resume: Resume = False,
     set: Annotated[Set, LocaliserRecipe] = [],  # noqa: B006
 ) -> None:
     """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
-    dataset = layout_of(dataset, data, VIDEO_SCENES)
     recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe, batch=batch_size, lr=lr))
+    dataset = layout_of(dataset, data, VIDEO_SCENES)
 
     from cmx_fast.data.loaders.scene_batches import SceneData
     from cmx_fast.data.sets.scenes import open_scenes
     from cmx_fast.systems.sound2scene.localiser.train import localiser_stage
     from cmx_fast.train.session import Session, require_a_batch
 
-    session = Session("train localiser", recipe, preset=preset, device=device, precision=precision)
+    session = Session(
+        "train localiser", recipe, preset=preset, device=device, precision=precision, loggers=logger
+    )
     train, test = (
         SceneData(
             open_scenes(dataset, data, split),
