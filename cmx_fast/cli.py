@@ -9,9 +9,10 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cmx_fast._extras import MissingExtraError
+from cmx_fast.train.config_file import recipe_of, with_config
 
 app = typer.Typer(
     help="Fast kernels and training for audio-visual contrastive learning.",
@@ -202,14 +203,24 @@ class _BenchGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-def _forward(target: str) -> Callable[[typer.Context], None]:
-    """A command that imports ``module:function`` when called; its signature parses the arguments."""
+def open_command(path: tuple[str, ...]) -> TyperCommand:
+    """The command at ``path`` of COMMANDS with its options: imports the module that declares them."""
+    module, name = COMMANDS[path][0].split(":")
+    function = getattr(importlib.import_module(module), name)
+    if recipe_of(function) is not None:
+        function = with_config(function, " ".join(path))
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(path[-1])(function)
+    command = typer.main.get_command(alone)
+    assert isinstance(command, TyperCommand)
+    return command
+
+
+def _forward(path: tuple[str, ...]) -> Callable[[typer.Context], None]:
+    """A command that opens the one at ``path`` when called; that one's options parse the arguments."""
 
     def command(ctx: typer.Context) -> None:
-        module, name = target.split(":")
-        inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        inner.command()(getattr(importlib.import_module(module), name))
-        inner(args=ctx.args, prog_name=ctx.command_path)
+        open_command(path)(args=ctx.args, prog_name=ctx.command_path)
 
     return command
 
@@ -218,14 +229,14 @@ def _register() -> None:
     groups = {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
     for name, group in groups.items():
         app.add_typer(group, name=name, cls=_BenchGroup if name == "bench" else None)
-    for path, (target, text) in COMMANDS.items():
+    for path, (_, text) in COMMANDS.items():
         parent = groups[path[0]] if len(path) == 2 else app
         parent.command(
             path[-1],
             help=text,
             add_help_option=False,  # --help goes on to the function, which knows its options
             context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-        )(_forward(target))
+        )(_forward(path))
 
 
 _register()

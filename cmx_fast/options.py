@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
+
+
+class Sets(NamedTuple):
+    """Beside an option in its annotation: the recipe's field that the option stands for."""
+
+    field: str
+
 
 Out = Annotated[Path, typer.Option(help="Run folder to write.")]
 Preset = Annotated[str, typer.Option(help="Recipe: paper, or demo for two CPU cores.")]
@@ -15,8 +22,8 @@ FirstSeed = Annotated[int, typer.Option(help="Seed of weights, noise and batches
 Seeds = Annotated[
     int, typer.Option(min=1, help="Train with this many seeds, from --seed on; report mean and spread.")
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Samples of a step: as --set batch=N.")]
-LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate: as --set lr=X.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples of a step: as --set batch=N."), Sets("batch")]
+LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate: as --set lr=X."), Sets("lr")]
 Device = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda or cuda:N; default: a GPU if there is one.")
 ]
@@ -45,9 +52,15 @@ EncoderFile = Annotated[
     Path | None, typer.Option(help="Weights of the run's --encoder, if not where the run had them.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out unreadable files and count them.")]
+#: A command that trains names its recipe: ``set: Annotated[Set, CMACRecipe]``.
 Set = Annotated[list[str], typer.Option(help="Change the recipe: NAME=VALUE, repeatable.")]
 #: Option of the commands that evaluate a run.
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
+
+
+def layouts(choices: Iterable[str]) -> str:
+    """The words of the option ``--dataset`` of a command that takes these layouts."""
+    return f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders."
 
 
 def choose_models(names: list[str], choices: Iterable[str]) -> list[str]:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 
 from cmx_fast import cli
 from cmx_fast._extras import MissingExtraError
@@ -121,10 +120,7 @@ def test_the_readme_s_examples_run():
 
 def option_names(command: tuple[str, ...]) -> set[str]:
     """The options of a ``cmx`` command, as typed."""
-    module, function = cli.COMMANDS[command][0].split(":")
-    app = typer.Typer(add_completion=False)
-    app.command()(getattr(importlib.import_module(module), function))
-    return {name for parameter in typer.main.get_command(app).params for name in parameter.opts} | {"--help"}
+    return {name for parameter in cli.open_command(command).params for name in parameter.opts} | {"--help"}
 
 
 @each_page

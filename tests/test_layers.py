@@ -45,7 +45,8 @@ LAW = {
     # The systems' recipes are looked up by name.
     "recipe": {"systems", "train"},
     "patch": {"cluster", "losses"},
-    "cli": set(),
+    # --config is read before a command runs.
+    "cli": {"train"},
     "__main__": {"cli"},
 }  # fmt: skip
 SYSTEMS = sorted(path.parent.name for path in (ROOT / "cmx_fast/systems").glob("*/__init__.py"))

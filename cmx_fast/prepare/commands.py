@@ -1,20 +1,18 @@
-"""``cmx prepare``: tables of data sets; what reads files is imported once a command is called."""
+"""``cmx prepare``: tables and files of data sets; what reads them is imported once a command is called."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from cmx_fast.data.sets.recordings import left_out
-
-if TYPE_CHECKING:
-    from cmx_fast.prepare.unpacked import Unpacked
+from cmx_fast.prepare.unpacked import Unpacked
 
 #: The CSIR paper tests on 1,647 of 11,854 pairs.
 TEST_SHARE = 1647 / 11854
@@ -32,6 +30,7 @@ Speaker = Annotated[
         "groups are found in the file's path below --speech."
     ),
 ]
+
 FilesOut = Annotated[Path, typer.Option(help="Folder for the files and their table, files.csv.")]
 
 
@@ -215,7 +214,6 @@ def prepare_shards(
     are named, and what came before is kept.
     """
     from cmx_fast.prepare.shards import find_shards, unpack_shard
-    from cmx_fast.prepare.unpacked import Unpacked
 
     unpacked = Unpacked(out)
     found = find_shards(shards)
@@ -237,7 +235,6 @@ def prepare_huggingface(
     A sample's label is its column label or class; its part is its split. Nothing is downloaded.
     """
     from cmx_fast.prepare.huggingface import open_splits, unpack_split
-    from cmx_fast.prepare.unpacked import Unpacked
 
     unpacked = Unpacked(out)
     splits = open_splits(dataset, out / ".cache")

@@ -117,6 +117,8 @@ class Session:
             own["skipped"] = [(str(path), reason) for split in splits for path, reason in split.skipped]
         self.run = RunFolder(out, {**own, **config}, resume=resume, writer=self.fabric.is_global_zero)
         self.watch(*splits)
+        if "dataset" in config:  # where no option names it, it was recognised
+            self.say(f"layout of the data: {config['dataset']}")
         try:
             yield self.run
         except Interrupted as stopped:

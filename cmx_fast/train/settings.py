@@ -92,11 +92,12 @@ class Checked:
         """Read values of fields from text: ``true``, ``8``, ``1e-3``, ``cosine``, ``6,10``.
 
         Raises:
-            ValueError: no such field, or text that is no value of its type.
+            ValueError: no such field, or text that is no value of its type or outside its range.
         """
         cls.check_names(texts)
         fields = _fields(cls)
-        return {name: _read(name, fields[name], text) for name, text in texts.items()}
+        values = {name: _read(name, fields[name], text) for name, text in texts.items()}
+        return {name: _checked(name, fields[name], value) for name, value in values.items()}
 
     @classmethod
     def stored(cls, values: Any, file: Path) -> Self:

@@ -70,6 +70,10 @@ def test_the_page_s_system_trains_resumes_and_is_evaluated(pairs, tmp_path, monk
     assert begun == ["seed0/towers"]
     assert_same_run(stopped, straight)
 
+    again = tmp_path / "again"
+    cmx("train", "pairs", "--config", str(straight / "config.json"), "--out", str(again))
+    assert_same_run(again, straight)
+
     before = (straight / "results.json").read_text()
     (straight / "results.json").unlink()
     assert "Two towers" in cmx("evaluate", "pairs", "--run", str(straight))

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 from cmx_fast.data.media.suffixes import PICTURES, VIDEOS
-from cmx_fast.data.sets.scenes import VEGAS_CLASSES
+from cmx_fast.data.sets.names import VEGAS_CLASSES
 
 #: Files below a folder that are looked at to see if it holds videos or pictures.
 LOOKED_AT = 1000
 
 
-def recognised(root: Path, choices: Iterable[str]) -> str:
+def layout_of(dataset: str | None, root: Path, choices: Sequence[str]) -> str:
+    """The layout that ``dataset`` names, or that of the data in ``root`` where it is None.
+
+    Raises:
+        ValueError: a name that is none of the ``choices``; or as :func:`recognised`.
+    """
+    if dataset is None:
+        return recognised(root, choices)
+    if dataset not in choices:
+        raise ValueError(f"dataset must be one of {', '.join(choices)}; got {dataset!r}")
+    return dataset
+
+
+def recognised(root: Path, choices: Sequence[str]) -> str:
     """The layout of the data in ``root``, one of the ``choices``; "folder" is any other folder, and a table of files.
 
     Raises:
         ValueError: no such folder or file, or a folder of none of these layouts.
     """
-    choices = list(choices)
     if not root.exists():
         raise ValueError(f"data: there is no {root}")
     if root.is_dir():
@@ -28,6 +40,8 @@ def recognised(root: Path, choices: Iterable[str]) -> str:
                 return name
     if "folder" in choices:
         return "folder"
+    if len(choices) == 1:
+        return choices[0]
     raise ValueError(f"data: {root} has none of the layouts {', '.join(choices)}; name one by --dataset")
 
 

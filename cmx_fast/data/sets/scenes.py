@@ -14,6 +14,7 @@ from cmx_fast.data.media.decode import BrokenVideoError, Media, probe
 from cmx_fast.data.media.files import audio_problem, picture_problem
 from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
+from cmx_fast.data.sets.names import VEGAS_CLASSES
 from cmx_fast.data.sets.own_files import own_files, place_of
 from cmx_fast.data.sets.recordings import Recording, Recordings, check_split, of_kind
 from cmx_fast.data.sets.selection import key
@@ -23,10 +24,6 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out, vggsound_list
 VEGAS_TRAIN, VEGAS_TEST = 800, 50
 #: Share of the pairs without a list that are held out.
 HELD_OUT = 0.1
-VEGAS_CLASSES = (
-    "baby_cry", "chainsaw", "dog", "drum", "fireworks",
-    "helicopter", "printer", "rail_transport", "snoring", "water_flowing",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
+from cmx_fast.data.sets.names import PARSED
 from cmx_fast.options import (
     FSDP,
     BatchSize,
@@ -26,6 +28,7 @@ from cmx_fast.options import (
     SyncBN,
     Workers,
     choose_models,
+    layouts,
 )
 from cmx_fast.systems.c2l.options import NAMES, Merge, Models, SkipChictopia
 from cmx_fast.systems.c2l.recipe import C2LRecipe
@@ -33,7 +36,8 @@ from cmx_fast.train.settings import changes
 
 
 def train_c2l(
-    data: Annotated[Path, typer.Option(help="Data in ATR's layout, e.g. from cmx simulate people.")],
+    data: Annotated[Path, typer.Option(help="Pictures, with masks to measure by or without.")],
+    dataset: Annotated[str | None, typer.Option(help=layouts(PARSED))] = None,
     out: Out = Path("runs/c2l"),
     preset: Annotated[
         str, typer.Option(help="Recipe: paper, or for two CPU cores demo (simulated) or photos (--encoder).")
@@ -60,14 +64,18 @@ def train_c2l(
     fsdp: FSDP = False,
     resume: Resume = False,
     skip_bad: SkipBad = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, C2LRecipe] = [],  # noqa: B006
 ) -> None:
     """Train C2L, its ablation and its baselines without masks, evaluate on held-out pictures, write report.html.
 
     The networks are a ResNet with a pyramid, from random or from ImageNet weights. With --encoder they are a pyramid
     on the maps of that pretrained encoder, which stays as it is: maps of the pictures and of some draws of their views
     are computed once for all models and seeds, and kept in the run folder.
+
+    Pictures are any folder of photographs, of which 70 % are trained on and 20 % shown in the report; masks are
+    train/masks/NAME.png for train/pictures/NAME.jpg, or those of ATR and VOC. With masks the report has figures.
     """
+    dataset = layout_of(dataset, data, PARSED)
     models = choose_models(model, [*NAMES, "all"])
     changed = changes(set, C2LRecipe, batch=batch_size, lr=lr)
     if imagenet is not None:
@@ -82,7 +90,7 @@ def train_c2l(
     from cmx_fast.networks.fpn import FPN, load_imagenet
     from cmx_fast.networks.visual_encoders import open_visual_encoder
     from cmx_fast.systems.c2l.encoder_maps import keep_maps, keep_views
-    from cmx_fast.systems.c2l.evaluate import evaluate_run
+    from cmx_fast.systems.c2l.evaluate import report_run
     from cmx_fast.systems.c2l.evaluation import open_split
     from cmx_fast.systems.c2l.pseudo_labels import clustering_bytes
     from cmx_fast.systems.c2l.train import Training
@@ -104,6 +112,7 @@ def train_c2l(
     )
     train, held_out = (
         open_split(
+            dataset,
             data,
             name,
             recipe,
@@ -131,12 +140,13 @@ def train_c2l(
     numbers = range(seed, seed + seeds)
     config = {
         "data": str(data),
+        "dataset": dataset,
         "split": split,
         "merge": None if merge is None else str(merge),
         "skip_chictopia": skip_chictopia,
         "seeds": list(numbers),
         "models": models,
-        "classes": held_out.dataset.class_names,
+        "classes": held_out.class_names,
         "imagenet": None if imagenet is None else str(imagenet),
         "encoder": encoder,
         "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
@@ -158,7 +168,7 @@ def train_c2l(
             for name in models:
                 training.train(name, number)
     if session.fabric.is_global_zero:
-        evaluate_run(run.finished(), train, held_out, split=split)
+        report_run(run.finished(), train, held_out, split=split)
 
 
 def evaluate_c2l(
@@ -177,7 +187,7 @@ def evaluate_c2l(
 ) -> None:
     """Evaluate a finished run on held-out pictures: table, results.json and report.html."""
     from cmx_fast.systems.c2l.encoder_maps import keep_maps
-    from cmx_fast.systems.c2l.evaluate import evaluate_run
+    from cmx_fast.systems.c2l.evaluate import report_run
     from cmx_fast.systems.c2l.evaluation import open_split
     from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.frozen_features import run_encoder
@@ -188,6 +198,7 @@ def evaluate_c2l(
     stored = finished.config.get("merge")
     train, held_out = (
         open_split(
+            finished.config.get("dataset", "atr"),
             root,
             name,
             recipe,
@@ -202,4 +213,4 @@ def evaluate_c2l(
     if encoder is not None:
         for name, pictures in (("train", train), (split, held_out)):
             keep_maps(pictures, encoder, recipe, finished.path / f"maps_{name}.npy")
-    evaluate_run(finished, train, held_out, split=split, clusters=clusters)
+    report_run(finished, train, held_out, split=split, clusters=clusters)

@@ -16,20 +16,37 @@ from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
 from cmx_fast.systems.c2l.evaluation import (
     CLUSTERS_FILE,
-    EXAMPLES,
     FIRST,
+    Clusters,
     Evaluation,
     cluster_classes,
+    cluster_pixels,
+    evenly_spaced,
     new_model,
     scores,
     segment,
+    shares_table,
     table,
 )
 from cmx_fast.systems.c2l.picie import new_encoder
 from cmx_fast.systems.c2l.pseudo_labels import final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-from cmx_fast.systems.c2l.report import write_report
+from cmx_fast.systems.c2l.report import write_clusters_report, write_report
 from cmx_fast.train.run_folder import FinishedRun
+
+
+def report_run(
+    run: FinishedRun, train: Pictures, test: Pictures, *, split: str = "test", clusters: int | None = None
+) -> None:
+    """Measure the run by the masks of the pictures, or show its clusters where there are none; write report.html."""
+    if test.class_names:
+        evaluate_run(run, train, test, split=split, clusters=clusters)
+    elif clusters is None:
+        show_clusters(run, test, split=split)
+    else:
+        raise ValueError(
+            "--clusters is for pictures with masks; --set test_clusters=... sets it for a run without"
+        )
 
 
 def evaluate_run(
@@ -48,8 +65,8 @@ def evaluate_run(
     if clusters is not None:
         recipe = dataclasses.replace(recipe, test_clusters=clusters)
     shapes = None if test.maps is None else [tuple(shape) for shape in run.config["map_shapes"]]
-    examples = list(range(0, len(test), max(1, len(test) // EXAMPLES)))[:EXAMPLES]
-    names = test.dataset.class_names
+    examples = evenly_spaced(len(test))
+    names = test.class_names
     measured, baselines = SeedScores(run.config["models"]), SeedScores(known_baselines(run, shapes))
     shown: dict[str, Tensor] = {}
     classes: dict[str, list[list[str | None]]] = {}
@@ -82,6 +99,26 @@ def evaluate_run(
     console.print(table(evaluation, len(test)))
     console.print(f"report: {write_report(run, evaluation, test)}")
     return evaluation
+
+
+def show_clusters(run: FinishedRun, test: Pictures, *, split: str = "test") -> None:
+    """Segment pictures without masks by every model; print the clusters' shares, write results.json and report.html."""
+    recipe = run.recipe(C2LRecipe)
+    shapes = None if test.maps is None else [tuple(shape) for shape in run.config["map_shapes"]]
+    examples = evenly_spaced(len(test))
+    shares: dict[str, list[list[float]]] = {}
+    shown: dict[str, Tensor] = {}
+    for name, seed in run.models():
+        model = new_model(name, recipe, shapes).to(test.device)
+        model.load_state_dict(run.weights(f"seed{seed}/{name}"))
+        counts, labels = cluster_pixels(model, test, seed, examples)
+        shares.setdefault(name, []).append((counts / counts.sum()).tolist())
+        shown.setdefault(name, labels)
+    found = Clusters(shares, split, examples, shown)
+    run.write_results(found.as_dict())
+    console = Console()
+    console.print(shares_table(found, len(test)))
+    console.print(f"report: {write_clusters_report(run, found, test)}")
 
 
 def known_baselines(run: FinishedRun, shapes: list[MapShape] | None) -> list[str]:

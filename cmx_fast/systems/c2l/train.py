@@ -75,8 +75,8 @@ class Training:
         )
 
     def evaluate(self, model: PiCIE, seed: int) -> dict[str, float]:
-        """Cluster the training pictures for the classifier, and measure it on held-out ones, for the curves."""
+        """Cluster the training pictures for the classifier, and measure it on held-out masks, for the curves."""
         model.centroids.copy_(final_centroids(self.fabric, model, self.pictures, seed))
-        if not self.fabric.is_global_zero:
+        if not self.fabric.is_global_zero or not self.held_out.class_names:
             return {}
         return scores(segment(model, self.held_out, seed)[0])

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cmx_fast.data.sets.audio_sets import AUDIO_SETS
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, WITH_SOUND
 from cmx_fast.options import (
@@ -29,6 +30,7 @@ from cmx_fast.options import (
     SyncBN,
     Workers,
     choose_models,
+    layouts,
 )
 from cmx_fast.systems.cmac.options import (
     NAMES,
@@ -51,9 +53,7 @@ from cmx_fast.train.settings import changes
 
 def train_cmac(
     data: Annotated[Path, typer.Option(help="Videos with sound, e.g. from cmx simulate clips.")],
-    dataset: Annotated[
-        str, typer.Option(help="Layout of the data: kinetics, vggsound, or folder (any videos).")
-    ] = "kinetics",
+    dataset: Annotated[str | None, typer.Option(help=layouts(WITH_SOUND))] = None,
     out: Out = Path("runs/cmac"),
     preset: Preset = "paper",
     seed: FirstSeed = 0,
@@ -77,7 +77,7 @@ def train_cmac(
     ] = "all",
     recordings: MostRecordings = 0,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, CMACRecipe] = [],  # noqa: B006
 ) -> None:
     """Train CMAC on videos with sound, evaluate on the held-out split, write report.html.
 
@@ -88,12 +88,12 @@ def train_cmac(
     With --encoder the frames' maps by that pretrained encoder are computed once and kept, and temporal convolutions on
     them are the video encoder. Frames are then squares of the side that it was trained at, and not augmented.
 
-    A folder of one's own videos is split by a hash of their names: 70 % to train on, 10 % to choose settings by, "val",
-    and 20 % to test on once: cmx evaluate cmac --split test.
+    A folder of one's own videos is split by a hash of their names, and so is a table (path,label) without a column
+    split: 70 % to train on, 10 % to choose settings by, "val", and 20 % to test on once, by cmx evaluate cmac --split
+    test.
     """
     models = choose_models(model, [*NAMES, "all"])
-    if dataset not in WITH_SOUND:
-        raise ValueError(f"dataset must be one of {', '.join(WITH_SOUND)}, which have sound; got {dataset!r}")
+    dataset = layout_of(dataset, data, WITH_SOUND)
     check_evaluation(evaluate, ("none", "retrieval", "all"))
     held_out = split_of(dataset, split)
     changed = changes(set, CMACRecipe, batch=batch_size, lr=lr)
@@ -296,7 +296,7 @@ def evaluate_finetune(
     precision: Precision = "fp32",
     sync_bn: SyncBN = False,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, FinetuneRecipe] = [],  # noqa: B006
 ) -> None:
     """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4).
 

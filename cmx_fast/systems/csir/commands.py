@@ -62,7 +62,7 @@ def train_csir(
     fsdp: FSDP = False,
     resume: Resume = False,
     skip_bad: SkipBad = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, CSIRRecipe] = [],  # noqa: B006
 ) -> None:
     """Train CSIR and its baselines on image-speech pairs, measure them on held-out pairs, write report.html.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.options import Sets
+
 #: The models with their names in the report.
 NAMES = {
     "csir": "CSIR",
@@ -24,6 +26,7 @@ BatchSize = Annotated[
         help="Samples of a step of the last stage, of images and speech together: as --set cross_batch=N. The others "
         "have speech_batch, image_batch and head_batch."
     ),
+    Sets("cross_batch"),
 ]
 LearningRate = Annotated[
     float | None,
@@ -32,6 +35,7 @@ LearningRate = Annotated[
         help="Learning rate of the last stage: as --set cross_lr=X. The others have speech_lr, image_lr and head_lr; "
         "its encoders encoder_lr.",
     ),
+    Sets("cross_lr"),
 ]
 Speech = Annotated[
     Path | None,

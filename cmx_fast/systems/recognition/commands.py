@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
     BatchSize,
@@ -28,6 +29,7 @@ from cmx_fast.options import (
     Set,
     SkipBad,
     Workers,
+    layouts,
 )
 from cmx_fast.systems.recognition.options import (
     CLASSIFY,
@@ -43,17 +45,13 @@ from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.settings import changes
 
 
-def training_command(
-    task: str, explanation: str, *, pictures: str, dataset: str, attention: str
-) -> Callable[..., None]:
-    """``cmx train`` of a task, with these defaults of ``dataset`` and ``attention``."""
+def training_command(task: str, explanation: str, *, pictures: str, attention: str) -> Callable[..., None]:
+    """``cmx train`` of a task, with this default of ``attention``."""
 
     def train(
         data: Annotated[Path, typer.Option(help=pictures)],
         encoder: Encoder,
-        dataset: Annotated[
-            str, typer.Option(help=f"Layout of the data: {', '.join(LAYOUTS[task])}.")
-        ] = dataset,
+        dataset: Annotated[str | None, typer.Option(help=layouts(LAYOUTS[task]))] = None,
         attention: Annotated[
             list[str], typer.Option(help=f"Module: {', '.join(of_task(task))}, or all; repeatable.")
         ] = [attention],  # noqa: B006
@@ -69,9 +67,10 @@ def training_command(
         precision: Precision = "fp32",
         resume: Resume = False,
         skip_bad: SkipBad = False,
-        set: Set = [],  # noqa: B006
+        set: Annotated[Set, RecognitionRecipe] = [],  # noqa: B006
     ) -> None:
         models = choose_attentions(attention, task)
+        dataset = layout_of(dataset, data, LAYOUTS[task])
         recipe = RecognitionRecipe.preset(preset, **changes(set, RecognitionRecipe, batch=batch_size, lr=lr))
         if encoder is None:
             raise ValueError(
@@ -185,21 +184,18 @@ train_segment = training_command(
     SEGMENT,
     "Train networks to segment pictures, one per attention module, evaluate them, write report.html.",
     pictures="Pictures with masks.",
-    dataset="folder",
     attention="none",
 )
 train_classify = training_command(
     CLASSIFY,
     "Train networks to classify pictures, one per attention module, evaluate them, write report.html.",
     pictures="Pictures of classes.",
-    dataset="folder",
     attention="none",
 )
 train_detect = training_command(
     DETECT,
     "Train small detectors, one per kind of hard attention, evaluate them, write report.html.",
     pictures="Pictures with boxes around objects.",
-    dataset="voc",
     attention="all",
 )
 evaluate_segment = evaluation_command(SEGMENT)

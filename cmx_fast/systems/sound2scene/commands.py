@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.data.sets.names import SCENES
+from cmx_fast.data.sets.layouts import layout_of
+from cmx_fast.data.sets.names import SOUNDING
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
     FSDP,
@@ -30,6 +31,7 @@ from cmx_fast.options import (
     Set,
     SyncBN,
     Workers,
+    layouts,
 )
 from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
 from cmx_fast.systems.sound2scene.options import (
@@ -55,10 +57,7 @@ from cmx_fast.train.settings import changes
 def train_sound2scene(
     data: Annotated[Path, typer.Option(help="Pictures with sound, e.g. from cmx simulate clips.")],
     icgan: Annotated[Path, typer.Option(help="A cmx train icgan folder, or IC-GAN's G_ema*.pth.")],
-    dataset: Annotated[
-        str,
-        typer.Option(help=f"Layout of the data: {', '.join(name for name in SCENES if name != 'pictures')}."),
-    ] = "vggsound",
+    dataset: Annotated[str | None, typer.Option(help=layouts(SOUNDING))] = None,
     out: Out = Path("runs/sound2scene"),
     preset: Preset = "paper",
     classes: Annotated[
@@ -106,15 +105,14 @@ def train_sound2scene(
     sync_bn: SyncBN = False,
     fsdp: FSDP = False,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, Sound2SceneRecipe] = [],  # noqa: B006
 ) -> None:
     """Train Sound2Scene's sound encoder against a fixed picture encoder, generate from held-out sounds, report.
 
     The generator and the picture encoder are those of cmx train icgan. Scenes that are broken or silent are left out
     and named.
     """
-    if dataset == "pictures":
-        raise ValueError("dataset = pictures has no sound")
+    dataset = layout_of(dataset, data, SOUNDING)
     if weights is not None and (audio_encoder is not None or sounds is not None or ablation):
         raise ValueError(
             "--weights is a trained sound encoder: it takes no --audio-encoder, --sounds or --ablation"

@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 
 def train(data, out, *more, **options):
-    train_c2l(data, out, preset="demo", set=[*TINY, *more], **options)
+    train_c2l(data, out=out, preset="demo", set=[*TINY, *more], **options)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_fixed_encoder_is_run_once_for_all_models(data, weights, tmp_path, mon
     assert sum(calls) == 55
     assert (tmp_path / "run" / "results.json").read_text() == results
     test, segmenter = (
-        open_split(data, "test", C2LRecipe(size=32), "cpu"),
+        open_split("atr", data, "test", C2LRecipe(size=32), "cpu"),
         C2LSegmenter.from_run(tmp_path / "run"),
     )
     test.maps = torch.from_numpy(np.load(tmp_path / "run" / "maps_test.npy"))
@@ -161,8 +161,8 @@ def test_bfloat16_trains_what_was_asked_for(data, tmp_path):
 
 
 def test_files_give_what_the_memory_holds(data):
-    kept = evaluation.open_split(data, "test", C2LRecipe.preset("demo", size=32), "cpu")
-    read = evaluation.open_split(data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
+    kept = evaluation.open_split("atr", data, "test", C2LRecipe.preset("demo", size=32), "cpu")
+    read = evaluation.open_split("atr", data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
     for (rows, images), (same, read_images) in zip(kept.in_order(2), read.in_order(2)):
         assert torch.equal(rows, same)
         assert torch.equal(images, read_images)
@@ -185,20 +185,20 @@ def test_files_give_what_the_memory_holds(data):
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
     monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(ValueError, match=message):
-        train_c2l(tmp_path, tmp_path / "run", **options)
+        train_c2l(tmp_path, dataset="atr", out=tmp_path / "run", **options)
 
 
 def test_missing_imagenet_weights_are_named_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(FileNotFoundError, match="no ImageNet weights at"):
-        train_c2l(tmp_path, tmp_path / "run", imagenet=tmp_path / "resnet18.pth")
+        train_c2l(tmp_path, dataset="atr", out=tmp_path / "run", imagenet=tmp_path / "resnet18.pth")
 
 
 def test_pictures_are_segmented_as_the_evaluation_does(data, finished):
     """The files' labels, at the evaluation's size, are its clusters' classes."""
     segmenter = C2LSegmenter.from_run(finished)
-    test = open_split(data, "test", segmenter.recipe, "cpu")
-    assert segmenter.classes == tuple(test.dataset.class_names)
+    test = open_split("atr", data, "test", segmenter.recipe, "cpu")
+    assert segmenter.classes == tuple(test.class_names)
     for index, clusters in predictions(segmenter.network, test, 0):
         pictures = torch.stack([test.dataset.load_image(i) for i in index.tolist()]) / 255
         assert segmenter.segment(pictures).equal(segmenter.class_of[clusters])
@@ -239,3 +239,38 @@ def test_without_an_evaluation_clusters_have_numbers(finished, tmp_path):
     assert C2LSegmenter.from_run(tmp_path / "run").classes == ("cluster 0", "cluster 1", "cluster 2")
     evaluate_c2l(tmp_path / "run", clusters=4)
     assert not (tmp_path / "run" / "clusters.json").exists()  # these clusters are no others' names
+
+
+def test_photographs_without_masks_are_clustered_and_shown(data, tmp_path, capsys):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for picture in (data / "humanparsing/JPEGImages").iterdir():
+        Image.open(picture).save(photographs / f"{picture.stem}.webp")
+    (photographs / "notes.txt").touch()
+    out = tmp_path / "run"
+    train_c2l(photographs, out=out, preset="demo", model=["c2l", "dff"], set=TINY)
+    said = capsys.readouterr()
+    assert "test: " in said.out and "acc." not in said.out
+    config, results = (json.loads((out / name).read_text()) for name in ("config.json", "results.json"))
+    assert config["dataset"] == "folder" and config["classes"] == []
+    for (shares,) in results["cluster shares"].values():
+        assert len(shares) == 3 and sum(shares) == pytest.approx(1)
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png") >= 2 and "nobody knows its name" in report
+    evaluate_c2l(out, split="val")
+    assert json.loads((out / "results.json").read_text())["split"] == "val"
+    with pytest.raises(ValueError, match="--clusters is for pictures with masks"):
+        evaluate_c2l(out, split="val", clusters=4)
+    segmenter = C2LSegmenter.from_run(out)
+    assert segmenter.classes == ("cluster 0", "cluster 1", "cluster 2")
+
+
+def test_plain_pictures_with_masks_are_measured(data, tmp_path):
+    from picture_sets import write_masked
+
+    write_masked(tmp_path / "pictures", {"train": 8, "test": 3})
+    train_c2l(tmp_path / "pictures", out=tmp_path / "run", preset="demo", model=["picie"], set=TINY)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "picie" in results["seeds"] and "largest_class" in results
+    with pytest.raises(ValueError, match="--merge and --skip-chictopia are of ATR's pictures"):
+        evaluate_c2l(tmp_path / "run", skip_chictopia=True)

@@ -153,7 +153,7 @@ def test_warm_up_and_cosine():
         ),
         (
             {"dataset": "ucf101"},
-            "dataset must be one of kinetics, vggsound, folder, which have sound; got 'ucf101'",
+            "dataset must be one of kinetics, vggsound, folder; got 'ucf101'",
         ),
         ({"evaluate": "some"}, "evaluate must be none, retrieval or all; got 'some'"),
         ({"split": "train"}, "split must be val or test for kinetics; got 'train'"),

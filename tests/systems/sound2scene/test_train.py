@@ -533,7 +533,10 @@ def test_generators_that_can_not_be_trained(data, tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "pictures"}, "dataset = pictures has no sound"),
+        (
+            {"dataset": "pictures"},
+            "dataset must be one of kinetics, vggsound, folder, vegas, pairs; got 'pictures'",
+        ),
         ({"set": [*SOUNDS, "batch=64"]}, "32 scenes to train on are fewer than a batch of 64"),
     ],
 )

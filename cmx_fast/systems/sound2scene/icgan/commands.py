@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.names import SCENES
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
@@ -22,6 +23,7 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
+    layouts,
 )
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.train.settings import changes
@@ -29,7 +31,7 @@ from cmx_fast.train.settings import changes
 
 def train_icgan(
     data: Annotated[Path, typer.Option(help="Pictures or videos.")],
-    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(SCENES)}.")] = "pictures",
+    dataset: Annotated[str | None, typer.Option(help=layouts(SCENES))] = None,
     out: Out = Path("runs/icgan"),
     preset: Preset = "paper",
     picture_encoder: Annotated[
@@ -43,7 +45,7 @@ def train_icgan(
     precision: Precision = "fp32",
     compile: Compile = False,
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, ICGANRecipe] = [],  # noqa: B006
 ) -> None:
     """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
 
@@ -55,6 +57,7 @@ def train_icgan(
     --batch-size is the generator's; the small encoder has encoder_batch. The learning rates are generator_lr,
     discriminator_lr and encoder_lr.
     """
+    dataset = layout_of(dataset, data, SCENES)
     recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe, batch=batch_size))
     if encoder is not None:
         if picture_encoder is not None:

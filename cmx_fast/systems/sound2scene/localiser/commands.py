@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.data.sets.layouts import layout_of
 from cmx_fast.data.sets.names import SOUNDING_OBJECTS, VIDEO_SCENES
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.options import (
@@ -22,6 +23,7 @@ from cmx_fast.options import (
     Seed,
     Set,
     Workers,
+    layouts,
 )
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.settings import changes
@@ -29,9 +31,7 @@ from cmx_fast.train.settings import changes
 
 def train_localiser(
     data: Annotated[Path, typer.Option(help="Videos with sound.")],
-    dataset: Annotated[
-        str, typer.Option(help=f"Layout of the data: {', '.join(VIDEO_SCENES)}.")
-    ] = "vggsound",
+    dataset: Annotated[str | None, typer.Option(help=layouts(VIDEO_SCENES))] = None,
     out: Out = Path("runs/localiser"),
     preset: Preset = "paper",
     picture_weights: Annotated[
@@ -44,13 +44,10 @@ def train_localiser(
     workers: Workers = None,
     precision: Precision = "fp32",
     resume: Resume = False,
-    set: Set = [],  # noqa: B006
+    set: Annotated[Set, LocaliserRecipe] = [],  # noqa: B006
 ) -> None:
     """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
-    if dataset not in VIDEO_SCENES:
-        raise ValueError(
-            f"dataset must be one of {', '.join(VIDEO_SCENES)}, which have videos; got {dataset!r}"
-        )
+    dataset = layout_of(dataset, data, VIDEO_SCENES)
     recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe, batch=batch_size, lr=lr))
 
     from cmx_fast.data.loaders.scene_batches import SceneData
