@@ -41,8 +41,8 @@ class Embedder(Protocol):
 def open_embedder(run: Path | str, *, model: str | None = None, seed: int | None = None) -> Embedder:
     """Open the embedder of a finished run folder, on the GPU if there is one.
 
-    Args, Raises:
-        as :func:`cmx_fast.train.trained_model.open_trained`.
+    Raises:
+        as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
     embedder: Embedder = open_trained(run, EMBEDDERS, "embed files", model=model, seed=seed)
     return embedder

@@ -17,8 +17,8 @@ SEGMENTERS = {
 def open_segmenter(run: Path | str, *, model: str | None = None, seed: int | None = None) -> PictureSegmenter:
     """Open the segmenter of a finished run folder, on the GPU if there is one.
 
-    Args, Raises:
-        as :func:`cmx_fast.train.trained_model.open_trained`.
+    Raises:
+        as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
     segmenter: PictureSegmenter = open_trained(run, SEGMENTERS, "segment pictures", model=model, seed=seed)
     return segmenter
