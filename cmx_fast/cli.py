@@ -147,6 +147,10 @@ COMMANDS = {
         "cmx_fast.segment.commands:segment",
         "Your own pictures as label maps by a trained run; overlays, a table and a page.",
     ),
+    ("demo-page",): (
+        "cmx_fast.demo.commands:demo_page",
+        "A local web page where a dropped file finds the nearest of the indexed ones, or is segmented.",
+    ),
     ("gradcam",): (
         "cmx_fast.explain.commands:gradcam",
         "The pixels and the parts of a sound that their similarity comes from, as a PNG.",

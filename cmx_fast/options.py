@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -82,7 +82,7 @@ RunSeed = Annotated[int | None, typer.Option(help="Seed of the run's model; defa
 RunData = Annotated[Path | None, typer.Option(help="Data in the run's layout; default: the run's.")]
 
 
-def layout(choices: Iterable[str]) -> Any:
+def layout(choices: Sequence[str]) -> Any:
     """The option ``--dataset`` of a command that takes these layouts."""
     return typer.Option(
         help=f"Layout of the data: {', '.join(choices)}; default: recognised by its lists and folders.",

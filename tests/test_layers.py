@@ -34,6 +34,7 @@ LAW = {
     },
     # Which system embeds or segments is looked up by name when a run is opened.
     "search": {"data", "evaluate", "networks", "systems", "train"},
+    "demo": {"data", "evaluate", "search", "segment", "train"},
     "explain": {"data", "evaluate", "systems", "train"},
     "segment": {"data", "evaluate", "search", "systems", "train"},
     "benchmarks": {

@@ -26,7 +26,7 @@ def kinds(path: tuple[str, ...]) -> dict[str, object]:
 TRAINING = [path for path in cli.COMMANDS if path[0] == "train"] + [("evaluate", "finetune")]
 each_training = pytest.mark.parametrize("path", TRAINING, ids=" ".join)
 NEEDED = {
-    "data": Path("none"),
+    "data": Path(__file__).parent,  # of no layout, so a folder
     "encoder": "efficientnet-lite0",
     "icgan": Path("none"),
     "run": Path("none"),

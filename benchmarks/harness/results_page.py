@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..device import roofline
-from . import report
+from . import recordings_table, report
 from .provider import OURS
 from .registry import CASES, DEVICE_CASES
 
@@ -312,6 +312,9 @@ def write(results: Path, page_path: Path) -> str:
         if of_steps.exists():
             lines += _steps(json.loads(of_steps.read_text()), page_path)
         lines += _versions(document["machine"])
+    of_recordings = results / "recordings" / "systems.json"
+    if of_recordings.exists():
+        lines += recordings_table.lines(json.loads(of_recordings.read_text()))
     text = "\n".join(lines).rstrip() + "\n"
     page_path.write_text(text)
     return text

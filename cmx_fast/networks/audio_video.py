@@ -137,12 +137,16 @@ class ResNet9(nn.Module):
         )
         return self.block(inner, 2 * inner, 2, shortcut)
 
-    def forward(self, spectrograms: Tensor) -> Tensor:
+    def maps(self, spectrograms: Tensor) -> list[Tensor]:
+        """The output of the stem and of each stage, finest first: (B, C, F', T'); the last one is the encoder's."""
         *early, last = self.stages
-        x = self.stem(spectrograms)
+        maps = [self.stem(spectrograms)]
         for stage in early:
-            x = stage(x)
-        return last(self.non_local(x))
+            maps.append(stage(maps[-1]))
+        return [*maps, last(self.non_local(maps[-1]))]
+
+    def forward(self, spectrograms: Tensor) -> Tensor:
+        return self.maps(spectrograms)[-1]
 
 
 class ResNet18(ResNet):

@@ -43,8 +43,8 @@ def open_embedder(
 ) -> Embedder:
     """Open the embedder of a finished run folder.
 
-    Args, Raises:
-        as :func:`cmx_fast.train.trained_model.open_trained`.
+    Raises:
+        as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
     embedder: Embedder = open_trained(run, EMBEDDERS, "embed files", model=model, seed=seed, device=device)
     return embedder

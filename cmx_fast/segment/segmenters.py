@@ -19,8 +19,8 @@ def open_segmenter(
 ) -> PictureSegmenter:
     """Open the segmenter of a finished run folder.
 
-    Args, Raises:
-        as :func:`cmx_fast.train.trained_model.open_trained`.
+    Raises:
+        as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
     segmenter: PictureSegmenter = open_trained(
         run, SEGMENTERS, "segment pictures", model=model, seed=seed, device=device

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from cmx_fast.benchmarks.harness import machine, report, results_page
+from cmx_fast.benchmarks.harness import machine, recordings_table, report, results_page
 from cmx_fast.benchmarks.harness.measure import measure
 from cmx_fast.benchmarks.harness.provider import OURS
 from cmx_fast.benchmarks.harness.registry import CASES
@@ -89,6 +89,29 @@ def test_the_committed_page_is_of_the_committed_results(tmp_path):
     assert made == (results_page.ROOT / "docs" / "results.md").read_text(), (
         "python -m benchmarks.harness.results_page"
     )
+
+
+def test_the_systems_figures_are_those_of_their_pages(tmp_path):
+    """Every figure of the table on real recordings stands in the section of the page that its row links."""
+    docs = results_page.ROOT / "docs"
+    path = results_page.ROOT / "benchmarks" / "results" / "recordings" / "systems.json"
+    rows = json.loads(path.read_text())["rows"]
+    assert {row["system"] for row in rows} == {"C2L", "CSIR", "CMAC", "Sound2Scene"}
+    for row in rows:
+        page, _, anchor = row["page"].partition("#")
+        title = next(
+            line
+            for line in (docs / page).read_text().splitlines()
+            if line.startswith("#") and line.lstrip("# ").lower().replace(" ", "-") == anchor
+        )
+        section = (docs / page).read_text().partition(f"{title}\n")[2].partition("\n###")[0]
+        for kind in ("method", "baselines", "chance"):
+            for name, figure in row[kind].items():
+                assert recordings_table.written(figure) in section, (row["page"], row["measure"], name)
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "systems.json").write_text(path.read_text())
+    text = results_page.write(tmp_path, tmp_path / "docs.md")
+    assert "## On real recordings" in text and text.count("](systems/") == len(rows)
 
 
 def test_the_readme_s_table_is_of_the_committed_results(tmp_path):

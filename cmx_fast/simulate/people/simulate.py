@@ -37,7 +37,7 @@ def write_people(folder: Path, people: int, size: int, *, seed: int, workers: in
     with ProcessPoolExecutor(min(workers, people), mp_context=get_context("spawn")) as pool:
         for _ in track(pool.map(write, range(people), chunksize=8), "people", total=people):
             pass
-    train, val = people * 4 // 5, max(1, people // 20)
+    train, val = min(people * 4 // 5, people - 2), max(1, people // 20)  # every part has one at least
     parts = {"train": range(train), "val": range(train, train + val), "test": range(train + val, people)}
     for split, indices in parts.items():
         (folder / f"{split}_id.txt").write_text("".join(f"{index + 1}_1\n" for index in indices))

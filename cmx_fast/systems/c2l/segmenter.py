@@ -44,7 +44,7 @@ class C2LSegmenter(PictureSegmenter):
     SYSTEM = "C2L"
     PAPER = "Zhang et al., Contrastive and Consistent Learning for Unsupervised Human Parsing"
     LIMITS = (
-        "Clusters are found without masks; their classes are those that they meet most on the run's held-out pictures. "
+        "Clusters are found without masks; named ones have the class that they meet most in the run's held-out masks. "
         "Pictures are stretched to one square, so people much smaller or larger than in training are seen worse."
     )
 

@@ -257,8 +257,22 @@ def evaluate_linear(
     ] = "cmac",
     pool: Annotated[
         str,
-        typer.Option(help="Features: mean of the encoder's maps, or bands: mean and deviation over time."),
+        typer.Option(
+            help="Features: mean of the encoder's maps; bands, mean and deviation over time in each row of them; or "
+            "levels, mean and deviation over time and over frequency of all stages but the last.",
+            autocompletion=words(*POOLS),
+        ),
     ] = "mean",
+    machine: Annotated[
+        str,
+        typer.Option(
+            help="Classifier: svm, or ridge (least squares; quick with many features).",
+            autocompletion=words("svm", "ridge"),
+        ),
+    ] = "svm",
+    supervised: Annotated[
+        bool, typer.Option("--supervised", help="Train the encoder on each fold's labelled sounds first.")
+    ] = False,
     seed: RunSeed = None,
     device: Device = None,
 ) -> None:
@@ -266,10 +280,10 @@ def evaluate_linear(
 
     It is trained on clips; a held-out sound's class is that of its clips' mean decision. Two baselines need no
     training: "scratch", the encoder with the seed's first weights, and "log-mel", means and deviations over time of
-    the log filterbank.
+    the log filterbank. A third, --supervised, trains the model's encoder on the labels of the training sounds.
     """
     if pool not in POOLS:
-        raise ValueError(f"pool must be {' or '.join(POOLS)}; got {pool!r}")
+        raise ValueError(f"pool must be {', '.join(POOLS[:-1])} or {POOLS[-1]}; got {pool!r}")
 
     from cmx_fast.systems.cmac.downstream import SoundClassification, adapters, open_model, report
     from cmx_fast.train.fabric import chosen_device
@@ -277,11 +291,18 @@ def evaluate_linear(
     network, mixed = open_model(run, model, seed, chosen_device(device), UNTRAINED)
     splits = adapters(AUDIO_SETS, dataset, data, fold)
     classification = SoundClassification(
-        network, dataset, log_mel=model == "log-mel", bands=pool == "bands", mixed=mixed
+        network,
+        dataset,
+        log_mel=model == "log-mel",
+        pool=pool,
+        machine=machine,
+        supervised_seed=(seed or 0) if supervised else None,
+        mixed=mixed,
     )
     folds, counts = zip(*(classification.measure(train, test) for train, test in splits), strict=True)
-    title = f"{dataset}, {model}: classes by a linear classifier, %"
-    report(run, f"linear-{dataset}-{model}", title, folds, counts)
+    name = f"{model}-supervised" if supervised else model
+    title = f"{dataset}, {name}: classes by a linear classifier, %"
+    report(run, f"linear-{dataset}-{name}", title, folds, counts)
 
 
 def evaluate_finetune(

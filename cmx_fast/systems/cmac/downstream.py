@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -15,17 +16,18 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from cmx_fast._extras import require
 from cmx_fast.data.media.decode import read_wave
-from cmx_fast.data.media.files import audio_problem
 from cmx_fast.data.sets.recordings import Recordings
 from cmx_fast.data.sets.video_sets import held_out
-from cmx_fast.evaluate.linear import classify
+from cmx_fast.evaluate.linear import MACHINES, classify
 from cmx_fast.evaluate.retrieval import hits, rank
 from cmx_fast.evaluate.summary import new_table
+from cmx_fast.networks.audio_video import ResNet9
 from cmx_fast.systems.cmac.evaluation import new_model
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.systems.cmac.sounds import cut, playable
+from cmx_fast.systems.cmac.supervised import train_encoder
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.run_folder import RunFolder
 
@@ -100,15 +102,31 @@ class SoundClassification:
 
     Args:
         log_mel: describe sounds by the log filterbank instead of the encoder.
-        bands: pool by mean and deviation over time; else by the mean.
+        pool: of :func:`encoder_features`. machine: of :func:`cmx_fast.evaluate.linear.classify`.
+        supervised_seed: train the encoder on the labels of each fold's training sounds first, from this seed.
         mixed: of :func:`sound_features`.
+
+    Raises:
+        ValueError: an unknown machine; or a seed with ``log_mel``, which has no encoder to train.
     """
 
-    def __init__(self, model: CMAC, dataset: str, *, log_mel: bool, bands: bool, mixed: bool):
-        self.model, self.mixed = model, mixed
-        self.describe = functools.partial(
-            log_mel_features if log_mel else encoder_features, model, bands=bands
-        )
+    def __init__(
+        self,
+        model: CMAC,
+        dataset: str,
+        *,
+        log_mel: bool,
+        pool: str,
+        machine: str,
+        supervised_seed: int | None,
+        mixed: bool,
+    ):
+        if machine not in MACHINES:
+            raise ValueError(f"machine must be {' or '.join(MACHINES)}; got {machine!r}")
+        if supervised_seed is not None and log_mel:
+            raise ValueError("supervised needs a model with an encoder; log-mel has none")
+        self.model, self.mixed, self.machine, self.supervised_seed = model, mixed, machine, supervised_seed
+        self.features = functools.partial(log_mel_features if log_mel else encoder_features, pool=pool)
         self.clips, self.seconds = SOUND_CLIPS[dataset]
         self._known: dict[Path, Tensor] = {}
 
@@ -116,13 +134,19 @@ class SoundClassification:
         self, train: Recordings, test: Recordings
     ) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
         """The accuracy on a fold's test part, beside "chance", the share of its largest class; and sounds by part."""
+        network, known = self.model, self._known
+        if self.supervised_seed is not None:
+            network, known = copy.deepcopy(self.model), {}
+            train_encoder(network, train, self.seconds, self.supervised_seed)
+        describe = functools.partial(self.features, network)
         (rows, labels), (held, held_labels) = (
-            sound_features(
-                self.model, self.describe, split, self.clips, self.seconds, self._known, mixed=self.mixed
-            )
+            sound_features(network, describe, split, self.clips, self.seconds, known, mixed=self.mixed)
             for split in (train, test)
         )
-        values = classify(rows.flatten(0, 1), labels.repeat_interleave(self.clips), held.flatten(0, 1))
+        sound = torch.arange(len(labels)).repeat_interleave(self.clips)
+        values = classify(
+            rows.flatten(0, 1), labels[sound], held.flatten(0, 1), groups=sound, machine=self.machine
+        )
         right = values.unflatten(0, (-1, self.clips)).mean(1).argmax(1) == held_labels
         largest = float(held_labels.bincount().max() / len(held_labels))
         return {"accuracy": float(right.double().mean()), "chance": largest}, {
@@ -131,14 +155,23 @@ class SoundClassification:
         }
 
 
-def encoder_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
-    """Features (B, D) of sounds by the audio encoder: unit vectors of its maps' means, or ``bands``."""
-    maps = model.audio.encoder(model.spectrogram(waves)).float()
-    return over_time(maps) if bands else F.normalize(maps.flatten(2).mean(2), dim=1)
+def encoder_features(model: CMAC, waves: Tensor, *, pool: str) -> Tensor:
+    """Features (B, D) of sounds by the audio encoder, pooled in one of :data:`POOLS`; means are unit vectors.
+
+    "levels" leaves out the last stage, which has half of all channels and is the most of the task that it was trained
+    on.
+    """
+    encoder = model.audio.encoder
+    assert isinstance(encoder, ResNet9)
+    levels = encoder.maps(model.spectrogram(waves))
+    if pool == "levels":
+        return torch.cat([over_time_and_frequency(maps) for maps in levels[:-1]], 1)
+    last = levels[-1].float()
+    return over_time(last) if pool == "bands" else F.normalize(last.flatten(2).mean(2), dim=1)
 
 
-def log_mel_features(model: CMAC, waves: Tensor, *, bands: bool) -> Tensor:
-    """Means and deviations over time (B, 2 filters) of the log filterbank."""
+def log_mel_features(model: CMAC, waves: Tensor, *, pool: str) -> Tensor:
+    """Means and deviations over time (B, 2 filters) of the log filterbank, whatever the pool."""
     return over_time(model.filterbank(waves)[:, None])
 
 
@@ -146,6 +179,13 @@ def over_time(maps: Tensor) -> Tensor:
     """Means and deviations over the last dimension, time, of maps (B, C, F, T): (B, 2 C F)."""
     deviations, means = torch.std_mean(maps.float(), 3, correction=0)
     return torch.cat([means, deviations], 1).flatten(1)
+
+
+def over_time_and_frequency(maps: Tensor) -> Tensor:
+    """Three numbers of every channel of maps (B, C, F, T), so (B, 3 C): the mean, the deviation over time (averaged
+    over frequency), and the deviation over frequency of the means over time."""
+    deviations, means = torch.std_mean(maps.float(), 3, correction=0)
+    return torch.cat([means.mean(2), deviations.mean(2), means.std(2, correction=0)], 1)
 
 
 @torch.no_grad()
@@ -165,7 +205,6 @@ def sound_features(
     file, as folds share their sounds. Sounds that can't be read or are shorter than a clip are left out, and named on
     the standard error stream.
     """
-    soundfile = require("soundfile", "media")
     rate = model.recipe.sample_rate
     device = model.filterbank.bands.device
     rows, labels, skipped = [], [], list(recordings.skipped)
@@ -174,15 +213,13 @@ def sound_features(
             rows.append(known[entry.path])
             labels.append(entry.label)
             continue
-        problem = audio_problem(entry.path)
-        length = 0.0 if problem else soundfile.info(entry.path).duration
-        if problem is None and length < seconds:
-            problem = f"too short: {length:.2f} s, clips need {seconds:g} s"
+        length, problem = playable(entry.path, seconds)
         if problem is not None:
             skipped.append((entry.path, problem))
             continue
-        starts = torch.linspace(0, length - seconds, count).tolist()
-        waves = torch.stack([read_wave(entry.path, start, seconds, rate) for start in starts]).to(device)
+        wave = read_wave(entry.path, 0.0, length, rate)
+        starts = (torch.linspace(0, length - seconds, count) * rate).round().long().tolist()
+        waves = torch.stack([cut(wave, start, round(seconds * rate)) for start in starts]).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             known[entry.path] = describe(waves).float().cpu()
         rows.append(known[entry.path])

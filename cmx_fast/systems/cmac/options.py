@@ -20,7 +20,7 @@ NAMES = {
     "cmac": ("CMAC", "CMAC"),
 }
 #: Models that ``cmx evaluate linear`` knows without training, and the ways in which it pools an encoder's maps.
-UNTRAINED, POOLS = ("scratch", "log-mel"), ("mean", "bands")
+UNTRAINED, POOLS = ("scratch", "log-mel"), ("mean", "bands", "levels")
 
 Models = Annotated[
     list[str],

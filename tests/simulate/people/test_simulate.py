@@ -39,6 +39,8 @@ def test_same_seed_same_files_whatever_the_processes(people, tmp_path):
     simulate_people(tmp_path / "other", people=5, size=48, seed=1)
     name = "humanparsing/JPEGImages/1_1.jpg"
     assert (tmp_path / "other" / name).read_bytes() != (people / name).read_bytes()
+    few = [(tmp_path / "other" / f"{split}_id.txt").read_text().split() for split in ("train", "val", "test")]
+    assert [len(names) for names in few] == [3, 1, 1]
 
 
 def test_masks_lie_where_the_parts_are_drawn():

@@ -16,9 +16,11 @@ import soundfile
 from interruptions import assert_same_run, train_through_stops
 from video_files import write_video
 
+from cmx_fast.data.sets.audio_sets import esc50
 from cmx_fast.networks.weights import save
+from cmx_fast.systems.cmac import supervised
 from cmx_fast.systems.cmac.commands import evaluate_finetune, evaluate_linear, evaluate_retrieval
-from cmx_fast.systems.cmac.downstream import nearest, open_model, over_time
+from cmx_fast.systems.cmac.downstream import nearest, open_model, over_time, over_time_and_frequency
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe, FinetuneRecipe
 
@@ -123,18 +125,44 @@ def test_linear_classification_of_sounds_over_five_folds(run, tmp_path, capsys):
 def test_baselines_of_linear_classification(run, tmp_path):
     write_sounds(tmp_path)
     accuracies = {}
-    for model, pool in (("scratch", "mean"), ("log-mel", "mean"), ("cmac", "bands")):
-        evaluate_linear(run, tmp_path, fold=1, model=model, pool=pool)
+    for model, pool in (("scratch", "levels"), ("log-mel", "mean"), ("cmac", "bands")):
+        evaluate_linear(run, tmp_path, fold=1, model=model, pool=pool, machine="ridge")
         accuracies[model] = json.loads((run / f"linear-esc50-{model}.json").read_text())["mean"]["accuracy"]
     assert accuracies == {"scratch": 1.0, "log-mel": 1.0, "cmac": 1.0}
     maps = torch.arange(24.0).reshape(1, 2, 3, 4)
     features = over_time(maps)
     assert features.shape == (1, 12) and features[0, :6].tolist() == [1.5, 5.5, 9.5, 13.5, 17.5, 21.5]
     torch.testing.assert_close(features[0, 6:], torch.full((6,), 1.25**0.5))
-    with pytest.raises(ValueError, match="pool must be mean or bands; got 'max'"):
+    three = over_time_and_frequency(maps)[0].reshape(3, 2).T
+    torch.testing.assert_close(
+        three, torch.tensor([[5.5, 1.25**0.5, (32 / 3) ** 0.5], [17.5, 1.25**0.5, (32 / 3) ** 0.5]])
+    )
+    with pytest.raises(ValueError, match="pool must be mean, bands or levels; got 'max'"):
         evaluate_linear(run, tmp_path, pool="max")
+    with pytest.raises(ValueError, match="machine must be svm or ridge; got 'tree'"):
+        evaluate_linear(run, tmp_path, machine="tree")
+    with pytest.raises(ValueError, match="supervised needs a model with an encoder; log-mel has none"):
+        evaluate_linear(run, tmp_path, model="log-mel", supervised=True)
     with pytest.raises(ValueError, match="model must be one of the run's cmac, scratch, log-mel; got 'x'"):
         evaluate_linear(run, tmp_path, model="x")
+
+
+def test_an_encoder_trained_on_each_fold_s_labels(run, tmp_path, monkeypatch):
+    write_sounds(tmp_path)
+    monkeypatch.setattr(supervised, "EPOCHS", 2)
+    evaluate_linear(run, tmp_path, fold=1, model="scratch", supervised=True, machine="ridge")
+    result = json.loads((run / "linear-esc50-scratch-supervised.json").read_text())
+    assert result["mean"]["accuracy"] == 1.0
+    trained = []
+    for _ in range(2):
+        model, _ = open_model(run, "cmac", 0, "cpu")
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        supervised.train_encoder(model, esc50(tmp_path, "train", 1), 2.0, 0)
+        after = model.state_dict()
+        changed = {name for name in before if not before[name].equal(after[name])}
+        assert changed and all(name.startswith("audio.encoder.") for name in changed) and not model.training
+        trained.append(after)
+    assert all(trained[0][name].equal(trained[1][name]) for name in trained[0])  # the same twice
 
 
 def test_linear_classification_of_scenes_in_both_protocols(run, tmp_path):

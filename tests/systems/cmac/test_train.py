@@ -156,7 +156,7 @@ def test_warm_up_and_cosine():
             "dataset must be one of kinetics, vggsound, folder; got 'ucf101'",
         ),
         ({"evaluate": "some"}, "evaluate must be none, retrieval or all; got 'some'"),
-        ({"split": "train"}, "split must be val or test for kinetics; got 'train'"),
+        ({"dataset": "kinetics", "split": "train"}, "split must be val or test for kinetics; got 'train'"),
         ({"set": ["levels=9", "lr"]}, "--set takes NAME=VALUE; got 'lr'"),
     ],
 )

@@ -13,6 +13,7 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from picture_sets import write_classes, write_cub, write_masked, write_voc, write_voc_objects
 from torchvision.models import shufflenet_v2_x0_5
 
+from cmx_fast.segment.segmenters import open_segmenter
 from cmx_fast.systems.recognition.commands import (
     evaluate_classify,
     evaluate_detect,
@@ -180,7 +181,8 @@ def test_an_encoder_that_learns_changes_with_the_head(people, encoder, tmp_path)
     before = torch.load(encoder.partition("=")[2], weights_only=True)
     learnt = state["encoder.trunk.model.conv1.0.weight"]
     assert not learnt.equal(before["conv1.0.weight"])
-    segmenter = RecognitionSegmenter.from_run(tmp_path / "run")
+    segmenter = open_segmenter(tmp_path / "run")
+    assert isinstance(segmenter, RecognitionSegmenter) and segmenter.origin["model"] == "se"
     assert segmenter.encoder.trunk.model.conv1[0].weight.equal(learnt.to(segmenter.device))
     assert segmenter.segment(torch.rand(2, 3, 20, 50)).shape == (2, 20, 50)
 
