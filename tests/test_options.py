@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import typing
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ def function(path: tuple[str, ...]):
 
 
 def kinds(path: tuple[str, ...]) -> dict[str, object]:
-    return typing.get_type_hints(function(path), include_extras=True)
+    parameters = inspect.signature(function(path), eval_str=True).parameters
+    return {name: parameter.annotation for name, parameter in parameters.items()}
 
 
 TRAINING = [path for path in cli.COMMANDS if path[0] == "train"] + [("evaluate", "finetune")]

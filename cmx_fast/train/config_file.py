@@ -24,8 +24,14 @@ OF_RUN = {"models": ("model", "attention")}
 
 def recipe_of(command: Command) -> type[Checked] | None:
     """The recipe that a command's ``--set`` changes, as its annotation says; None: it has none."""
-    kind = typing.get_type_hints(command, include_extras=True).get("set")
-    return next((known for known in typing.get_args(kind) if isinstance(known, type)), None)
+    _, *described = typing.get_args(_annotations(command).get("set")) or (None,)
+    return next((one for one in described if isinstance(one, type) and issubclass(one, Checked)), None)
+
+
+def _annotations(command: Command) -> dict[str, Any]:
+    """Those of the parameters as they are written; get_type_hints makes some optional before Python 3.11."""
+    signature = inspect.signature(command, eval_str=True)
+    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
 
 
 def with_config(command: Command, name: str) -> Command:
@@ -96,8 +102,7 @@ def read_config(file: Path, command: Command, name: str) -> tuple[dict[str, Any]
     entries = _entries(file)
     recipe = recipe_of(command)
     assert recipe is not None
-    kinds = typing.get_type_hints(command, include_extras=True)
-    kinds.pop("return", None)
+    kinds = _annotations(command)
     if "command" in entries and "recipe" in entries:
         entries = _of_run(file, entries, recipe, kinds, name)
     options: dict[str, Any] = {}
