@@ -68,10 +68,11 @@ demo-people: build
 test: build
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n $(PROCESSES) --dist loadfile
 
-# The examples and drop-ins of packages that make test does without: sentence-transformers, transformers, accelerate.
+# What needs packages that make test does without: sentence-transformers, transformers, accelerate, datasets.
 test-examples: build
 	$(PIP) -q --no-build-isolation -e '.[$(EXTRAS),examples]'
-	OMP_WAIT_POLICY=passive $(BIN)/pytest tests/examples tests/losses/test_sentence_transformers.py tests/test_patch.py
+	OMP_WAIT_POLICY=passive $(BIN)/pytest tests/examples tests/losses/test_sentence_transformers.py tests/test_patch.py \
+		tests/prepare/test_packed.py
 
 # What TorchCodec changes, where it finds FFmpeg's libraries; make test runs the same without them.
 MEDIA_TESTS := tests/data tests/benchmarks/test_media.py tests/benchmarks/test_media_soak.py \

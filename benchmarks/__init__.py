@@ -4,7 +4,3 @@
 measures small cases under pytest-benchmark; ``python -m benchmarks.device`` is the suite for a GPU;
 ``cmx bench data DIR`` loads your own media files beside plain loops.
 """
-
-from cmx_fast._extras import TRAIN, require_all
-
-require_all(TRAIN, "train")

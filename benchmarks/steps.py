@@ -10,22 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
 import statistics
 from collections.abc import Callable, Iterator
-from datetime import date
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from cmx_fast.train.loop import gather, set_up_optimizer
-from cmx_fast.train.options import PRECISIONS, new_fabric
 
-from .harness import machine, memory, timing
+from .harness import memory, timing
 from .harness.provider import OURS
 from .systems import SYSTEMS, System, formulas_only
 
@@ -201,51 +196,3 @@ def table(record: dict[str, Any]) -> str:
     if len(rows) == 2:
         lines.append(f"  {'':10}{rows[0]['ms'] / rows[1]['ms']:.2f} times as fast as with formulas")
     return "\n".join(lines)
-
-
-def bench_steps(
-    systems: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(SYSTEMS)}; default all.")] = None,
-    preset: Annotated[str, typer.Option(help="paper or demo; default paper on a GPU, else demo.")] = "",
-    batch: Annotated[int, typer.Option(min=0, help="Samples of a step; 0: the preset's.")] = 0,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (mixed).")] = "fp32",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each contender.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-    out: Annotated[Path | None, typer.Option(help="Folder for steps/<machine>.json.")] = None,
-) -> None:
-    """Time whole training steps, and each part of them, with the kernels and with the formulas."""
-    unknown = [name for name in systems or [] if name not in SYSTEMS]
-    if unknown:
-        raise typer.BadParameter(f"systems are {', '.join(SYSTEMS)}; got {', '.join(unknown)}")
-    if precision not in PRECISIONS:
-        raise typer.BadParameter(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    torch.set_num_threads(threads)
-    fabric = new_fabric(precision)
-    preset = preset or ("paper" if fabric.device.type == "cuda" else "demo")
-    if preset not in ("paper", "demo"):
-        raise typer.BadParameter(f"preset must be paper or demo; got {preset!r}")
-    about = machine.describe(fabric.device.type)
-    print(f"{about.get('gpu') or about['cpu']}, {threads} CPU threads, torch {about['torch']}")
-    print(f"{preset} sizes, {precision}{', torch.compile' if compile else ''}; peak: beyond weights and data")
-    records, differ = {}, False
-    for name in systems or SYSTEMS:
-        record = measure(
-            name, preset, fabric, batch=batch or None, precision=precision, compile=compile, rounds=rounds
-        )
-        records[name] = record
-        differ |= "differ" in record
-        print(f"\n{table(record)}", flush=True)
-        gc.collect()
-    if out is not None:
-        path = out / "steps" / f"{about['name']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"preset": preset, "precision": precision, "compile": compile}
-        document = {"machine": about, "date": date.today().isoformat(), **settings, "systems": records}
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        print(f"\n{path}")
-    if differ:
-        raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    typer.run(bench_steps)

@@ -38,6 +38,7 @@ TRAIN = (
     "torchaudio",
     "torchvision",
     "typer",
+    "yaml",
 )
 
 

@@ -10,13 +10,10 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import cmx_fast
-from cmx_fast import ops
-from cmx_fast.ops._implementations import CUDA_OPERATORS
 
 WIDTH = 100
 # name shown, module, distributions that carry it, extra that brings it
@@ -44,6 +41,8 @@ def _version(*distributions: str) -> str | None:
 
 def versions() -> Iterator[tuple[str, str]]:
     """The names and versions of the package, Python, PyTorch and their devices."""
+    import torch
+
     yield "cmx_fast", cmx_fast.__version__
     yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
@@ -60,6 +59,7 @@ def native_build() -> Iterator[tuple[str, str]]:
         yield "cmx_fast._C", "not built (pure-Python install): every operator runs its PyTorch reference"
         return
     from cmx_fast import _host
+    from cmx_fast.ops._implementations import CUDA_OPERATORS
 
     build, features = _host.build_info(), _host.cpu_features()
     yield "compiler", f"{build['compiler']} {build['flags']}"
@@ -111,6 +111,8 @@ def gpu_results() -> dict[str, set[str]]:
 
 def operators() -> Iterator[tuple[str, str, str, str]]:
     """Each operator and device, with the implementation that ``impl="auto"`` takes there and the reason."""
+    from cmx_fast import ops
+
     measured = gpu_results()
     for op, devices in ops.implementations().items():
         for device, (chosen, reason) in devices.items():

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cmx_fast.train.options import Set, changes
+from cmx_fast.options import Set, words
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.recipe_words import recipe_words
+from cmx_fast.train.settings import changes
 
 #: The recipe of each command that trains a system.
 RECIPES = {
@@ -27,7 +28,12 @@ RECIPES = {
 
 
 def print_recipe(
-    system: Annotated[str, typer.Argument(help=f"System: {', '.join(RECIPES)}.", show_default=False)],
+    system: Annotated[
+        str,
+        typer.Argument(
+            help=f"System: {', '.join(RECIPES)}.", show_default=False, autocompletion=words(*RECIPES)
+        ),
+    ],
     preset: Annotated[str, typer.Option(help="Preset: paper, demo, or another of the system's.")] = "paper",
     set: Set = [],  # noqa: B006
 ) -> None:
@@ -52,16 +58,16 @@ def recipe_table(recipe: Presets, title: str) -> Table:
     defaults, section = type(recipe)(), None
     if recipe == defaults:
         table.columns.pop(1)
-    for name, words in recipe_words(type(recipe)).items():
-        if words.section != section:
+    for name, field in recipe_words(type(recipe)).items():
+        if field.section != section:
             if section is not None:
                 table.add_section()
-            section = words.section
+            section = field.section
             table.add_row(*[""] * (len(table.columns) - 1), f"[bold]{escape(section)}[/bold]")
         value, default = getattr(recipe, name), getattr(defaults, name)
         changed = f"[bold]{_shown(value)}[/bold]" if value != default else "="
         shown = [changed] * (recipe != defaults) + [_shown(default)]
-        table.add_row(name, *shown, ", ".join(words.sources), escape(words.meaning))
+        table.add_row(name, *shown, ", ".join(field.sources), escape(field.meaning))
     return table
 
 

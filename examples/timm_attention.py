@@ -14,8 +14,7 @@ def main(attention=CBAM, steps=8):
         num_classes=4,
         channels=(16, 16, 32, 32),
         stem_width=16,
-        # timm hands its layers a device and a dtype, too.
-        block_args={"attn_layer": lambda channels, **_: attention(channels)},
+        block_args={"attn_layer": attention},
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     labels = torch.arange(16) % 4

@@ -50,8 +50,7 @@ def forwarded(monkeypatch):
 
     module.record = record
     monkeypatch.setitem(sys.modules, "fake_commands", module)
-    command = next(c for c in cli.app.registered_commands if c.name == "info")
-    monkeypatch.setattr(command, "callback", cli._forward("fake_commands:record"))
+    monkeypatch.setitem(cli.COMMANDS, ("info",), ("fake_commands:record", "Records."))
     return calls
 
 

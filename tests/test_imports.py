@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import cmx_fast
+from cmx_fast.cli import COMMANDS
+from cmx_fast.recipe import RECIPES
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +33,15 @@ def test_the_overview_of_commands_needs_no_torch():
     code = "import sys\nfrom cmx_fast.cli import app\napp(['--help'], standalone_mode=False)\n"
     code += "print('torch' in sys.modules)"
     assert (done := run(code)).stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_the_options_of_every_command_are_read_without_torch():
+    modules = "\n".join(f"import {target.partition(':')[0]}" for target, _ in COMMANDS.values())
+    assert not imported(modules) & {"torch", "torchvision", "lightning_fabric", "scipy", "sklearn"}
+
+
+def test_every_recipe_is_read_without_torch():
+    assert "torch" not in imported("\n".join(f"import {kind.partition(':')[0]}" for kind in RECIPES.values()))
 
 
 def test_losses_import_neither_dynamo_nor_an_extra():

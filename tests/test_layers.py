@@ -32,8 +32,11 @@ LAW = {
     "systems": {
         "cluster", "data", "distributed", "evaluate", "losses", "networks", "nn", "ops", "simulate", "train",
     },
-    # Which system embeds is looked up by name when a run is opened.
-    "search": {"data", "evaluate", "networks", "systems"},
+    # Which system embeds or segments is looked up by name when a run is opened.
+    "search": {"data", "evaluate", "networks", "systems", "train"},
+    "demo": {"data", "evaluate", "search", "segment", "train"},
+    "explain": {"data", "evaluate", "systems", "train"},
+    "segment": {"data", "evaluate", "search", "systems", "train"},
     "benchmarks": {
         "cluster", "data", "evaluate", "kernels", "losses", "networks", "nn", "ops", "reference", "simulate",
         "systems", "train",
@@ -42,7 +45,8 @@ LAW = {
     # The systems' recipes are looked up by name.
     "recipe": {"systems", "train"},
     "patch": {"cluster", "losses"},
-    "cli": set(),
+    # --config is read before a command runs.
+    "cli": {"train"},
     "__main__": {"cli"},
 }  # fmt: skip
 SYSTEMS = sorted(path.parent.name for path in (ROOT / "cmx_fast/systems").glob("*/__init__.py"))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 from cmx_fast import reference
@@ -28,22 +27,27 @@ def problem(task: str, n: int, samples: int, seed: int = 0) -> Problem:
     return Problem({"wave": 0.1 * torch.randn(n, samples, dtype=torch.float64, generator=generator)}, ())
 
 
-LOG_MEL, FILTERBANK, POWER = LogMel(), LogFilterbank(), PowerSpectrogram()
 #: n_fft, hop and bands of each front end.
 SHAPES = {
-    "log-mel": (LOG_MEL.n_fft, LOG_MEL.hop, len(LOG_MEL.bands)),
-    "filterbank": (FILTERBANK.nfft, FILTERBANK.step, len(FILTERBANK.bands)),
-    "power spectrogram": (POWER.nperseg, POWER.step, len(POWER.bands)),
+    "log-mel": (2048, 441, 128),
+    "filterbank": (1024, 240, 257),
+    "power spectrogram": (512, 159, 257),
 }
+# Made when they are first used: the mel bands are torchaudio's, which a GPU's machine may lack.
+_log_mel_layer, _filterbank_layer, _power_layer = map(
+    functools.cache, (LogMel, LogFilterbank, PowerSpectrogram)
+)
 
 
 @functools.cache
 def _mel_spectrogram() -> nn.Module:
+    import torchaudio
+
     return torchaudio.transforms.MelSpectrogram(sample_rate=22050, n_fft=2048, hop_length=441, n_mels=128)
 
 
 def _torchaudio(wave: Tensor) -> Tensor:
-    layer = LOG_MEL
+    layer = _log_mel_layer()
     level = 10 * torch.log10(_mel_spectrogram()(wave).clamp_min(1e-10))
     return (level - layer.mean[:, None]) / layer.std[:, None]
 
@@ -63,7 +67,7 @@ def _scipy(wave: Tensor) -> Tensor:
 
 
 def _log_mel(wave: Tensor) -> Tensor:
-    layer = LOG_MEL
+    layer = _log_mel_layer()
     return reference.band_spectrogram(
         wave, layer.window, layer.bands, n_fft=layer.n_fft, hop=layer.hop, ends="reflected", logarithm="decibels",
         floor=1e-10, mean=layer.mean, std=layer.std,
@@ -71,7 +75,7 @@ def _log_mel(wave: Tensor) -> Tensor:
 
 
 def _filterbank(wave: Tensor) -> Tensor:
-    layer = FILTERBANK
+    layer = _filterbank_layer()
     return reference.band_spectrogram(
         wave, layer.scale, layer.bands, n_fft=layer.nfft, hop=layer.step, ends="zeros", preemphasis=layer.preemph,
         logarithm="natural", floor=EMPTY,
@@ -79,7 +83,7 @@ def _filterbank(wave: Tensor) -> Tensor:
 
 
 def _power(wave: Tensor) -> Tensor:
-    layer = POWER
+    layer = _power_layer()
     return reference.band_spectrogram(
         wave, layer.window, layer.bands, n_fft=layer.nperseg, hop=layer.step, remove_mean=True
     )
@@ -90,7 +94,7 @@ def _providers(
     package: str,
     theirs: Callable[[Tensor], Tensor],
     eager: Callable[[Tensor], Tensor],
-    layer: nn.Module,
+    layer: Callable[[], nn.Module],
 ) -> dict[str, Provider]:
     def truth(p: Problem) -> Tensor:
         return eager(p["wave"])
@@ -103,14 +107,14 @@ def _providers(
         **(there if find_spec(package) else {}),
         EAGER: formula(truth),
         "torch.compile of it": compiled(eager, arguments),
-        OURS: Provider(lambda p: lambda: layer(p["wave"]), truth),
+        OURS: Provider(lambda p: functools.partial(layer(), p["wave"]), truth),
     }
 
 
 PROVIDERS: dict[str, dict[str, Provider]] = {
-    "log-mel": _providers(TORCHAUDIO, "torchaudio", _torchaudio, _log_mel, LOG_MEL),
+    "log-mel": _providers(TORCHAUDIO, "torchaudio", _torchaudio, _log_mel, _log_mel_layer),
     "filterbank": _providers(
-        SPEECH_FEATURES, "python_speech_features", _speech_features, _filterbank, FILTERBANK
+        SPEECH_FEATURES, "python_speech_features", _speech_features, _filterbank, _filterbank_layer
     ),
-    "power spectrogram": _providers(SCIPY, "scipy", _scipy, _power, POWER),
+    "power spectrogram": _providers(SCIPY, "scipy", _scipy, _power, _power_layer),
 }

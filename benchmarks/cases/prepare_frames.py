@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 
 import torch
-import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from cmx_fast import reference
@@ -44,6 +43,8 @@ def view_of(size: tuple[int, ...]) -> int:
 
 def _torchvision(frames: Tensor, boxes: Tensor, flip: Tensor, jitter: Tensor | None = None) -> Tensor:
     """torchvision's transforms at their fastest: in uint8 up to the last step."""
+    import torchvision.transforms.v2.functional as tv  # a GPU's machine may lack it
+
     side, clips = view_of(frames.shape[1:2]), []
     for row, clip in enumerate(frames):
         left, top, width, height = map(int, boxes[row].tolist())

@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 from cmx_fast.ops.info_nce import WIDEST_MEANS
@@ -226,19 +224,22 @@ def beside(case: Case, device: str, here: Chip | None = None, ms: float | None =
     return "; ".join(parts)
 
 
-def table() -> Table:
-    """The GPU suite's cases at every chip's limits, in milliseconds, and what bounds an H200."""
-    result = Table("case", *(chip.name for chip in CHIPS), "bound by", title="Least milliseconds of a step")
-    for column in result.columns[1:-1]:
+def main() -> None:
+    """Print the GPU suite's cases at every chip's limits, in milliseconds, and what bounds an H200."""
+    from rich.console import Console  # which a GPU's machine may lack
+    from rich.table import Table
+
+    table = Table("case", *(chip.name for chip in CHIPS), "bound by", title="Least milliseconds of a step")
+    for column in table.columns[1:-1]:
         column.justify = "right"
     for case in DEVICE_CASES:
         costs = cost(case)
         if costs is not None:
             times = (f"{1e3 * costs.seconds(chip, case.dtype):.3g}" for chip in CHIPS)
             h200 = next(chip for chip in CHIPS if chip.name == "H200")
-            result.add_row(case.title, *times, costs.bound(h200, case.dtype))
-    return result
+            table.add_row(case.title, *times, costs.bound(h200, case.dtype))
+    Console(width=110, highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    Console(width=110, highlight=False).print(table())
+    main()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 import time
@@ -28,11 +29,29 @@ TESTS_SHARE = 0.6  # of the whole time, at most
 SLOWEST_CASE = 30.0  # seconds that another case may take: compilation and the eager formula at its largest
 
 
+#: Set in the interpreter that starts after an installation.
+INSTALLED = "CMX_DEVICE_INSTALLED"
+
+
 def install_if_missing() -> None:
-    """Install the package in place where ``cmx_fast.kernels`` or the operators' schemas are missing."""
-    if importlib.util.find_spec("cmx_fast.kernels") and importlib.util.find_spec("cmx_fast._C"):
+    """Install the package in place where its kernels or operators are missing, built for this machine's GPU alone.
+
+    An interpreter reads pip's files of paths when it starts, and finds no package that it installs itself: this one
+    starts anew.
+
+    Raises:
+        RuntimeError: what was installed is not there.
+    """
+    # Not cmx_fast.kernels: to look for it imports cmx_fast, which may be the source tree without its operators.
+    if importlib.util.find_spec("cmx_fast") and (ROOT / "cmx_fast" / "_C.abi3.so").is_file():
         return
-    print("benchmarks.device: building cmx_fast", flush=True)
+    if INSTALLED in os.environ:
+        raise RuntimeError(
+            f"benchmarks.device: pip installed cmx_fast, but {ROOT / 'cmx_fast' / '_C.abi3.so'} is missing"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
+    print(f"benchmarks.device: building cmx_fast for {os.environ['TORCH_CUDA_ARCH_LIST']}", flush=True)
     command = [
         sys.executable,
         "-m",
@@ -45,6 +64,9 @@ def install_if_missing() -> None:
         str(ROOT),
     ]
     subprocess.run(command, check=True)
+    os.environ[INSTALLED] = "1"
+    sys.stdout.flush()
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def install_wheels(folder: Path) -> None:

@@ -8,7 +8,6 @@ workers, user and system.
 from __future__ import annotations
 
 import gc
-import os
 import random
 import resource
 import statistics
@@ -17,10 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -30,13 +28,12 @@ from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.loaders.workers import load_batches
 from cmx_fast.data.media.decode import read_frames, read_wave, unavailable
 from cmx_fast.data.media.files import BrokenFileError, audio_problem, picture_problem
+from cmx_fast.data.media.suffixes import PICTURES, SOUNDS, VIDEOS
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.data.transforms.clip_views import ClipViews
 
 from . import loops
 
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-SOUNDS, PICTURES = (".flac", ".wav"), (".jpeg", ".jpg", ".png")
 BACKENDS = {"pyav": "PyAV", "torchcodec": "TorchCodec", "dali": "DALI"}
 WIDTH, BATCH, ROUNDS = 78, 16, 3
 #: One pass over all clips, which yields the number of clips and the seconds waited for each batch.
@@ -262,17 +259,12 @@ def readable(
     return good
 
 
-def bench_data(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of videos, sounds or pictures.", exists=True, file_okay=False)
-    ],
-    clips: Annotated[int, typer.Option(help="Clips, sounds or pictures per round.", min=1)] = 128,
-    workers: Annotated[int, typer.Option(help="Our loader's processes.", min=1)] = min(
-        8, os.cpu_count() or 1
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of the files and moments.")] = 0,
-) -> None:
-    """Load your own files by our loaders, TorchCodec, PyAV, torchaudio and Pillow, and show the parts of our time."""
+def bench_folder(folder: Path, clips: int, workers: int, seed: int) -> None:
+    """Measure what a folder holds, ``clips`` files per round, and print tables.
+
+    Raises:
+        ValueError: it holds no videos, sounds or pictures.
+    """
     console = Console(width=WIDTH, highlight=False, markup=False)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     random.Random(seed).shuffle(files)

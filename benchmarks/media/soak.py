@@ -22,7 +22,7 @@ import torch
 from cmx_fast.data.loaders.clips import Clips
 from cmx_fast.data.sets.recordings import Recording, Recordings
 from cmx_fast.data.transforms.clip_views import ClipViews
-from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.simulate.commands import simulate_clips
 
 BATCH, FILES = 8, 16
 

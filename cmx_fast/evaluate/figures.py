@@ -44,6 +44,14 @@ def picture(file: Path, size: int) -> str:
     return jpeg(_square(file, size))
 
 
+def small_picture(file: Path, side: int) -> str:
+    """The JPEG data URI of the whole picture, upright, its longer side at most ``side`` pixels."""
+    pixels = stretched(file, lambda _, width, height: (width, height))
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((side, side))
+    return jpeg(image)
+
+
 def _square(file: Path, size: int) -> Image.Image:
     """The file's middle square, upright, at ``size`` pixels."""
     pixels = stretched(file, lambda _, width, height: (width, height))

@@ -52,7 +52,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         widths = _widths(GENERATOR_WIDTHS, resolution, width)
-        self.resolution = resolution
+        self.resolution, self.width = resolution, width
         self.chunk = dim_z // len(widths)
         if self.chunk < 1:
             raise ValueError(f"dim_z must be at least {len(widths)}, a number per block and one, got {dim_z}")

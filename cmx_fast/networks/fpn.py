@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from cmx_fast.networks.names import BACKBONES
 from cmx_fast.networks.resnet import after_third_stage, gate_weights, gated, initialise_gates
 
-#: Blocks per stage. "resnet18" is the papers'; "resnet10" is for small machines.
-BACKBONES = {"resnet18": [2, 2, 2, 2], "resnet10": [1, 1, 1, 1]}
 #: Channels, height and width of a map.
 MapShape = tuple[int, int, int]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

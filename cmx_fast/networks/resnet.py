@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.video.resnet import BasicBlock as ClipBlock
 
+from cmx_fast.networks.names import ATTENTIONS
 from cmx_fast.nn.attention import CBAM, NonLocal, SqueezeExcite
 from cmx_fast.nn.attention.gates import SpatialGate
 
-#: "": none. Clips have no "cbam": its second gate is a picture's.
-ATTENTIONS = ("", "se", "cbam", "non-local")
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
     "resnet18": (BasicBlock, [2, 2, 2, 2]),

@@ -33,6 +33,8 @@ from cmx_fast.networks.weights import digest
 
 #: The side of the pictures that each was trained on.
 EFFICIENTNET_LITES = {f"efficientnet-lite{n}": side for n, side in enumerate((224, 240, 260, 280, 300))}
+#: Whose ViTs are read from a file of any size.
+AUTHORS = ("dino", "dinov2")
 FORMS = "efficientnet-lite0, torchvision:NAME=FILE, timm:NAME=FILE, dino:FILE, dinov2:FILE or open_clip:MODEL=FILE"
 
 
@@ -62,6 +64,7 @@ class VisualEncoder(FixedEncoder):
 
     Attributes:
         name: of the network, without its file.
+        form: what :func:`open_visual_encoder` opened it by, without its file; "" of one that was built otherwise.
         width: of the features: the input of a classifier's last layer, a ViT's class token, CLIP's embedding.
         strides, channels: of the maps, finest first. A ViT has one map.
         size: the trained side, rounded up to a multiple of ``multiple``.
@@ -75,6 +78,7 @@ class VisualEncoder(FixedEncoder):
     def __init__(self, name: str, trunk: Trunk, preprocessing: Preprocessing):
         super().__init__()
         self.name, self.preprocessing, self.any_size = name, preprocessing, trunk.any_size
+        self.form = ""
         self.trunk = trunk.eval()
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
@@ -147,6 +151,14 @@ class VisualEncoder(FixedEncoder):
         """A hash of the weights and the preprocessing: that of features which this encoder gives."""
         return digest([self.name, self.size, repr(self.preprocessing), self.state_dict()])
 
+    def file_weights(self) -> dict[str, Tensor]:
+        """The weights as a file has them that :func:`open_visual_encoder` reads under the encoder's ``form``."""
+        weights = self.trunk.model.state_dict()  # type: ignore[union-attr]
+        if self.form == "dinov2:":
+            weights = _as_author_names(weights)
+        prefix = "visual." if isinstance(self.trunk, ClipTrunk) else ""
+        return {f"{prefix}{name}": value.contiguous().clone() for name, value in weights.items()}
+
     def _standardised(self, pictures: Tensor) -> Tensor:
         return ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
@@ -169,8 +181,15 @@ def open_visual_encoder(spec: str) -> VisualEncoder:
         ValueError: no such encoder, no weights on this machine, or a file that does not fit: the message has the first
             names that are missing, not expected or of another shape, and says what the file looks like.
     """
+    encoder = _opened(spec)
+    family, colon, _ = spec.partition(":")
+    encoder.form = f"{family}:" if colon and family in AUTHORS else spec.partition("=")[0]
+    return encoder
+
+
+def _opened(spec: str) -> VisualEncoder:
     family, colon, rest = spec.partition(":")
-    if colon and family in ("dino", "dinov2"):
+    if colon and family in AUTHORS:
         if not rest:
             raise ValueError(f"{spec!r} needs a file: {family}:FILE")
         return _author_vit(family, Path(rest))
@@ -197,7 +216,7 @@ def relocated(spec: str, file: Path | str | None) -> str:
     if equals:
         return f"{head}={file}"
     family, colon, _ = spec.partition(":")
-    if colon and family in ("dino", "dinov2"):
+    if colon and family in AUTHORS:
         return f"{family}:{file}"
     return f"{spec}={file}"
 
@@ -395,6 +414,24 @@ def _author_vit(family: str, file: Path) -> VisualEncoder:
     name = f"{family} {width}x{depth}/{patch}"
     load_weights(model, _as_timm_names(model, state, file, name), file, f"the ViT of {name}")
     return VisualEncoder(name, TimmTrunk(model, any_size=True), Preprocessing(side * patch))
+
+
+def _as_author_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A ViT's state dict with timm's names as DINOv2's authors store theirs."""
+    state = dict(state)
+    state["mask_token"] = state["cls_token"].new_zeros(
+        1, state["cls_token"].shape[2]
+    )  # by which timm knows DINOv2's
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = F.pad(
+            state["pos_embed"], (0, 0, 1, 0)
+        )  # the class token's is in that token itself
+    if state["blocks.0.mlp.fc1.weight"].shape[0] == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]:
+        renamed = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}
+        for old, new in renamed.items():
+            state = {name.replace(old, new): value for name, value in state.items()}
+    return state
 
 
 def _open_clip(name: str, file: Path | None) -> VisualEncoder:

@@ -1,44 +1,24 @@
-"""``cmx prepare image2reverb``: the CSIR paper's division of Image2Reverb, as tables beside the published files."""
+"""The CSIR paper's division of Image2Reverb, as tables beside the published files."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import track
 
 from cmx_fast.data.media.files import BrokenFileError, audio_problem, check_enough_left, picture_problem
 from cmx_fast.data.sets.image2reverb import (
-    MANIFEST,
     SPLITS,
     files_of_pairs,
-    read_indoor,
 )
-from cmx_fast.data.sets.lists import read_table
 from cmx_fast.data.sets.recordings import left_out
 from cmx_fast.prepare.parts import (
-    Out,
-    Overwrite,
-    Seed,
-    TestShare,
-    ValShare,
-    check_free,
-    check_shares,
     generator,
-    speech_counts,
-    write_tables,
 )
 from cmx_fast.prepare.responses import DecayTimes, digest
-from cmx_fast.prepare.speech import Speaker, Speech, speech_rows
-
-#: The paper tests on 1,647 of 11,854 pairs.
-TEST_SHARE = 1647 / 11854
 
 
 @dataclass(frozen=True)
@@ -130,66 +110,3 @@ def overlap(pairs: list[PooledPair], parts: list[str]) -> dict[str, dict[str, in
                 "both in training": sum(a and b for a, b in zip(image, air, strict=True)),
             }
     return counts
-
-
-def prepare_image2reverb(
-    data: Annotated[Path, typer.Option(help="Image2Reverb as published: {train,val,test}_{A,B}.")],
-    speech: Speech,
-    out: Out,
-    speaker: Speaker = "folder",
-    indoor: Annotated[
-        Path | None,
-        typer.Option(help="CSV with the columns space and indoor (1 or 0), for the table's columns."),
-    ] = None,
-    val_share: ValShare = 0.0,
-    test_share: TestShare = TEST_SHARE,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Pool Image2Reverb's pairs, divide them anew within each space, and divide dry speech by speaker.
-
-    Writes manifest.csv with RT60 measured once, speech.csv, and prepared.json with the counts: among them how many test
-    pairs share their picture or their response with the training. Files stay where they are; unusable ones are left out
-    and named.
-    """
-    check_shares(val_share, test_share)
-    flags = (
-        {}
-        if indoor is None
-        else {row["space"]: read_indoor(row) for row in read_table(indoor, ("space", "indoor"))}
-    )
-    check_free(out, overwrite)
-    spoken, silent = speech_rows(speech, speaker, val_share, test_share, seed)
-    pairs, skipped = pool(Path(data))
-    parts = redivide(pairs, val_share, test_share, seed)
-    flag = {True: "1", False: "0", None: ""}
-    rows = []
-    for pair, part in zip(pairs, parts, strict=True):
-        files = str(pair.image.resolve()), str(pair.air.resolve())
-        values = (*files, pair.space, flag[flags.get(pair.space)], f"{pair.rt60:.3f}", part)
-        rows.append(dict(zip(MANIFEST, values, strict=True)))
-    spaces = sorted({pair.space for pair in pairs})
-    counts = {
-        "seed": seed,
-        "pairs": {part: parts.count(part) for part in SPLITS if part in parts},
-        "spaces": len(spaces),
-        "indoor": sum(flags.get(space) is True for space in spaces),
-        "outdoor": sum(flags.get(space) is False for space in spaces),
-        "pictures": len({pair.image_content for pair in pairs}),
-        "responses": len({pair.air_content for pair in pairs}),
-        "responses of unknown RT60": len({pair.air_content for pair in pairs if math.isnan(pair.rt60)}),
-        "overlap": overlap(pairs, parts),
-        "speech": speech_counts(spoken),
-        "left out": len(skipped) + len(silent),
-    }
-    write_tables(out, rows, spoken, counts)
-    say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
-    say(f"pairs{left_out(skipped)}" if skipped else "pairs: all usable")
-    say(f"speech{left_out(silent)}" if silent else "speech: all usable")
-    unflagged = [space for space in spaces if flags.get(space) is None]
-    if unflagged:
-        say(
-            f"{len(unflagged)} of {len(spaces)} spaces are neither indoors nor outdoors (--indoor); their queries "
-            f"count in the total alone: {', '.join(unflagged[:5])}"
-        )
-    Console(highlight=False, soft_wrap=True).print_json(json.dumps(counts))

@@ -7,21 +7,14 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import typer
 
-from cmx_fast.data.sets.image2reverb import MANIFEST, SPEECH_TABLE, SPLITS, write_table
+from cmx_fast.data.sets.image2reverb import MANIFEST, SPEECH_TABLE, SPLITS
+from cmx_fast.data.sets.lists import write_table
 
 #: The files that a prepared set has.
 TABLES = ("manifest.csv", "speech.csv", "prepared.json")
-
-Out = Annotated[Path, typer.Option(help="Folder for the tables; an empty or a new one.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same division.")]
-Overwrite = Annotated[bool, typer.Option(help="Write anew the tables that the folder holds.")]
-ValShare = Annotated[float, typer.Option(help="Share of the validation part, to choose settings by.")]
-TestShare = Annotated[float, typer.Option(help="Share of the test part.")]
 
 
 def check_shares(val_share: float, test_share: float) -> None:

@@ -1,41 +1,27 @@
-"""``cmx prepare rooms``: image-speech pairs from one's own photographs by kind, impulse responses and speech."""
+"""Image-speech pairs from one's own photographs by kind, impulse responses and speech."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
 from cmx_fast.data.media.files import BrokenFileError, audio_problem, picture_problem
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.image2reverb import (
     MANIFEST,
-    PICTURE_SUFFIXES,
-    SPEECH_SUFFIXES,
+    SPEECH,
     SPLITS,
 )
 from cmx_fast.data.sets.lists import read_table
 from cmx_fast.data.sets.recordings import left_out, of_kind
 from cmx_fast.prepare.parts import (
-    Out,
-    Overwrite,
-    Seed,
-    TestShare,
-    ValShare,
-    check_free,
-    check_shares,
     divide,
     generator,
-    speech_counts,
-    write_tables,
 )
 from cmx_fast.prepare.responses import DecayTimes
-from cmx_fast.prepare.speech import Speaker, Speech, speech_rows
 
 #: Names of folders that divide photographs already.
 _DIVIDED = {"train": "train", "val": "val", "test": "test", "eval": "test"}
@@ -102,7 +88,7 @@ def read_responses(folder: Path, table: Path) -> tuple[list[Response], Skipped]:
     responses, skipped, decay_times = [], [], DecayTimes()
     for row in read_table(table, ("name", "space")):
         named = folder / row["name"]
-        endings = ("", *SPEECH_SUFFIXES)
+        endings = ("", *SPEECH)
         air = next((file for end in endings if (file := folder / (row["name"] + end)).is_file()), named)
         problem = audio_problem(air)
         if problem is None:
@@ -135,13 +121,14 @@ def read_photographs(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], Sk
     for part, place in parts.items():
         photographs[part] = {}
         for kind in sorted(path for path in place.iterdir() if path.is_dir() and path.name[0] != "."):
-            files, others = of_kind(kind, PICTURE_SUFFIXES, nested=True)
+            files, others = of_kind(kind, PICTURES, nested=True)
             problems = [(file, picture_problem(file)) for file in files]
             photographs[part][kind.name] = [file for file, problem in problems if problem is None]
             skipped += others + [(file, problem) for file, problem in problems if problem is not None]
     if not any(files for kinds in photographs.values() for files in kinds.values()):
         raise ValueError(
-            f"photographs: {folder} has no folder with JPEG or PNG pictures; make a folder for each kind of room"
+            f"photographs: {folder} has no folder with pictures ({', '.join(PICTURES)}); make a folder for each kind "
+            "of room"
         )
     return photographs, skipped
 
@@ -265,95 +252,7 @@ def pair_kinds(
     return result
 
 
-def prepare_rooms(
-    photographs: Annotated[
-        Path, typer.Option(help="Photographs, KIND/*.jpg or {train,val,test}/KIND/*.jpg.")
-    ],
-    responses: Annotated[Path, typer.Option(help="Folder of impulse responses.")],
-    table: Annotated[Path, typer.Option(help="CSV of the responses: name, space, and perhaps place.")],
-    speech: Speech,
-    out: Out,
-    speaker: Speaker = "folder",
-    kinds: Annotated[
-        Path | None,
-        typer.Option(
-            help="CSV with the columns kind, photographs (folders) and responses (spaces), names joined by +; without "
-            "it a folder and a space of the same name are a kind."
-        ),
-    ] = None,
-    share_responses: Annotated[
-        bool,
-        typer.Option(
-            "--share-responses", help="Use every response in all parts; pictures and speakers differ."
-        ),
-    ] = False,
-    pairs: Annotated[
-        int, typer.Option(min=0, help="Most pairs of a kind in a part; 0: every photograph.")
-    ] = 0,
-    val_share: ValShare = 0.2,
-    test_share: TestShare = 0.25,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-) -> None:
-    """Pair photographs and impulse responses of the same kind of room, and hold out some of each and some speakers.
-
-    Every photograph makes a pair with one of its kind's responses, all equally often. No photograph, no speaker and,
-    without --share-responses, no place with its responses is in two parts. Responses without photographs teach the
-    speech encoder, and test its RT60. Writes manifest.csv with RT60 measured, speech.csv and prepared.json;
-    cmx train csir --data reads them. Files stay where they are.
-    """
-    check_shares(val_share, test_share)
-    check_free(out, overwrite)
-    spoken, silent = speech_rows(speech, speaker, val_share, test_share, seed)
-    pictures, no_pictures = read_photographs(photographs)
-    airs, no_airs = read_responses(responses, table)
-    if kinds is None:
-        equal = {name for of in pictures.values() for name in of} & {response.space for response in airs}
-        wanted = [Kind(name, (name,), (name,)) for name in sorted(equal)]
-    else:
-        wanted = read_kinds(kinds)
-    pairing = pair_kinds(
-        wanted,
-        pictures,
-        airs,
-        share_responses=share_responses,
-        most=pairs,
-        val_share=val_share,
-        test_share=test_share,
-        seed=seed,
-    )
-    alone = {
-        part: {row["air"] for row in pairing.rows if row["split"] == part and not row["image"]}
-        for part in SPLITS
-    }
-    unknown = [response.air.name for response in airs if math.isnan(response.rt60)]
-    summary = {
-        "seed": seed,
-        "responses": "shared by all parts" if share_responses else "held out by place",
-        "kinds": {
-            name: {part: {"pairs": n, "responses": m} for part, (n, m) in of.items()}
-            for name, of in pairing.counts.items()
-        },
-        "speech": speech_counts(spoken),
-        "responses without photographs": {part: len(files) for part, files in alone.items()},
-        "responses of unknown RT60": unknown,
-        "not used": pairing.unused,
-    }
-    write_tables(out, pairing.rows, spoken, summary)
-    say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
-    for name, skipped in (("photographs", no_pictures), ("responses", no_airs), ("speech", silent)):
-        if skipped:
-            say(f"{name}{left_out(skipped)}")
-    if unknown:
-        say(f"{len(unknown)} responses of unknown RT60: {', '.join(unknown)}")
-    if pairing.alone:
-        say(f"{len(pairing.alone)} responses have no photographs, and are heard alone")
-    if pairing.unused:
-        say(f"not used: {'; '.join(pairing.unused)}")
-    Console().print(_table(pairing.counts))
-
-
-def _table(counts: dict[str, dict[str, tuple[int, int]]]) -> Table:
+def pairing_table(counts: dict[str, dict[str, tuple[int, int]]]) -> Table:
     """Pairs and responses of each kind by part, for a terminal."""
     table = Table(title="pairs / responses", title_justify="left")
     parts = [part for part in SPLITS if any(part in of for of in counts.values())]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from cmx_fast.data.media.files import audio_problem
-from cmx_fast.data.sets.image2reverb import SPEECH_SUFFIXES, SPLITS
+from cmx_fast.data.sets.image2reverb import SPEECH, SPLITS
 from cmx_fast.data.sets.recordings import of_kind
 from cmx_fast.prepare.parts import divide, generator
 
@@ -20,15 +17,6 @@ SPEAKERS = {
     "wsj0": r"(?:^|/)(\w{3})\w{5}\.\w+$",
     "librispeech": r"(?:^|/)(\d+)-\d+-\d+\.\w+$",
 }
-
-Speech = Annotated[Path, typer.Option(help="Folder of dry speech, at any depth: WAV, FLAC, OGG or SPHERE.")]
-Speaker = Annotated[
-    str,
-    typer.Option(
-        help="Who speaks in a file: folder (its folder's name), wsj0, librispeech, or a regular expression whose "
-        "groups are found in the file's path below --speech."
-    ),
-]
 
 
 def speech_rows(
@@ -47,7 +35,7 @@ def speech_rows(
     if not folder.is_dir():
         raise ValueError(f"speech: no folder {folder}")
     pattern = _pattern(speaker)
-    files, others = of_kind(folder, SPEECH_SUFFIXES, nested=True)
+    files, others = of_kind(folder, SPEECH, nested=True)
     skipped: list[tuple[Path, str]] = []
     by_speaker: dict[str, list[Path]] = defaultdict(list)
     for file in files:

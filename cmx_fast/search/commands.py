@@ -11,17 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cmx_fast.data.media.files import BrokenFileError
-from cmx_fast.search.embedders import KINDS, open_embedder
-from cmx_fast.search.index import Index, embed_files, find_files
-from cmx_fast.search.page import write_page
-
 #: Broken files that are named; the rest are counted.
 NAMED = 5
 
 
 def embed(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train csir, cmac or sound2scene.")],
+    run: Annotated[
+        Path, typer.Option(help="Run folder of cmx train csir, cmac or sound2scene, or a saved model.")
+    ],
     files: Annotated[list[Path], typer.Option(help="Folder of pictures, sounds, videos; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder to write the index to.")],
     model: Annotated[str | None, typer.Option(help="The run's model; default its first.")] = None,
@@ -31,6 +28,9 @@ def embed(
 
     Files that are broken are left out and named, those of other kinds are counted.
     """
+    from cmx_fast.search.embedders import open_embedder
+    from cmx_fast.search.index import Index, embed_files, find_files
+
     console = Console()
     embedder = open_embedder(run, model=model, seed=seed)
     chosen, others = find_files(files, embedder.kinds)
@@ -64,6 +64,11 @@ def search(
     ] = None,
 ) -> None:
     """Print the nearest files to a picture, a sound or a video, and write a page that shows and plays them."""
+    from cmx_fast.data.media.files import BrokenFileError
+    from cmx_fast.search.embedders import KINDS, open_embedder
+    from cmx_fast.search.index import Index
+    from cmx_fast.search.page import write_page
+
     given = {kind: file for kind, file in (("image", image), ("audio", audio), ("video", video)) if file}
     if len(given) != 1:
         raise ValueError("give one of --image, --audio and --video")

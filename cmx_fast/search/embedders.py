@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
-from cmx_fast.networks.weights import read_json
+from cmx_fast.data.media.suffixes import PICTURES, SOUNDS, VIDEOS
+from cmx_fast.train.trained_model import open_trained
 
 #: The kinds of files that are searched, by suffix.
-KINDS = {
-    "image": (".jpg", ".jpeg", ".png"),
-    "audio": (".wav", ".flac", ".ogg", ".mp3"),
-    "video": (".mp4", ".mkv", ".webm", ".avi"),
-}
+KINDS = {"image": PICTURES, "audio": SOUNDS, "video": VIDEOS}
 #: The embedder of each command that trains a system.
 EMBEDDERS = {
     "train cmac": "cmx_fast.systems.cmac.embedder:CMACEmbedder",
@@ -45,26 +41,10 @@ class Embedder(Protocol):
 def open_embedder(run: Path | str, *, model: str | None = None, seed: int | None = None) -> Embedder:
     """Open the embedder of a finished run folder, on the GPU if there is one.
 
-    Args:
-        model: the trained model's name; default the run's first.
-        seed: one of the run's seeds; default its first.
-
     Raises:
-        ValueError: no run, one that is not finished, or one of a system that does not embed files; or it has no such
-            model or seed.
+        as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
-    run = Path(run)
-    file = run / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{run} holds no run: there is no config.json in it")
-    command = read_json(file).get("command")
-    if command not in EMBEDDERS:
-        raise ValueError(
-            f"{run} is a run of cmx {command}, which does not embed files; those of "
-            f"{', '.join(f'cmx {name}' for name in EMBEDDERS)} do"
-        )
-    module, name = EMBEDDERS[command].split(":")
-    embedder: Embedder = getattr(importlib.import_module(module), name).from_run(run, model=model, seed=seed)
+    embedder: Embedder = open_trained(run, EMBEDDERS, "embed files", model=model, seed=seed)
     return embedder
 
 

@@ -25,11 +25,11 @@ def write_page(page: Path, query: tuple[Path, str], found: Sequence[tuple[Path, 
         query: file and kind. found: file, kind and cosine of each, best first.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
-    cards = [{**_media(file, kind), "cosine": cosine} for file, kind, cosine in found]
-    page.write_text(render("search/search.html.j2", query=_media(*query), found=cards))
+    cards = [{**media_card(file, kind), "cosine": cosine} for file, kind, cosine in found]
+    page.write_text(render("search/search.html.j2", query=media_card(*query), found=cards))
 
 
-def _media(file: Path, kind: str) -> dict[str, str | None]:
+def media_card(file: Path, kind: str) -> dict[str, str | None]:
     """Name and path of a file, its picture and its sound as data URIs; None where it has none, or can't be read now."""
     card: dict[str, str | None] = {"name": file.name, "path": str(file), "picture": None, "sound": None}
     try:

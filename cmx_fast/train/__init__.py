@@ -1,4 +1,4 @@
-"""The engine of training: options and session of a command, recipes, the loop and its run folder."""
+"""The engine of training: the session of a command, recipes, the loop and its run folder."""
 
 from cmx_fast._extras import TRAIN, require_all
 

@@ -19,13 +19,18 @@ class Presets(Checked):
     MORE: ClassVar[dict[str, dict[str, object]]] = {}
 
     @classmethod
+    def presets(cls) -> dict[str, dict[str, object]]:
+        """What each preset changes of the defaults."""
+        return {"paper": {}, "demo": cls.DEMO, **cls.MORE}
+
+    @classmethod
     def preset(cls, name: str, **changes: object) -> Self:
         """The recipe of that name with some numbers changed.
 
         Raises:
             ValueError: an unknown preset, a field that the recipe doesn't have, or a value that it can't have.
         """
-        presets = {"paper": {}, "demo": cls.DEMO, **cls.MORE}
+        presets = cls.presets()
         if name not in presets:
             raise ValueError(f"preset must be one of {', '.join(presets)}; got {name!r}")
         cls.check_names(changes)

@@ -15,14 +15,17 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cmx_fast
 from cmx_fast.networks.weights import load, read_json, save, write_text
 from cmx_fast.train.settings import Checked
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers.logger import Logger
 
 #: Checkpoints of a stage that are kept: should the newest turn out damaged, there is one before it.
 KEPT = 2
@@ -58,6 +61,30 @@ class FinishedRun:
     def models(self) -> Iterator[tuple[str, int]]:
         """Each model's name with each seed, all seeds of a model together."""
         return ((name, seed) for name in self.config["models"] for seed in self.config["seeds"])
+
+    def choose(
+        self, usable: Sequence[str], model: str | None = None, seed: int | None = None
+    ) -> tuple[str, int]:
+        """The name and seed of the model to open.
+
+        Args:
+            usable: the models that can be opened, the preferred one first.
+            model: default the first of them that the run has.
+            seed: default the run's first.
+
+        Raises:
+            ValueError: the run has no such model, or not of this seed; names those that it has.
+        """
+        seeds = self.config["seeds"]
+        trained = [name for name in self.config["models"] if name in usable]
+        name = model or min(trained, key=list(usable).index, default=usable[0])
+        seed = seeds[0] if seed is None else seed
+        if name not in trained or seed not in seeds:
+            raise ValueError(
+                f"{self.path} has no model {name!r} of seed {seed} to open; it has {', '.join(trained) or 'none'} of "
+                f"the seeds {', '.join(map(str, seeds))}"
+            )
+        return name, seed
 
     def weights(self, stage: str) -> dict[str, Any]:
         """The state dict of a finished stage, e.g. of "seed0/csir".
@@ -111,6 +138,7 @@ class RunFolder:
         self.path, self.writer = Path(path), writer
         self.config = config = json.loads(json.dumps(config))  # as it will be read back
         self._lock: Any = None
+        self.loggers: list[Logger] = []
         existing = self.path / "config.json"
         if not writer:
             self._rows: Rows = []
@@ -175,8 +203,11 @@ class RunFolder:
         return list(self._rows)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Add a row to the metrics."""
+        """Add a row to the metrics, and log its numbers, named by the stage, to the run's loggers."""
         self._rows.append(row)
+        numbers = {f"{row['stage']}/{name}": row[name] for name in row if name not in ("stage", "step")}
+        for logger in self.loggers:
+            logger.log_metrics(numbers, row["step"])
         if self.writer:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

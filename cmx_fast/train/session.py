@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import typer
 
 from cmx_fast.data.sets.recordings import left_out
+from cmx_fast.train.fabric import new_fabric
+from cmx_fast.train.loggers import check_loggers, open_logger
 from cmx_fast.train.loop import Interrupted, Module, Stage, run_stage
-from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 from cmx_fast.train.settings import Checked
 
@@ -47,8 +48,9 @@ class Session:
 
     Args:
         command: the words after ``cmx``, as the run folder and messages name it.
-        preset, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command without
-            ``sync_bn`` runs in one process.
+        preset, device, compile, sync_bn, fsdp: the command's options; None where it has no such option. A command
+            without ``sync_bn`` runs in one process.
+        loggers: as of :func:`cmx_fast.train.loggers.open_logger`, beside the run folder's files.
         players: its modules have players that take turns.
 
     Attributes:
@@ -56,7 +58,9 @@ class Session:
         run: the run folder, while it is open.
 
     Raises:
-        ValueError: several processes of a command that runs in one; as :func:`cmx_fast.train.options.new_fabric`.
+        ValueError: several processes of a command that runs in one, or no such logger; as
+            :func:`cmx_fast.train.fabric.new_fabric`.
+        MissingExtraError: a logger's package is not installed.
     """
 
     run: RunFolder
@@ -68,12 +72,16 @@ class Session:
         *,
         precision: str,
         preset: str | None = None,
+        device: str | None = None,
         compile: bool | None = None,
         sync_bn: bool | None = None,
         fsdp: bool | None = None,
+        loggers: Sequence[str] = (),
         players: bool = False,
     ):
-        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), players=players)
+        check_loggers(loggers)
+        self._loggers = tuple(loggers)
+        self.fabric = new_fabric(precision, bool(sync_bn), bool(fsdp), device=device, players=players)
         world = self.fabric.world_size
         if sync_bn is None and world > 1:
             raise ValueError(f"cmx {command} runs in one process; got a world of {world}")
@@ -116,6 +124,10 @@ class Session:
             own["skipped"] = [(str(path), reason) for split in splits for path, reason in split.skipped]
         self.run = RunFolder(out, {**own, **config}, resume=resume, writer=self.fabric.is_global_zero)
         self.watch(*splits)
+        if self.fabric.is_global_zero:
+            self.run.loggers = [open_logger(name, self.run.path, self.run.config) for name in self._loggers]
+        if "dataset" in config:  # where no option names it, it was recognised
+            self.say(f"layout of the data: {config['dataset']}")
         try:
             yield self.run
         except Interrupted as stopped:
@@ -123,6 +135,8 @@ class Session:
             raise typer.Exit(130) from None
         finally:
             self._say_broken()
+            for logger in self.run.loggers:
+                logger.finalize("success")
         if self.fabric.is_global_zero:
             self.run.write_csv()
 

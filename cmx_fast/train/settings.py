@@ -92,11 +92,12 @@ class Checked:
         """Read values of fields from text: ``true``, ``8``, ``1e-3``, ``cosine``, ``6,10``.
 
         Raises:
-            ValueError: no such field, or text that is no value of its type.
+            ValueError: no such field, or text that is no value of its type or outside its range.
         """
         cls.check_names(texts)
         fields = _fields(cls)
-        return {name: _read(name, fields[name], text) for name, text in texts.items()}
+        values = {name: _read(name, fields[name], text) for name, text in texts.items()}
+        return {name: _checked(name, fields[name], value) for name, value in values.items()}
 
     @classmethod
     def stored(cls, values: Any, file: Path) -> Self:
@@ -136,6 +137,24 @@ class Checked:
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def changes(assignments: list[str], recipe: type[Checked], **options: object) -> dict[str, Any]:
+    """["alpha=0.5", "contrast=cross"] as a dictionary, each value of the type of the recipe's field.
+
+    If a name is given twice, its last value counts; those of ``options``, which stand for a field, count before all
+    others, and not where they are None.
+
+    Raises:
+        ValueError: no assignment, a name that the recipe doesn't have, or a value of another type.
+    """
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE; got {assignment!r}")
+        texts[name] = value
+    return recipe.read(texts) | {name: value for name, value in options.items() if value is not None}
 
 
 def require(condition: bool, recipe: object, name: str, expected: str) -> None:

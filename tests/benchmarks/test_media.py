@@ -96,4 +96,4 @@ def test_operators_is_what_bench_means_by_itself(arguments, monkeypatch):
 
     monkeypatch.setattr(cli.importlib, "import_module", imported)
     CliRunner().invoke(cli.app, ["bench", *arguments])
-    assert called == ["cmx_fast.benchmarks.__main__"]
+    assert called == ["cmx_fast.benchmarks.commands"]

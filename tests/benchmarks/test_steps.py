@@ -17,7 +17,7 @@ from cmx_fast.benchmarks.systems import SYSTEMS, formulas_only
 from cmx_fast.cli import app
 from cmx_fast.ops import _implementations
 from cmx_fast.systems.c2l import model as c2l
-from cmx_fast.train.options import new_fabric
+from cmx_fast.train.fabric import new_fabric
 
 FEW = {"csir": 4, "cmac": 2, "c2l": 2, "sound2scene": 3}
 

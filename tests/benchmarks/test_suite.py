@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from cmx_fast.benchmarks.device.roofline import Chip
 from cmx_fast.benchmarks.harness import gate, measure, report
 from cmx_fast.benchmarks.harness.provider import OURS
 
+ROOT = Path(__file__).resolve().parents[2]
 HERE = Chip("here", 7e14, 5e13, 4e12, 1, 1)
 
 
@@ -87,3 +92,63 @@ def test_what_is_wrong_gets_no_figure_and_the_others_go_on(run_suite, capsys):
     assert "kmeans: NOT REPORTED, tests/kernels/test_kmeans.py::test_one" in output
     assert "gates/device-CBAM-56: failed, NOT REPORTED: gates/device-CBAM-56 is wrong" in output
     assert "the suite itself: FAILED, a file died" in output
+
+
+@pytest.fixture
+def without_package(monkeypatch, tmp_path):
+    """A tree in which nothing is built, and the commands that the suite starts there."""
+    started = []
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(suite.subprocess, "run", lambda command, **_: started.append(command))
+    monkeypatch.setattr(suite.os, "execv", lambda *command: started.append(command))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(suite.os, "environ", dict(os.environ))
+    return started
+
+
+def test_it_builds_for_its_own_gpu_and_starts_anew(without_package, capsys):
+    suite.install_if_missing()
+    install, anew = without_package
+    assert install[1:4] == ["-m", "pip", "install"] and install[-1] == str(suite.ROOT)
+    assert anew == (sys.executable, sys.orig_argv)
+    assert suite.os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"pip installed cmx_fast, but .*_C.abi3.so is missing"):
+        suite.install_if_missing()  # in the new interpreter
+
+
+def test_it_installs_nothing_where_the_package_is_built(monkeypatch):
+    monkeypatch.setattr(suite.subprocess, "run", lambda *_, **__: pytest.fail("installed"))
+    suite.install_if_missing()
+
+
+def test_it_needs_torch_triton_and_pytest_alone():
+    """A machine without a registry has no more: neither the suite nor the tests that it runs may miss anything."""
+    modules = [
+        "device.suite", "device.kernel_tests", "device.machine_rates", "device.roofline", "device.limit_cases",
+        "harness.gate", "harness.machine", "harness.report", "harness.measure", "harness.registry",
+    ]  # fmt: skip
+    imports = "; ".join(f"import benchmarks.{module}" for module in modules)
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT / 'tests' / 'support'}:{ROOT}",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    run = functools.partial(
+        subprocess.run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    done = run([sys.executable, "-c", f"import bare_machine; {imports}"])
+    assert done.returncode == 0, done.stderr
+    folder = [f"{kernel_tests.FOLDER}/{file}.py" for file in (*kernel_tests.FILES, kernel_tests.LARGE)]
+    collect = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "bare_machine",
+        "--collect-only",
+        "-qq",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = run([*collect, *kernel_tests.kernel_files(), *folder])
+    assert done.returncode == 0, done.stdout

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmx_fast.evaluate.gradcam import gradcam
+from cmx_fast.evaluate.gradcam import gradcam, last_map
 from cmx_fast.systems.csir.model import image_encoder
 
 
@@ -42,3 +42,15 @@ def test_it_leaves_the_encoder_as_it_was():
     assert all(p.grad is None for p in encoder.parameters())
     with pytest.raises(ValueError, match="layer must be one of layer1, layer2, layer3, layer4; got 'fc'"):
         gradcam(encoder, pictures, lambda features: features.amax(1), "fc")
+
+
+def test_any_network_s_last_map_is_found():
+    encoder = image_encoder("resnet10").eval().requires_grad_(False)
+    pictures = torch.randn(2, 3, 64, 64)
+    found = last_map(encoder, pictures)
+    assert found is encoder.layer4[-1].relu
+    by_name, by_module = (gradcam(encoder, pictures, lambda x: x[:, 0], layer) for layer in ("layer4", found))
+    torch.testing.assert_close(by_name, by_module)
+    tokens = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.Flatten(2), nn.LayerNorm(16))
+    with pytest.raises(ValueError, match="is one of tokens"):
+        last_map(tokens, pictures)

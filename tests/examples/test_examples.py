@@ -17,7 +17,13 @@ from process_groups import run_ranks
 from torch import Tensor, nn
 
 from cmx_fast.benchmarks.peers import formulas, packages
-from cmx_fast.nn.attention import CBAM, NonLocal, PositionAttention, SqueezeExcite
+from cmx_fast.nn.attention import (
+    CBAM,
+    MultiHeadSelfAttention,
+    NonLocal,
+    PositionAttention,
+    SqueezeExcite,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 if not FOLDER.is_dir():
@@ -144,7 +150,9 @@ def test_simclr_s_loss_over_two_processes_is_the_original_s(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "attention", [CBAM, SqueezeExcite, NonLocal, PositionAttention], ids=lambda c: c.__name__
+    "attention",
+    [CBAM, SqueezeExcite, NonLocal, PositionAttention, MultiHeadSelfAttention],
+    ids=lambda c: c.__name__,
 )
 def test_timm_trains_with_attention(attention):
     values, model = example("timm_attention", "timm").main(attention, steps=4)

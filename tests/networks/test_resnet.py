@@ -11,7 +11,8 @@ from torchvision.models import resnet18 as plain_resnet18
 
 from cmx_fast.networks.audio_video import R2Plus1D, ResNet9
 from cmx_fast.networks.fpn import FPN, load_imagenet
-from cmx_fast.networks.resnet import ATTENTIONS, gate_weights, gated, resnet18, resnet50
+from cmx_fast.networks.names import ATTENTIONS
+from cmx_fast.networks.resnet import gate_weights, gated, resnet18, resnet50
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.csir.model import image_encoder, load_places365
 

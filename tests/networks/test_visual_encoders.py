@@ -22,6 +22,7 @@ from cmx_fast.networks.visual_encoders import (
 from cmx_fast.networks.visual_trunks import SequentialTrunk, measure
 
 timm = pytest.importorskip("timm")
+save_file = pytest.importorskip("safetensors.torch").save_file
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,16 @@ def awake(network):
         elif name.endswith("running_var"):
             value.uniform_(0.8, 1.2)
     return network.eval()
+
+
+def assert_carried(encoder, tmp_path):
+    """An encoder's own weights, in a file without any code, open as the same encoder."""
+    file = tmp_path / "carried.safetensors"
+    save_file(encoder.file_weights(), file)
+    again = reopen_visual_encoder(encoder.form, encoder.fingerprint(), file)
+    assert (again.name, again.form) == (encoder.name, encoder.form)
+    pictures = torch.rand(1, 3, encoder.size, encoder.size)
+    assert again(pictures).equal(encoder(pictures))
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +162,12 @@ def test_timm_names(name, tmp_path):
         expected = network.forward_head(network.forward_features(x), pre_logits=True)
         assert encoder(pictures).allclose(expected, atol=1e-4)
     assert encoder.width == expected.shape[1]
+    assert_carried(encoder, tmp_path)
 
 
 def test_a_vit_of_timms_gives_its_patches_at_one_stride_and_any_size(tmp_path):
     file = tmp_path / "weights.safetensors"
     network = timm.create_model("test_vit", pretrained=False).eval()
-    from safetensors.torch import save_file
-
     save_file(network.state_dict(), file)
     encoder = open_visual_encoder(f"timm:test_vit={file}")
     assert (encoder.strides, encoder.channels, encoder.size) == ((16,), (64,), 160)
@@ -166,6 +176,7 @@ def test_a_vit_of_timms_gives_its_patches_at_one_stride_and_any_size(tmp_path):
     tokens = network.forward_features((pictures - 0.5) / 0.5)
     assert patches.flatten(2).transpose(1, 2).allclose(tokens[:, network.num_prefix_tokens :], atol=1e-4)
     assert encoder.maps(torch.rand(1, 3, 96, 224))[0].shape == (1, 64, 6, 14)
+    assert_carried(encoder, tmp_path)
 
 
 def test_timm_finds_only_what_is_on_this_machine(tmp_path, monkeypatch):
@@ -265,6 +276,7 @@ def test_the_authors_vits_are_recognised_by_their_shapes(family, form, tmp_path)
     first = 1 + form.get("registers", 0)
     assert patches.flatten(2).transpose(1, 2).allclose(tokens[:, first:], atol=1e-4)
     assert encoder.maps(torch.rand(1, 3, 2 * patch, 6 * patch))[0].shape == (1, 64, 2, 6)
+    assert_carried(encoder, tmp_path)
 
 
 def test_dinos_training_file_gives_the_teacher(tmp_path, capsys):
@@ -323,6 +335,7 @@ def test_the_visual_tower_of_a_clip_model(tmp_path, capsys):
     assert encoder.maps(pictures)[0].shape == (2, 64, 4, 4)
     with pytest.raises(ValueError, match=r"pictures must be 32 x 32 for encoder-clip; got \(64, 64\)"):
         encoder.maps(torch.rand(1, 3, 64, 64))
+    assert_carried(encoder, tmp_path)
     named = tmp_path / "openai-clip.pt"
     torch.save(clip.state_dict(), named)
     with pytest.raises(ValueError, match="take the model encoder-clip-quickgelu"):
@@ -362,6 +375,7 @@ def test_efficientnet_lites_from_a_file_of_either_layout(tmp_path):
             network.forward_features((255 * pictures - 127) / 128), pre_logits=True
         )
         assert encoder(pictures).allclose(expected, atol=1e-4)
+    assert_carried(encoder, tmp_path)
     other = open_visual_encoder(f"efficientnet-lite0={tmp_path / 'timm.pth'}")
     assert other.fingerprint() == encoder.fingerprint()
 

@@ -445,3 +445,12 @@ def test_names_are_those_of_public_code(make, names):
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "attention", [CBAM, SqueezeExcite, NonLocal, PositionAttention, MultiHeadSelfAttention]
+)
+def test_weights_lie_where_and_as_the_layers_of_pytorch_do(attention):
+    made = attention(32, device="meta", dtype=torch.bfloat16)
+    weights = [*made.parameters(), *(b for b in made.buffers() if b.is_floating_point())]
+    assert weights and all(w.is_meta and w.dtype is torch.bfloat16 for w in weights)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.data.sets.lists import read_table
-from cmx_fast.prepare.image2reverb import PooledPair, pool, prepare_image2reverb, redivide
+from cmx_fast.prepare.commands import prepare_image2reverb
+from cmx_fast.prepare.image2reverb import PooledPair, pool, redivide
 
 RATE = 8000
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from cmx_fast.data.sets.image2reverb import Image2Reverb
 from cmx_fast.data.sets.lists import read_table
-from cmx_fast.prepare.rooms import prepare_rooms, read_kinds
+from cmx_fast.prepare.commands import prepare_rooms
+from cmx_fast.prepare.rooms import read_kinds
 from cmx_fast.systems.csir.evaluation import open_split
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 
@@ -177,7 +178,7 @@ def test_refuses(files, tmp_path):
     with pytest.raises(ValueError, match="photographs: no folder"):
         prepare_rooms(tmp_path / "nowhere", *rest)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="has no folder with JPEG or PNG pictures"):
+    with pytest.raises(ValueError, match="has no folder with pictures .*make a folder for each kind"):
         prepare_rooms(tmp_path / "empty", *rest)
     with pytest.raises(ValueError, match="has 1 speakers"):
         prepare(files, tmp_path / "set", speaker="(s)")

@@ -15,7 +15,7 @@ from cmx_fast.systems.c2l.encoder_maps import KeptViews
 from cmx_fast.systems.c2l.model import C2L
 from cmx_fast.systems.c2l.pseudo_labels import PseudoLabels, average_statistics, final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-from cmx_fast.train.options import new_fabric
+from cmx_fast.train.fabric import new_fabric
 
 PICTURES, SHAPES = 13, [(6, 4, 4), (8, 2, 2)]
 CASES = {

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
+from cmx_fast.systems.cmac.commands import evaluate_finetune, train_cmac
 from cmx_fast.systems.cmac.data import ClipBatches
-from cmx_fast.systems.cmac.finetune import evaluate_finetune
-from cmx_fast.systems.cmac.train import train_cmac
 
 TINY = [
     "size=32", "short_side=32", "frames=4", "fps=6.0", "seconds=0.5", "width=8", "audio_width=8", "filters=16",

@@ -20,8 +20,8 @@ from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches
 from cmx_fast.systems.sound2scene.icgan.model import ICGAN, TURNS
 from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
+from cmx_fast.train.fabric import new_fabric
 from cmx_fast.train.loop import Interrupted, Stage, run_stage
-from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 DIM = 12

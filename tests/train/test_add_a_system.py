@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from interruptions import assert_same_run, train_through_stops
 from typer.testing import CliRunner
 
@@ -43,8 +42,7 @@ def pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(cmx_fast.systems, "__path__", [*cmx_fast.systems.__path__, str(folder.parent)])
     (lines,) = blocks("text")
     monkeypatch.setattr(cli, "COMMANDS", cli.COMMANDS | ast.literal_eval(f"{{{lines}}}"))
-    monkeypatch.setattr(cli, "app", typer.Typer())
-    cli._register()
+    monkeypatch.setattr(cli, "app", cli.new_app())
     yield
     for name in [name for name in sys.modules if name.startswith("cmx_fast.systems.pairs")]:
         del sys.modules[name]
@@ -65,10 +63,14 @@ def test_the_page_s_system_trains_resumes_and_is_evaluated(pairs, tmp_path, monk
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 1, 2, 2] and "loss" in rows[0] and "R@1" in rows[1]
 
-    command = importlib.import_module("cmx_fast.systems.pairs.train").train_pairs
+    command = importlib.import_module("cmx_fast.systems.pairs.commands").train_pairs
     begun = train_through_stops(lambda: command(out=stopped, set=["steps=2"], resume=True), monkeypatch)
     assert begun == ["seed0/towers"]
     assert_same_run(stopped, straight)
+
+    again = tmp_path / "again"
+    cmx("train", "pairs", "--config", str(straight / "config.json"), "--out", str(again))
+    assert_same_run(again, straight)
 
     before = (straight / "results.json").read_text()
     (straight / "results.json").unlink()
@@ -77,6 +79,7 @@ def test_the_page_s_system_trains_resumes_and_is_evaluated(pairs, tmp_path, monk
 
 
 def test_the_page_s_system_learns(pairs, tmp_path):
-    cmx("train", "pairs", "--out", str(tmp_path / "run"), "--preset", "demo", "--seeds", "2")
+    cmx("train", "pairs", "--out", str(tmp_path / "run"), "--preset", "demo", "--seed", "3", "--seeds", "2")
+    assert {path.name for path in (tmp_path / "run").glob("seed*")} == {"seed3", "seed4"}
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["mean_and_spread"]["towers"]["R@1"][0] > 0.5  # by chance 0.01

@@ -15,8 +15,8 @@ from torch import nn
 
 from cmx_fast.networks.weights import load
 from cmx_fast.train import loop
+from cmx_fast.train.fabric import new_fabric
 from cmx_fast.train.loop import Interrupted, Pace, Stage, run_stage, warmup_and_cosine
-from cmx_fast.train.options import new_fabric
 from cmx_fast.train.run_folder import RunFolder
 
 CONFIG = {"recipe": {"alpha": 0.6}, "seeds": [0]}

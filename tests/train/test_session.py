@@ -10,7 +10,7 @@ import typer
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe as Recipe
 from cmx_fast.train import session as module
 from cmx_fast.train.loop import Interrupted
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.run_folder import FinishedRun, RunFolder
 from cmx_fast.train.session import Session
 
 
@@ -93,3 +93,14 @@ def test_a_finished_run_reads_what_was_written(tmp_path):
     (tmp_path / "seed1" / "b.pt").unlink()
     with pytest.raises(ValueError, match=r"is not finished: no seed1/b.pt"):
         RunFolder.open_finished(tmp_path, "train pairs")
+
+
+def test_a_run_opens_the_preferred_of_its_models(tmp_path):
+    run = FinishedRun(tmp_path, {"models": ["scratch", "single", "attention"], "seeds": [2, 5]})
+    assert run.choose(("whole", "attention", "single")) == ("attention", 2)
+    assert run.choose(("whole", "attention", "single"), "single", 5) == ("single", 5)
+    for model, seed in (("whole", None), ("scratch", None), (None, 3)):
+        with pytest.raises(ValueError, match="to open; it has single, attention of the seeds 2, 5"):
+            run.choose(("whole", "attention", "single"), model, seed)
+    with pytest.raises(ValueError, match="no model 'whole' of seed 2 to open; it has none of the seeds"):
+        run.choose(("whole",))

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from cmx_fast._extras import require
+from cmx_fast.data.media import ffmpeg_sounds
 from cmx_fast.data.media.resampling import RATES, resample
-from cmx_fast.data.media.sphere import is_shortened, read_shortened, shortened_samples
+from cmx_fast.data.media.sphere import is_shortened, shortened_samples
+from cmx_fast.data.media.suffixes import BY_FFMPEG
 
 #: The largest ratio of a picture's sides: beyond it the resized picture would fill the memory.
 LONGEST_SIDE = 16
@@ -57,6 +59,8 @@ def audio_problem(path: Path) -> str | None:
         return "missing"
     if is_shortened(path):
         return None if shortened_samples(path) else "has no samples"
+    if path.suffix.lower() in BY_FFMPEG:
+        return ffmpeg_sounds.problem(path)
     try:
         info = soundfile.info(os.fsencode(path))  # names may be any bytes
     except soundfile.LibsndfileError as error:
@@ -102,8 +106,8 @@ def read_audio(path: Path, sample_rate: int, max_samples: int, *, mix: bool = Fa
     """
     soundfile = require("soundfile", "media")
     try:
-        if path.is_file() and is_shortened(path):
-            samples, rate = read_shortened(path, max_samples / sample_rate)
+        if path.is_file() and (path.suffix.lower() in BY_FFMPEG or is_shortened(path)):
+            samples, rate = ffmpeg_sounds.decode(path, max_samples / sample_rate)
             return sounding(path, torch.from_numpy(samples), rate, sample_rate, max_samples, mix=mix)
         with soundfile.SoundFile(os.fsencode(path)) as stream:
             rate = stream.samplerate

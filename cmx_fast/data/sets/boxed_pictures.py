@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from cmx_fast.data.media.files import stretched
 from cmx_fast.data.sets.labelled_pictures import readable
 from cmx_fast.data.sets.lists import read_list
 from cmx_fast.data.sets.masked_pictures import VOC_CLASSES, voc_root
 from cmx_fast.data.sets.recordings import check_split
+from cmx_fast.data.sets.square_pictures import SquarePictures
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class BoxedPicture:
     difficult: Tensor
 
 
-class BoxedPictures(Dataset[dict[str, object]]):
+class BoxedPictures(SquarePictures):
     """Square pictures and their objects.
 
     Args:
@@ -54,27 +53,13 @@ class BoxedPictures(Dataset[dict[str, object]]):
     def __init__(
         self, entries: list[BoxedPicture], class_names: list[str], *, size: int, skip_bad: bool, source: str
     ):
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.size, self.class_names = size, class_names
+        super().__init__(size, class_names)
         self.entries, self.skipped = readable(entries, skip_bad=skip_bad, source=source)
         self.ids = [entry.name for entry in self.entries]
         self._most = max(1, *(len(entry.labels) for entry in self.entries))
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """The item: image uint8 (3, S, S), boxes, labels, difficult, id."""
-        return {"image": self.load_image(index), **self.target(index), "id": self.ids[index]}
-
     def path(self, index: int) -> Path:
-        """The picture's file."""
         return self.entries[index].path
-
-    def load_image(self, index: int) -> Tensor:
-        """The picture alone, uint8 (3, S, S), upright."""
-        return stretched(self.path(index), lambda *_: (self.size, self.size), draft=True)
 
     def target(self, index: int) -> dict[str, Tensor]:
         """The answer that a network should give: "boxes" (M, 4), "labels" (M,) and "difficult" (M,).

@@ -14,14 +14,13 @@ image is a response that is heard alone.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import math
 import os
 import warnings
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from cmx_fast.data.media.files import (
     read_audio,
     read_picture,
 )
+from cmx_fast.data.media.suffixes import PICTURES, SOUNDS
 from cmx_fast.data.sets.lists import Row, read_table
 from cmx_fast.data.sets.recordings import check_split, of_kind
 from cmx_fast.data.transforms.reverberation import damp, peak_normalise, reverberate
@@ -51,9 +51,8 @@ SPLITS = ("train", "val", "test")
 #: The columns of manifest.csv and of speech.csv.
 MANIFEST = ("image", "air", "space", "indoor", "rt60", "split")
 SPEECH_TABLE = ("file", "split", "speaker")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-#: Dry speech: WAV, FLAC, OGG, and SPHERE by the names that LDC uses; WSJ0's .wv2 are of a far microphone.
-SPEECH_SUFFIXES = (".wav", ".flac", ".ogg", ".sph", ".nist", ".wv1")
+#: Dry speech: also SPHERE by the names that LDC uses; WSJ0's .wv2 are of a far microphone.
+SPEECH = (*SOUNDS, ".sph", ".nist", ".wv1")
 #: Seconds of a response from which its RT60 is taken: it may be longer than the speech.
 _LONGEST_RESPONSE = 30.0
 _TRUE, _FALSE = ("1", "true", "yes", "indoor"), ("0", "false", "no", "outdoor")
@@ -79,14 +78,6 @@ def measure_rt60(air: Path, sample_rate: int) -> float:
     """
     response = read_audio(air, sample_rate, round(_LONGEST_RESPONSE * sample_rate))
     return reverberation_time(response.numpy(), sample_rate)
-
-
-def write_table(file: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one of a set's tables; names of files may be any bytes."""
-    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ def files_of_pairs(root: Path, split: str) -> PairFiles:
         found.others += others + unnamed
         return {p.stem.removesuffix(ending): p for p in files if p.stem.endswith(ending)}
 
-    images = identities(root / f"{split}_A", "_label", PICTURE_SUFFIXES)
+    images = identities(root / f"{split}_A", "_label", PICTURES)
     airs = identities(root / f"{split}_B", "_img", (".wav",))
     for identity in sorted(images.keys() | airs.keys()):
         if identity not in airs:
@@ -268,12 +259,12 @@ class Image2Reverb(Dataset[dict[str, Any]]):
             place = f"{table} for split {self.split!r}"
         else:
             folder = folder or self.root / "speech" / self.split
-            files, others = of_kind(folder, SPEECH_SUFFIXES, nested=True) if folder.is_dir() else ([], [])
+            files, others = of_kind(folder, SPEECH, nested=True) if folder.is_dir() else ([], [])
             self.skipped += others
             place = str(folder)
         if not files:
             raise ValueError(
-                f"speech: no WAV, FLAC, OGG or SPHERE files in {place}; give a folder of dry sentences"
+                f"speech: no sound files ({', '.join(SPEECH)}) in {place}; give a folder of dry sentences"
             )
         good = []
         for path in files:

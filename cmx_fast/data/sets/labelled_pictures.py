@@ -10,13 +10,14 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from cmx_fast.data.loaders.workers import CORES
 from cmx_fast.data.media.files import BrokenFileError, picture_problem, stretched
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
+from cmx_fast.data.sets.own_files import own_files
 from cmx_fast.data.sets.recordings import check_split, of_kind
-from cmx_fast.data.sets.scenes import PICTURE_SUFFIXES
+from cmx_fast.data.sets.square_pictures import SquarePictures
 
 #: Left, top, right and bottom in pixels.
 Box = tuple[float, float, float, float]
@@ -43,7 +44,7 @@ class LabelledPicture:
     box: Box | None = None
 
 
-class LabelledPictures(Dataset[dict[str, object]]):
+class LabelledPictures(SquarePictures):
     """Square pictures and their classes.
 
     Args:
@@ -70,27 +71,13 @@ class LabelledPictures(Dataset[dict[str, object]]):
         skip_bad: bool,
         source: str,
     ):
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.size, self.class_names = size, class_names
+        super().__init__(size, class_names)
         self.entries, self.skipped = readable(entries, skip_bad=skip_bad, source=source)
         self.ids = [entry.name for entry in self.entries]
         self.has_boxes = all(entry.box is not None for entry in self.entries)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """The item: image uint8 (3, S, S), label, id."""
-        return {"image": self.load_image(index), **self.target(index), "id": self.ids[index]}
-
     def path(self, index: int) -> Path:
-        """The picture's file."""
         return self.entries[index].path
-
-    def load_image(self, index: int) -> Tensor:
-        """The picture alone, uint8 (3, S, S), upright."""
-        return stretched(self.path(index), lambda *_: (self.size, self.size), draft=True)
 
     def target(self, index: int) -> dict[str, Tensor]:
         """The answer that a network should give: "label", 0-d int64; with boxes also "box".
@@ -154,7 +141,8 @@ def _shown_size(path: Path) -> tuple[int, int]:
 def class_folders(root: Path | str, split: str, *, size: int, skip_bad: bool = False) -> LabelledPictures:
     """Class folders, as ImageNet's: ``<root>/<split>/<class>/*.jpg`` or ``*.png``, split "train", "val" or "test".
 
-    Classes are numbered over the splits that are there.
+    Classes are numbered over the splits that are there. A ``root`` without these folders holds the classes' folders
+    themselves, or is a table of pictures: :func:`cmx_fast.data.sets.own_files.own_files`.
 
     Raises:
         ValueError: no such split, or as :class:`LabelledPictures`.
@@ -162,6 +150,17 @@ def class_folders(root: Path | str, split: str, *, size: int, skip_bad: bool = F
     splits = ("train", "val", "test")
     check_split(split, splits)
     root = Path(root)
+    if not any((root / part).is_dir() for part in splits):
+        own = own_files(root, split, PICTURES)
+        dataset = LabelledPictures(
+            [LabelledPicture(picture.path, picture.label, picture.name) for picture in own],
+            own.class_names,
+            size=size,
+            skip_bad=skip_bad,
+            source=f"files of {root}",
+        )
+        dataset.skipped += own.skipped
+        return dataset
     if not (root / split).is_dir():
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.jpg")
     classes = sorted({path.name for part in splits for path in (root / part).glob("*") if path.is_dir()})
@@ -169,7 +168,7 @@ def class_folders(root: Path | str, split: str, *, size: int, skip_bad: bool = F
     for label, name in enumerate(classes):
         if not (root / split / name).is_dir():
             continue
-        files, rest = of_kind(root / split / name, PICTURE_SUFFIXES)
+        files, rest = of_kind(root / split / name, PICTURES)
         entries += [LabelledPicture(file, label, printable(f"{name}/{file.name}")) for file in files]
         others += rest
     dataset = LabelledPictures(

@@ -1,4 +1,4 @@
-"""Reads the lists of data sets, as text or as a table: whole, or with an error that names the line.
+"""Reads and writes the lists of data sets, as text or as a table: whole, or with an error that names the line.
 
 A list may begin with a byte-order mark, end its lines as Windows does, have blank lines, and spaces around what it
 holds. It is UTF-8, or with its mark UTF-16. Bytes that are no UTF-8 stay what they are: file names may be any bytes
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 _BLANKS = " \t"
@@ -110,6 +110,14 @@ def read_table(path: Path, columns: Sequence[str], *, header: bool = True) -> li
     if names is None:
         raise ValueError(f"{path} is empty; it should name the columns {', '.join(columns)}")
     return rows
+
+
+def write_table(file: Path, columns: tuple[str, ...], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write one of a set's tables; names of files may be any bytes."""
+    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def printable(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from cmx_fast.data.media.files import stretched
 from cmx_fast.data.media.picture_formats import DAMAGE, UPRIGHT, Turn, labels, orientation
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
 from cmx_fast.data.sets.recordings import check_split, of_kind
-from cmx_fast.data.sets.scenes import PICTURE_SUFFIXES
+from cmx_fast.data.sets.square_pictures import SquarePictures
 
 #: The label of pixels that do not count, in VOC and in plain folders.
 VOID = 255
@@ -27,7 +25,7 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-class MaskedPictures(Dataset[dict[str, object]]):
+class MaskedPictures(SquarePictures):
     """Square pictures and masks of classes.
 
     A picture that asks to be turned (EXIF) comes upright, and its mask with it. The mask's own EXIF decides; where it
@@ -52,6 +50,8 @@ class MaskedPictures(Dataset[dict[str, object]]):
             another size than its picture, or a label without class; the message names the file.
     """
 
+    DRAFT = False
+
     def __init__(
         self,
         files: Sequence[tuple[str, Path, Path]],
@@ -64,14 +64,11 @@ class MaskedPictures(Dataset[dict[str, object]]):
         kind: str = "the classes",
         void: int | None = VOID,
     ):
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        self.size, self.class_names = size, list(class_names)
+        super().__init__(size, class_names)
         self._labels, self._kind, self._void = len(classes), kind, void
         self._class_of_label = torch.full((VOID + 1,), -1)
         self._class_of_label[: len(classes)] = classes
-        self.skipped: list[tuple[Path, str]] = []
-        self.ids: list[str] = []
+        self.skipped, self.ids = [], []
         self._files: list[tuple[Path, Path]] = []
         self._turns: list[Turn] = []
         with ThreadPoolExecutor() as pool:  # decoding leaves the interpreter free
@@ -91,31 +88,8 @@ class MaskedPictures(Dataset[dict[str, object]]):
         if not self.ids:
             raise ValueError(f"no usable picture among the {len(files)} {source}")
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, object]:
-        """The item: image uint8 (3, S, S), mask int64 (S, S) of classes, id."""
-        return {"image": self.load_image(index), "mask": self.load_mask(index), "id": self.ids[index]}
-
     def path(self, index: int) -> Path:
-        """The picture's file."""
         return self._files[index][0]
-
-    def load_image(self, index: int) -> Tensor:
-        """The picture alone, uint8 (3, S, S)."""
-        return stretched(self.path(index), lambda *_: (self.size, self.size))
-
-    def load_images(self, indices: Sequence[int], threads: int = 1) -> list[Tensor]:
-        """The pictures as by :meth:`load_image`, decoded together by DALI and left on the GPU if there is one."""
-        dali = importlib.import_module("cmx_fast.data.media.decode_dali_files")
-        decoded = dali.stretched(
-            [self.path(index) for index in indices], lambda *_: (self.size, self.size), threads
-        )
-        return [
-            self.load_image(index) if image is None else image
-            for index, image in zip(indices, decoded, strict=True)
-        ]
 
     def load_mask(self, index: int) -> Tensor:
         """The mask alone, int64 (S, S) of classes; -1 where it does not count."""
@@ -177,7 +151,7 @@ def folder(root: Path | str, split: str, *, size: int, skip_bad: bool = False) -
         raise ValueError(
             f"{root} has no folder {split}/pictures; it should hold {split}/pictures and {split}/masks"
         )
-    files, others = of_kind(pictures, PICTURE_SUFFIXES)
+    files, others = of_kind(pictures, PICTURES)
     listed = [(printable(file.stem), file, root / split / "masks" / f"{file.stem}.png") for file in files]
     dataset = MaskedPictures(
         listed, torch.arange(len(names)), names, size=size, skip_bad=skip_bad, source=f"files of {pictures}"

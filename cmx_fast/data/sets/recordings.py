@@ -11,7 +11,7 @@ from cmx_fast.data.sets.lists import printable
 
 @dataclass(frozen=True)
 class Recording:
-    """A video or audio file with the number of its class, and a name of its own in its set."""
+    """A file with the number of its class, and a name of its own in its set."""
 
     path: Path
     label: int

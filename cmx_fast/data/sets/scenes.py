@@ -12,8 +12,10 @@ import torch
 
 from cmx_fast.data.media.decode import BrokenVideoError, Media, probe
 from cmx_fast.data.media.files import audio_problem, picture_problem
+from cmx_fast.data.media.suffixes import PICTURES
 from cmx_fast.data.sets.lists import printable, read_list
-from cmx_fast.data.sets.own_videos import place_of
+from cmx_fast.data.sets.names import VEGAS_CLASSES
+from cmx_fast.data.sets.own_files import own_files, place_of
 from cmx_fast.data.sets.recordings import Recording, Recordings, check_split, of_kind
 from cmx_fast.data.sets.selection import key
 from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out, vggsound_list
@@ -22,11 +24,6 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out, vggsound_list
 VEGAS_TRAIN, VEGAS_TEST = 800, 50
 #: Share of the pairs without a list that are held out.
 HELD_OUT = 0.1
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
-VEGAS_CLASSES = (
-    "baby_cry", "chainsaw", "dog", "drum", "fireworks",
-    "helicopter", "printer", "rail_transport", "snoring", "water_flowing",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,7 @@ def _unlisted_pairs(root: Path, split: str, classes: Sequence[str] | None) -> Sc
             )
     if split == "val" and not divided:
         raise ValueError(f"{root} has no split 'val'")
-    pictures = {file.stem: file for file in of_kind(folder / "images", PICTURE_SUFFIXES)[0]}
+    pictures = {file.stem: file for file in of_kind(folder / "images", PICTURES)[0]}
     sounds = {file.stem: file for file in of_kind(folder / "audios", (".wav",))[0]}
     scenes = [
         Scene(printable(name), 0, pictures[name], sounds[name])
@@ -249,18 +246,25 @@ def vegas(root: Path | str, split: str, classes: Sequence[str] | None = None) ->
 def pictures(root: Path | str, split: str, classes: Sequence[str] | None = None) -> Scenes:
     """Pictures without sound, to train a generator on: ``<root>/<split>/<class>/*``, ImageNet's layout.
 
-    split "train" or "val". Classes are numbered over both.
+    split "train" or "val". Classes are numbered over both. A ``root`` without these folders is one of one's own
+    pictures, or a table of them (:func:`cmx_fast.data.sets.own_files.own_files`).
     """
     splits = ("train", "val")
     check_split(split, splits)
     folder = Path(root) / split
+    if not any((Path(root) / part).is_dir() for part in splits):
+        own = own_files(root, split, PICTURES)
+        listed = [Scene(picture.name, picture.label, picture.path, None) for picture in own]
+        scenes = whole_scenes(listed, own.class_names, f"{root} has no picture that can be used", classes)
+        scenes.skipped += own.skipped
+        return scenes
     if not folder.is_dir():
         raise ValueError(f"{root} has no folder {split}; it should hold {split}/<class>/*.jpg")
     folders = sorted(
         {path.name for part in splits for path in (Path(root) / part).glob("*") if path.is_dir()}
     )
     kinds = {
-        label: of_kind(folder / name, PICTURE_SUFFIXES)
+        label: of_kind(folder / name, PICTURES)
         for label, name in enumerate(folders)
         if (folder / name).is_dir()
     }

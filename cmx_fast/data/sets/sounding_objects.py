@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cmx_fast.data.media.decode import BrokenVideoError, probe
+from cmx_fast.data.media.suffixes import VIDEOS
 from cmx_fast.data.sets.lists import printable, read_table, read_text
 from cmx_fast.data.sets.scenes import Scene, Scenes, whole_scenes
-from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
 
 #: Pixels along an edge of the pictures that Flickr-SoundNet's annotations count in.
 FLICKR_SIDE = 256
@@ -179,7 +179,7 @@ def _of_videos(root: Path, labels: dict[str, int], classes: list[str], table: Pa
     """The recordings whose videos are there and can be opened."""
     scenes = Scenes([], classes)
     for name, label in labels.items():
-        files = [root / "video" / f"{n}{suffix}" for n in (name, _padded(name)) for suffix in VIDEO_SUFFIXES]
+        files = [root / "video" / f"{n}{suffix}" for n in (name, _padded(name)) for suffix in VIDEOS]
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             scenes.skipped.append((files[0], f"listed in {table.name}, but not there"))

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from cmx_fast.data.media.suffixes import VIDEOS
 from cmx_fast.data.sets.lists import read_list, read_table
-from cmx_fast.data.sets.own_videos import own_videos
+from cmx_fast.data.sets.own_files import own_files
 from cmx_fast.data.sets.recordings import Recordings, check_split, collect, of_kind
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 KINETICS_SPLITS = ("train", "val", "test")
 
 
@@ -33,13 +33,13 @@ def kinetics(root: Path | str, split: str) -> Recordings:
     classes = sorted(set(labels.values()))
     if rows is None:
         folders = sorted(path for path in folder.iterdir() if path.is_dir())
-        kinds = {path: of_kind(path, VIDEO_SUFFIXES) for path in folders}
+        kinds = {path: of_kind(path, VIDEOS) for path in folders}
         listed = [
             (video, labels[_joined(path.name)]) for path, (videos, _) in kinds.items() for video in videos
         ]
         recordings = collect(listed, classes, folder, split)
         recordings.skipped += [other for _, others in kinds.values() for other in others]
-        flat, _ = of_kind(folder, VIDEO_SUFFIXES)
+        flat, _ = of_kind(folder, VIDEOS)
         recordings.skipped += [
             (path, f"lies in no class's folder, and there is no {table.name}") for path in flat
         ]
@@ -156,13 +156,13 @@ def _in_any_container(path: Path) -> Path:
     """The file, or where it is missing the same video in another container: not every downloader makes MP4."""
     if path.is_file():
         return path
-    others = (path.with_suffix(suffix) for suffix in VIDEO_SUFFIXES)
+    others = (path.with_suffix(suffix) for suffix in VIDEOS)
     return next((other for other in others if other.is_file()), path)
 
 
 def folder(root: Path | str, split: str) -> Recordings:
-    """:func:`cmx_fast.data.sets.own_videos.own_videos`: any folder of videos, split by a hash of their names."""
-    return own_videos(root, split, VIDEO_SUFFIXES)
+    """One's own videos, of any folder or a table: :func:`cmx_fast.data.sets.own_files.own_files`."""
+    return own_files(root, split, VIDEOS)
 
 
 def _check_fold(fold: int) -> None:

@@ -7,23 +7,11 @@ from torch import Tensor
 
 from cmx_fast.data.loaders.clip_reader import AUGMENTED, random_stream
 from cmx_fast.data.loaders.upload import upload
+from cmx_fast.data.transforms.window import check_window
 from cmx_fast.ops import prepare_frames
 
 #: Mean and deviation that bring pixel values in [0, 1] to about [-2, 2] (GDT's code).
 MEAN, STD = 0.45, 0.225
-
-
-def check_window(window: tuple[float, ...]) -> None:
-    """Raise a ValueError unless a window is empty, or left, top, width and height within [0, 1]."""
-    if not window:
-        return
-    if len(window) == 4:
-        left, top, width, height = window
-        if min(window) >= 0 < min(width, height) and max(left + width, top + height) <= 1 + 1e-6:
-            return
-    raise ValueError(
-        f"window must be left, top, width and height, shares of the frame that stay in it; got {window}"
-    )
 
 
 class CentreCrop:

@@ -17,15 +17,23 @@ class PositionAttention(nn.Module):
     """Attention over positions, gamma * attention + x, (B, C, H, W) to the same: eqs. 1 and 2 of DANet.
 
     Queries and keys have C / 8 channels, values C, the softmax no scale; gamma starts at 0. Names are the code's.
+    ``device`` and ``dtype`` are the weights', as every layer of PyTorch takes them.
     """
 
-    def __init__(self, channels: int):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if channels < 8:
             raise ValueError(f"channels must be at least 8, got {channels}")
-        self.query_conv, self.key_conv = (nn.Conv2d(channels, channels // 8, 1) for _ in "qk")
-        self.value_conv = nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.query_conv, self.key_conv = (nn.Conv2d(channels, channels // 8, 1, **place) for _ in "qk")
+        self.value_conv = nn.Conv2d(channels, channels, 1, **place)
+        self.gamma = nn.Parameter(torch.zeros(1, **place))
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (

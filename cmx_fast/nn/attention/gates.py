@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cmx_fast.ops import channel_gate, pool_channels, position_gate
+
+Device = torch.device | str | None
 
 
 class SqueezeExcite(nn.Module):
@@ -21,19 +23,29 @@ class SqueezeExcite(nn.Module):
     Args:
         channels: C. reduction: C over the width between the two layers (16, the paper's).
         bias: True: the layers have a bias (senet.pytorch: no; the authors' Caffe models: yes).
+        device, dtype: of the weights, as every layer of PyTorch takes them.
 
     Raises:
         ValueError: fewer channels than the reduction, or an input of other channels.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, bias: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        bias: bool = False,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden = _hidden(channels, reduction)
         self.channels = channels
         self.fc = nn.Sequential(
-            nn.Linear(channels, hidden, bias=bias),
+            nn.Linear(channels, hidden, bias, **place),
             nn.ReLU(inplace=True),
-            nn.Linear(hidden, channels, bias=bias),
+            nn.Linear(hidden, channels, bias, **place),
             nn.Sigmoid(),
         )
 
@@ -46,12 +58,18 @@ class SqueezeExcite(nn.Module):
 class ChannelGate(nn.Module):
     """CBAM's factor per channel, eq. 2: one small network's outputs for the mean and the maximum, summed."""
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(
+        self, channels: int, reduction: int = 16, *, device: Device = None, dtype: torch.dtype | None = None
+    ):
         super().__init__()
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.channels = channels
         hidden = _hidden(channels, reduction)
         self.mlp = nn.Sequential(
-            nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+            nn.Flatten(),
+            nn.Linear(channels, hidden, **place),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, **place),
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -65,10 +83,11 @@ class ChannelGate(nn.Module):
 class _Convolution(nn.Module):
     """A convolution and its norm, under CBAM's names."""
 
-    def __init__(self, kernel: int):
+    def __init__(self, kernel: int, *, device: Device, dtype: torch.dtype | None):
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
-        self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False, **place)
+        self.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01, **place)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
@@ -77,11 +96,11 @@ class _Convolution(nn.Module):
 class SpatialGate(nn.Module):
     """CBAM's factor per position, eq. 3: a 7 x 7 convolution over the channels' maximum and mean."""
 
-    def __init__(self, kernel: int = 7):
+    def __init__(self, kernel: int = 7, *, device: Device = None, dtype: torch.dtype | None = None):
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 1, got {kernel}")
-        self.spatial = _Convolution(kernel)
+        self.spatial = _Convolution(kernel, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         pooled = pool_channels(x).to(self.spatial.conv.weight.dtype)
@@ -98,15 +117,25 @@ class CBAM(nn.Module):
     Args:
         channels: C. reduction: of the channel gate (16, the paper's). kernel: of the spatial gate (7, the paper's).
         spatial: True: with the second gate; False: BAM's channel attention with a maximum.
+        device, dtype: of the weights, as every layer of PyTorch takes them.
 
     Raises:
         ValueError: fewer channels than the reduction, an even kernel, or an input of other channels.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, kernel: int = 7, spatial: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel: int = 7,
+        spatial: bool = True,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        self.ChannelGate = ChannelGate(channels, reduction)
-        self.SpatialGate = SpatialGate(kernel) if spatial else None
+        self.ChannelGate = ChannelGate(channels, reduction, device=device, dtype=dtype)
+        self.SpatialGate = SpatialGate(kernel, device=device, dtype=dtype) if spatial else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.SpatialGate is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,27 +27,37 @@ class MultiHeadSelfAttention(nn.Module):
     Args:
         channels: C, a multiple of ``heads`` (8, Bello's and Vaswani's).
         extent: the longest side of a map whose places know their positions; None: they do not.
+        device, dtype: of the weights, as every layer of PyTorch takes them.
 
     Raises:
         ValueError: channels that are no multiple of the heads, or a map of other channels or longer than ``extent``.
     """
 
-    def __init__(self, channels: int, heads: int = 8, extent: int | None = None):
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 8,
+        extent: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         if heads < 1 or channels % heads:
             raise ValueError(f"heads must be a divisor of channels = {channels}, got {heads}")
         if extent is not None and extent < 1:
             raise ValueError(f"extent must be at least 1, got {extent}")
         self.channels, self.heads, self.extent = channels, heads, extent
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.norm = nn.LayerNorm(channels, **place)
+        self.qkv = nn.Linear(channels, 3 * channels, **place)
+        self.out = nn.Linear(channels, channels, **place)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         if extent is not None:
             depth = channels // heads
             self.rows, self.columns = (
-                nn.Parameter(depth**-0.5 * torch.randn(2 * extent - 1, depth)) for _ in "yx"
+                nn.Parameter(depth**-0.5 * torch.randn(2 * extent - 1, depth, **place)) for _ in "yx"
             )
 
     def forward(self, x: Tensor) -> Tensor:

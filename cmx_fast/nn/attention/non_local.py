@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ class NonLocal(nn.Module):
             yes; Non-local_pytorch: after the convolution, which is kept).
         scale: divide exponents by sqrt(inner), as the authors' code does and the paper and Non-local_pytorch do not.
         norm: a batch norm after W, whose gain and bias start at 0; else W does.
+        device, dtype: of the weights, as every layer of PyTorch takes them.
 
     Raises:
         ValueError: an unknown mode or number of dimensions, or an input of another shape.
@@ -44,8 +47,12 @@ class NonLocal(nn.Module):
         subsample: bool = True,
         scale: bool = False,
         norm: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         if mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}; got {mode!r}")
         if dimensions not in CONVOLUTIONS:
@@ -55,17 +62,17 @@ class NonLocal(nn.Module):
         self.mode, self.scale = mode, scale
         convolution = CONVOLUTIONS[dimensions]
         pool = _pool(dimensions) if subsample else None
-        value = convolution(channels, inner, 1)
+        value = convolution(channels, inner, 1, **place)
         self.g = nn.Sequential(value, pool) if pool else value
         if mode == "gaussian":
             self.theta, self.phi = None, pool
         else:
-            self.theta, key = convolution(channels, inner, 1), convolution(channels, inner, 1)
+            self.theta, key = (convolution(channels, inner, 1, **place) for _ in "qk")
             self.phi = nn.Sequential(key, pool) if pool else key
         if mode == "concatenate":
-            self.concat_project = nn.Sequential(nn.Conv2d(2 * inner, 1, 1, bias=False), nn.ReLU())
-        out = convolution(inner, channels, 1)
-        last: nn.Module = NORMS[dimensions](channels) if norm else out
+            self.concat_project = nn.Sequential(nn.Conv2d(2 * inner, 1, 1, bias=False, **place), nn.ReLU())
+        out = convolution(inner, channels, 1, **place)
+        last: nn.Module = NORMS[dimensions](channels, **place) if norm else out
         self.W = nn.Sequential(out, last) if norm else out
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]

@@ -1,24 +1,20 @@
-"""``cmx simulate clips``: a small stand-in for Kinetics or VGGSound, in their layouts, where one object sounds."""
+"""A small stand-in for Kinetics or VGGSound, in their layouts, where one object sounds."""
 
 from __future__ import annotations
 
 import csv
 import functools
 import json
-import os
-import shutil
 import string
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from rich.progress import track
 
 from cmx_fast._extras import require
@@ -30,7 +26,6 @@ CLASSES = tuple(sorted(SHAPES))
 CONTAINERS = {"aac": ".mp4", "pcm": ".mkv"}
 VIDEO_CODECS = {"h264": "libx264", "mpeg4": "mpeg4"}
 AUDIO_CODECS = {"aac": "aac", "pcm": "pcm_s16le"}
-LAYOUTS = ("kinetics", "vggsound")
 SPLITS = ("train", "val", "test")
 POSITIONS = "positions.csv"
 BOXES = "vggss.json"
@@ -205,87 +200,34 @@ def _box(track: list[tuple[Any, ...]], settings: ClipSettings) -> list[float]:
     return [round(min(max(corner, 0.0), 1.0), 4) for corner in corners]
 
 
-def simulate_clips(
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
-    clips: Annotated[
-        int,
-        typer.Option(min=16, help="Number of clips: 4 of 5 to train on, the others val; as many again test."),
-    ] = 600,
-    layout: Annotated[
-        str, typer.Option(help="kinetics (class folders) or vggsound (one folder).")
-    ] = "kinetics",
-    width: Annotated[int, typer.Option(help="Pixels, even.")] = 128,
-    height: Annotated[int, typer.Option(help="Pixels, even.")] = 96,
-    seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 3.0,
-    fps: Annotated[int, typer.Option(help="Frames per second.")] = 24,
-    distractors: Annotated[
-        int, typer.Option(help="The most silent objects of a clip, which has at least one; 0: none.")
-    ] = 3,
-    largest: Annotated[float, typer.Option(help="Largest radius as a share of the shorter side.")] = LARGEST,
-    places: Annotated[int, typer.Option(help="Backgrounds that a split's clips share; 0: one per clip.")] = 0,
-    video: Annotated[str, typer.Option(help="h264 or mpeg4.")] = "h264",
-    audio: Annotated[str, typer.Option(help="aac (in MP4) or pcm (in MKV).")] = "aac",
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures and sounds.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,
-    overwrite: Annotated[bool, typer.Option(help="Replace what is in the folder.")] = False,
-) -> None:
-    """Simulate clips of moving objects: one sounds, in a way that follows from its looks; the others are silent.
+def write_clips(
+    folder: Path, clips: int, layout: str, settings: ClipSettings, *, workers: int
+) -> dict[str, int]:
+    """Write so many clips, and as many to test on as to choose by, into an empty folder; gives the clips of each split.
 
-    The sounding object's shape, its clip's class, is heard as timbre, its colour and height as pitch, its size as
-    loudness, its place from left to right as hiss, and its beat shows in its brightness and size. Colour, size, place
-    and background tell nothing about the class, and no split shares a background with another. Choose settings on val
-    and report on test.
-
-    Writes videos and lists in the layout of Kinetics-400 or VGGSound, positions.csv with the object's centre and radius
-    in every frame, in pixels, and beside VGGSound's layout vggss.json, the boxes of test's middle frames as VGG-SS has
-    them.
+    Args:
+        layout: "kinetics" or "vggsound".
+        workers: processes; they don't change what is written.
     """
-    settings = ClipSettings(
-        width=width,
-        height=height,
-        seconds=seconds,
-        fps=fps,
-        distractors=distractors,
-        largest=largest,
-        places=places,
-        seed=seed,
-        video=video,
-        audio=audio,
-    )
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}; got {layout!r}")
-    if clips < 16 or workers < 1:
-        raise ValueError(f"clips ({clips}) must be at least 16 and workers ({workers}) at least 1")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ValueError(f"out: {out} is not empty; choose another folder or pass --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
     train = clips * 4 // 5
     numbers = {"train": range(train), "val": range(train, clips), "test": range(clips, 2 * clips - train)}
     splits = {split: _layout(layout, split, indices, settings) for split, indices in numbers.items()}
-    # Written beside its place and moved there whole: an interrupted run leaves nothing that looks complete.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        root = Path(temporary) / "clips"
-        root.mkdir()
-        todo = [entry for entries in splits.values() for entry in entries]
-        boxes = []
-        with (
-            (root / POSITIONS).open("w", newline="") as table,
-            ProcessPoolExecutor(min(workers, clips), mp_context=get_context("spawn")) as pool,
-        ):
-            writer = csv.writer(table)
-            writer.writerow(("name", "frame", "x", "y", "radius"))
-            write = functools.partial(_write_clip, root=root, settings=settings)
-            written = pool.map(write, todo, chunksize=4)
-            for entry, rows in zip(todo, track(written, "clips", total=len(todo)), strict=True):
-                writer.writerows(rows)
-                if entry.split == "test":
-                    label = CLASSES[entry.index % len(CLASSES)]
-                    boxes.append({"file": entry.file.stem, "class": label, "bbox": [_box(rows, settings)]})
-        _write_lists(root, layout, splits)
-        if layout == "vggsound":
-            (root / BOXES).write_text(json.dumps(boxes, indent=1) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(root, out)
-    typer.echo(f"clips in {out}: " + ", ".join(f"{len(i)} {split}" for split, i in splits.items()))
+    todo = [entry for entries in splits.values() for entry in entries]
+    boxes = []
+    with (
+        (folder / POSITIONS).open("w", newline="") as table,
+        ProcessPoolExecutor(min(workers, clips), mp_context=get_context("spawn")) as pool,
+    ):
+        writer = csv.writer(table)
+        writer.writerow(("name", "frame", "x", "y", "radius"))
+        write = functools.partial(_write_clip, root=folder, settings=settings)
+        written = pool.map(write, todo, chunksize=4)
+        for entry, rows in zip(todo, track(written, "clips", total=len(todo)), strict=True):
+            writer.writerows(rows)
+            if entry.split == "test":
+                label = CLASSES[entry.index % len(CLASSES)]
+                boxes.append({"file": entry.file.stem, "class": label, "bbox": [_box(rows, settings)]})
+    _write_lists(folder, layout, splits)
+    if layout == "vggsound":
+        (folder / BOXES).write_text(json.dumps(boxes, indent=1) + "\n")
+    return {split: len(entries) for split, entries in splits.items()}

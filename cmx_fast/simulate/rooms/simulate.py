@@ -1,30 +1,28 @@
-"""``cmx simulate rooms``: a small stand-in for Image2Reverb, in its own layout, from simulated spaces."""
+"""A small stand-in for Image2Reverb, in its own layout, from simulated spaces."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from PIL import Image
 from rich.progress import track
 
 from cmx_fast._extras import require
-from cmx_fast.data.sets.image2reverb import MANIFEST, write_table
+from cmx_fast.data.sets.image2reverb import MANIFEST
+from cmx_fast.data.sets.lists import write_table
 from cmx_fast.data.transforms.schroeder import reverberation_time
 from cmx_fast.simulate.rooms.acoustics import impulse_response
 from cmx_fast.simulate.rooms.catalogue import make_rooms
 from cmx_fast.simulate.rooms.geometry import Room, predicted_decay_times
 from cmx_fast.simulate.rooms.placement import draw_cameras, draw_positions
 from cmx_fast.simulate.rooms.renderer import render
-from cmx_fast.simulate.rooms.speech import SPLITS, find_recordings, synthesise_speech
+from cmx_fast.simulate.rooms.speech import SPLITS, synthesise_speech
 
 SAMPLE_RATE = 22050
 Row = dict[str, Any]  # one line of the manifest
@@ -85,68 +83,42 @@ def _write_speech(folder: Path, recordings: dict[str, list[Path]] | None, seed: 
             soundfile.write(name, wave.numpy(), SAMPLE_RATE, subtype="PCM_16")
 
 
-def simulate_rooms(
-    out: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
-    rooms: Annotated[int, typer.Option(min=1, help="Number of spaces; every sixth is outdoors.")] = 24,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
-    speech: Annotated[
-        Path | None, typer.Option(help="Your own dry recordings instead of synthesised speech.")
-    ] = None,
-    train_pairs: Annotated[
-        int, typer.Option(min=1, help="Image-response pairs per space for training.")
-    ] = 14,
-    test_pairs: Annotated[int, typer.Option(min=1, help="Image-response pairs per space for testing.")] = 5,
-    image_size: Annotated[
-        int, typer.Option(min=32, help="Width and height of the pictures in pixels.")
-    ] = 256,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; does not change what is written.")] = 2,
-    overwrite: Annotated[bool, typer.Option(help="Replace what is in the folder.")] = False,
+def write_rooms(
+    folder: Path,
+    rooms: int,
+    pairs: dict[str, int],
+    image_size: int,
+    recordings: dict[str, list[Path]] | None,
+    *,
+    seed: int,
+    workers: int,
 ) -> None:
-    """Simulate rooms: pictures, impulse responses and speech in Image2Reverb's layout.
+    """Write spaces with this many pairs of each split into an empty folder, in Image2Reverb's layout.
 
-    Each space gets its own size, materials and furniture; each pair its own talker, microphone and viewpoint.
-    Writes {train,test}_A/*_label.jpg, {train,test}_B/*_img.wav, speech/{train,test}/*.wav, manifest.csv
-    (RT60 measured on the written response) and rooms.json (geometry, materials, positions).
+    Args:
+        recordings: dry speech of each split; None: it is synthesised.
+        workers: processes; they don't change what is written.
     """
-    if rooms < 1 or train_pairs < 1 or test_pairs < 1 or workers < 1 or image_size < 32:
-        raise ValueError(
-            f"rooms ({rooms}), train_pairs ({train_pairs}), test_pairs ({test_pairs}) and workers ({workers}) must be "
-            f"at least 1 and image_size ({image_size}) at least 32"
-        )
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ValueError(f"out: {out} is not empty; choose another folder or pass --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    recordings = None if speech is None else find_recordings(speech, seed)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        for split in SPLITS:
-            (staging / f"{split}_A").mkdir()
-            (staging / f"{split}_B").mkdir()
-        spaces = make_rooms(rooms, seed)
-        pairs = {"train": train_pairs, "test": test_pairs}
-        jobs = [(room, index, pairs, image_size, seed, staging) for index, room in enumerate(spaces)]
-        # Spawned also for one worker: espeak-ng's library has a state that only a new process resets, and
-        # torch's threads in the parent do not survive a fork.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            try:
-                talking = pool.submit(_write_speech, staging / "speech", recordings, seed)
-                futures = [pool.submit(_simulate_room, *job) for job in jobs]
-                waiting = (future.result() for future in futures)
-                results = list(track(waiting, description="Simulating rooms", total=rooms))
-                talking.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        rows = [row for room_rows, _ in results for row in room_rows]
-        descriptions = [description for _, description in results]
-        rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
-        write_table(staging / "manifest.csv", MANIFEST, rows)
-        (staging / "rooms.json").write_text(json.dumps({"seed": seed, "rooms": descriptions}, indent=1))
-        if out.exists():
-            shutil.rmtree(out)
-        staging.chmod(0o755)
-        staging.rename(out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    for split in SPLITS:
+        (folder / f"{split}_A").mkdir()
+        (folder / f"{split}_B").mkdir()
+    jobs = [
+        (room, index, pairs, image_size, seed, folder) for index, room in enumerate(make_rooms(rooms, seed))
+    ]
+    # Spawned also for one worker: espeak-ng's library has a state that only a new process resets, and
+    # torch's threads in the parent do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            talking = pool.submit(_write_speech, folder / "speech", recordings, seed)
+            futures = [pool.submit(_simulate_room, *job) for job in jobs]
+            waiting = (future.result() for future in futures)
+            results = list(track(waiting, description="Simulating rooms", total=rooms))
+            talking.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    rows = [row for room_rows, _ in results for row in room_rows]
+    descriptions = [description for _, description in results]
+    rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
+    write_table(folder / "manifest.csv", MANIFEST, rows)
+    (folder / "rooms.json").write_text(json.dumps({"seed": seed, "rooms": descriptions}, indent=1))

@@ -65,7 +65,7 @@ def baseline_counts(
         encoder: before any training; for "frozen" and "probe".
         seed: of k-means and of the sampled pixels.
     """
-    classes = len(test.dataset.class_names)
+    classes = len(test.class_names)
     if name == "largest":
         source = Source(lambda images: images[:, :1, :1, :1], of_pictures=True)
         return _count(source, test, torch.zeros(1, 1), torch.zeros(1), classes)

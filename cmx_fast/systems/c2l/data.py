@@ -23,12 +23,13 @@ class Pictures:
 
     Args:
         dataset: a :class:`cmx_fast.data.sets.atr.ATR`, or anything with ``__len__`` and ``load_image(i)``, and for
-            :meth:`masks` with ``load_mask(i)`` and ``class_names``.
+            :meth:`masks` with ``load_mask(i)`` and ``class_names``: one without has no masks.
         cache: decode every picture once and keep it, in bytes; else workers read files.
         backend: "dali" decodes the pictures of a batch together (the data set's ``load_images``), in this process, on
             the GPU if there is one.
 
     Attributes:
+        class_names: the classes of the masks; none where there are no masks.
         maps: (pictures, R) float16, a fixed encoder's maps as :func:`cmx_fast.networks.fpn.pack` lays them, in the
             pictures' place (:mod:`cmx_fast.systems.c2l.encoder_maps`); None: the networks see the pictures.
     """
@@ -42,10 +43,13 @@ class Pictures:
         cache: bool = False,
         backend: str = "auto",
         device: torch.device | str = "cpu",
+        workers: int | None = None,
     ):
+        self.workers = CORES if workers is None else workers
         check_backend(backend, FILE_BACKENDS)
         self.dataset, self.backend, self.device = dataset, backend, torch.device(device)
         self.kept = torch.stack([dataset.load_image(i) for i in range(len(dataset))]) if cache else None
+        self.class_names: list[str] = dataset.class_names if hasattr(dataset, "load_mask") else []
         self._masks: Tensor | None = None
 
     def __len__(self) -> int:
@@ -57,7 +61,7 @@ class Pictures:
         The first call reads those of all pictures, in threads, and keeps them: 1,000 of 320 pixels are 102 MB.
         """
         if self._masks is None:
-            kind = torch.int8 if len(self.dataset.class_names) <= 127 else torch.int16
+            kind = torch.int8 if len(self.class_names) <= 127 else torch.int16
             with ThreadPoolExecutor(CORES) as pool:  # decoding leaves the interpreter free
                 read = pool.map(lambda i: self.dataset.load_mask(i).to(kind), range(len(self)))
                 self._masks = torch.stack(list(read))
@@ -81,7 +85,7 @@ class Pictures:
             loader = load_batches(
                 _Images(self.dataset, together),
                 (batch.tolist() for batch in rows),
-                workers=0 if together else CORES,
+                workers=0 if together else self.workers,
                 pin_memory=self.device.type == "cuda" and not together,
             )
         for index, images in loader:

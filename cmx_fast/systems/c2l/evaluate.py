@@ -1,13 +1,10 @@
-"""``cmx evaluate c2l``: a finished run's models on held-out pictures: table, results.json and report.html."""
+"""Evaluates a finished run's models on held-out pictures: table, results.json and report.html."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from torch import Tensor
 
@@ -17,37 +14,47 @@ from cmx_fast.networks.fpn import MapShape
 from cmx_fast.systems.c2l.baselines import BASELINES, baseline_counts
 from cmx_fast.systems.c2l.data import Pictures
 from cmx_fast.systems.c2l.dff import DFF
-from cmx_fast.systems.c2l.encoder_maps import keep_maps
 from cmx_fast.systems.c2l.evaluation import (
-    EXAMPLES,
+    CLUSTERS_FILE,
     FIRST,
+    Clusters,
     Evaluation,
+    cluster_classes,
+    cluster_pixels,
+    evenly_spaced,
     new_model,
-    open_split,
     scores,
     segment,
+    shares_table,
     table,
 )
 from cmx_fast.systems.c2l.picie import new_encoder
 from cmx_fast.systems.c2l.pseudo_labels import final_centroids
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-from cmx_fast.systems.c2l.report import write_report
-from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
-from cmx_fast.train.run_folder import FinishedRun, RunFolder
+from cmx_fast.systems.c2l.report import write_clusters_report, write_report
+from cmx_fast.train.run_folder import FinishedRun
 
-Merge = Annotated[
-    Path | None, typer.Option(help="JSON file of classes and the labels that each takes; default: the run's.")
-]
-SkipChictopia = Annotated[
-    bool, typer.Option("--skip-chictopia", help="Leave out dataset10k_*, which the paper does not have.")
-]
+
+def report_run(
+    run: FinishedRun, train: Pictures, test: Pictures, *, split: str = "test", clusters: int | None = None
+) -> None:
+    """Measure the run by the masks of the pictures, or show its clusters where there are none; write report.html."""
+    if test.class_names:
+        evaluate_run(run, train, test, split=split, clusters=clusters)
+    elif clusters is None:
+        show_clusters(run, test, split=split)
+    else:
+        raise ValueError(
+            "--clusters is for pictures with masks; --set test_clusters=... sets it for a run without"
+        )
 
 
 def evaluate_run(
     run: FinishedRun, train: Pictures, test: Pictures, *, split: str = "test", clusters: int | None = None
 ) -> Evaluation:
     """Segment the pictures with every model of the run; print the table, write results.json and report.html.
+
+    The class that each of the run's clusters meets most is written to clusters.json.
 
     Args:
         train: the run's training pictures, which the baselines and new clusters are made of.
@@ -58,10 +65,11 @@ def evaluate_run(
     if clusters is not None:
         recipe = dataclasses.replace(recipe, test_clusters=clusters)
     shapes = None if test.maps is None else [tuple(shape) for shape in run.config["map_shapes"]]
-    examples = list(range(0, len(test), max(1, len(test) // EXAMPLES)))[:EXAMPLES]
-    names = test.dataset.class_names
+    examples = evenly_spaced(len(test))
+    names = test.class_names
     measured, baselines = SeedScores(run.config["models"]), SeedScores(known_baselines(run, shapes))
     shown: dict[str, Tensor] = {}
+    classes: dict[str, list[list[str | None]]] = {}
     for name, seed in run.models():
         model = new_model(name, recipe, shapes).to(test.device)
         weights = run.weights(f"seed{seed}/{name}")
@@ -73,6 +81,7 @@ def evaluate_run(
             model.load_state_dict(weights)
         counts, labels = segment(model, test, seed, examples)
         measured.add(name, scores(counts, names))
+        classes.setdefault(name, []).append(cluster_classes(counts, names))
         shown.setdefault(name, segmentation.match(counts)[labels])
     for seed in run.config["seeds"]:
         encoder = new_encoder(recipe, shapes).to(test.device).eval()
@@ -84,10 +93,32 @@ def evaluate_run(
     largest = baselines.by_model["largest"][0]["accuracy"]
     evaluation = Evaluation(measured, baselines, split, recipe.test_clusters, names, largest, examples, shown)
     run.write_results(evaluation.as_dict())
+    if clusters is None:
+        run.write_results(classes, CLUSTERS_FILE)
     console = Console()
     console.print(table(evaluation, len(test)))
     console.print(f"report: {write_report(run, evaluation, test)}")
     return evaluation
+
+
+def show_clusters(run: FinishedRun, test: Pictures, *, split: str = "test") -> None:
+    """Segment pictures without masks by every model; print the clusters' shares, write results.json and report.html."""
+    recipe = run.recipe(C2LRecipe)
+    shapes = None if test.maps is None else [tuple(shape) for shape in run.config["map_shapes"]]
+    examples = evenly_spaced(len(test))
+    shares: dict[str, list[list[float]]] = {}
+    shown: dict[str, Tensor] = {}
+    for name, seed in run.models():
+        model = new_model(name, recipe, shapes).to(test.device)
+        model.load_state_dict(run.weights(f"seed{seed}/{name}"))
+        counts, labels = cluster_pixels(model, test, seed, examples)
+        shares.setdefault(name, []).append((counts / counts.sum()).tolist())
+        shown.setdefault(name, labels)
+    found = Clusters(shares, split, examples, shown)
+    run.write_results(found.as_dict())
+    console = Console()
+    console.print(shares_table(found, len(test)))
+    console.print(f"report: {write_clusters_report(run, found, test)}")
 
 
 def known_baselines(run: FinishedRun, shapes: list[MapShape] | None) -> list[str]:
@@ -97,39 +128,3 @@ def known_baselines(run: FinishedRun, shapes: list[MapShape] | None) -> list[str
         return list(BASELINES)
     print(f"{run.path} does not keep its first encoder, whose baselines are left out", file=sys.stderr)
     return [name for name in BASELINES if name not in ("frozen", "probe")]
-
-
-def evaluate_c2l(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l.")],
-    data: RunData = None,
-    split: Annotated[str, typer.Option(help="test, or val, of which the paper's tables are.")] = "test",
-    clusters: Annotated[
-        int | None,
-        typer.Option(min=2, help="Cluster the training pictures anew; default: the run's clusters."),
-    ] = None,
-    merge: Merge = None,
-    skip_chictopia: SkipChictopia = False,
-    encoder_file: EncoderFile = None,
-    skip_bad: SkipBad = False,
-) -> None:
-    """Evaluate a finished run on held-out pictures: table, results.json and report.html."""
-    finished = RunFolder.open_finished(run, "train c2l")
-    root, recipe = data or Path(finished.config["data"]), finished.recipe(C2LRecipe)
-    stored = finished.config.get("merge")
-    train, held_out = (
-        open_split(
-            root,
-            name,
-            recipe,
-            default_device(),
-            merge=merge or (None if stored is None else Path(stored)),
-            skip_chictopia=skip_chictopia or finished.config.get("skip_chictopia", False),
-            skip_bad=skip_bad,
-        )
-        for name in ("train", split)
-    )
-    encoder = run_encoder(finished, encoder_file)
-    if encoder is not None:
-        for name, pictures in (("train", train), (split, held_out)):
-            keep_maps(pictures, encoder, recipe, finished.path / f"maps_{name}.npy")
-    evaluate_run(finished, train, held_out, split=split, clusters=clusters)

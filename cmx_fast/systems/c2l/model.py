@@ -7,6 +7,7 @@ code before the clustering. The modules' sizes are ours where the paper gives no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -186,8 +187,16 @@ def suppress_border(maps: Tensor, share: float) -> Tensor:
     rows, columns = (unit[:, :, [0, -1]].flatten(2), unit[:, :, 1:-1, [0, -1]].flatten(2))
     apart = unit - torch.cat([rows, columns], 2).mean(2)[:, :, None, None]
     length = torch.linalg.vector_norm(apart, dim=1, keepdim=True)
-    threshold = length.detach().flatten(1).quantile(share, dim=1)[:, None, None, None]
+    threshold = quantile(length.detach().flatten(1), share)[:, None, None, None]
     return (apart * F.relu(1 - threshold / length.clamp_min(1e-6))).to(maps.dtype)
+
+
+def quantile(rows: Tensor, share: float) -> Tensor:
+    """The quantile (B,) of rows (B, N), as ``torch.quantile``, which torch.export refuses."""
+    rank = share * (rows.shape[1] - 1)
+    below, above = math.floor(rank), math.ceil(rank)
+    ordered = rows.sort(1).values
+    return torch.lerp(ordered[:, below], ordered[:, above], rank - below)
 
 
 def code_loss(tokens: Tensor, rebuilt: Tensor, codes: Tensor, penalty: float) -> Tensor:
@@ -211,7 +220,7 @@ class C2L(PiCIE):
         super().__init__(recipe, shapes)
         if variant not in FEED_FORWARD:
             raise ValueError(f"variant must be one of {', '.join(FEED_FORWARD)}; got {variant!r}")
-        feed_forward = FEED_FORWARD[variant]
+        self.variant, feed_forward = variant, FEED_FORWARD[variant]
         self.parts = PARTS[recipe.part](recipe.width, recipe.clusters, recipe.part_width)
         self.pixels = None if feed_forward is None else PixelConsistency(recipe, feed_forward)
 

@@ -58,25 +58,28 @@ class PiCIE(nn.Module):
     def features(self, image: Tensor, theta: Tensor | None = None) -> Tensor:
         """Features to cluster of pictures (B, 3, S, S), (B, D, side, side); ``theta`` warps the pyramid's map.
 
-        Where no gradient is asked for, :meth:`represent` sees :data:`CHUNK` pictures at a time.
+        Where no gradient is asked for, :meth:`represent` sees :data:`CHUNK` pictures at a time; an exported program,
+        whose batch has no fixed size, all at once.
         """
         maps = self.encoder(image)
         maps = maps if theta is None else warp(maps, theta)
-        if torch.is_grad_enabled() or len(maps) <= CHUNK:
+        if torch.is_grad_enabled() or torch.compiler.is_exporting() or len(maps) <= CHUNK:
             return self.represent(maps)
         return torch.cat([self.represent(part) for part in maps.split(CHUNK)])
 
-    def logits(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Unit features against the centroids, enlarged bilinearly (PiCIE's code): (B, 3, S, S) to (B, K, *size).
+    def scores(self, image: Tensor) -> Tensor:
+        """Unit features against the centroids: (B, 3, S, S) to (B, K, side, side).
 
         Where ``recipe.suppressed`` sets pixels to zero, whose products are all 0, half the centroids' squares are taken
-        off: the largest logit is then the nearest centroid's.
+        off: the largest score is then the nearest centroid's.
         """
         features = F.normalize(self.features(image).float(), dim=1)
         bias = -self.centroids.square().sum(1) / 2 if self.recipe.suppressed else None
-        return F.interpolate(
-            F.conv2d(features, self.centroids[:, :, None, None], bias), size, mode="bilinear"
-        )
+        return F.conv2d(features, self.centroids[:, :, None, None], bias)
+
+    def logits(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """The scores, enlarged bilinearly (PiCIE's code): (B, 3, S, S) to (B, K, *size)."""
+        return F.interpolate(self.scores(image), size, mode="bilinear")
 
     def forward(self, batch: Batch) -> Batch:
         return {

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cmx_fast.networks.fpn import BACKBONES
-from cmx_fast.networks.resnet import ATTENTIONS
+from cmx_fast.networks.names import ATTENTIONS, BACKBONES
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import (
     Amount,

@@ -12,7 +12,8 @@ from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.pages import render
 from cmx_fast.systems.c2l.baselines import BASELINES
 from cmx_fast.systems.c2l.data import Pictures
-from cmx_fast.systems.c2l.evaluation import MEASURES, NAMES, Evaluation
+from cmx_fast.systems.c2l.evaluation import MEASURES, Clusters, Evaluation
+from cmx_fast.systems.c2l.options import NAMES
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.
@@ -47,7 +48,7 @@ def write_report(run: FinishedRun, evaluation: Evaluation, pictures: Pictures) -
 def example(pictures: Pictures, evaluation: Evaluation, index: int) -> dict[str, Any]:
     """Data URIs of a picture, its mask and every model's segmentation of it."""
     dataset, picture = pictures.dataset, evaluation.examples[index]
-    classes = len(dataset.class_names)
+    classes = len(pictures.class_names)
     image = Image.fromarray(dataset.load_image(picture).permute(1, 2, 0).numpy())
     return {
         "name": dataset.ids[picture],
@@ -59,21 +60,56 @@ def example(pictures: Pictures, evaluation: Evaluation, index: int) -> dict[str,
     }
 
 
-def curves(rows: figures.Rows, models: list[str], largest: float) -> str:
-    """Plot held-out accuracy, clustering and losses against the steps."""
+def write_clusters_report(run: FinishedRun, found: Clusters, pictures: Pictures) -> Path:
+    """Write the report.html of pictures without masks into the run folder."""
+    config, dataset = run.config, pictures.dataset
+    colours = len(next(iter(found.shares.values()))[0])
+    examples = []
+    for row, picture in enumerate(found.examples):
+        image = Image.fromarray(dataset.load_image(picture).permute(1, 2, 0).numpy())
+        painted = {
+            name: figures.label_map(labels[row], colours, SIZE) for name, labels in found.shown.items()
+        }
+        examples.append(
+            {
+                "name": dataset.ids[picture],
+                "picture": figures.jpeg(image.resize((SIZE, SIZE))),
+                "models": painted,
+            }
+        )
+    html = render(
+        "systems/c2l/clusters.html.j2",
+        config=config,
+        split=found.split,
+        shares={name: seeds[0] for name, seeds in found.shares.items()},
+        names=NAMES,
+        pictures=len(pictures),
+        skipped=dataset.skipped,
+        palette=[f"rgb{colour}" for colour in segmentation.palette(colours)],
+        examples=examples,
+        curves=curves(run.rows(), config["models"], None),
+    )
+    file = run.path / "report.html"
+    file.write_text(html)
+    return file
+
+
+def curves(rows: figures.Rows, models: list[str], largest: float | None) -> str:
+    """Plot clustering and losses against the steps, and held-out accuracy where the share of one class is given."""
     trained = [name for name in models if name != "dff"]
 
     def lines(metric: str) -> list[tuple[str, str, str, str]]:
         return [(name, metric, NAMES[name][1], COLOURS[name]) for name in trained]
 
+    accuracy = {
+        "title": "Held-out accuracy",
+        "y": "matched accuracy",
+        "limits": (0, 1),
+        "level": (largest, "all of one class"),
+        "lines": lines("accuracy"),
+    }
     panels: list[dict[str, Any]] = [
-        {
-            "title": "Held-out accuracy",
-            "y": "matched accuracy",
-            "limits": (0, 1),
-            "level": (largest, "all of one class"),
-            "lines": lines("accuracy"),
-        },
+        *([] if largest is None else [accuracy]),
         {"title": "Clustering loss", "y": "cross-entropy in the view", "lines": lines("cluster")},
         {
             "title": "Collapse",

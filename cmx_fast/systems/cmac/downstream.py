@@ -1,13 +1,13 @@
-"""``cmx evaluate retrieval`` and ``linear``: a CMAC run's frozen encoders on other data sets."""
+"""Measures a CMAC run's frozen encoders on other data sets."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,32 +17,25 @@ from rich.progress import track
 from torch import Tensor
 
 from cmx_fast.data.media.decode import read_wave
-from cmx_fast.data.sets.audio_sets import AUDIO_SETS
-from cmx_fast.data.sets.recordings import Recordings, left_out
-from cmx_fast.data.sets.video_sets import VIDEO_SETS, held_out
+from cmx_fast.data.sets.recordings import Recordings
+from cmx_fast.data.sets.video_sets import held_out
 from cmx_fast.evaluate.linear import MACHINES, classify
 from cmx_fast.evaluate.retrieval import hits, rank
 from cmx_fast.evaluate.summary import new_table
 from cmx_fast.networks.audio_video import ResNet9
 from cmx_fast.systems.cmac.evaluation import new_model
-from cmx_fast.systems.cmac.features import open_clips, video_features
-from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.model import CMAC
-from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.sounds import cut, playable
 from cmx_fast.systems.cmac.supervised import train_encoder
-from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.initial import initialised
-from cmx_fast.train.options import EncoderFile, default_device
 from cmx_fast.train.run_folder import RunFolder
 
 #: Numbers of nearest neighbours among which a hit counts (Table 5).
 RANKS = (1, 5, 10)
 #: Evenly spaced clips of a sound and their seconds, by data set (the paper's section 4.2).
 SOUND_CLIPS = {"esc50": (10, 2.0), "dcase2013": (60, 1.0), "dcase2014": (60, 1.0)}
-#: Models that ``cmx evaluate linear`` knows without training, and the ways in which it pools an encoder's maps.
-BASELINES, POOLS = ("scratch", "log-mel"), ("mean", "bands", "levels")
+#: Folds of the data sets that have some.
 FOLDED = {
     "ucf101": (1, 2, 3),
     "hmdb51": (1, 2, 3),
@@ -50,25 +43,21 @@ FOLDED = {
     "dcase2013": (1, 2, 3, 4, 5),
 }
 
-Fold = Annotated[
-    int,
-    typer.Option(help="Fold of ucf101, hmdb51 (1 to 3), esc50 or dcase2013 (1 to 5); 0: the mean of all."),
-]
-Model = Annotated[str, typer.Option(help="Model of the run.")]
-
 
 def open_model(
-    run: Path, name: str, seed: int, device: str, untrained: tuple[str, ...] = ()
+    run: Path, name: str, seed: int | None, device: str, untrained: tuple[str, ...] = ()
 ) -> tuple[CMAC, bool]:
     """Open a finished model of a run in evaluation mode; True beside it if the run had mixed precision.
 
-    Those that ``untrained`` names have the seed's first weights, whatever the run has trained.
+    ``seed`` None is the run's first. Those that ``untrained`` names have the seed's first weights, whatever the run has
+    trained.
 
     Raises:
         ValueError: the run is not finished, or has no such model or seed.
     """
     finished = RunFolder.open_finished(run, "train cmac")
     config = finished.config
+    seed = config["seeds"][0] if seed is None else seed
     if name in untrained:
         recipe = finished.recipe(CMACRecipe)
         model = initialised(seed, lambda: new_model("scratch", recipe))
@@ -101,39 +90,6 @@ def adapters(
     return [(make(data, "train", **option), make(data, held_out(dataset), **option)) for option in options]
 
 
-def evaluate_retrieval(
-    run: CMACRun,
-    data: DataFolder,
-    dataset: Annotated[
-        str, typer.Option(help="Data set: kinetics, vggsound, folder, ucf101 or hmdb51.")
-    ] = "ucf101",
-    fold: Fold = 1,
-    model: Model = "cmac",
-    seed: RunSeed = 0,
-    encoder_file: EncoderFile = None,
-) -> None:
-    """Retrieve training videos by held-out ones without fine-tuning; those of the same class are hits (Table 5)."""
-    device = default_device()
-    network, mixed = open_model(run, model, seed, device)
-    encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
-    folds: list[dict[str, float]] = []
-    counts: list[dict[str, dict[str, int]]] = []
-    for splits in adapters(VIDEO_SETS, dataset, data, fold):
-        clips = [open_clips(split, network.recipe, device, audio=False) for split in splits]
-        for name, videos in zip(("gallery", "queries"), clips, strict=True):
-            if encoder is not None:
-                file = maps_file(run, f"{dataset}_{len(folds) + 1}_{name}")
-                keep_frame_maps(videos, encoder, network.recipe, file, mixed=mixed)
-            typer.echo(f"{name}: {len(videos)} videos{left_out(videos.skipped)}", err=True)
-        (gallery, gallery_labels), (queries, labels) = (
-            video_features(network, videos, mixed=mixed) for videos in clips
-        )
-        folds.append(nearest(queries, labels, gallery, gallery_labels))
-        counts.append({name: part.counts for name, part in zip(("gallery", "queries"), clips, strict=True)})
-    title = f"{dataset}: held-out videos among the training videos, %"
-    _report(run, f"retrieval-{dataset}", title, folds, counts)
-
-
 def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> dict[str, float]:
     """R@1, R@5 and R@10 by class; "chance" is R@1 of a random ranking."""
     among = hits(rank(queries, gallery, max(RANKS)), gallery_labels, labels)
@@ -141,72 +97,62 @@ def nearest(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Te
     return figures | {"chance": float((gallery_labels == labels[:, None]).double().mean())}
 
 
-def evaluate_linear(
-    run: CMACRun,
-    data: DataFolder,
-    dataset: Annotated[str, typer.Option(help="Data set: esc50, dcase2013 or dcase2014.")] = "esc50",
-    fold: Fold = 0,
-    model: Annotated[
-        str, typer.Option(help="Model of the run, or without training: scratch, or log-mel.")
-    ] = "cmac",
-    pool: Annotated[
-        str,
-        typer.Option(
-            help="Features: mean of the encoder's maps; bands, mean and deviation over time in each row of them; or "
-            "levels, mean and deviation over time and over frequency of all stages but the last."
-        ),
-    ] = "mean",
-    machine: Annotated[
-        str, typer.Option(help="Classifier: svm, or ridge (least squares; quick with many features).")
-    ] = "svm",
-    supervised: Annotated[
-        bool, typer.Option("--supervised", help="Train the encoder on each fold's labelled sounds first.")
-    ] = False,
-    seed: RunSeed = 0,
-) -> None:
-    """Classify sounds by a linear machine on the frozen audio encoder (Table 6).
+class SoundClassification:
+    """Sounds of a data set by a linear machine on a model's frozen audio encoder.
 
-    It is trained on clips; a held-out sound's class is that of its clips' mean decision. Two baselines need no
-    training: "scratch", the encoder with the seed's first weights, and "log-mel", means and deviations over time of
-    the log filterbank. A third, --supervised, trains the model's encoder on the labels of the training sounds.
+    Args:
+        log_mel: describe sounds by the log filterbank instead of the encoder.
+        pool: of :func:`encoder_features`. machine: of :func:`cmx_fast.evaluate.linear.classify`.
+        supervised_seed: train the encoder on the labels of each fold's training sounds first, from this seed.
+        mixed: of :func:`sound_features`.
+
+    Raises:
+        ValueError: an unknown machine; or a seed with ``log_mel``, which has no encoder to train.
     """
-    for option, value, choices in (("pool", pool, POOLS), ("machine", machine, MACHINES)):
-        if value not in choices:
-            raise ValueError(f"{option} must be {', '.join(choices[:-1])} or {choices[-1]}; got {value!r}")
-    if supervised and model == "log-mel":
-        raise ValueError("supervised needs a model with an encoder; log-mel has none")
-    device = default_device()
-    pretrained, mixed = open_model(run, model, seed, device, BASELINES)
-    count, seconds = SOUND_CLIPS.get(dataset, (0, 0.0))
-    folds, counts, known = [], [], dict[Path, Tensor]()
-    for train, test in adapters(AUDIO_SETS, dataset, data, fold):
-        network = pretrained
-        if supervised:
-            network, known = copy.deepcopy(pretrained), {}
-            train_encoder(network, train, seconds, seed)
-        describe = functools.partial(
-            log_mel_features if model == "log-mel" else encoder_features, network, pool=pool
-        )
+
+    def __init__(
+        self,
+        model: CMAC,
+        dataset: str,
+        *,
+        log_mel: bool,
+        pool: str,
+        machine: str,
+        supervised_seed: int | None,
+        mixed: bool,
+    ):
+        if machine not in MACHINES:
+            raise ValueError(f"machine must be {' or '.join(MACHINES)}; got {machine!r}")
+        if supervised_seed is not None and log_mel:
+            raise ValueError("supervised needs a model with an encoder; log-mel has none")
+        self.model, self.mixed, self.machine, self.supervised_seed = model, mixed, machine, supervised_seed
+        self.features = functools.partial(log_mel_features if log_mel else encoder_features, pool=pool)
+        self.clips, self.seconds = SOUND_CLIPS[dataset]
+        self._known: dict[Path, Tensor] = {}
+
+    def measure(
+        self, train: Recordings, test: Recordings
+    ) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
+        """The accuracy on a fold's test part, beside "chance", the share of its largest class; and sounds by part."""
+        network, known = self.model, self._known
+        if self.supervised_seed is not None:
+            network, known = copy.deepcopy(self.model), {}
+            train_encoder(network, train, self.seconds, self.supervised_seed)
+        describe = functools.partial(self.features, network)
         (rows, labels), (held, held_labels) = (
-            sound_features(network, describe, split, count, seconds, known, mixed=mixed)
+            sound_features(network, describe, split, self.clips, self.seconds, known, mixed=self.mixed)
             for split in (train, test)
         )
-        sound = torch.arange(len(labels)).repeat_interleave(count)
+        sound = torch.arange(len(labels)).repeat_interleave(self.clips)
         values = classify(
-            rows.flatten(0, 1), labels[sound], held.flatten(0, 1), groups=sound, machine=machine
+            rows.flatten(0, 1), labels[sound], held.flatten(0, 1), groups=sound, machine=self.machine
         )
-        right = values.unflatten(0, (-1, count)).mean(1).argmax(1) == held_labels
+        right = values.unflatten(0, (-1, self.clips)).mean(1).argmax(1) == held_labels
         largest = float(held_labels.bincount().max() / len(held_labels))
-        folds.append({"accuracy": float(right.double().mean()), "chance": largest})
-        counts.append(
-            {
-                name: {"listed": len(part) + len(part.skipped), "used": len(used)}
-                for name, part, used in (("train", train, labels), ("test", test, held_labels))
-            }
-        )
-    name = f"{model}-supervised" if supervised else model
-    title = f"{dataset}, {name}: classes by a linear classifier, %"
-    _report(run, f"linear-{dataset}-{name}", title, folds, counts)
+        return {"accuracy": float(right.double().mean()), "chance": largest}, {
+            name: {"listed": len(part) + len(part.skipped), "used": len(used)}
+            for name, part, used in (("train", train, labels), ("test", test, held_labels))
+        }
 
 
 def encoder_features(model: CMAC, waves: Tensor, *, pool: str) -> Tensor:
@@ -285,12 +231,12 @@ def sound_features(
     return torch.stack(rows), torch.tensor(labels)
 
 
-def _report(
+def report(
     run: Path,
     name: str,
     title: str,
-    folds: list[dict[str, float]],
-    counts: list[dict[str, dict[str, int]]],
+    folds: Sequence[dict[str, float]],
+    counts: Sequence[dict[str, dict[str, int]]],
 ) -> None:
     """Print the mean over folds and write ``<run>/<name>.json``, with the recordings of each fold's parts."""
     mean = {key: sum(fold[key] for fold in folds) / len(folds) for key in folds[0]}

@@ -1,23 +1,19 @@
-"""``cmx evaluate cmac``: a finished run's models on held-out recordings: table, results.json and report.html."""
+"""Evaluates a finished run's models on held-out recordings: table, results.json and report.html."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
 
 import torch.distributed as dist
-import typer
 from rich.console import Console
 from torch import Tensor
 
 from cmx_fast.data.loaders.clips import Clips
-from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.evaluate.summary import SeedScores
 from cmx_fast.systems.cmac.baseline import baseline
 from cmx_fast.systems.cmac.evaluation import (
     EXAMPLES,
-    NAMES,
     Evaluation,
     attention_examples,
     new_model,
@@ -25,16 +21,13 @@ from cmx_fast.systems.cmac.evaluation import (
     score,
     table,
 )
-from cmx_fast.systems.cmac.features import Features, chosen, extract, gathered, open_clips
-from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
+from cmx_fast.systems.cmac.features import Features, chosen, extract, gathered
 from cmx_fast.systems.cmac.localisation import POSITIONS, Positions
 from cmx_fast.systems.cmac.model import CMAC, OBJECTIVES
-from cmx_fast.systems.cmac.options import CMACRun, MostRecordings, Split, check_evaluation, split_of
+from cmx_fast.systems.cmac.options import NAMES
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.cmac.report import write_report
-from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import EncoderFile, RunData, default_device
-from cmx_fast.train.run_folder import FinishedRun, RunFolder
+from cmx_fast.train.run_folder import FinishedRun
 
 
 def evaluate_run(
@@ -98,33 +91,3 @@ def evaluate_run(
 
 def _extract(model: CMAC, clips: Clips, rows: Tensor, *, mixed: bool) -> Features:
     return extract(model, clips, rows=rows, mixed=mixed)
-
-
-def evaluate_cmac(
-    run: CMACRun,
-    data: RunData = None,
-    split: Split = None,
-    evaluate: Annotated[
-        str | None, typer.Option(help="Measures: all, or retrieval (no classification); default: the run's.")
-    ] = None,
-    recordings: MostRecordings = 0,
-    encoder_file: EncoderFile = None,
-) -> None:
-    """Evaluate a finished run on the held-out split: table, results.json and report.html."""
-    finished = RunFolder.open_finished(run, "train cmac")
-    root, recipe = data or Path(finished.config["data"]), finished.recipe(CMACRecipe)
-    dataset, device = finished.config["dataset"], default_device()
-    if evaluate is None:
-        evaluate = finished.config.get("evaluate", "all")
-        evaluate = "all" if evaluate == "none" else evaluate
-    check_evaluation(evaluate, ("retrieval", "all"))
-    held_out = split_of(dataset, split)
-    encoder = run_encoder(finished, encoder_file)
-    train, test = (
-        open_clips(VIDEO_SETS[dataset](root, name), recipe, device) for name in ("train", held_out)
-    )
-    if encoder is not None:
-        for name, clips in (("train", train), (held_out, test)):
-            mixed = finished.config["precision"] == "bf16"
-            keep_frame_maps(clips, encoder, recipe, maps_file(run, name), mixed=mixed)
-    evaluate_run(finished, train, test, root, split=held_out, evaluate=evaluate, most=recordings)

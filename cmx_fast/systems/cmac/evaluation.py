@@ -16,6 +16,7 @@ from cmx_fast.evaluate.summary import SeedScores, percent
 from cmx_fast.systems.cmac.features import Features, SpacedClips, spaced_clips
 from cmx_fast.systems.cmac.localisation import Positions, hits
 from cmx_fast.systems.cmac.model import CMAC
+from cmx_fast.systems.cmac.options import NAMES
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 
 
@@ -29,14 +30,6 @@ class Example:
     maps: dict[str, Tensor]
 
 
-#: The models in Table 1's order, with their names in the report and in tables.
-NAMES = {
-    "scratch": ("Random weights", "scratch"),
-    "single": ("Single modality", "single"),
-    "attention": ("CMAC without L_cl", "w/o L_cl"),
-    "contrast": ("CMAC without L_ac", "w/o L_ac"),
-    "cmac": ("CMAC", "CMAC"),
-}
 #: The measures of a model, all shares of 1, with their titles.
 MEASURES = {
     "audio_to_video": "A→V R@1",

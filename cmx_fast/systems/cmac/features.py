@@ -159,6 +159,7 @@ def open_clips(
     device: torch.device | str,
     *,
     audio: bool = True,
+    workers: int | None = None,
 ) -> Clips:
     """Open recordings with the recipe's numbers; without ``audio`` those that are shorter than a clip are looped."""
     return Clips(
@@ -173,4 +174,5 @@ def open_clips(
         backend=recipe.backend,
         cache=recipe.cache and not recipe.frame_channels,
         device=device,
+        workers=workers,
     )

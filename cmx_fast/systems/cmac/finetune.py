@@ -1,61 +1,31 @@
-"""``cmx evaluate finetune``: action recognition by fine-tuning the video encoder of a CMAC run."""
+"""Action recognition by fine-tuning the video encoder of a CMAC run."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import typer
 from rich.console import Console
 from torch import Tensor, nn
 
 from cmx_fast.data.loaders.clips import Clips
-from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.video_sets import VIDEO_SETS
+from cmx_fast.data.sets.recordings import Recordings, left_out
 from cmx_fast.distributed import all_rows
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.cmac.data import ClipBatches
-from cmx_fast.systems.cmac.downstream import adapters, open_model
 from cmx_fast.systems.cmac.features import open_clips, spaced_clips
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.model import CMAC, VideoEncoder, video_encoder
-from cmx_fast.systems.cmac.options import CMACRun, DataFolder, RunSeed
-from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.train.frozen_features import run_encoder
+from cmx_fast.systems.cmac.recipe import CMACRecipe, FinetuneRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage
-from cmx_fast.train.options import EncoderFile, Precision, Resume, Set, SyncBN, changes
-from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.run_folder import FinishedRun
 from cmx_fast.train.session import Session
-from cmx_fast.train.settings import Amount, Checked, Count, Share, ShareBelowOne, Size
 from cmx_fast.train.trainable import Batch
-
-
-@dataclass(frozen=True)
-class FinetuneRecipe(Checked):
-    """The numbers of fine-tuning. [P]: stated by the paper. [R]: GDT's code. [O]: ours."""
-
-    epochs: Count = 12  # [P]
-    clips: Count = 10  # [P] random clips of each video per epoch
-    batch: Count = 16  # [P]
-    lr: Amount = 0.005  # [P]
-    weight_decay: Amount = 5e-3  # [P]
-    momentum: ShareBelowOne = 0.9  # [P]
-    warmup_epochs: Size = 2  # [R]
-    milestones: tuple[Size, ...] = (6, 10)  # [R] epochs at which the rate falls
-    decay: Share = 0.05  # [R] the factor by which it then falls
-    jitter: Share = 0.4  # [R] colours; the ablations: 0 [P]
-    dropout: ShareBelowOne = 0.3  # [O]
-
-    def rate(self, step: int, steps: int) -> float:
-        """The factor on the learning rate."""
-        epoch = step * self.epochs / steps
-        rising = min(1.0, (epoch + 1 / steps) / self.warmup_epochs) if self.warmup_epochs else 1.0
-        return rising * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 
 class Classifier(nn.Module):
@@ -87,96 +57,82 @@ def new_classifier(pretrained: CMAC, classes: int, dropout: float) -> Classifier
     return Classifier(encoder, classes, dropout)
 
 
-def evaluate_finetune(
-    run: CMACRun,
-    data: DataFolder,
-    dataset: Annotated[
-        str, typer.Option(help="Data set: ucf101, hmdb51, kinetics, vggsound or folder.")
-    ] = "ucf101",
-    fold: Annotated[int, typer.Option(help="Fold of ucf101 or hmdb51, 1 to 3; 0: the mean of all.")] = 1,
-    model: Annotated[
-        str, typer.Option(help="Model of the run; scratch starts from random weights.")
-    ] = "cmac",
-    seed: RunSeed = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder to write; default RUN/finetune-DATASET-MODEL.")
-    ] = None,
-    encoder_file: EncoderFile = None,
-    precision: Precision = "fp32",
-    sync_bn: SyncBN = False,
-    resume: Resume = False,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Fine-tune a run's video encoder on labelled videos and report the held-out top-1 accuracy (Table 4).
+class Finetuning:
+    """A model's video encoder with a classifier, trained and measured on one fold of a data set after the other.
 
-    Under torchrun the processes share each batch, and the held-out videos.
+    Args:
+        encoder: of the frames' maps, if the model's run has one.
+        mixed_maps: compute them in mixed precision, as the run did.
     """
-    recipe = FinetuneRecipe(**changes(set, FinetuneRecipe))
-    session = Session("evaluate finetune", recipe, precision=precision, sync_bn=sync_bn)
-    world = session.fabric.world_size
-    if recipe.batch < 2 * world:
-        raise ValueError(f"batch = {recipe.batch} leaves {world} processes fewer than two videos each")
-    folds = adapters(VIDEO_SETS, dataset, data, fold)
-    pretrained, mixed = open_model(run, model, seed, "cpu")
-    encoder = run_encoder(RunFolder.open_finished(run, "train cmac"), encoder_file)
-    config = {
-        "run": str(run),
-        "data": str(data),
-        "dataset": dataset,
-        "fold": fold,
-        "model": model,
-        "seed": seed,
-    }
-    accuracies, counts = [], []
-    with session.recording(out or run / f"finetune-{dataset}-{model}", config, resume=resume) as folder:
-        for number, (train_set, test_set) in enumerate(folds, 1):
-            train, test = (
-                open_clips(part, pretrained.recipe, session.fabric.device, audio=False)
-                for part in (train_set, test_set)
-            )
+
+    def __init__(
+        self,
+        session: Session,
+        recipe: FinetuneRecipe,
+        pretrained: CMAC,
+        encoder: VisualEncoder | None,
+        seed: int,
+        *,
+        mixed_maps: bool,
+        workers: int | None = None,
+    ):
+        self.session, self.recipe, self.pretrained, self.seed = session, recipe, pretrained, seed
+        self.encoder, self.mixed_maps, self.workers = encoder, mixed_maps, workers
+
+    def measure(
+        self, fold: int, train_set: Recordings, test_set: Recordings
+    ) -> tuple[float, dict[str, dict[str, int]]]:
+        """Train on a fold, or load what the run has finished: the held-out accuracy, and recordings by part."""
+        session, fabric = self.session, self.session.fabric
+        recipe, pretrained = self.recipe, self.pretrained.recipe
+        train, test = (
+            open_clips(part, pretrained, fabric.device, audio=False, workers=self.workers)
+            for part in (train_set, test_set)
+        )
+        if self.encoder is not None:
             for name, clips in (("train", train), ("test", test)):
-                if encoder is not None:
-                    file = (
-                        maps_file(folder.path, f"{name}{number}") if session.fabric.is_global_zero else None
-                    )
-                    keep_frame_maps(clips, encoder, pretrained.recipe, file, mixed=mixed)
-            session.say(f"train: {len(train)} videos{left_out(train.skipped)}")
-            session.watch(train)
-            new = functools.partial(new_classifier, pretrained, len(train_set.class_names), recipe.dropout)
-            classifier = initialised(seed, new)
-            augmented = CMACRecipe(**{**pretrained.recipe.as_dict(), "jitter": recipe.jitter})
-            batches = ClipBatches(
-                train,
-                augmented,
-                recipe.batch // world,
-                seed,
-                rank=session.fabric.global_rank,
-                world=world,
+                file = maps_file(session.run.path, f"{name}{fold}") if fabric.is_global_zero else None
+                keep_frame_maps(clips, self.encoder, pretrained, file, mixed=self.mixed_maps)
+        session.say(f"train: {len(train)} videos{left_out(train.skipped)}")
+        session.watch(train)
+        classes = len(train_set.class_names)
+        classifier = initialised(self.seed, lambda: new_classifier(self.pretrained, classes, recipe.dropout))
+        batches = ClipBatches(
+            train,
+            dataclasses.replace(pretrained, jitter=recipe.jitter),
+            recipe.batch // fabric.world_size,
+            self.seed,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        classifier = session.train(
+            Stage(
+                f"fold{fold}",
+                classifier,
+                [{"params": list(classifier.parameters()), "lr": recipe.lr}],
+                recipe.epochs * recipe.clips * batches.steps_per_epoch,
+                batches,
+                self.seed,
+                weight_decay=recipe.weight_decay,
+                optimizer=functools.partial(torch.optim.SGD, momentum=recipe.momentum),
+                labels=None,
+                schedule=recipe.rate,
             )
-            classifier = session.train(
-                Stage(
-                    f"fold{number}",
-                    classifier,
-                    [{"params": list(classifier.parameters()), "lr": recipe.lr}],
-                    recipe.epochs * recipe.clips * batches.steps_per_epoch,
-                    batches,
-                    seed,
-                    weight_decay=recipe.weight_decay,
-                    optimizer=functools.partial(torch.optim.SGD, momentum=recipe.momentum),
-                    labels=None,
-                    schedule=recipe.rate,
-                )
-            )
-            rows = torch.arange(len(test))[session.fabric.global_rank :: world]
-            right = correct(classifier, test, rows, pretrained.recipe, mixed=precision == "bf16")
-            accuracies.append(share(right))
-            counts.append({"train": train.counts, "test": test.counts})
-    if not session.fabric.is_global_zero:
-        return
+        )
+        rows = torch.arange(len(test))[fabric.global_rank :: fabric.world_size]
+        mixed = session.run.config["precision"] == "bf16"
+        right = correct(classifier, test, rows, pretrained, mixed=mixed)
+        return share(right), {"train": train.counts, "test": test.counts}
+
+
+def report(
+    run: FinishedRun, title: str, accuracies: Sequence[float], counts: Sequence[dict[str, dict[str, int]]]
+) -> None:
+    """Print the mean accuracy over folds, and write results.json with the recordings of each fold's parts."""
     mean = sum(accuracies) / len(accuracies)
-    folder.finished().write_results({"accuracy": mean, "folds": accuracies, "recordings": counts})
+    run.write_results({"accuracy": mean, "folds": accuracies, "recordings": counts})
     each = f" ({', '.join(f'{100 * value:.1f}' for value in accuracies)})" if len(accuracies) > 1 else ""
-    Console().print(f"{dataset}, {model}: top-1 {100 * mean:.1f} %{each}; {folder.path / 'results.json'}")
+    Console().print(f"{title}: top-1 {100 * mean:.1f} %{each}; {run.path / 'results.json'}")
 
 
 def share(right: Tensor) -> float:

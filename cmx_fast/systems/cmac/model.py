@@ -116,7 +116,7 @@ class CMAC(nn.Module):
         super().__init__()
         if objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
-        self.recipe, self.terms = recipe, OBJECTIVES[objective]
+        self.recipe, self.objective, self.terms = recipe, objective, OBJECTIVES[objective]
         if recipe.within_positives and "across" in self.terms:
             self.terms |= {"within"}
         heads = (
@@ -271,6 +271,12 @@ class CMAC(nn.Module):
             keys = list(self.keys.parameters())
             trained = list(nn.ModuleDict({"video": self.video, "audio": self.audio}).parameters())
             self._average(keys, trained, torch.tensor(0))
+
+    def drop_keys(self) -> None:
+        """Drop the key encoders and the banks, which serve the training alone."""
+        if self.keys is not None:
+            self.keys = None
+            del self.video_bank, self.audio_bank
 
     @torch.no_grad()
     def attend(self, clip: Tensor, wave: Tensor) -> dict[str, Tensor]:

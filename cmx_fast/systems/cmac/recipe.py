@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cmx_fast.data.transforms.clip_views import check_window
+from cmx_fast.data.transforms.window import check_window
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import (
     Amount,
+    Checked,
     Count,
     OneOf,
     Positive,
@@ -176,3 +177,26 @@ class CMACRecipe(Presets):
         fewest = f"at most {self.batch // 2}, so that a part of the batch of {self.batch} has two samples"
         require(2 * self.key_splits <= self.batch, self, "key_splits", fewest)
         check_window(self.window)
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe(Checked):
+    """The numbers of fine-tuning. [P]: stated by the paper. [R]: GDT's code. [O]: ours."""
+
+    epochs: Count = 12  # [P]
+    clips: Count = 10  # [P] random clips of each video per epoch
+    batch: Count = 16  # [P]
+    lr: Amount = 0.005  # [P]
+    weight_decay: Amount = 5e-3  # [P]
+    momentum: ShareBelowOne = 0.9  # [P]
+    warmup_epochs: Size = 2  # [R]
+    milestones: tuple[Size, ...] = (6, 10)  # [R] epochs at which the rate falls
+    decay: Share = 0.05  # [R] the factor by which it then falls
+    jitter: Share = 0.4  # [R] colours; the ablations: 0 [P]
+    dropout: ShareBelowOne = 0.3  # [O]
+
+    def rate(self, step: int, steps: int) -> float:
+        """The factor on the learning rate."""
+        epoch = step * self.epochs / steps
+        rising = min(1.0, (epoch + 1 / steps) / self.warmup_epochs) if self.warmup_epochs else 1.0
+        return rising * self.decay ** sum(epoch >= milestone for milestone in self.milestones)

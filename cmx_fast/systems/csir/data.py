@@ -60,7 +60,9 @@ class PairData:
         cache: bool = False,
         backend: str = "auto",
         device: torch.device | str = "cpu",
+        workers: int | None = None,
     ):
+        self.workers = CORES if workers is None else workers
         self.dataset, self.range_db, self.device = dataset, range_db, torch.device(device)
         self.logmel = logmel.to(self.device)
         check_backend(backend, FILE_BACKENDS)
@@ -136,7 +138,7 @@ class PairData:
             loader = load_batches(
                 _Items(self.dataset, self.space, self.rt60, self.pair, modalities, together),
                 rows,
-                workers=0 if together else CORES,
+                workers=0 if together else self.workers,
                 collate=_padded,
                 pin_memory=self.device.type == "cuda" and not together,
             )

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cmx_fast.data.media.files import read_audio, read_picture
+from cmx_fast.evaluate.gradcam import gradcam, last_map
+from cmx_fast.evaluate.occlusion import occlusion
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.data import levels
-from cmx_fast.systems.csir.evaluation import embed_speech, new_model
+from cmx_fast.systems.csir.evaluation import MODELS, embed_speech, new_model
 from cmx_fast.systems.csir.model import FrozenImageEncoder, TwoTowers
 from cmx_fast.systems.csir.recipe import CSIRRecipe
+from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import default_device
 from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.trained_model import Tower, TrainedModel
+
+#: Cells of a spectrogram, bands by times, that are taken away one by one.
+CELLS = (8, 16)
 
 
-class CSIREmbedder(nn.Module):
+class CSIREmbedder(TrainedModel):
     """Pictures and speech as unit vectors of CSIR's common space, as the evaluation has them.
 
     Example::
@@ -29,6 +37,11 @@ class CSIREmbedder(nn.Module):
         similarity = csir.encode_picture(pictures) @ csir.encode_speech(waves).T
     """
 
+    SYSTEM = "CSIR"
+    PAPER = "Qian et al., Bi-directional Image-Speech Retrieval Through Geometric Consistency"
+    LIMITS = "Rooms alike in kind and reverberation are not told apart; other kinds than in training are not known."
+    TASK = "feature-extraction"
+
     kinds = ("image", "audio")
     mean: Tensor
     std: Tensor
@@ -36,6 +49,8 @@ class CSIREmbedder(nn.Module):
     def __init__(self, model: TwoTowers):
         super().__init__()
         self.model, self.recipe = model, model.recipe
+        if isinstance(model.image_encoder, FrozenImageEncoder):
+            self.encoder = model.image_encoder.encoder
         recipe = self.recipe
         self.logmel = LogMel(recipe.sample_rate, recipe.n_fft, recipe.hop, recipe.n_mels)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
@@ -49,28 +64,47 @@ class CSIREmbedder(nn.Module):
         """Open a model of a finished ``cmx train csir`` folder, on the GPU if there is one.
 
         Args:
-            model: "csir" or "dscmr"; default the run's first of them.
-            seed: one of the run's; default its first.
+            model, seed: as of :meth:`FinishedRun.choose`: "csir", the default, or "dscmr".
 
         Raises:
             ValueError: no finished run, or it has no such model or seed.
         """
         run = RunFolder.open_finished(Path(folder), "train csir")
         recipe = run.recipe(CSIRRecipe)
-        trained = [name for name in run.config["models"] if name in ("csir", "dscmr")]
-        name = model or (trained or ["csir"])[0]
-        seed = run.config["seeds"][0] if seed is None else seed
-        if name not in trained or seed not in run.config["seeds"]:
-            raise ValueError(
-                f"{folder} has no model {name!r} of seed {seed} that embeds; it has {', '.join(trained) or 'none'} of "
-                f"the seeds {', '.join(map(str, run.config['seeds']))}"
-            )
+        name, seed = run.choose(("csir", "dscmr"), model, seed)
         encoder = run_encoder(run)
         frozen = None if encoder is None else FrozenImageEncoder(encoder)
         towers = new_model(name, recipe, len(run.config["spaces"]), frozen)
         towers.load_state_dict(run.weights(f"seed{seed}/{name}"))
         assert isinstance(towers, TwoTowers)
-        return cls(towers).to(default_device())
+        return cls(towers).from_the(run, name, seed).to(default_device())
+
+    @classmethod
+    def rebuild(cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path) -> CSIREmbedder:
+        recipe = CSIRRecipe.stored(settings["recipe"], source)
+        frozen = None if encoder is None else FrozenImageEncoder(encoder)
+        towers = new_model(settings["model"], recipe, settings["spaces"], frozen)
+        assert isinstance(towers, TwoTowers)
+        return cls(towers)
+
+    def settings(self) -> dict[str, Any]:
+        name = next(name for name, kind in MODELS.items() if type(self.model) is kind)
+        return {"model": name, "recipe": self.recipe.as_dict(), "spaces": self.model.spaces}
+
+    def trained(self) -> TwoTowers:
+        return self.model
+
+    def towers(self) -> dict[str, tuple[Tower, Tensor]]:
+        """ "image": :meth:`encode_picture`. "audio": :meth:`encode_speech`, of waves of the recipe's ``seconds``."""
+        recipe, parts = self.recipe, dict(self.model.named_children())
+        image = {name: part for name, part in parts.items() if not name.startswith("speech")}
+        speech = {name: part for name, part in parts.items() if not name.startswith("image")}
+        pictures = torch.rand(2, 3, recipe.image_size, recipe.image_size)
+        waves = torch.randn(2, round(recipe.seconds * recipe.sample_rate))
+        return {
+            "image": (Tower(self.encode_picture, {**image, "encoder": self.encoder}), pictures),
+            "audio": (Tower(self.encode_speech, {**speech, "logmel": self.logmel}), waves),
+        }
 
     @torch.no_grad()
     def encode_picture(self, picture: Tensor) -> Tensor:
@@ -83,11 +117,42 @@ class CSIREmbedder(nn.Module):
 
         Of longer ones the recipe's first ``seconds`` count; shorter ones end in silence. Level does not count.
         """
+        return self._of_level(self.level(wave))
+
+    def level(self, wave: Tensor) -> Tensor:
+        """The log-mels (B, n_mels, frames) in decibels that :meth:`encode_speech` makes of waves."""
         recipe = self.recipe
         samples = round(recipe.seconds * recipe.sample_rate)
         wave = F.pad(wave[:, :samples], (0, max(0, samples - wave.shape[1])))
-        level = levels(self.logmel, wave, recipe.range_db)
-        return F.normalize(embed_speech(self.model, level, recipe), dim=1)
+        return levels(self.logmel, wave, recipe.range_db)
+
+    def _of_level(self, level: Tensor) -> Tensor:
+        return F.normalize(embed_speech(self.model, level, self.recipe), dim=1)
+
+    def picture_heat(self, picture: Tensor, speech: Tensor) -> Tensor:
+        """Grad-CAM of the cosine between pictures (B, 3, S, S) in [0, 1] and speech, rows (B, D): (B, S, S) in [0, 1].
+
+        Raises:
+            ValueError: the pretrained picture encoder is one of tokens.
+        """
+
+        def score(features: Tensor) -> Tensor:
+            return F.cosine_similarity(self.model.project_image(features), speech)
+
+        if self.encoder is not None:
+            return gradcam(self.encoder, picture, score, last_map(self.encoder, picture))
+        standardised = (picture - self.mean) / self.std
+        return gradcam(self.model.image_encoder, standardised, score, self.recipe.gradcam_layer)
+
+    @torch.no_grad()
+    def speech_heat(self, wave: Tensor, picture: Tensor) -> Tensor:
+        """What the cosine of a wave (samples,) with a picture, its row (D,), loses without a part of the spectrogram.
+
+        Returns:
+            :data:`CELLS` numbers, from low bands up and from the start on. Each is the fall of the cosine when every
+            band within the cell has its mean over time there.
+        """
+        return occlusion(self.level(wave[None])[0], lambda level: self._of_level(level) @ picture, CELLS)
 
     def embed(self, file: Path, kind: str) -> Tensor:
         """The unit vector (D,) of a picture ("image") or of a recording ("audio"), float32 on the CPU.

@@ -1,14 +1,11 @@
-"""``cmx evaluate csir``: a finished run's models on held-out pairs: table, results.json and report.html."""
+"""Evaluates a finished run's models on held-out pairs: table, results.json and report.html."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 
-from cmx_fast.data.sets.recordings import check_split
 from cmx_fast.evaluate import retrieval
 from cmx_fast.evaluate.retrieval import Embeddings, Recalls
 from cmx_fast.systems.csir.data import PairData
@@ -18,7 +15,6 @@ from cmx_fast.systems.csir.evaluation import (
     decay_errors,
     embed,
     new_model,
-    open_split,
     pretrained_image_logits,
     pretrained_speech,
 )
@@ -26,22 +22,7 @@ from cmx_fast.systems.csir.model import FrozenImageEncoder
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.systems.csir.report import write_report
 from cmx_fast.train.frozen_features import run_encoder
-from cmx_fast.train.options import EncoderFile, RunData, SkipBad, default_device
-from cmx_fast.train.run_folder import FinishedRun, RunFolder
-
-Speech = Annotated[
-    Path | None,
-    typer.Option(help="Dry sentences, <split>/**/*.wav; default DATA/speech.csv, then DATA/speech."),
-]
-Split = Annotated[
-    str,
-    typer.Option(
-        help="Part that is measured: test, or val to choose settings by without looking at the test."
-    ),
-]
-
-#: The parts of the data that are measured.
-HELD_OUT = ("test", "val")
+from cmx_fast.train.run_folder import FinishedRun
 
 
 def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = None) -> Evaluation:
@@ -91,26 +72,3 @@ def evaluate_run(run: FinishedRun, data: PairData, encoder_file: Path | None = N
     before = None if frozen else pretrained_image_logits(run, recipe)
     console.print(f"report: {write_report(run, evaluation, data, shown_model, before)}")
     return evaluation
-
-
-def evaluate_csir(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train csir.")],
-    data: RunData = None,
-    speech: Speech = None,
-    split: Split = "test",
-    encoder_file: EncoderFile = None,
-    skip_bad: SkipBad = False,
-) -> None:
-    """Evaluate a finished run on held-out pairs: table, results.json and report.html."""
-    check_split(split, HELD_OUT)
-    finished = RunFolder.open_finished(run, "train csir")
-    test = open_split(
-        data or Path(finished.config["data"]),
-        split,
-        finished.recipe(CSIRRecipe),
-        default_device(),
-        spaces=finished.config["spaces"],
-        speech=speech,
-        skip_bad=skip_bad,
-    )
-    evaluate_run(finished, test, encoder_file)

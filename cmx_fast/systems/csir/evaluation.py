@@ -215,6 +215,7 @@ def open_split(
     spaces: list[str] | None = None,
     speech: Path | None = None,
     skip_bad: bool = False,
+    workers: int | None = None,
 ) -> PairData:
     """Open one split in the Image2Reverb layout with the recipe's numbers; ``speech`` holds <split>/**/*.wav.
 
@@ -243,4 +244,5 @@ def open_split(
         cache=recipe.cache,
         backend=recipe.backend,
         device=device,
+        workers=workers,
     )

@@ -129,9 +129,14 @@ class FrozenImageEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return self._frozen[0]((image * self.std + self.mean).clamp(0, 1))
 
+    @property
+    def encoder(self) -> VisualEncoder:
+        """The pretrained encoder."""
+        return self._frozen[0]
+
     def fingerprint(self) -> str:
         """The encoder's."""
-        return self._frozen[0].fingerprint()
+        return self.encoder.fingerprint()
 
 
 def load_places365(encoder: ResNet, path: Path | str) -> None:
@@ -293,6 +298,8 @@ class TwoTowers(nn.Module):
     ``recipe.standardise`` off leaves the projections as the paper prints them.
     """
 
+    spaces: int
+
     def __init__(self, recipe: CSIRRecipe, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__()
         self.recipe = recipe
@@ -345,6 +352,7 @@ class CSIR(TwoTowers):
 
     def __init__(self, recipe: CSIRRecipe, spaces: int, image: ImageEncoder, speech: SpeechEncoder):
         super().__init__(recipe, image, speech)
+        self.spaces = spaces
         self.image_projector = nn.Linear(self.image_width, recipe.embed_dim)
         self.speech_projector = nn.Linear(speech.dim, recipe.embed_dim)
         width = 2 * recipe.embed_dim

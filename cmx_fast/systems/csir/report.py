@@ -19,6 +19,7 @@ from cmx_fast.evaluate.summary import percent
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluation import Evaluation
 from cmx_fast.systems.csir.model import TwoTowers
+from cmx_fast.systems.csir.options import NAMES
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Queries per direction in the retrieval gallery, and answers to each.
@@ -27,13 +28,6 @@ QUERIES, ANSWERS = 4, 5
 CAMS = 6
 #: Pixels of a picture in the report.
 SIZE = 168
-
-NAMES = {
-    "csir": "CSIR",
-    "dscmr": "DSCMR",
-    "classifiers": "Image classifier + speech classifier",
-    "rt60": "RT60 alone",
-}
 
 
 @dataclass

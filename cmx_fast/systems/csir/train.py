@@ -1,27 +1,22 @@
-"""``cmx train csir``: CSIR and its baselines, from image-AIR pairs to a table and a report."""
+"""Trains CSIR and its baselines."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
-from cmx_fast.data.sets.recordings import check_split, left_out
 from cmx_fast.evaluate.retrieval import recalls
-from cmx_fast.networks.visual_encoders import open_visual_encoder
 from cmx_fast.systems.csir.baselines import DecayTime
 from cmx_fast.systems.csir.batches import class_balanced, training_batches
 from cmx_fast.systems.csir.data import PairData
-from cmx_fast.systems.csir.evaluate import HELD_OUT, Speech, Split, evaluate_run
-from cmx_fast.systems.csir.evaluation import MODELS, Model, embed, even_crops, open_split
+from cmx_fast.systems.csir.evaluation import MODELS, Model, embed, even_crops
 from cmx_fast.systems.csir.model import (
     FrozenImageEncoder,
     ImageEncoder,
@@ -33,116 +28,8 @@ from cmx_fast.systems.csir.model import (
 from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Module, Stage
-from cmx_fast.train.options import (
-    FSDP,
-    Compile,
-    Encoder,
-    Out,
-    Precision,
-    Preset,
-    Resume,
-    Seeds,
-    Set,
-    SkipBad,
-    SyncBN,
-    changes,
-    choose_models,
-)
 from cmx_fast.train.session import Session
 from cmx_fast.train.trainable import Batch
-
-Models = Annotated[list[str], typer.Option(help="Model: csir, dscmr, classifiers or rt60; repeatable.")]
-
-
-def train_csir(
-    data: Annotated[
-        Path, typer.Option(help="Data in the Image2Reverb layout, e.g. from cmx simulate rooms.")
-    ],
-    out: Out = Path("runs/csir"),
-    preset: Preset = "paper",
-    seeds: Seeds = 1,
-    model: Models = [*MODELS],  # noqa: B006
-    places365: Annotated[
-        Path | None,
-        typer.Option(
-            help="resnet50_places365.pth.tar; without it the image encoder is first trained on the spaces."
-        ),
-    ] = None,
-    encoder: Encoder = None,
-    speech: Speech = None,
-    split: Split = "test",
-    precision: Precision = "fp32",
-    compile: Compile = False,
-    sync_bn: SyncBN = False,
-    fsdp: FSDP = False,
-    resume: Resume = False,
-    skip_bad: SkipBad = False,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Train CSIR and its baselines on image-speech pairs, measure them on held-out pairs, write report.html.
-
-    With --encoder the image encoder is a pretrained one that stays as it is: its features of all pictures, at the size
-    that it was trained at and not augmented, are computed once and kept, and no pixels are needed after that.
-    """
-    check_split(split, HELD_OUT)
-    models = choose_models(model, MODELS)
-    recipe = CSIRRecipe.preset(preset, **changes(set, CSIRRecipe))
-    frozen = None
-    if encoder is not None:
-        if places365 is not None:
-            raise ValueError("give --encoder or --places365, not both: each is the image encoder")
-        pretrained = open_visual_encoder(encoder)
-        recipe = dataclasses.replace(recipe, image_encoder="pretrained", image_size=pretrained.size)
-        frozen = FrozenImageEncoder(pretrained)
-    elif recipe.image_encoder == "pretrained":
-        raise ValueError("image_encoder = pretrained needs its name: --encoder NAME or NAME=FILE")
-    if places365 is not None:
-        load_places365(
-            image_encoder(recipe.image_encoder, recipe.attention), places365
-        )  # fails before the data are read
-    session = Session(
-        "train csir",
-        recipe,
-        preset=preset,
-        precision=precision,
-        compile=compile,
-        sync_bn=sync_bn,
-        fsdp=fsdp,
-    )
-    train = open_split(data, "train", recipe, session.fabric.device, speech=speech, skip_bad=skip_bad)
-    spaces = train.dataset.spaces
-    test = open_split(
-        data, split, recipe, session.fabric.device, spaces=spaces, speech=speech, skip_bad=skip_bad
-    )
-    for part, pairs in (("train", train), (split, test)):
-        hidden = f"; {pairs.hidden_rt60} of unknown RT60, left out of its loss" if pairs.hidden_rt60 else ""
-        session.say(
-            f"{part}: {len(pairs.dataset.pairs)} pairs, {len(pairs)} utterances, {len(spaces)} spaces"
-            + hidden
-            + left_out(pairs.dataset.skipped)
-        )
-    if places365 is None and frozen is None:
-        session.say(
-            "image encoder: no --places365 weights nor --encoder, so it first learns to name the spaces from pictures"
-        )
-    config = {
-        "data": str(data),
-        "speech": None if speech is None else str(speech),
-        "seeds": list(range(seeds)),
-        "models": models,
-        "split": split,
-        "spaces": spaces,
-        "places365": None if places365 is None else str(places365),
-        "encoder": encoder,
-        "encoder_fingerprint": None if frozen is None else frozen.fingerprint(),
-        "skip_bad": skip_bad,
-    }
-    with session.recording(out, config, resume=resume) as run:
-        training = Training(session, recipe, train, test, frozen or places365)
-        for seed in range(seeds):
-            training.train_seed(seed, models)
-    if session.fabric.is_global_zero:
-        evaluate_run(run.finished(), test)
 
 
 class Training:

@@ -24,17 +24,17 @@ from cmx_fast.data.transforms.picture_views import Views
 from cmx_fast.networks.fpn import pack, unpack
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import warp
-from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.model import Levels, Plan
 from cmx_fast.systems.recognition.networks import needs_pictures
+from cmx_fast.systems.recognition.options import CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.frozen_features import frozen_rows, rows_key
 from cmx_fast.train.trainable import Batch
 
 Pictures = MaskedPictures | LabelledPictures | BoxedPictures
 
-#: The layouts of a task by the name that the commands take.
-LAYOUTS: dict[str, dict[str, Callable[..., Pictures]]] = {
+#: What reads the layouts of a task; their names are :data:`cmx_fast.systems.recognition.options.LAYOUTS`.
+READERS: dict[str, dict[str, Callable[..., Pictures]]] = {
     SEGMENT: {**MASKED_SETS, "atr": ATR},
     CLASSIFY: {**LABELLED_SETS},
     DETECT: {**BOXED_SETS},
@@ -54,8 +54,9 @@ class Examples:
     (B,) and perhaps "box" (B, 4); or "boxes" (B, M, 4), "labels" (B, M) and "difficult" (B, M).
     """
 
-    def __init__(self, dataset: Pictures, device: torch.device | str):
+    def __init__(self, dataset: Pictures, device: torch.device | str, workers: int | None = None):
         self.dataset, self.device = dataset, torch.device(device)
+        self.workers = CORES if workers is None else workers
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -65,7 +66,7 @@ class Examples:
         loader = load_batches(
             _Items(self.dataset),
             (index.tolist() for index in rows),
-            workers=CORES,
+            workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
         for loaded in loader:
@@ -105,15 +106,16 @@ class KeptMaps(Examples):
         levels: Levels,
         device: torch.device | str,
         file: Path | None = None,
+        workers: int | None = None,
     ):
-        super().__init__(dataset, device)
+        super().__init__(dataset, device, workers)
         self.shapes = [(c, side, side) for c, side in zip(levels.channels, levels.sides, strict=True)]
         length = sum(math.prod(shape) for shape in self.shapes)
         encoder.to(device)
 
         @torch.no_grad()
         def compute() -> Iterator[tuple[Tensor, Tensor]]:
-            batches = Examples(dataset, device).in_order()
+            batches = Examples(dataset, device, workers).in_order()
             total = -(-len(self) // BATCH)
             for batch in track(batches, "maps", total, disable=not sys.stderr.isatty(), transient=True):
                 maps = encoder.maps(batch["picture"])
@@ -210,6 +212,7 @@ class Data:
         layout: one of the task's. root: its folder.
         encoder: whose maps are kept where it stays fixed. features: their folder; None: in memory.
         skip_bad: leave out unreadable pictures.
+        workers: processes that read, by default as many as there are cores but at most 8; 0: this process.
 
     Raises:
         ValueError: no such layout, or an encoder that does not fit the recipe.
@@ -226,12 +229,13 @@ class Data:
         *,
         features: Path | None = None,
         skip_bad: bool = False,
+        workers: int | None = None,
     ):
-        if layout not in LAYOUTS[task]:
-            raise ValueError(f"dataset must be one of {', '.join(LAYOUTS[task])}; got {layout!r}")
+        if layout not in READERS[task]:
+            raise ValueError(f"dataset must be one of {', '.join(READERS[task])}; got {layout!r}")
         self.task, self.layout, self.root, self.recipe = task, layout, root, recipe
         self.encoder, self.levels = encoder, Levels.of(encoder, recipe)
-        self.device, self.features, self.skip_bad = device, features, skip_bad
+        self.device, self.features, self.skip_bad, self.workers = device, features, skip_bad, workers
         self._pictures: dict[str, Pictures] = {}
         self._examples: dict[tuple[str, bool], Examples] = {}
 
@@ -246,7 +250,7 @@ class Data:
         """The pictures of a split, opened once."""
         own = self.own_split(split)
         if own not in self._pictures:
-            read = LAYOUTS[self.task][self.layout]
+            read = READERS[self.task][self.layout]
             self._pictures[own] = read(self.root, own, size=self.recipe.size, skip_bad=self.skip_bad)
         return self._pictures[own]
 
@@ -265,6 +269,6 @@ class Data:
     def _opened(self, own: str, as_pictures: bool) -> Examples:
         pictures = self.pictures(own)
         if as_pictures:
-            return Examples(pictures, self.device)
+            return Examples(pictures, self.device, self.workers)
         file = None if self.features is None else self.features / f"{self.task}-{self.layout}-{own}.npy"
-        return KeptMaps(pictures, self.encoder, self.levels, self.device, file)
+        return KeptMaps(pictures, self.encoder, self.levels, self.device, file, self.workers)

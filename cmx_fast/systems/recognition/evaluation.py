@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cmx_fast.evaluate import detection, segmentation
 from cmx_fast.evaluate.summary import SeedScores, new_table, seeds_note
-from cmx_fast.systems.recognition.attentions import ATTENTIONS, CLASSIFY, DETECT, SEGMENT
 from cmx_fast.systems.recognition.classifiers import ScaleClassifier
 from cmx_fast.systems.recognition.data import Examples
 from cmx_fast.systems.recognition.detectors import Detector
 from cmx_fast.systems.recognition.networks import Network
+from cmx_fast.systems.recognition.options import ATTENTIONS, CLASSIFY, DETECT, SEGMENT
 from cmx_fast.train.trainable import Batch
 
 #: Pictures in the report.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn.attention import ContextEncoding, DualAttention, presence_loss
-from cmx_fast.systems.recognition.attentions import ATTENTIONS, MapSize
+from cmx_fast.systems.recognition.attentions import LAYERS, MapSize
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 from cmx_fast.train.trainable import Batch
 
@@ -111,7 +111,7 @@ class Segmenter(Recogniser):
 
     def __init__(self, plan: Plan):
         super().__init__(plan)
-        recipe, build = plan.recipe, ATTENTIONS[plan.attention].build
+        recipe, build = plan.recipe, LAYERS.get(plan.attention)
         assert build is not None
         self.joint = nn.Sequential(
             Joint(plan.levels.channels, recipe.width),
@@ -165,7 +165,7 @@ class Classifier(Recogniser):
 
     def new_head(self, plan: Plan) -> nn.Module:
         """The modules from the map (B, width, h, w) on."""
-        build = ATTENTIONS[plan.attention].build
+        build = LAYERS.get(plan.attention)
         size = MapSize(plan.classes, plan.levels.sides[-1])
         return nn.Sequential(
             nn.Identity() if build is None else build(plan.recipe, size),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cmx_fast.systems.recognition.attentions import CLASSIFY, DETECT
 from cmx_fast.systems.recognition.classifiers import CLASSIFIERS, ScaleClassifier
 from cmx_fast.systems.recognition.detectors import DETECTORS
 from cmx_fast.systems.recognition.model import Classifier, Plan, Recogniser, Segmenter
+from cmx_fast.systems.recognition.options import CLASSIFY, DETECT
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 
 Network = Recogniser | ScaleClassifier

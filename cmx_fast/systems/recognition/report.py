@@ -12,9 +12,9 @@ from cmx_fast.evaluate import figures, segmentation
 from cmx_fast.evaluate.colours import BLUE, GREEN, GREY, ORANGE
 from cmx_fast.evaluate.detection import Boxes
 from cmx_fast.evaluate.pages import render
-from cmx_fast.systems.recognition.attentions import ATTENTIONS, CLASSIFY, SEGMENT
 from cmx_fast.systems.recognition.data import Pictures
 from cmx_fast.systems.recognition.evaluation import BY_CLASS, MEASURES, Evaluation, cost_cells
+from cmx_fast.systems.recognition.options import ATTENTIONS, CLASSIFY, SEGMENT
 from cmx_fast.train.run_folder import FinishedRun
 
 #: Pixels of a picture in the report.

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from cmx_fast.evaluate.summary import mean_and_spread, new_table, percent, seeds_note
-from cmx_fast.systems.sound2scene.evaluation import Evaluation
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
+
+if TYPE_CHECKING:
+    from cmx_fast.systems.sound2scene.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

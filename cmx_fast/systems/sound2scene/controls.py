@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.networks.biggan import Generator
+from cmx_fast.systems.sound2scene.options import INVERSION_STEPS
 
 #: GAN inversion: the paper cites methods and gives no numbers, so these are ours.
-INVERSION_STEPS, INVERSION_RATE = 500, 0.05
+INVERSION_RATE = 0.05
 
 
 def change_volume(wave: Tensor, decibels: float) -> Tensor:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.data.media.decode import probe, read_wave
 from cmx_fast.data.media.files import BrokenFileError, read_audio, read_picture
-from cmx_fast.data.sets.video_sets import VIDEO_SUFFIXES
+from cmx_fast.data.media.suffixes import VIDEOS
+from cmx_fast.networks.biggan import Generator
+from cmx_fast.networks.picture_encoder import PictureEncoder
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
-from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene
-from cmx_fast.train.options import default_device
+from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene, SoundEncoder
+from cmx_fast.train.fabric import default_device
+from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.trained_model import Tower, TrainedModel
 
 
 def heard(file: Path, seconds: float) -> Tensor:
@@ -21,7 +28,7 @@ def heard(file: Path, seconds: float) -> Tensor:
     Raises:
         BrokenFileError: the file can't be decoded, or is silent.
     """
-    if file.suffix.lower() not in VIDEO_SUFFIXES:
+    if file.suffix.lower() not in VIDEOS:
         return read_audio(file, SAMPLE_RATE, round(seconds * SAMPLE_RATE), mix=True)
     media = probe(file)
     wave = read_wave(file, media.start, min(seconds, media.seconds), SAMPLE_RATE)
@@ -30,17 +37,26 @@ def heard(file: Path, seconds: float) -> Tensor:
     return wave
 
 
-class Sound2SceneEmbedder:
+class Sound2SceneEmbedder(TrainedModel):
     """Pictures, sounds and the sounds of videos as unit vectors of the picture encoder's space.
 
     Attributes:
-        system: the :class:`Sound2Scene` itself, for waves and pictures that are no files.
+        system: the :class:`Sound2Scene` itself, which also generates pictures.
     """
+
+    SYSTEM = "Sound2Scene"
+    PAPER = "Sung-Bin et al., Sound to Visual Scene Generation by Audio-to-Visual Latent Alignment, CVPR 2023"
+    LIMITS = "It knows the sounds of the scenes that its videos showed."
+    TASK = "feature-extraction"
 
     kinds = ("image", "audio", "video")
 
     def __init__(self, system: Sound2Scene):
+        super().__init__()
         self.system = system
+        if isinstance(system.picture_encoder, VisualEncoder):
+            self.encoder = system.picture_encoder
+        self.requires_grad_(False).eval()
 
     @classmethod
     def from_run(
@@ -53,7 +69,73 @@ class Sound2SceneEmbedder:
         """
         if model is not None or seed is not None:
             raise ValueError("a run of cmx train sound2scene has one model: leave --model and --seed out")
-        return cls(open_sound2scene(folder).to(default_device()))
+        run = RunFolder.open_finished(folder, "train sound2scene")
+        opened = cls(open_sound2scene(folder)).from_the(run, "sound2scene", run.config.get("seed", 0))
+        return opened.to(default_device())
+
+    @classmethod
+    def rebuild(
+        cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path
+    ) -> Sound2SceneEmbedder:
+        pictures = encoder or PictureEncoder(settings["picture_encoder"])
+        sounds = SoundEncoder(**settings["sound_encoder"])
+        return cls(Sound2Scene(pictures, sounds, Generator(**settings["generator"])))
+
+    def settings(self) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: the sound encoder is a layer on a pretrained one, whose file has more than weights in it.
+        """
+        pictures, sounds = self.system.picture_encoder, self.system.sound_encoder
+        if not isinstance(sounds, SoundEncoder):
+            raise ValueError(
+                f"a model on the audio encoder {sounds.audio_encoder.name} can't be saved: open it by from_run, with "
+                "that encoder's file"
+            )
+        generator = self.system.generator
+        condition, features = generator.shared_feat.weight.shape
+        return {
+            "picture_encoder": pictures.kind if isinstance(pictures, PictureEncoder) else None,
+            "sound_encoder": {
+                "features": sounds.resnet.fc.out_features,
+                "width": sounds.resnet.width,
+                "seconds": sounds.seconds,
+                "positive": sounds.positive,
+            },
+            "generator": {
+                "resolution": generator.resolution,
+                "width": generator.width,
+                "dim_z": generator.dim_z,
+                "features": features,
+                "condition": condition,
+            },
+        }
+
+    def trained(self) -> Sound2Scene:
+        return self.system
+
+    def towers(self) -> dict[str, tuple[Tower, Tensor]]:
+        """ "image": the picture encoder, of pictures of its own size. "audio": the sound encoder, of its seconds."""
+        pictures, sounds = self.system.picture_encoder, self.system.sound_encoder
+        size, samples = pictures.size, round(sounds.seconds * SAMPLE_RATE)
+        return {
+            "image": (Tower(self.encode_picture, {"encoder": pictures}), torch.rand(2, 3, size, size)),
+            "audio": (Tower(lambda wave: _unit(sounds(wave)), {"encoder": sounds}), torch.randn(2, samples)),
+        }
+
+    @torch.no_grad()
+    def encode_picture(self, picture: Tensor) -> Tensor:
+        """Embed pictures (B, 3, H, W) in [0, 1], of any size: (B, D) unit rows."""
+        return _unit(self.system.picture_encoder(picture))
+
+    @torch.no_grad()
+    def encode_sound(self, wave: Tensor) -> Tensor:
+        """Embed sounds (B, samples) at 16 kHz in [-1, 1], of any length: (B, D) unit rows.
+
+        Raises:
+            ValueError: another shape, no samples, or a wave with NaN or infinity.
+        """
+        return self.system.encode_sound(wave).float()
 
     @torch.no_grad()
     def embed(self, file: Path, kind: str) -> Tensor:
@@ -62,10 +144,14 @@ class Sound2SceneEmbedder:
         Raises:
             BrokenFileError: the file can't be decoded, or is silent.
         """
-        system, device = self.system, next(self.system.parameters()).device
+        system, device = self.system, self.device
         if kind == "image":
             size = system.picture_encoder.size
             picture = read_picture(file, size, shorter=size).to(device)
-            return system.encode_picture(picture[None] / 255)[0].float().cpu()
+            return self.encode_picture(picture[None] / 255)[0].cpu()
         wave = heard(file, system.sound_encoder.seconds)
-        return system.encode_sound(wave[None].to(device))[0].float().cpu()
+        return self.encode_sound(wave[None].to(device))[0].cpu()
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=1)

@@ -1,8 +1,7 @@
-"""``cmx evaluate sound2scene``: a finished run on held-out scenes: table, results.json and report.html."""
+"""Evaluates a finished run on held-out scenes: table, results.json and report.html."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,17 +10,13 @@ from rich.console import Console
 from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
-from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.selection import read_selection
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
 from cmx_fast.evaluate.generated_pictures import (
-    BARE_NAME,
     classifier_networks,
     inception_networks,
     statistics,
 )
 from cmx_fast.evaluate.retrieval import rank
-from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
 from cmx_fast.systems.sound2scene.control_study import scene_pairs, study, volumes
 from cmx_fast.systems.sound2scene.evaluation import (
     CLASSIFIED,
@@ -39,29 +34,15 @@ from cmx_fast.systems.sound2scene.evaluation import (
     table,
 )
 from cmx_fast.systems.sound2scene.model import Sound2Scene
-from cmx_fast.systems.sound2scene.options import (
-    ClipModel,
-    ClipPrompt,
-    ClipWeights,
-    FinishedRunFolder,
-    GeneratorPath,
-    Inception,
-    PictureEncoderPath,
-    PublishedNetworks,
-)
 from cmx_fast.systems.sound2scene.picture_features import picture_features
+from cmx_fast.systems.sound2scene.published_networks import PublishedNetworks
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.report import write_report
 from cmx_fast.systems.sound2scene.sound_features import (
-    TITLES,
-    check_selection,
-    open_splits,
-    selected,
     sound_features,
     waves_of,
 )
-from cmx_fast.train.options import RunData, default_device
-from cmx_fast.train.run_folder import FinishedRun, RunFolder
+from cmx_fast.train.run_folder import FinishedRun
 
 
 @torch.no_grad()
@@ -70,7 +51,7 @@ def evaluate_run(
     train: SceneData,
     test: SceneData,
     *,
-    system: Sound2Scene | None = None,
+    system: Sound2Scene,
     published: PublishedNetworks | None = None,
     features: Path | None = None,
 ) -> Evaluation:
@@ -80,13 +61,12 @@ def evaluate_run(
     published networks.
 
     Args:
-        system: the run's system, where its parts lie elsewhere than the run says.
+        system: the run's system, on the device that measures.
         published: networks from files; without Inception a classifier of the training frames gives FID and IS.
         features: the folder that keeps the pictures' features and the real frames' statistics; default: the run's.
     """
-    device, published = default_device(), published or PublishedNetworks()
+    device, published = system.device, published or PublishedNetworks()
     folder = features or run.path
-    system = (system or open_sound2scene(run.path)).to(device)
     train_features, test_features = (
         picture_features(system.picture_encoder, data, device, folder / f"features_{name}.npy")
         for name, data in (("train", train), ("test", test))
@@ -187,37 +167,3 @@ def sentences(evaluation: Evaluation) -> str:
         for name, effect in evaluation.controls.items()
     ]
     return "\n".join(lines)
-
-
-def evaluate_sound2scene(
-    run: FinishedRunFolder,
-    data: RunData = None,
-    icgan: GeneratorPath = None,
-    picture_encoder: PictureEncoderPath = None,
-    inception: Inception = None,
-    clip_weights: ClipWeights = None,
-    clip_model: ClipModel = None,
-    clip_prompt: ClipPrompt = BARE_NAME,
-) -> None:
-    """Evaluate a finished run on the held-out split: Table 1, controls, results.json and report.html."""
-    finished = RunFolder.open_finished(run, "train sound2scene")
-    published = PublishedNetworks(inception, clip_weights, clip_model, clip_prompt)
-    system = open_sound2scene(run, icgan, picture_encoder)
-    config, recipe = finished.config, finished.recipe(Sound2SceneRecipe)
-    selection = None if config["selection"] is None else read_selection(config["selection"])
-    splits = open_splits(
-        config["dataset"],
-        data or Path(config["data"]),
-        recipe,
-        system.picture_encoder.size,
-        selection,
-        config.get("classes"),
-    )
-    if selection is not None:
-        check_selection(config["selection"], selection, splits["train"], splits["test"])
-    for split, scenes in splits.items():
-        print(
-            f"{TITLES[split]}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}",
-            file=sys.stderr,
-        )
-    evaluate_run(finished, splits["train"], splits["test"], system=system, published=published)

@@ -116,7 +116,7 @@ def load_pictures(data: SceneData, numbers: Tensor) -> Tensor:
     return torch.cat([pictures for _, pictures in data.pictures(list(numbers.split(64)))])
 
 
-def generate_samples(system: Sound2Scene, features: Tensor, device: str) -> Tensor:
+def generate_samples(system: Sound2Scene, features: Tensor, device: torch.device) -> Tensor:
     """Pictures of features (N, D), float (SAMPLES N, 3, S, S): all from a first noise, all from a second, ..."""
     pictures = []
     for sample in range(SAMPLES):

@@ -20,11 +20,9 @@ from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn import PowerSpectrogram
 from cmx_fast.nn.power_spectrogram import lasting, standardised_log
 from cmx_fast.ops import info_nce
+from cmx_fast.systems.sound2scene.recipe import LOSSES
 from cmx_fast.train.trainable import Batch
 
-#: "l2": eq. 1 in both directions. "l2 one way": from sounds to pictures alone [O]. "cosine" and "regression": L_nce and
-#: L_2 of Table 2.
-LOSSES = ("l2", "l2 one way", "cosine", "regression")
 SAMPLE_RATE = 16000
 
 
@@ -204,11 +202,16 @@ class Sound2Scene(nn.Module):
             return encoder(picture)
         return encoder.resnet(encoder.standardise(picture))
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its networks."""
+        return next(self.generator.parameters()).device
+
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """Noise vectors (count, dim_z), the same for the same seed on any device."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(count, self.generator.dim_z, generator=generator)
-        return drawn.to(next(self.generator.parameters()).device)
+        return drawn.to(self.device)
 
     def generate(self, features: Tensor, noise: Tensor) -> Tensor:
         """Pictures (B, 3, S, S) in [0, 1] from features (B, D), which are divided by their length first [R]."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from cmx_fast.evaluate.generated_pictures import BARE_NAME, ClipJudge, check_prompt
+#: Default weight of a picture that is mixed into a sound.
+WEIGHT = 0.5
+#: Steps that the inversion of a picture takes.
+INVERSION_STEPS = 500
 
 SystemRun = Annotated[
     Path, typer.Option(help="Run folder of cmx train sound2scene, or the authors' sound2scene.pth.")
@@ -31,34 +31,12 @@ ClipModel = Annotated[
     str | None, typer.Option(help="Name that OpenCLIP gives their model; default: that of ViT-B/32.")
 ]
 ClipPrompt = Annotated[str, typer.Option(help="Text for CLIP; {} is the class's name: e.g. 'a photo of {}'.")]
+PictureOut = Annotated[Path, typer.Option(help="Picture to write, PNG or JPEG.")]
+NoiseSeed = Annotated[int, typer.Option(help="Seed of the noise: the same seed, the same picture.")]
+InversionSteps = Annotated[int, typer.Option(min=0, help="Steps of Adam that the inversion takes.")]
 
 
-@dataclass(frozen=True)
-class PublishedNetworks:
-    """Files of published networks that measure generated pictures.
-
-    Attributes:
-        inception: weights for FID and Inception Score; None: a classifier of the training frames gives both.
-        clip: weights for the retrieval of class names; None: it is not measured.
-        clip_model, clip_prompt: as of :class:`ClipJudge`.
-
-    Raises:
-        ValueError: a prompt without a place for the name. FileNotFoundError: a file is missing.
-    """
-
-    inception: Path | None = None
-    clip: Path | None = None
-    clip_model: str | None = None
-    clip_prompt: str = BARE_NAME
-
-    def __post_init__(self) -> None:
-        check_prompt(self.clip_prompt)
-        for kind, file in (("Inception", self.inception), ("CLIP", self.clip)):
-            if file is not None and not file.is_file():
-                raise FileNotFoundError(f"there are no {kind} weights {file}")
-
-    def clip_judge(self, class_names: Sequence[str], device: torch.device | str) -> ClipJudge | None:
-        """CLIP with the texts of these classes."""
-        if self.clip is None:
-            return None
-        return ClipJudge(self.clip_model, self.clip, class_names, prompt=self.clip_prompt, device=device)
+def check_picture(out: Path) -> None:
+    """Raise ValueError unless the name of a picture to write ends as one that can be written."""
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"out must end in .png or .jpg; got {out}")

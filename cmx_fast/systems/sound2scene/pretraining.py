@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from cmx_fast.data.loaders.upload import upload
 from cmx_fast.data.media.files import BrokenFileError, check_enough_left, read_audio
+from cmx_fast.data.media.suffixes import SOUNDS
 from cmx_fast.data.sets.recordings import of_kind
 from cmx_fast.nn.power_spectrogram import lasting
 from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, SoundEncoder
 from cmx_fast.train.trainable import Batch
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 class SoundClassification(nn.Module):
@@ -62,7 +61,7 @@ class LabelledSounds:
         longest: float = 60.0,
     ):
         folders = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-        files = {folder: of_kind(folder, SUFFIXES)[0] for folder in folders}
+        files = {folder: of_kind(folder, SOUNDS)[0] for folder in folders}
         self.class_names = [folder.name for folder in folders if files[folder]]
         if len(self.class_names) < 2:
             raise ValueError(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cmx_fast.systems.sound2scene.model import LOSSES
 from cmx_fast.train.presets import Presets
 from cmx_fast.train.settings import Amount, Count, OneOf, Range, Several, ShareBelowOne, Size, require
+
+#: "l2": eq. 1 in both directions. "l2 one way": from sounds to pictures alone [O]. "cosine" and "regression": L_nce and
+#: L_2 of Table 2.
+LOSSES = ("l2", "l2 one way", "cosine", "regression")
 
 
 @dataclass(frozen=True)

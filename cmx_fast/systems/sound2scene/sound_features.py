@@ -21,7 +21,11 @@ TITLES = {"train": "train", "val": "validation", "test": "held out"}
 
 
 def open_data(
-    scenes: Scenes, recipe: Sound2SceneRecipe, size: int, selection: Selection | None = None
+    scenes: Scenes,
+    recipe: Sound2SceneRecipe,
+    size: int,
+    selection: Selection | None = None,
+    workers: int | None = None,
 ) -> SceneData:
     """Open a split's pictures, of ``size`` pixels, and its sounds with the recipe's numbers."""
     return SceneData(
@@ -35,6 +39,7 @@ def open_data(
         selection=selection,
         backend=recipe.backend,
         cache=recipe.cache,
+        workers=workers,
     )
 
 
@@ -45,6 +50,7 @@ def open_splits(
     size: int,
     selection: Selection | None = None,
     classes: list[str] | None = None,
+    workers: int | None = None,
 ) -> dict[str, SceneData]:
     """The splits of a set as a run uses them: "train", "test", and with a validation "val".
 
@@ -55,7 +61,7 @@ def open_splits(
         scenes["val"] = open_scenes(dataset, root, "val", classes)
     elif recipe.validation:
         scenes["train"], scenes["val"] = validation_part(scenes["train"], recipe.validation)
-    return {split: open_data(part, recipe, size, selection) for split, part in scenes.items()}
+    return {split: open_data(part, recipe, size, selection, workers) for split, part in scenes.items()}
 
 
 def selected(data: SceneData) -> str:

@@ -1,25 +1,19 @@
-"""``cmx train sound2scene``: the sound encoder of Sound2Scene, from files to a report."""
+"""Trains the sound encoder of Sound2Scene."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor, nn
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.scenes import SCENE_SETS, read_classes
 from cmx_fast.data.sets.selection import read_selection
-from cmx_fast.evaluate.generated_pictures import BARE_NAME
 from cmx_fast.networks.audio_encoders import AudioEncoder, open_audio_encoder
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.systems.sound2scene.ablation import ABLATIONS, AblationScores, chosen_rows
 from cmx_fast.systems.sound2scene.checkpoints import (
     load_sound_encoder,
     new_sound_encoder,
@@ -30,15 +24,9 @@ from cmx_fast.systems.sound2scene.data import SoundBatches
 from cmx_fast.systems.sound2scene.evaluate import evaluate_run
 from cmx_fast.systems.sound2scene.evaluation import Evaluation
 from cmx_fast.systems.sound2scene.model import Alignment, SoundEncoder, alignment_loss
-from cmx_fast.systems.sound2scene.options import (
-    ClipModel,
-    ClipPrompt,
-    ClipWeights,
-    Inception,
-    PublishedNetworks,
-)
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.pretraining import LabelledSounds, SoundClassification
+from cmx_fast.systems.sound2scene.published_networks import PublishedNetworks
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.sound_features import (
     TITLES,
@@ -50,128 +38,11 @@ from cmx_fast.systems.sound2scene.sound_features import (
 )
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant, warmup_and_cosine
-from cmx_fast.train.options import (
-    FSDP,
-    Compile,
-    Out,
-    Precision,
-    Preset,
-    Resume,
-    Seed,
-    Set,
-    SyncBN,
-    changes,
-)
 from cmx_fast.train.session import Session, require_a_batch
 
 #: Evaluations on the held-out scenes during training, for the curves, where there is no validation: no weights are
 #: selected by them.
 EVALUATIONS = 8
-
-
-def train_sound2scene(
-    data: Annotated[Path, typer.Option(help="Pictures with sound, e.g. from cmx simulate clips.")],
-    icgan: Annotated[Path, typer.Option(help="A cmx train icgan folder, or IC-GAN's G_ema*.pth.")],
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help=f"Layout of the data: {', '.join(name for name in SCENE_SETS if name != 'pictures')}."
-        ),
-    ] = "vggsound",
-    out: Out = Path("runs/sound2scene"),
-    preset: Preset = "paper",
-    classes: Annotated[
-        Path | None, typer.Option(help="Names of the classes to keep, one a line; default: all of the data.")
-    ] = None,
-    picture_encoder: Annotated[
-        Path | None,
-        typer.Option(help="Picture encoder's weights, if not where the generator's run had them."),
-    ] = None,
-    audio_encoder: Annotated[
-        str | None,
-        typer.Option(help="Pretrained audio encoder, FAMILY:FILE, to train a layer on: docs/encoders.md."),
-    ] = None,
-    sounds: Annotated[
-        Path | None,
-        typer.Option(help="Labelled sounds, <class>/*, that the sound encoder learns to tell apart first."),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="The authors' sound2scene.pth: evaluated as a run of this data; nothing is trained."
-        ),
-    ] = None,
-    selection: Annotated[
-        Path | None, typer.Option(help="JSON of each video's best frames: cmx select, or the authors'.")
-    ] = None,
-    ablation: Annotated[
-        list[str],
-        typer.Option(
-            help=f"Rows of Table 2 to train instead, repeatable: {', '.join(ABLATIONS)}, or all of them."
-        ),
-    ] = [],  # noqa: B006
-    seed: Seed = 0,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="With --ablation: train each row with this many seeds from --seed on.")
-    ] = 1,
-    inception: Inception = None,
-    clip_weights: ClipWeights = None,
-    clip_model: ClipModel = None,
-    clip_prompt: ClipPrompt = BARE_NAME,
-    precision: Precision = "fp32",
-    compile: Compile = False,
-    sync_bn: SyncBN = False,
-    fsdp: FSDP = False,
-    resume: Resume = False,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Train Sound2Scene's sound encoder against a fixed picture encoder, generate from held-out sounds, report.
-
-    The generator and the picture encoder are those of cmx train icgan. Scenes that are broken or silent are left out
-    and named.
-    """
-    if dataset == "pictures":
-        raise ValueError("dataset = pictures has no sound")
-    if weights is not None and (audio_encoder is not None or sounds is not None or ablation):
-        raise ValueError(
-            "--weights is a trained sound encoder: it takes no --audio-encoder, --sounds or --ablation"
-        )
-    if audio_encoder is not None and sounds is not None:
-        raise ValueError("give --audio-encoder or --sounds, not both: each teaches the sound encoder to hear")
-    if seeds > 1 and not ablation:
-        raise ValueError(f"--seeds {seeds} is for --ablation; without it give each run its --seed")
-    plan = Plan(
-        data=data,
-        icgan=icgan,
-        dataset=dataset,
-        preset=preset,
-        recipe=Sound2SceneRecipe.preset(preset, **changes(set, Sound2SceneRecipe)),
-        classes=None if classes is None else read_classes(classes),
-        picture_encoder=picture_encoder,
-        audio_encoder=audio_encoder,
-        sounds=sounds,
-        weights=weights,
-        selection=selection,
-        published=PublishedNetworks(inception, clip_weights, clip_model, clip_prompt),
-        precision=precision,
-        compile=compile,
-        sync_bn=sync_bn,
-        fsdp=fsdp,
-        resume=resume,
-    )
-    if not ablation:
-        train_run(plan, out, seed)
-        return
-    rows = chosen_rows(ablation, plan.recipe, selection)
-    scores = AblationScores()
-    for row in rows:
-        for number in range(seed, seed + seeds):
-            own = dataclasses.replace(plan, **row.changes(plan.recipe))
-            scores.add(
-                row, train_run(own, out / row.folder / f"seed{number}", number, features=out / row.features)
-            )
-    if scores.measured:
-        scores.write(out)
 
 
 @dataclass(frozen=True)
@@ -190,10 +61,13 @@ class Plan:
     weights: Path | None
     selection: Path | None
     published: PublishedNetworks
+    device: str | None
+    workers: int | None
     precision: str
     compile: bool
     sync_bn: bool
     fsdp: bool
+    loggers: list[str]
     resume: bool
 
 
@@ -207,10 +81,12 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
         "train sound2scene",
         recipe,
         preset=plan.preset,
+        device=plan.device,
         precision=plan.precision,
         compile=plan.compile,
         sync_bn=plan.sync_bn,
         fsdp=plan.fsdp,
+        loggers=plan.loggers,
     )
     encoder, _ = open_icgan(plan.icgan, plan.picture_encoder)
     audio_encoder = None if plan.audio_encoder is None else open_audio_encoder(plan.audio_encoder)
@@ -225,7 +101,7 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
             f"{trained.positive}; the recipe has {recipe.width}, {recipe.seconds:g} and {recipe.positive}"
         )
     moments = None if plan.selection is None else read_selection(plan.selection)
-    splits = open_splits(plan.dataset, plan.data, recipe, encoder.size, moments, plan.classes)
+    splits = open_splits(plan.dataset, plan.data, recipe, encoder.size, moments, plan.classes, plan.workers)
     for split, scenes in splits.items():
         session.say(f"{TITLES[split]}: {len(scenes)} scenes{selected(scenes)}{left_out(scenes.skipped)}")
     train, test = splits["train"], splits["test"]
@@ -257,7 +133,7 @@ def train_run(plan: Plan, out: Path, seed: int, *, features: Path | None = None)
     if session.fabric.is_global_zero:
         evaluation = evaluate_run(
             run.finished(), train, test, published=plan.published, features=features,
-            system=open_sound2scene(run.path, plan.icgan, plan.picture_encoder),
+            system=open_sound2scene(run.path, plan.icgan, plan.picture_encoder).to(session.fabric.device),
         )  # fmt: skip
     run.close()
     return evaluation

@@ -127,3 +127,42 @@ def test_any_bytes_make_a_name(tmp_path, reader, name):
     shutil.copy(tmp_path / "plain.wav", os.fsencode(tmp_path) + b"/" + os.fsencode(name))
     assert audio_problem(tmp_path / name) is None
     assert np.abs(read(reader, tmp_path / name).numpy() - WAVE).max() < 1e-4
+
+
+def write_aac(path: Path, format: str) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", format=format) as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(WAVE[None].astype(np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = RATE, 0
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_sounds_of_telephones(tmp_path, reader):
+    path = tmp_path / "memo.M4A"
+    write_aac(path, "ipod")
+    assert audio_problem(path) is None
+    sound = read(reader, path).numpy()
+    assert len(sound) == pytest.approx(RATE, abs=1200)  # AAC has whole frames of 1,024 samples
+    middle = slice(1000, 7000)
+    assert np.abs(sound[middle] - WAVE[middle]).max() < 0.1
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "not a readable audio file" in audio_problem(path)
+    with pytest.raises(BrokenFileError, match=r"memo.M4A: can't be decoded"):
+        read(reader, path)
+
+
+def test_a_video_without_sound_is_no_sound(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "silent.m4a"
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    assert audio_problem(path) == "has no sound"
+    with pytest.raises(BrokenFileError, match="it has no sound"):
+        read_audio(path, RATE, RATE)

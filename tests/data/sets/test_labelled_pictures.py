@@ -90,5 +90,23 @@ def test_refuses(tmp_path):
     (tmp_path / "cub" / "bounding_boxes.txt").write_text("1 60.0 27.0 325.0 304.0\n")
     with pytest.raises(ValueError, match="image 2 of images.txt has no fitting line"):
         cub(tmp_path / "cub", "train", size=24)
+    (tmp_path / "val" / "dog").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no folder train; it should hold train/<class>"):
         class_folders(tmp_path, "train", size=24)
+
+
+def test_class_folders_that_nobody_divided_and_a_table(tmp_path):
+    for number in range(25):
+        folder = tmp_path / ("cats" if number % 2 else "dogs")
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20), (10 * number, 0, 0)).save(folder / f"{number}.webp", lossless=True)
+    parts = {split: class_folders(tmp_path, split, size=8) for split in ("train", "val", "test")}
+    assert sorted(name for part in parts.values() for name in part.ids) == sorted(map(str, range(25)))
+    train = parts["train"]
+    assert train.class_names == ["cats", "dogs"]
+    for index, name in enumerate(train.ids):
+        assert train.target(index)["label"] == 1 - int(name) % 2
+        assert train.load_image(index)[0].unique().tolist() == [10 * int(name)]
+    (tmp_path / "list.csv").write_text("path,label,split\ncats/1.webp,a,train\ndogs/2.webp,b,test\n")
+    train, test = (class_folders(tmp_path / "list.csv", split, size=8) for split in ("train", "test"))
+    assert (train.ids, test.ids, test.class_names) == (["1"], ["2"], ["a", "b"])

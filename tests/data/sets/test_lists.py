@@ -248,14 +248,14 @@ def test_other_lists_name_what_is_wrong(tmp_path):
 
 
 def test_files_beside_the_layout_are_counted(tmp_path):
-    for name in ("a.mp4", "b.MP4", "c.mov", "notes.txt", ".hidden"):
+    for name in ("a.mp4", "b.MP4", "c.mpg", "notes.txt", ".hidden"):
         touch(tmp_path / "val/run" / name)
     recordings = kinetics(tmp_path, "val")
     assert [entry.name for entry in recordings] == ["a", "b"]
-    assert [path.name for path, _ in recordings.skipped] == ["c.mov", "notes.txt"]
+    assert [path.name for path, _ in recordings.skipped] == ["c.mpg", "notes.txt"]
     Image.new("L", (8, 8)).save(tmp_path / "val/run/d.png")
     assert {path.name for path, _ in open_scenes("pictures", tmp_path, "test").skipped} == {
-        "a.mp4", "b.MP4", "c.mov", "notes.txt",
+        "a.mp4", "b.MP4", "c.mpg", "notes.txt",
     }  # fmt: skip
     for name in (*(f"bus{number:02}.wav" for number in range(1, 11)), "bus.wav", "bus02.flac"):
         touch(tmp_path / "scenes_stereo" / name)
@@ -267,8 +267,8 @@ def test_rooms_count_what_lies_beside_the_layout(tmp_path):
     (tmp_path / "manifest.csv").unlink()
     for folder, suffix, end in (("train_A", "jpg", "label"), ("train_B", "wav", "img")):
         shutil.move(tmp_path / folder / f"plain.{suffix}", tmp_path / folder / f"hall_1_{end}.{suffix}")
-    touch(tmp_path / "train_A" / "hall_2_label.tif")
-    touch(tmp_path / "speech/train/1.mp3")
+    touch(tmp_path / "train_A" / "hall_2_label.gif")
+    touch(tmp_path / "speech/train/1.mid")
     data = Image2Reverb(tmp_path, "train", sentences_per_air=1, seconds=0.5)
     assert [pair.name for pair in data.pairs] == ["hall_1"]
     assert len(data.skipped) == 2 + 2 * (len(NAMES) - 1)

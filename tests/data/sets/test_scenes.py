@@ -21,7 +21,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.media.decode import read_wave
 from cmx_fast.data.media.files import read_audio, read_picture
 from cmx_fast.data.sets import scenes as scenes_module
-from cmx_fast.data.sets.own_videos import part
+from cmx_fast.data.sets.own_files import part
 from cmx_fast.data.sets.scenes import (
     HELD_OUT,
     VEGAS_CLASSES,
@@ -34,7 +34,8 @@ from cmx_fast.data.sets.scenes import (
     validation_part,
 )
 from cmx_fast.data.sets.selection import key, read_selection, write_selection
-from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip, simulate_clips
+from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip
+from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.sound2scene.sound_features import check_selection, selected
 
 
@@ -222,6 +223,17 @@ def test_folders_of_pictures_alone(tmp_path):
     assert train.class_names == test.class_names == ["ant", "cat", "dog"]
     assert [s.label for s in train.entries] == [1, 2] and [s.label for s in test.entries] == [0, 2]
     assert not list(SceneData(train, workers=0).sounds([torch.tensor([0])]))
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="has no folder train; it should hold train/<class>"):
+        open_scenes("pictures", tmp_path, "train")
+
+
+def test_pictures_that_nobody_divided(tmp_path):
+    for name in ("hello", "abc", "b", "c", "d"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.webp")
+    parts = {split: open_scenes("pictures", tmp_path, split) for split in ("train", "test")}
+    assert {"b", "hello"} <= {s.name for s in parts["train"].entries}
+    assert [s.name for s in parts["test"].entries] == ["abc"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +245,7 @@ def test_folders_of_pictures_alone(tmp_path):
         ),
         ("pairs", "there is no .*vggsound.csv"),
         ("vegas", "has no class folder of VEGAS"),
-        ("pictures", "has no folder train"),
+        ("pictures", "none of its 0 files .* is in the part 'train'"),
     ],
 )
 def test_folders_without_their_lists(tmp_path, name, message):

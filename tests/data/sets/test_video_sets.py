@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cmx_fast.data.sets.audio_sets import dcase2013, dcase2014, esc50
-from cmx_fast.data.sets.own_videos import part as part_of
-from cmx_fast.data.sets.video_sets import folder, hmdb51, kinetics, ucf101, vggsound
+from cmx_fast.data.sets.layouts import recognised
+from cmx_fast.data.sets.own_files import part as part_of
+from cmx_fast.data.sets.scenes import SCENE_SETS
+from cmx_fast.data.sets.video_sets import VIDEO_SETS, folder, hmdb51, kinetics, ucf101, vggsound
 
 
 def touch(root, *names):
@@ -227,6 +229,71 @@ def test_classes_of_a_folder(tmp_path):
     (tmp_path / "classes.csv").write_text("name,label\na,x\na.mp4,y\n")
     with pytest.raises(ValueError, match="line 3: 'a.mp4' has two labels, 'x' and 'y'"):
         folder(tmp_path, "train")
+
+
+def test_a_table_of_videos(tmp_path):
+    touch(tmp_path, "a.mp4", "phone/b.MOV", "c.mp4", "d.txt")
+    table = tmp_path / "lists" / "videos.csv"
+    write(
+        table,
+        "path;label;split\n../a.mp4;dog;test\n../phone/b.MOV;cat;train\n../c.mp4;;train\n../gone.mp4;dog;train\n"
+        "../d.txt;dog;train\n",
+    )
+    train = folder(table, "train")
+    assert train.class_names == ["cat", "dog", "unlabelled"]
+    assert names_and_classes(train) == [("b", "cat"), ("c", "unlabelled")]
+    assert [(path.name, reason.split(",")[0]) for path, reason in train.skipped] == [
+        ("gone.mp4", "listed in videos.csv"),
+        ("d.txt", "does not end in .mp4"),
+    ]
+    assert names_and_classes(folder(table, "test")) == [("a", "dog")]
+    with pytest.raises(ValueError, match=r"none of its 4 files .* is in the part 'val'; .* path,split"):
+        folder(table, "val")
+    # Without the column the parts follow from the names, as in a folder.
+    write(table, "path\n../a.mp4\n../c.mp4\n")
+    assert [name for split in ("train", "val", "test") for name in names_in(table, split)] == ["c", "a"]
+    write(table, "path,split\n../a.mp4,train\n../a.mp4,test\n")
+    with pytest.raises(ValueError, match="line 3: '../a.mp4' is listed twice"):
+        folder(table, "train")
+    write(table, "path,split\n../a.mp4,training\n")
+    with pytest.raises(ValueError, match="line 2: split is 'training', expected train or val or test"):
+        folder(table, "train")
+
+
+def names_in(table, split):
+    try:
+        return [entry.name for entry in folder(table, split)]
+    except ValueError:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("files", "layout"),
+    [
+        (["train/dog/x.mp4", "val/dog/y.mp4"], "kinetics"),
+        (["train/dog/x.jpg", "val/dog/y.jpg"], "pictures"),
+        (["a.jpg", "b/c.png"], "pictures"),
+        (["train/dog/x.mp4", "more/y.mov"], "folder"),
+        (["holiday/x.MOV", "holiday/cover.jpg"], "folder"),
+        (["vggsound.csv", "video/x_000001.mp4"], "vggsound"),
+        (["vggsound.csv", "audios/x_000001.wav", "images/x_000001.jpg"], "pairs"),
+        (["train/audios/x.wav", "train/images/x.jpg"], "pairs"),
+        (["dog/audios/x.wav", "dog/img/x.jpg"], "vegas"),
+    ],
+)
+def test_layouts_are_recognised(tmp_path, files, layout):
+    touch(tmp_path, *files)
+    assert recognised(tmp_path, SCENE_SETS) == layout
+
+
+def test_a_layout_that_is_none_of_the_choices(tmp_path):
+    touch(tmp_path, "ucfTrainTestlist/classInd.txt", "videos.csv")
+    assert recognised(tmp_path, VIDEO_SETS) == "ucf101"
+    assert recognised(tmp_path / "videos.csv", VIDEO_SETS) == "folder"
+    with pytest.raises(ValueError, match=r"has none of the layouts atr, voc; name one by --dataset"):
+        recognised(tmp_path, ["atr", "voc"])
+    with pytest.raises(ValueError, match="data: there is no .*nowhere"):
+        recognised(tmp_path / "nowhere", VIDEO_SETS)
 
 
 @pytest.mark.parametrize(

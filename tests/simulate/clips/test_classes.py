@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("av")
 
 from cmx_fast.simulate.clips.objects import AREA, GROWTH, REACH, SHAPES, outline
-from cmx_fast.simulate.clips.simulate import CLASSES, ClipSettings, render_clip, simulate_clips
+from cmx_fast.simulate.clips.simulate import CLASSES, ClipSettings, render_clip
+from cmx_fast.simulate.commands import simulate_clips
 
 TRAIN, COUNT = 320, 448
 SETTINGS = ClipSettings(

@@ -13,8 +13,9 @@ import av
 
 from cmx_fast.data.sets.video_sets import kinetics, vggsound
 from cmx_fast.simulate.clips.objects import MovingObject
-from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip, simulate_clips
+from cmx_fast.simulate.clips.simulate import ClipSettings, render_clip
 from cmx_fast.simulate.clips.sounds import pitch, sound
+from cmx_fast.simulate.commands import simulate_clips
 
 SMALL = {"clips": 16, "width": 48, "height": 32, "seconds": 1.25, "fps": 12}
 

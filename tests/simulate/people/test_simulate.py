@@ -6,8 +6,8 @@ from PIL import Image
 from cmx_fast.cluster import KMeans
 from cmx_fast.data.sets.atr import LABELS, load_merge
 from cmx_fast.evaluate.segmentation import agreement, confusion, scores
+from cmx_fast.simulate.commands import simulate_people
 from cmx_fast.simulate.people.renderer import HAIR, PANTS, UPPER, render_person
-from cmx_fast.simulate.people.simulate import simulate_people
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import soundfile
 from PIL import Image
 
 from cmx_fast.data.transforms.schroeder import reverberation_time
+from cmx_fast.simulate.commands import simulate_rooms
 from cmx_fast.simulate.rooms.acoustics import impulse_response
 from cmx_fast.simulate.rooms.catalogue import make_rooms
 from cmx_fast.simulate.rooms.geometry import SURFACES, Room, predicted_decay_times
 from cmx_fast.simulate.rooms.materials import MATERIALS
 from cmx_fast.simulate.rooms.sentences import TEST_SENTENCES, TRAIN_SENTENCES
-from cmx_fast.simulate.rooms.simulate import simulate_rooms
 from cmx_fast.simulate.rooms.textures import TEXTURES
 
 

@@ -12,7 +12,7 @@ from atr_files import write_pictures
 
 from cmx_fast.data.sets.masked_pictures import MaskedPictures
 from cmx_fast.networks.weights import save
-from cmx_fast.systems.c2l.evaluate import evaluate_c2l
+from cmx_fast.systems.c2l.commands import evaluate_c2l
 from cmx_fast.systems.c2l.evaluation import new_model, open_split, predictions, segment
 from cmx_fast.systems.c2l.recipe import C2LRecipe
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
             save(run / f"seed{seed}" / f"{name}.pt", {"module": model.state_dict()})
     config = {
         "command": "train c2l", "data": str(data), "recipe": RECIPE.as_dict(), "seeds": [0, 1], "models": MODELS,
-        "imagenet": None, "precision": "fp32", "classes": open_split(data, "test", RECIPE, "cpu").dataset.class_names,
+        "imagenet": None, "precision": "fp32", "classes": open_split("atr", data, "test", RECIPE, "cpu").class_names,
     }  # fmt: skip
     (run / "config.json").write_text(json.dumps(config))
     rows = [
@@ -98,14 +98,14 @@ def test_a_run_without_its_first_encoder_says_so(run, tmp_path, capsys):
 
 
 def test_largest_class_is_the_masks_own(run):
-    pictures = open_split(run.parent / "people", "test", RECIPE, "cpu")
+    pictures = open_split("atr", run.parent / "people", "test", RECIPE, "cpu")
     masks = torch.stack([pictures.dataset.load_mask(i) for i in range(5)])
     share = (masks == 0).double().mean().item()
     assert json.loads((run / "results.json").read_text())["largest_class"] == pytest.approx(share)
 
 
 def test_segment_counts_every_pixel_and_keeps_the_examples(run):
-    pictures = open_split(run.parent / "people", "test", RECIPE, "cpu")
+    pictures = open_split("atr", run.parent / "people", "test", RECIPE, "cpu")
     model = new_model("picie", RECIPE)
     model.centroids.normal_()
     counts, kept = segment(model, pictures, 0, [3, 1])
@@ -154,7 +154,7 @@ def test_masks_are_read_once_for_all_models_and_baselines(run, monkeypatch):
 
 def test_kept_masks_are_the_data_sets(run):
     config = json.loads((run / "config.json").read_text())
-    pictures = open_split(config["data"], "test", RECIPE, "cpu")
+    pictures = open_split("atr", config["data"], "test", RECIPE, "cpu")
     kept = pictures.masks(torch.tensor([3, 0]))
     assert kept.dtype == torch.int64
     assert kept.equal(torch.stack([pictures.dataset.load_mask(3), pictures.dataset.load_mask(0)]))

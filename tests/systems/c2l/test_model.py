@@ -14,6 +14,7 @@ from cmx_fast.systems.c2l.model import (
     GroupParts,
     PixelConsistency,
     code_loss,
+    quantile,
     suppress_border,
 )
 from cmx_fast.systems.c2l.picie import PiCIE
@@ -283,3 +284,9 @@ def test_pictures_are_represented_some_at_a_time_without_gradient(monkeypatch):
     assert seen == [2, 2, 1]
     model.features(images)
     assert seen[3:] == [5]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.7, 1.0])
+def test_the_quantile_is_torchs(share):
+    rows = torch.rand(3, 37, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(quantile(rows, share), rows.quantile(share, dim=1))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from atr_files import write_pictures
 from interruptions import assert_same_run, timeless, train_through_stops
+from PIL import Image
 from torchvision.models import resnet18
 
 from cmx_fast.networks.visual_encoders import VisualEncoder
-from cmx_fast.systems.c2l import train as command
-from cmx_fast.systems.c2l.evaluate import evaluate_c2l
+from cmx_fast.segment.commands import segment as segment_command
+from cmx_fast.systems.c2l import evaluation
+from cmx_fast.systems.c2l.commands import evaluate_c2l, train_c2l
+from cmx_fast.systems.c2l.evaluation import open_split, predictions
 from cmx_fast.systems.c2l.recipe import C2LRecipe
-from cmx_fast.systems.c2l.train import train_c2l
+from cmx_fast.systems.c2l.segmenter import C2LSegmenter
 
 TINY = [
     "size=32", "width=16", "heads=2", "atoms=8", "part_width=4", "epochs=2", "batch=4", "cluster_batch=4",
@@ -38,7 +43,7 @@ def data(tmp_path_factory):
 
 
 def train(data, out, *more, **options):
-    train_c2l(data, out, preset="demo", set=[*TINY, *more], **options)
+    train_c2l(data, out=out, preset="demo", set=[*TINY, *more], **options)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,15 @@ def test_a_fixed_encoder_is_run_once_for_all_models(data, weights, tmp_path, mon
     evaluate_c2l(tmp_path / "run")
     assert sum(calls) == 55
     assert (tmp_path / "run" / "results.json").read_text() == results
+    test, segmenter = (
+        open_split("atr", data, "test", C2LRecipe(size=32), "cpu"),
+        C2LSegmenter.from_run(tmp_path / "run"),
+    )
+    test.maps = torch.from_numpy(np.load(tmp_path / "run" / "maps_test.npy"))
+    ((index, clusters),) = predictions(segmenter.network, test, 0)
+    pictures = torch.stack([test.dataset.load_image(i) for i in index.tolist()]) / 255
+    agree = segmenter.segment(pictures) == segmenter.class_of[clusters]  # of maps that were kept as float16
+    assert agree.float().mean() > 0.99
 
 
 def test_a_fixed_encoder_refuses_what_it_cannot_take(data, weights, tmp_path):
@@ -147,8 +161,8 @@ def test_bfloat16_trains_what_was_asked_for(data, tmp_path):
 
 
 def test_files_give_what_the_memory_holds(data):
-    kept = command.open_split(data, "test", C2LRecipe.preset("demo", size=32), "cpu")
-    read = command.open_split(data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
+    kept = evaluation.open_split("atr", data, "test", C2LRecipe.preset("demo", size=32), "cpu")
+    read = evaluation.open_split("atr", data, "test", C2LRecipe.preset("demo", size=32, cache=False), "cpu")
     for (rows, images), (same, read_images) in zip(kept.in_order(2), read.in_order(2)):
         assert torch.equal(rows, same)
         assert torch.equal(images, read_images)
@@ -169,12 +183,94 @@ def test_files_give_what_the_memory_holds(data):
     ],
 )
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(command, "open_split", None)
+    monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(ValueError, match=message):
-        train_c2l(tmp_path, tmp_path / "run", **options)
+        train_c2l(tmp_path, dataset="atr", out=tmp_path / "run", **options)
 
 
 def test_missing_imagenet_weights_are_named_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "open_split", None)
+    monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(FileNotFoundError, match="no ImageNet weights at"):
-        train_c2l(tmp_path, tmp_path / "run", imagenet=tmp_path / "resnet18.pth")
+        train_c2l(tmp_path, dataset="atr", out=tmp_path / "run", imagenet=tmp_path / "resnet18.pth")
+
+
+def test_pictures_are_segmented_as_the_evaluation_does(data, finished):
+    """The files' labels, at the evaluation's size, are its clusters' classes."""
+    segmenter = C2LSegmenter.from_run(finished)
+    test = open_split("atr", data, "test", segmenter.recipe, "cpu")
+    assert segmenter.classes == tuple(test.class_names)
+    for index, clusters in predictions(segmenter.network, test, 0):
+        pictures = torch.stack([test.dataset.load_image(i) for i in index.tolist()]) / 255
+        assert segmenter.segment(pictures).equal(segmenter.class_of[clusters])
+    met = json.loads((finished / "clusters.json").read_text())["c2l"][0]
+    assert [segmenter.classes[label] for label in segmenter.class_of.tolist()] == met
+    labels = segmenter.segment_file(test.dataset.path(0))
+    width, height = Image.open(test.dataset.path(0)).size
+    assert labels.shape == (height, width)
+    assert C2LSegmenter.from_run(finished, model="picie").network.represent(labels) is labels
+    with pytest.raises(
+        ValueError, match="no model 'dff' of seed 0 to open; it has picie, part, part\\+pixel, c2l"
+    ):
+        C2LSegmenter.from_run(finished, model="dff")
+
+
+def test_ones_own_photographs_are_segmented(data, finished, tmp_path, capsys):
+    files = tmp_path / "files"
+    files.mkdir()
+    pictures = sorted((data / "humanparsing/JPEGImages").iterdir())[:2]
+    for picture in pictures:
+        (files / picture.name).write_bytes(picture.read_bytes())
+    (files / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (files / "notes.txt").touch()
+    for _ in range(2):  # the second time among its own label maps
+        segment_command(finished, [files], files / "out")
+        said = capsys.readouterr().out
+        assert "2 pictures, 3 classes" in said and "not looked at: 1 .txt" in said and "broken.jpg: " in said
+    assert (files / "out/segments.html").read_text().count("data:image/png") == 2
+    header, *rows = (files / "out/shares.csv").read_text().splitlines()
+    assert header == "picture,background,upper body,lower body" and len(rows) == 2
+    for row in rows:
+        assert sum(map(float, row.split(",")[1:])) == pytest.approx(1, abs=2e-4)
+
+
+def test_without_an_evaluation_clusters_have_numbers(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "clusters.json").unlink()
+    assert C2LSegmenter.from_run(tmp_path / "run").classes == ("cluster 0", "cluster 1", "cluster 2")
+    evaluate_c2l(tmp_path / "run", clusters=4)
+    assert not (tmp_path / "run" / "clusters.json").exists()  # these clusters are no others' names
+
+
+def test_photographs_without_masks_are_clustered_and_shown(data, tmp_path, capsys):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for picture in (data / "humanparsing/JPEGImages").iterdir():
+        Image.open(picture).save(photographs / f"{picture.stem}.webp")
+    (photographs / "notes.txt").touch()
+    out = tmp_path / "run"
+    train_c2l(photographs, out=out, preset="demo", model=["c2l", "dff"], set=TINY)
+    said = capsys.readouterr()
+    assert "test: " in said.out and "acc." not in said.out
+    config, results = (json.loads((out / name).read_text()) for name in ("config.json", "results.json"))
+    assert config["dataset"] == "folder" and config["classes"] == []
+    for (shares,) in results["cluster shares"].values():
+        assert len(shares) == 3 and sum(shares) == pytest.approx(1)
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png") >= 2 and "nobody knows its name" in report
+    evaluate_c2l(out, split="val")
+    assert json.loads((out / "results.json").read_text())["split"] == "val"
+    with pytest.raises(ValueError, match="--clusters is for pictures with masks"):
+        evaluate_c2l(out, split="val", clusters=4)
+    segmenter = C2LSegmenter.from_run(out)
+    assert segmenter.classes == ("cluster 0", "cluster 1", "cluster 2")
+
+
+def test_plain_pictures_with_masks_are_measured(data, tmp_path):
+    from picture_sets import write_masked
+
+    write_masked(tmp_path / "pictures", {"train": 8, "test": 3})
+    train_c2l(tmp_path / "pictures", out=tmp_path / "run", preset="demo", model=["picie"], set=TINY)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "picie" in results["seeds"] and "largest_class" in results
+    with pytest.raises(ValueError, match="--merge and --skip-chictopia are of ATR's pictures"):
+        evaluate_c2l(tmp_path / "run", skip_chictopia=True)

@@ -19,17 +19,10 @@ from video_files import write_video
 from cmx_fast.data.sets.audio_sets import esc50
 from cmx_fast.networks.weights import save
 from cmx_fast.systems.cmac import supervised
-from cmx_fast.systems.cmac.downstream import (
-    evaluate_linear,
-    evaluate_retrieval,
-    nearest,
-    open_model,
-    over_time,
-    over_time_and_frequency,
-)
-from cmx_fast.systems.cmac.finetune import FinetuneRecipe, evaluate_finetune
+from cmx_fast.systems.cmac.commands import evaluate_finetune, evaluate_linear, evaluate_retrieval
+from cmx_fast.systems.cmac.downstream import nearest, open_model, over_time, over_time_and_frequency
 from cmx_fast.systems.cmac.model import CMAC
-from cmx_fast.systems.cmac.recipe import CMACRecipe
+from cmx_fast.systems.cmac.recipe import CMACRecipe, FinetuneRecipe
 
 TINY = {
     "size": 32, "short_side": 32, "frames": 4, "fps": 6.0, "seconds": 0.5, "width": 8, "audio_width": 8, "filters": 16,

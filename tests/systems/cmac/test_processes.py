@@ -16,8 +16,8 @@ if not dist.is_available() or not dist.is_gloo_available():
 from distributed_cmac import train_and_fine_tune
 from process_groups import run_ranks
 
-from cmx_fast.simulate.clips.simulate import simulate_clips
-from cmx_fast.systems.cmac.evaluate import evaluate_cmac
+from cmx_fast.simulate.commands import simulate_clips
+from cmx_fast.systems.cmac.commands import evaluate_cmac
 
 
 def test_two_processes_share_evaluation_and_fine_tuning(tmp_path):

@@ -16,21 +16,22 @@ pytest.importorskip("av", reason="needs the media extra")
 pytest.importorskip("sklearn", reason="needs the train extra")
 
 from interruptions import assert_same_run, timeless, train_through_stops
+from PIL import Image
 from torchvision import models
 
 from cmx_fast.data.media.files import BrokenFileError
 from cmx_fast.data.sets.video_sets import VIDEO_SETS
+from cmx_fast.data.transforms.clip_views import MEAN, STD
+from cmx_fast.explain.commands import gradcam
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
-from cmx_fast.simulate.clips.simulate import simulate_clips
-from cmx_fast.systems.cmac import train as command
-from cmx_fast.systems.cmac.downstream import evaluate_retrieval
+from cmx_fast.simulate.commands import simulate_clips
+from cmx_fast.systems.cmac import features
+from cmx_fast.systems.cmac.commands import evaluate_cmac, evaluate_finetune, evaluate_retrieval, train_cmac
 from cmx_fast.systems.cmac.embedder import CMACEmbedder
-from cmx_fast.systems.cmac.evaluate import evaluate_cmac
 from cmx_fast.systems.cmac.features import extract, open_clips, spaced_clips
-from cmx_fast.systems.cmac.finetune import evaluate_finetune
 from cmx_fast.systems.cmac.frame_maps import keep_frame_maps, maps_file
 from cmx_fast.systems.cmac.recipe import CMACRecipe
-from cmx_fast.systems.cmac.train import train_cmac, warmup
+from cmx_fast.systems.cmac.train import warmup
 
 TINY = [
     "size=32", "short_side=32", "frames=4", "fps=6.0", "seconds=0.5", "width=8", "audio_width=8", "filters=16",
@@ -152,15 +153,15 @@ def test_warm_up_and_cosine():
         ),
         (
             {"dataset": "ucf101"},
-            "dataset must be one of kinetics, vggsound, folder, which have sound; got 'ucf101'",
+            "dataset must be one of kinetics, vggsound, folder; got 'ucf101'",
         ),
         ({"evaluate": "some"}, "evaluate must be none, retrieval or all; got 'some'"),
-        ({"split": "train"}, "split must be val or test for kinetics; got 'train'"),
+        ({"dataset": "kinetics", "split": "train"}, "split must be val or test for kinetics; got 'train'"),
         ({"set": ["levels=9", "lr"]}, "--set takes NAME=VALUE; got 'lr'"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(command, "open_clips", None)
+    monkeypatch.setattr(features, "open_clips", None)
     with pytest.raises(ValueError, match=message):
         train_cmac(tmp_path, **options)
 
@@ -340,6 +341,7 @@ def test_encoders_that_can_not_be_used(data, weights_file, tmp_path):
 
 def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     embedder = CMACEmbedder.from_run(finished)
+    assert embedder.origin["split"] == "val" and 0 <= embedder.origin["figures"]["audio_to_video"] <= 1
     recipe = embedder.recipe
     clips = open_clips(VIDEO_SETS["kinetics"](data, "val"), recipe, "cpu")
     features = extract(embedder.model, clips)
@@ -349,9 +351,20 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     wave = torch.cat([torch.randn(round(recipe.seconds * recipe.sample_rate)) * 0.1] * 2)
     soundfile.write(tmp_path / "a.wav", wave.numpy(), recipe.sample_rate, subtype="FLOAT")
     sound = embedder.embed(tmp_path / "a.wav", "audio")
+    (batch,) = spaced_clips(clips, recipe, torch.tensor([row]))
+    clip = embedder.encode_clip(batch.clip * STD + MEAN)
+    torch.testing.assert_close(F.normalize(clip.mean(0), dim=0), video, rtol=1e-4, atol=1e-5)
+    assert embedder.encode_sound(wave[None, :100]).shape == (1, recipe.embedding)
     assert sound.shape == video.shape and sound.norm() == pytest.approx(1, abs=1e-5)
+    gradcam(finished, video=clips.entries[row].path, out=tmp_path / "shown.png")
+    assert Image.open(tmp_path / "shown.png").size[1] > 700
+    assert embedder.attend(clips.entries[row].path).maps["video guided"].dim() == 3
+    with pytest.raises(
+        ValueError, match="a CMAC run compares a video's pictures with its sound: give --video"
+    ):
+        gradcam(finished, audio=tmp_path / "a.wav")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(BrokenFileError, match=r"broken\.mp4"):
         embedder.embed(tmp_path / "broken.mp4", "video")
-    with pytest.raises(ValueError, match="no model 'dscmr' of seed 0; it has scratch, single"):
+    with pytest.raises(ValueError, match="no model 'dscmr' of seed 0 to open; it has scratch, single"):
         CMACEmbedder.from_run(finished, model="dscmr")

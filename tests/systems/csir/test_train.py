@@ -17,16 +17,17 @@ from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 from torchvision import models
 
-from cmx_fast.prepare.image2reverb import prepare_image2reverb
+from cmx_fast.explain.commands import gradcam as gradcam_command
+from cmx_fast.prepare.commands import prepare_image2reverb
 from cmx_fast.search.commands import embed as embed_command
 from cmx_fast.search.commands import search
-from cmx_fast.systems.csir import train as command
+from cmx_fast.systems.csir import evaluation
+from cmx_fast.systems.csir.commands import evaluate_csir, train_csir
 from cmx_fast.systems.csir.embedder import CSIREmbedder
-from cmx_fast.systems.csir.evaluate import evaluate_csir
 from cmx_fast.systems.csir.evaluation import embed, open_split
 from cmx_fast.systems.csir.model import image_encoder
 from cmx_fast.systems.csir.recipe import CSIRRecipe
-from cmx_fast.systems.csir.train import changes, train_csir
+from cmx_fast.train.settings import changes
 
 RATE = 22050
 TINY = [
@@ -139,6 +140,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from cmx_fast.systems.csir import train as csir
+from cmx_fast.systems.csir.commands import train_csir
 torch.set_num_threads(1)
 straight = csir.training_batches
 def killing(data, recipe, batch, wanted, *rest, **more):
@@ -146,7 +148,7 @@ def killing(data, recipe, batch, wanted, *rest, **more):
         return lambda start: os.kill(os.getpid(), signal.SIGKILL)
     return straight(data, recipe, batch, wanted, *rest, **more)
 csir.training_batches = killing
-csir.train_csir(Path(sys.argv[1]), Path(sys.argv[2]), preset="demo", model=["csir"], set=json.loads(sys.argv[3]))
+train_csir(Path(sys.argv[1]), Path(sys.argv[2]), preset="demo", model=["csir"], set=json.loads(sys.argv[3]))
 """
 
 
@@ -202,7 +204,7 @@ def test_loading_files_gives_what_the_memory_holds(data):
     ],
 )
 def test_bad_options_are_refused_before_any_work(tmp_path, options, message, monkeypatch):
-    monkeypatch.setattr(command, "open_split", None)
+    monkeypatch.setattr(evaluation, "open_split", None)
     with pytest.raises(ValueError, match=message):
         train_csir(tmp_path, tmp_path / "run", **options)
 
@@ -324,6 +326,7 @@ def test_responses_heard_alone_train_and_test_the_speech_encoder_only(data, tmp_
 def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     """A picture and its sentence's reverberant wave, as files of their own, have the rows of the evaluation."""
     embedder = CSIREmbedder.from_run(finished)
+    assert embedder.origin["model"] == "csir" and 0 <= embedder.origin["figures"]["sir total R@1"] <= 1
     recipe = embedder.recipe
     test = open_split(data, "test", recipe, "cpu", spaces=["space0", "space1", "space2"])
     rows = embed(embedder.model, test, recipe)
@@ -337,8 +340,25 @@ def test_files_are_embedded_as_the_evaluation_does(data, finished, tmp_path):
     quiet = embedder.encode_speech(1e-3 * test.dataset.load_wave(3)[None])[0]
     torch.testing.assert_close(quiet, spoken, rtol=0, atol=1e-3)  # level does not count
     for options in ({"model": "rt60"}, {"model": "csir", "seed": 7}):
-        with pytest.raises(ValueError, match="that embeds; it has csir, dscmr of the seeds 0"):
+        with pytest.raises(ValueError, match="to open; it has csir, dscmr of the seeds 0"):
             CSIREmbedder.from_run(finished, **options)
+
+
+def test_a_similarity_is_shown_where_it_comes_from(data, finished, tmp_path, capsys):
+    image, audio = next((data / "test_A").iterdir()), data / "speech/test/0.wav"
+    gradcam_command(finished, image, audio, out=tmp_path / "deep/shown.png")
+    embedder = CSIREmbedder.from_run(finished)
+    seen, heard = embedder.embed(image, "image"), embedder.embed(audio, "audio")
+    assert f"cosine {float(seen @ heard):.3f} of {image.name} and 0.wav: " in capsys.readouterr().out
+    assert Image.open(tmp_path / "deep/shown.png").size[0] > 800
+    wave = torch.from_numpy(soundfile.read(audio, dtype="float32")[0])
+    assert embedder.speech_heat(wave, seen).shape == (8, 16)
+    with pytest.raises(ValueError, match="give --image and --audio"):
+        gradcam_command(finished, image, out=tmp_path / "shown.png")
+    with pytest.raises(ValueError, match=r"--video \S*none.mp4: there is no such file"):
+        gradcam_command(finished, video=tmp_path / "none.mp4")
+    with pytest.raises(ValueError, match=r"manifest.csv: can't be decoded"):
+        gradcam_command(finished, data / "manifest.csv", audio, out=tmp_path / "shown.png")
 
 
 def test_ones_own_files_are_embedded_and_found(data, finished, tmp_path, capsys):

@@ -14,12 +14,13 @@ from cmx_fast.evaluate.detection import Boxes, average_precision
 from cmx_fast.networks.visual_encoders import Preprocessing, VisualEncoder
 from cmx_fast.networks.visual_trunks import SequentialTrunk
 from cmx_fast.nn import warp
-from cmx_fast.systems.recognition.attentions import ATTENTIONS, choose_attentions, of_task
+from cmx_fast.systems.recognition.attentions import LAYERS
 from cmx_fast.systems.recognition.classifiers import ProposalStart
-from cmx_fast.systems.recognition.data import cropped_boxes
+from cmx_fast.systems.recognition.data import READERS, cropped_boxes
 from cmx_fast.systems.recognition.evaluation import cost
 from cmx_fast.systems.recognition.model import Joint, Levels, Plan, pixel_loss
 from cmx_fast.systems.recognition.networks import ON_PICTURES, new_model
+from cmx_fast.systems.recognition.options import ATTENTIONS, LAYOUTS, choose_attentions, of_task
 from cmx_fast.systems.recognition.recipe import RecognitionRecipe
 
 TINY = {
@@ -202,6 +203,10 @@ def test_modules_are_for_their_tasks():
     assert choose_attentions(["all"], "segment") == of_task("segment")
     assert {"se", "cbam", "non-local", "danet", "ocnet", "encnet", "sanet"} <= set(of_task("segment"))
     assert set(ATTENTIONS) == {*of_task("segment"), *of_task("classify"), *of_task("detect")}
+    assert set(LAYERS) == set(of_task("segment"))
+    assert {task: set(sets) for task, sets in READERS.items()} == {
+        task: set(sets) for task, sets in LAYOUTS.items()
+    }
     with pytest.raises(ValueError, match="attention danet is made for cmx train segment; cmx train classify"):
         choose_attentions(["danet"], "classify")
     with pytest.raises(ValueError, match="attention fcan is made for cmx train classify; cmx train segment"):

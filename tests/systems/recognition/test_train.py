@@ -7,15 +7,25 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from atr_files import write_pictures
 from interruptions import assert_same_run, timeless, train_through_stops
 from picture_sets import write_classes, write_cub, write_masked, write_voc, write_voc_objects
 from torchvision.models import shufflenet_v2_x0_5
 
-from cmx_fast.systems.recognition import train as command
-from cmx_fast.systems.recognition.attentions import of_task
-from cmx_fast.systems.recognition.evaluate import evaluate_classify, evaluate_detect, evaluate_segment
-from cmx_fast.systems.recognition.train import train_classify, train_detect, train_segment
+from cmx_fast.segment.segmenters import open_segmenter
+from cmx_fast.systems.recognition.commands import (
+    evaluate_classify,
+    evaluate_detect,
+    evaluate_segment,
+    train_classify,
+    train_detect,
+    train_segment,
+)
+from cmx_fast.systems.recognition.data import Data
+from cmx_fast.systems.recognition.evaluation import predictions
+from cmx_fast.systems.recognition.options import SEGMENT, of_task
+from cmx_fast.systems.recognition.segmenter import RecognitionSegmenter
 
 TINY = [
     "size=32", "width=16", "heads=2", "codewords=4", "proposal_width=8", "batch=3", "epochs=2", "scales=2",
@@ -149,11 +159,32 @@ def test_plain_folders_and_voc_are_segmented(encoder, tmp_path):
     assert results["by_class"]["encnet"]["recall"][1] is None  # there is no aeroplane
 
 
+def test_pictures_are_segmented_as_the_evaluation_does(people, encoder, finished, tmp_path):
+    segmenter = RecognitionSegmenter.from_run(finished, model="danet")
+    data = Data(SEGMENT, "atr", people, segmenter.recipe, segmenter.encoder, "cpu")
+    pictures = data.pictures("test")
+    shown = torch.stack([pictures.load_image(i) for i in range(len(pictures))]) / 255
+    for batch, outputs in predictions(segmenter.network, data.examples("test", "danet")):
+        logits = F.interpolate(outputs["logits"], (segmenter.size,) * 2, mode="bilinear")
+        agree = segmenter.segment(shown[batch["index"]]) == logits.argmax(
+            1
+        )  # of maps that were kept as float16
+        assert agree.float().mean() > 0.99
+    assert segmenter.classes == tuple(pictures.class_names)
+    assert segmenter.segment_file(pictures.path(0)).max() < len(segmenter.classes)
+    assert RecognitionSegmenter.from_run(finished).network.attention is not segmenter.network.attention
+
+
 def test_an_encoder_that_learns_changes_with_the_head(people, encoder, tmp_path):
     segment(people, encoder, tmp_path / "run", "freeze=false", "epochs=1", dataset="atr", attention=["se"])
     state = torch.load(tmp_path / "run" / "seed0" / "se.pt", weights_only=True)["module"]
     before = torch.load(encoder.partition("=")[2], weights_only=True)
-    assert not state["encoder.trunk.model.conv1.0.weight"].equal(before["conv1.0.weight"])
+    learnt = state["encoder.trunk.model.conv1.0.weight"]
+    assert not learnt.equal(before["conv1.0.weight"])
+    segmenter = open_segmenter(tmp_path / "run")
+    assert isinstance(segmenter, RecognitionSegmenter) and segmenter.origin["model"] == "se"
+    assert segmenter.encoder.trunk.model.conv1[0].weight.equal(learnt.to(segmenter.device))
+    assert segmenter.segment(torch.rand(2, 3, 20, 50)).shape == (2, 20, 50)
 
 
 def test_every_module_classifies_birds(birds, encoder, tmp_path):
@@ -224,7 +255,7 @@ def test_objects_are_detected_in_vocs_layout(encoder, tmp_path, freeze):
     ],
 )
 def test_bad_options_are_refused_before_the_data_are_read(tmp_path, encoder, options, message, monkeypatch):
-    monkeypatch.setattr(command.Data, "pictures", None)
+    monkeypatch.setattr(Data, "pictures", None)
     with pytest.raises(ValueError, match=message):
         train_segment(**{"data": tmp_path, "encoder": encoder, "out": tmp_path / "run", **options})
 

@@ -29,19 +29,25 @@ from cmx_fast.evaluate import frame_classifier
 from cmx_fast.networks.audio_encoders import VGGish
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.networks.weights import save
-from cmx_fast.simulate.clips.simulate import simulate_clips
+from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
+from cmx_fast.systems.sound2scene.commands import (
+    edit_picture,
+    evaluate_sound2scene,
+    generate_picture,
+    invert_picture,
+    train_sound2scene,
+)
 from cmx_fast.systems.sound2scene.data import SoundBatches
-from cmx_fast.systems.sound2scene.evaluate import evaluate_sound2scene
+from cmx_fast.systems.sound2scene.embedder import Sound2SceneEmbedder
 from cmx_fast.systems.sound2scene.evaluation import ROWS, Evaluation
+from cmx_fast.systems.sound2scene.icgan.commands import train_icgan
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
-from cmx_fast.systems.sound2scene.icgan.train import train_icgan
-from cmx_fast.systems.sound2scene.inference import edit_picture, generate_picture, invert_picture
 from cmx_fast.systems.sound2scene.model import Alignment, PretrainedSoundEncoder, SoundEncoder
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.systems.sound2scene.recipe import Sound2SceneRecipe
 from cmx_fast.systems.sound2scene.sound_features import open_splits
-from cmx_fast.systems.sound2scene.train import held_out_loss, train_sound2scene
+from cmx_fast.systems.sound2scene.train import held_out_loss
 from cmx_fast.train.run_folder import RunFolder
 
 GENERATOR = [
@@ -129,6 +135,15 @@ def test_a_run_leaves_everything_a_reader_needs(finished):
     assert html.count('alt="from the sound"') == 8 * 3 and "<svg" in html and "Mixing" in html
     rows = timeless(finished)
     assert {"held_out_loss", "sound_to_picture"} <= rows[-1].keys()
+
+
+def test_a_run_embeds_and_says_where_it_is_from(finished):
+    embedder = Sound2SceneEmbedder.from_run(finished)
+    assert embedder.origin["figures"]["chance R@1"] == 1 / 8
+    assert (
+        embedder.encode_sound(torch.rand(3, 900)).shape
+        == embedder.encode_picture(torch.rand(3, 3, 20, 30)).shape
+    )
 
 
 def test_evaluating_again_gives_the_same_figures(finished):
@@ -518,7 +533,10 @@ def test_generators_that_can_not_be_trained(data, tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "pictures"}, "dataset = pictures has no sound"),
+        (
+            {"dataset": "pictures"},
+            "dataset must be one of kinetics, vggsound, folder, vegas, pairs; got 'pictures'",
+        ),
         ({"set": [*SOUNDS, "batch=64"]}, "32 scenes to train on are fewer than a batch of 64"),
     ],
 )

@@ -1,20 +1,16 @@
-"""``cmx train icgan``: a generator of pictures from the features of pictures."""
+"""Trains a generator of pictures from the features of pictures."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from cmx_fast.data.loaders.scene_batches import SceneData
-from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.scenes import SCENE_SETS, Scenes, open_scenes
+from cmx_fast.data.sets.scenes import Scenes
 from cmx_fast.networks.picture_encoder import PictureEncoder, load_swav
-from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
+from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.sound2scene.icgan.data import NeighbourBatches, ViewBatches
 from cmx_fast.systems.sound2scene.icgan.model import ICGAN, TURNS
 from cmx_fast.systems.sound2scene.icgan.pretraining import PictureContrast
@@ -22,93 +18,27 @@ from cmx_fast.systems.sound2scene.icgan.recipe import ICGANRecipe
 from cmx_fast.systems.sound2scene.picture_features import picture_features
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
-from cmx_fast.train.options import Compile, Encoder, Out, Precision, Preset, Resume, Seed, Set, changes
 from cmx_fast.train.session import Session
-
-
-def train_icgan(
-    data: Annotated[Path, typer.Option(help="Pictures or videos.")],
-    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(SCENE_SETS)}.")] = "pictures",
-    out: Out = Path("runs/icgan"),
-    preset: Preset = "paper",
-    picture_encoder: Annotated[
-        Path | None, typer.Option(help="SwAV's ResNet-50 (swav_800ep_pretrain.pth.tar).")
-    ] = None,
-    encoder: Encoder = None,
-    seed: Seed = 0,
-    precision: Precision = "fp32",
-    compile: Compile = False,
-    resume: Resume = False,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Train an instance-conditioned generator (IC-GAN) on pictures without labels: Sound2Scene's first step.
-
-    Under torchrun each process takes its share of every batch; --set accumulate=N divides what a GPU holds by N.
-    The picture encoder is SwAV's ResNet-50 from a file, any other pretrained one by --encoder, or with --set
-    encoder=small, as in the demo preset, a small one that is trained first. Pictures that are broken are left out and
-    named.
-    """
-    recipe = ICGANRecipe.preset(preset, **changes(set, ICGANRecipe))
-    pretrained = None
-    if encoder is not None:
-        if picture_encoder is not None:
-            raise ValueError("give --encoder or --picture-encoder, not both: each is the picture encoder")
-        recipe = dataclasses.replace(recipe, encoder="pretrained")
-        pretrained = open_visual_encoder(encoder)
-    elif recipe.encoder == "pretrained":
-        raise ValueError("encoder = pretrained needs its name: --encoder NAME or NAME=FILE")
-    elif (recipe.encoder == "resnet50") != (picture_encoder is not None):
-        raise ValueError(
-            "encoder = resnet50 needs its weights, --picture-encoder swav_800ep_pretrain.pth.tar, or another encoder, "
-            "e.g. --encoder efficientnet-lite0; encoder = small is trained here and takes none"
-        )
-    session = Session(
-        "train icgan",
-        recipe,
-        preset=preset,
-        precision=precision,
-        compile=compile,
-        sync_bn=False,
-        players=True,
-    )
-    world = session.fabric.world_size
-    if recipe.batch % (world * recipe.accumulate):
-        raise ValueError(
-            f"batch = {recipe.batch} can't be divided by {world} processes and accumulate = {recipe.accumulate} passes"
-        )
-    if recipe.encoder == "small" and world > 1:
-        raise ValueError(
-            "encoder = small is trained in one process; give several a pretrained one, e.g. --encoder "
-            "efficientnet-lite0"
-        )
-    scenes = open_scenes(dataset, data, "train")
-    session.say(f"train: {len(scenes)} scenes{left_out(scenes.skipped)}")
-    config = {
-        "data": str(data),
-        "dataset": dataset,
-        "picture_encoder": None if picture_encoder is None else str(picture_encoder.absolute()),
-        "encoder": encoder,
-        "encoder_fingerprint": None if pretrained is None else pretrained.fingerprint(),
-        "seed": seed,
-    }
-    with session.recording(out, config, resume=resume, splits=(scenes,)):
-        training = Training(session, recipe, scenes, seed)
-        training.train_generator(pretrained or training.train_encoder(picture_encoder))
 
 
 class Training:
     """The two stages of a run: the picture encoder, where it is small, and the generator."""
 
-    def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int):
+    def __init__(self, session: Session, recipe: ICGANRecipe, scenes: Scenes, seed: int, workers: int | None):
         self.session, self.recipe, self.seed = session, recipe, seed
-        self.scenes, self.opened = scenes, dict[int, SceneData]()
+        self.scenes, self.workers, self.opened = scenes, workers, dict[int, SceneData]()
 
     def open(self, size: int) -> SceneData:
         """The scenes with pictures of this size; opened once, and watched."""
         if size not in self.opened:
             recipe = self.recipe
             self.opened[size] = SceneData(
-                self.scenes, size=size, moments=recipe.moments, backend=recipe.backend, cache=recipe.cache
+                self.scenes,
+                size=size,
+                moments=recipe.moments,
+                backend=recipe.backend,
+                cache=recipe.cache,
+                workers=self.workers,
             )
             self.session.watch(self.opened[size])
         return self.opened[size]

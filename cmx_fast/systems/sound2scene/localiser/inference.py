@@ -1,13 +1,10 @@
-"""``cmx select``: the moments of videos that agree best with their sound, as the JSON that Sound2Scene reads."""
+"""The moments of videos that agree best with their sound."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,41 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.media.decode import read_frames
 from cmx_fast.data.media.files import BrokenFileError
-from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.scenes import open_scenes
-from cmx_fast.data.sets.selection import FPS, Selection, key, write_selection
+from cmx_fast.data.sets.selection import FPS, Selection, key
 from cmx_fast.systems.sound2scene.localiser.model import Localiser
-from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
-from cmx_fast.train.options import RunData, default_device
-from cmx_fast.train.run_folder import RunFolder
 
-#: Sets whose scenes are videos.
-DATASETS = ("vggsound", "kinetics", "folder")
 #: Frames per pass through the network.
 BATCH = 64
-
-
-def select(
-    run: Annotated[Path, typer.Option(help="Run folder of cmx train localiser.")],
-    out: Annotated[Path, typer.Option(help="JSON to write.")],
-    data: RunData = None,
-    split: Annotated[str, typer.Option(help="Split: train or test.")] = "train",
-    top: Annotated[int, typer.Option(min=1, help="Moments of each video, best first.")] = 10,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode.")] = 2,
-) -> None:
-    """Rank every video's frames, 10 per second, by how their sounding places agree with the sound (LVS).
-
-    cmx train sound2scene --selection takes the file, as it takes the authors' own.
-    """
-    finished = RunFolder.open_finished(run, "train localiser")
-    recipe = finished.recipe(LocaliserRecipe)
-    module = Localiser(recipe)
-    module.load_state_dict(finished.weights("localiser"))
-    scenes = open_scenes(finished.config["dataset"], data or Path(finished.config["data"]), split)
-    videos = SceneData(scenes, size=recipe.size, seconds=recipe.seconds, workers=workers)
-    selection = moments(module.to(default_device()).eval(), videos, top)
-    write_selection(out, selection)
-    print(f"{out}: {len(selection)} videos{left_out(videos.skipped)}", file=sys.stderr)
 
 
 @torch.no_grad()

@@ -1,76 +1,41 @@
-"""``cmx train localiser``: a network that locates sounds in pictures, by which moments of videos are selected."""
+"""Trains a network that locates sounds in pictures, by which moments of videos are selected."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.loaders.upload import upload
-from cmx_fast.data.sets.recordings import left_out
-from cmx_fast.data.sets.scenes import open_scenes
-from cmx_fast.systems.sound2scene.localiser.inference import DATASETS, own_is_best
+from cmx_fast.systems.sound2scene.localiser.inference import own_is_best
 from cmx_fast.systems.sound2scene.localiser.model import Localiser, load_imagenet_resnet18
 from cmx_fast.systems.sound2scene.localiser.recipe import LocaliserRecipe
 from cmx_fast.train.initial import initialised
 from cmx_fast.train.loop import Stage, constant
-from cmx_fast.train.options import Out, Precision, Preset, Resume, Seed, Set, changes
-from cmx_fast.train.session import Session, require_a_batch
 from cmx_fast.train.trainable import Batch
 
 #: Evaluations on the held-out videos during training, for the curves.
 EVALUATIONS = 5
 
 
-def train_localiser(
-    data: Annotated[Path, typer.Option(help="Videos with sound.")],
-    dataset: Annotated[str, typer.Option(help=f"Layout of the data: {', '.join(DATASETS)}.")] = "vggsound",
-    out: Out = Path("runs/localiser"),
-    preset: Preset = "paper",
-    picture_weights: Annotated[
-        Path | None, typer.Option(help="torchvision's ImageNet ResNet-18 (resnet18-f37072fd.pth).")
-    ] = None,
-    seed: Seed = 0,
-    precision: Precision = "fp32",
-    resume: Resume = False,
-    set: Set = [],  # noqa: B006
-) -> None:
-    """Train a localiser of sounds (LVS) on videos without labels; cmx select then picks their best moments by it."""
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, which have videos; got {dataset!r}")
-    recipe = LocaliserRecipe.preset(preset, **changes(set, LocaliserRecipe))
-    session = Session("train localiser", recipe, preset=preset, precision=precision)
-    train, test = (
-        SceneData(
-            open_scenes(dataset, data, split),
-            size=recipe.size,
-            moments=recipe.moments,
-            seconds=recipe.seconds,
-            backend=recipe.backend,
-            cache=recipe.cache,
-        )
-        for split in ("train", "test")
-    )
-    for split, videos in (("train", train), ("held out", test)):
-        session.say(f"{split}: {len(videos)} videos{left_out(videos.skipped)}")
-    require_a_batch(len(train), recipe.batch, "videos")
-    config = {
-        "data": str(data),
-        "dataset": dataset,
-        "picture_weights": None if picture_weights is None else str(picture_weights),
-        "seed": seed,
-    }
+def localiser_stage(
+    recipe: LocaliserRecipe,
+    train: SceneData,
+    test: SceneData,
+    seed: int,
+    device: torch.device,
+    picture_weights: Path | None,
+) -> Stage[Localiser]:
+    """The training of a new localiser; ``picture_weights`` are torchvision's of ResNet-18, None: random ones."""
     module = initialised(seed, lambda: Localiser(recipe))
     if picture_weights is not None:
         load_imagenet_resnet18(module, picture_weights)
-    batches = VideoBatches(train, recipe.batch, seed, session.fabric.device)
+    batches = VideoBatches(train, recipe.batch, seed, device)
     steps = recipe.epochs * batches.steps_per_epoch
-    stage = Stage(
+    return Stage(
         "localiser",
         module,
         [{"params": list(module.parameters()), "lr": recipe.lr}],
@@ -84,9 +49,6 @@ def train_localiser(
         evaluation=lambda: {"own_is_best": own_is_best(module, test)},
         evaluate_every=max(1, steps // EVALUATIONS),
     )
-    with session.recording(out, config, resume=resume, splits=(train, test)):
-        session.train(stage)
-    session.say(f"next: cmx select --run {out} --out selection.json")
 
 
 class VideoBatches:
