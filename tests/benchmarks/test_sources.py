@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cmx_fast.benchmarks import __main__ as command
+from cmx_fast.benchmarks.commands import bench
 from cmx_fast.benchmarks.harness import report, sources
 from cmx_fast.benchmarks.harness.registry import CASES
 
@@ -67,7 +67,7 @@ def planted(folder, **changes):
 
 
 def listing(folder, capsys):
-    command.bench(out=folder, older=True)
+    bench(out=folder, older=True)
     return capsys.readouterr().out
 
 
