@@ -13,9 +13,6 @@ from rich.table import Table
 
 from cmx_fast.options import Device, RunModel, RunSeed, words
 
-#: Broken files that are named; the rest are counted.
-NAMED = 5
-
 
 def embed(
     run: Annotated[
@@ -32,7 +29,7 @@ def embed(
     Files that are broken are left out and named, those of other kinds are counted.
     """
     from cmx_fast.search.embedders import open_embedder
-    from cmx_fast.search.index import Index, embed_files, find_files
+    from cmx_fast.search.index import Index, embed_files, find_files, left_out
 
     console = Console()
     embedder = open_embedder(run, model=model, seed=seed, device=device)
@@ -44,13 +41,8 @@ def embed(
     Index(embeddings, paths, kinds, run.absolute(), model, seed).write(out)
     counted = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).items())
     console.print(f"{out}: {counted}, {embeddings.shape[1]} numbers each", highlight=False, soft_wrap=True)
-    for path, reason in broken[:NAMED]:
-        console.print(f"left out: {path}: {reason}", highlight=False, soft_wrap=True)
-    if len(broken) > NAMED:
-        console.print(f"left out: {len(broken) - NAMED} more broken files", highlight=False, soft_wrap=True)
-    if others:
-        named = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(NAMED))
-        console.print(f"not looked at: {named}", highlight=False, soft_wrap=True)
+    for line in left_out(broken, others):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def search(

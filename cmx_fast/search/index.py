@@ -23,6 +23,9 @@ from cmx_fast.evaluate.retrieval import rank
 from cmx_fast.networks.weights import read_json
 from cmx_fast.search.embedders import KINDS, Embedder, kind_of
 
+#: Broken files that are named; the rest are counted.
+NAMED = 5
+
 
 @dataclass(frozen=True)
 class Index:
@@ -117,6 +120,17 @@ def find_files(folders: Iterable[Path], kinds: Iterable[str]) -> tuple[list[tupl
         suffixes = ", ".join(suffix for kind in sorted(wanted) for suffix in KINDS[kind])
         raise ValueError(f"no file with one of the suffixes {suffixes} in the folders; there is {held}")
     return found, others
+
+
+def left_out(broken: list[tuple[Path, str]], others: Counter[str]) -> list[str]:
+    """The lines that say which files were left out: the first broken ones by name, the other kinds by number."""
+    lines = [f"left out: {path}: {reason}" for path, reason in broken[:NAMED]]
+    if len(broken) > NAMED:
+        lines.append(f"left out: {len(broken) - NAMED} more broken files")
+    if others:
+        counted = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(NAMED))
+        lines.append(f"not looked at: {counted}")
+    return lines
 
 
 def embed_files(

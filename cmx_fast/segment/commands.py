@@ -9,9 +9,6 @@ import typer
 
 from cmx_fast.options import Device, RunSeed
 
-#: Broken files that are named; the rest are counted.
-NAMED = 5
-
 
 def segment(
     run: Annotated[Path, typer.Option(help="Run folder of cmx train c2l or segment, or a saved model.")],
@@ -28,7 +25,7 @@ def segment(
     from rich.console import Console
     from rich.progress import Progress
 
-    from cmx_fast.search.index import find_files
+    from cmx_fast.search.index import find_files, left_out
     from cmx_fast.segment.files import names_below, segment_files, write_shares
     from cmx_fast.segment.page import write_page
     from cmx_fast.segment.segmenters import open_segmenter
@@ -47,11 +44,6 @@ def segment(
     console.print(
         f"{out}: {len(segmented)} pictures, {len(segmenter.classes)} classes", highlight=False, soft_wrap=True
     )
-    for path, reason in broken[:NAMED]:
-        console.print(f"left out: {path}: {reason}", highlight=False, soft_wrap=True)
-    if len(broken) > NAMED:
-        console.print(f"left out: {len(broken) - NAMED} more broken files", highlight=False, soft_wrap=True)
-    if others:
-        counted = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(NAMED))
-        console.print(f"not looked at: {counted}", highlight=False, soft_wrap=True)
+    for line in left_out(broken, others):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
