@@ -17,7 +17,7 @@ from cmx_fast.evaluate.pages import render
 from cmx_fast.search.embedders import KINDS, Embedder, kind_of
 from cmx_fast.search.index import Index
 from cmx_fast.search.page import media_card
-from cmx_fast.segment.files import overlay
+from cmx_fast.segment.files import overlay, shares
 from cmx_fast.train.picture_segmenter import PictureSegmenter
 
 #: Bytes of the largest file that is taken.
@@ -100,8 +100,7 @@ def segmenting(segmenter: PictureSegmenter) -> Answer:
         picture = stretched(file, lambda _, width, height: (width, height))
         laid = overlay(picture, labels, count)
         laid.thumbnail((SIZE, SIZE))
-        shares = labels.flatten().bincount(minlength=count).double() / labels.numel()
-        rows = sorted(zip(shares.tolist(), segmenter.classes, colours, strict=True), reverse=True)
+        rows = sorted(zip(shares(labels, count), segmenter.classes, colours, strict=True), reverse=True)
         shown = [row for row in rows if row[0] >= 0.001]
         return {
             "segmented": {

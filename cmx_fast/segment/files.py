@@ -91,8 +91,13 @@ def _write(file: Path, name: Path, picture: Tensor, labels: Tensor, classes: int
     indexed.putpalette([value for colour in segmentation.palette(classes) for value in colour])
     indexed.save(maps, optimize=True)
     overlay(picture, labels, classes).save(overlays, quality=90)
-    shares = torch.bincount(labels.flatten(), minlength=classes).double() / labels.numel()
-    return Segmented(file, name, maps, overlays, tuple(shares.tolist()))
+    return Segmented(file, name, maps, overlays, shares(labels, classes))
+
+
+def shares(labels: Tensor, classes: int) -> tuple[float, ...]:
+    """Each class's share of the pixels of a label map (H, W); they add up to 1."""
+    counts = torch.bincount(labels.flatten(), minlength=classes)
+    return tuple((counts.double() / labels.numel()).tolist())
 
 
 def overlay(picture: Tensor, labels: Tensor, classes: int) -> Image.Image:
