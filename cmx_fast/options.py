@@ -8,12 +8,12 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-#: What ``--logger`` takes.
+#: The choices of ``--logger``.
 LOGGERS = ("tensorboard", "wandb")
 
 
 def words(*choices: str) -> Callable[[str], list[str]]:
-    """What completes one of these words."""
+    """Complete one of these words, as typer asks for it."""
     return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
 
 

@@ -146,7 +146,7 @@ class CSIREmbedder(TrainedModel):
 
     @torch.no_grad()
     def speech_heat(self, wave: Tensor, picture: Tensor) -> Tensor:
-        """What the cosine of a wave (samples,) with a picture, its row (D,), loses without a part of the spectrogram.
+        """The fall of a wave's (samples,) cosine with a picture, its row (D,), without each part of the spectrogram.
 
         Returns:
             :data:`CELLS` numbers, from low bands up and from the start on. Each is the fall of the cosine when every

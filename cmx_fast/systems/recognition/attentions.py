@@ -28,7 +28,7 @@ class MapSize(NamedTuple):
     side: int
 
 
-#: What makes the modules that stand between the encoder's map (B, width, h, w) and the last layer. The others are
+#: The makers of the modules that stand between the encoder's map (B, width, h, w) and the last layer. The others are
 #: networks of their own (:mod:`cmx_fast.systems.recognition.classifiers` and ``detectors``).
 LAYERS: dict[str, Callable[[RecognitionRecipe, MapSize], nn.Module]] = {
     "none": lambda recipe, size: nn.Identity(),

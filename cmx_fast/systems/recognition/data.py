@@ -33,7 +33,7 @@ from cmx_fast.train.trainable import Batch
 
 Pictures = MaskedPictures | LabelledPictures | BoxedPictures
 
-#: What reads the layouts of a task; their names are :data:`cmx_fast.systems.recognition.options.LAYOUTS`.
+#: The readers of a task's layouts; their names are :data:`cmx_fast.systems.recognition.options.LAYOUTS`.
 READERS: dict[str, dict[str, Callable[..., Pictures]]] = {
     SEGMENT: {**MASKED_SETS, "atr": ATR},
     CLASSIFY: {**LABELLED_SETS},
