@@ -9,7 +9,7 @@ NATIVE := setup.py $(shell find csrc -type f)
 
 DEMO := build/demo
 # A first look in minutes: fewer and smaller pictures than cmx simulate draws, and a shorter training than the preset's.
-DEMO_ROOMS := --rooms 24 --train-pairs 7 --test-pairs 3 --image-size 128
+DEMO_ROOMS := --rooms 24 --train-pairs 7 --test-pairs 3 --val-pairs 0 --image-size 128
 DEMO_TRAINING := --set speech_steps=400 --set crop_seconds=3 --set head_steps=200 --set evaluations=2
 SEEDS ?= 1
 PROCESSES ?= 2
