@@ -102,6 +102,7 @@ class TemporalEncoder(nn.Module):
             ]
         self.layers = nn.Sequential(*layers, nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
         initialise(self)
+        channels_last(self)
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.motion:
