@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -89,12 +90,15 @@ def sound(wave: Tensor, sample_rate: int) -> str:
 
 def overlay(file: Path, heat: Tensor, size: int) -> str:
     """Lay a heat map over the picture, half and half, red where it is 1."""
-    image = _square(file, size)
-    warm = Image.fromarray((heat.numpy() * 255).astype(np.uint8)).resize(
-        (size, size), Image.Resampling.BICUBIC
-    )
-    colour = matplotlib.colormaps["jet"](np.asarray(warm) / 255.0)[..., :3] * 255
-    return jpeg(Image.fromarray((0.5 * np.asarray(image) + 0.5 * colour).astype(np.uint8)))
+    return jpeg(heated(np.asarray(_square(file, size)), heat))
+
+
+def heated(pixels: NDArray[np.uint8], heat: Tensor) -> Image.Image:
+    """Lay a heat map (h, w) in [0, 1] over a picture (H, W, 3), half and half, from blue at 0 to red at 1."""
+    grey = Image.fromarray((heat.numpy() * 255).astype(np.uint8))
+    warm = np.asarray(grey.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BICUBIC))
+    colour = matplotlib.colormaps["jet"](warm / 255.0)[..., :3] * 255
+    return Image.fromarray((0.5 * pixels + 0.5 * colour).astype(np.uint8))
 
 
 def svg(figure: Figure) -> str:

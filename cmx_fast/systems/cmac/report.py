@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -50,29 +50,33 @@ def write_report(run: FinishedRun, evaluation: Evaluation, names: dict[str, tupl
 
 def pictures(example: Example) -> dict[str, str]:
     """Data URIs of a clip's middle frame and its spectrogram, plain, under the guided and under the predicted map."""
-    frame = (example.clip[:, example.clip.shape[1] // 2] * STD + MEAN).clamp(0, 1).permute(1, 2, 0).numpy()
+    frame = _pixels(
+        (example.clip[:, example.clip.shape[1] // 2] * STD + MEAN).clamp(0, 1).permute(1, 2, 0).numpy()
+    )
     bands = example.spectrogram.flip(0).numpy()
     # Filters to which no frequency belongs lie far below all others.
     low, high = np.quantile(bands, (0.25, 1.0))
-    sound = matplotlib.colormaps["magma"](np.clip((bands - low) / max(1e-6, high - low), 0, 1))[..., :3]
-    uris = {"name": example.name, "frame": _picture(frame), "sound": _picture(sound)}
+    sound = _pixels(
+        matplotlib.colormaps["magma"](np.clip((bands - low) / max(1e-6, high - low), 0, 1))[..., :3]
+    )
+    uris = {"name": example.name, "frame": _shown(frame), "sound": _shown(sound)}
     for kind in ("guided", "predicted"):
         video_map = example.maps[f"video {kind}"]
-        audio_map = example.maps[f"audio {kind}"].flip(0)
-        uris[f"video {kind}"] = _picture(_under(frame, video_map[video_map.shape[0] // 2]))
-        uris[f"audio {kind}"] = _picture(_under(sound, audio_map))
+        uris[f"video {kind}"] = _shown(frame, video_map[video_map.shape[0] // 2])
+        uris[f"audio {kind}"] = _shown(sound, example.maps[f"audio {kind}"].flip(0))
     return uris
 
 
-def _under(picture: np.ndarray, heat: Tensor) -> np.ndarray:
-    """Lay a map over the picture (H, W, 3), its least value blue and its highest red."""
-    heat = F.interpolate(heat[None, None].float(), picture.shape[:2], mode="bilinear")[0, 0]
-    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp_min(1e-6)
-    return 0.5 * picture + 0.5 * matplotlib.colormaps["jet"](heat.numpy())[..., :3]
+def _pixels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    return (255 * values).astype(np.uint8)
 
 
-def _picture(values: np.ndarray) -> str:
-    image = Image.fromarray((255 * values).astype(np.uint8))
+def _shown(pixels: NDArray[np.uint8], heat: Tensor | None = None) -> str:
+    """The data URI of a picture (H, W, 3), under a map from its least value, blue, to its highest, red."""
+    image = Image.fromarray(pixels)
+    if heat is not None:
+        heat = heat.float() - heat.min()
+        image = figures.heated(pixels, heat / heat.max().clamp_min(1e-6))
     return figures.jpeg(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
 
 

@@ -106,7 +106,7 @@ def evaluate_localiser(
 ) -> None:
     """Evaluate a localiser on VGG-SS or Flickr-SoundNet: cIoU, and its answers to silence, noise and off-screen sounds.
 
-    Whole pictures are squeezed into the run's square. Writes results.json into the run's folder.
+    Whole pictures are squeezed into the run's square. Writes results.json and report.html into the run's folder.
     """
     if dataset not in SOUNDING_OBJECTS:
         raise ValueError(f"dataset must be one of {', '.join(SOUNDING_OBJECTS)}; got {dataset!r}")
@@ -119,6 +119,7 @@ def evaluate_localiser(
     from cmx_fast.data.sets.sounding_objects import OBJECT_SETS
     from cmx_fast.systems.sound2scene.localiser.evaluation import measure, tables
     from cmx_fast.systems.sound2scene.localiser.model import Localiser
+    from cmx_fast.systems.sound2scene.localiser.report import write_report
     from cmx_fast.train.fabric import chosen_device
     from cmx_fast.train.run_folder import RunFolder
 
@@ -126,7 +127,8 @@ def evaluate_localiser(
     recipe = finished.recipe(LocaliserRecipe)
     localiser = Localiser(recipe)
     localiser.load_state_dict(finished.weights("localiser"))
-    objects = OBJECT_SETS[dataset](data or Path(finished.config["data"]))
+    data = data or Path(finished.config["data"])
+    objects = OBJECT_SETS[dataset](data)
     scenes = SceneData(
         objects.scenes, size=recipe.size, stretch=True, seconds=recipe.seconds, workers=workers
     )
@@ -136,6 +138,7 @@ def evaluate_localiser(
     console = Console()
     for table in tables(result):
         console.print(table)
+    print(write_report(finished, result, data, dataset), file=sys.stderr)
 
 
 def select(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,21 @@ NEGATIVES = ("silence", "noise", "off-screen")
 NAMES = {"localiser": "Localiser (LVS)", "middle": "the picture's middle"}
 #: Pictures, and sounds, per batch.
 BATCH = 64
+#: Pictures whose maps are shown.
+SHOWN = 8
+
+
+@dataclass
+class Example:
+    """A picture that no threshold was chosen on, uint8 (3, S, S), with its boxes (n, 4) and the localiser's maps.
+
+    ``maps`` (h, w) by sound: "own" and each of NEGATIVES.
+    """
+
+    name: str
+    picture: Tensor
+    boxes: Tensor
+    maps: dict[str, Tensor]
 
 
 @dataclass
@@ -41,12 +57,14 @@ class Localisation:
         validation: those of them that the thresholds were chosen on; the other figures are of the rest.
         thresholds: by row.
         figures: by row, of :func:`cmx_fast.evaluate.localisation.success` and ``answers``.
+        examples: of the rest, evenly spaced.
     """
 
     pictures: int
     validation: int
     thresholds: dict[str, float]
     figures: dict[str, dict[str, float]]
+    examples: list[Example]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -91,7 +109,21 @@ def measure(localiser: Localiser, objects: SoundingObjects, data: SceneData, sha
         figures[name] = success(ious) | answers(
             own[rest], [truth[i] for i in rest.tolist()], negatives, thresholds[name]
         )
-    return Localisation(len(rows), count, thresholds, figures)
+    shown = rest[torch.linspace(0, len(rest) - 1, min(SHOWN, len(rest))).round().long()]
+    return Localisation(
+        len(rows), count, thresholds, figures, list(_examples(shown.tolist(), rows, maps, objects, data))
+    )
+
+
+def _examples(
+    places: list[int], rows: Tensor, maps: dict[str, Tensor], objects: SoundingObjects, data: SceneData
+) -> Iterator[Example]:
+    """The scenes at these places of ``rows`` and ``maps``, which are read again."""
+    place_of = {int(rows[place]): place for place in places}
+    for scenes, pictures in data.pictures([rows[places]]):
+        for scene, picture in zip(scenes.tolist(), pictures, strict=True):
+            by_sound = {kind: maps[kind][place_of[scene]] for kind in maps}
+            yield Example(objects.scenes.entries[scene].name, picture.cpu(), objects.boxes[scene], by_sound)
 
 
 @torch.no_grad()

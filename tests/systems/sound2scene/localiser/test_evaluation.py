@@ -13,6 +13,7 @@ from PIL import Image
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.sounding_objects import vggss
 from cmx_fast.systems.sound2scene.localiser.evaluation import measure, off_screen, tables
+from cmx_fast.systems.sound2scene.localiser.report import edge
 
 soundfile = pytest.importorskip("soundfile", reason="needs the media extra")
 
@@ -115,3 +116,12 @@ def test_an_off_screen_sound_is_of_another_class():
 def test_a_validation_part_needs_pictures_on_both_sides(root):
     with pytest.raises(ValueError, match="validation = 0.01 of 18 pictures leaves none on one side"):
         measured(root, Listening(), 0.01)
+
+
+def test_a_regions_edge_is_one_pixel_wide():
+    region = torch.zeros(6, 6, dtype=torch.bool)
+    region[1:5, 0:4] = True
+    inner = torch.zeros_like(region)
+    inner[2:4, 1:3] = True
+    assert (torch.from_numpy(edge(region)) == region & ~inner).all()
+    assert not edge(torch.zeros(3, 3, dtype=torch.bool)).any()

@@ -87,6 +87,9 @@ def test_boxes_judge_a_run(data, finished, capsys):
     # The middle of these pictures is where the boxes are, whatever sounds.
     middle = stored["figures"]["middle"]
     assert middle["hits"] == 1 and middle["silence false positives"] == 1
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 7 * 5 and f'title="{names[0]}"' in page
+    assert f"{100 * stored['figures']['localiser']['cIoU']:.1f} %" in page
 
 
 @pytest.mark.parametrize(
