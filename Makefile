@@ -87,10 +87,13 @@ gates: build
 bench: build
 	$(BIN)/cmx bench
 
-# The documentation's site, in build/docs. A link or a docstring that can't be read is an error.
+# The documentation's site, in build/docs. A link or a docstring that can't be read is an error, and so is a page that loads
+# something from elsewhere.
 docs: build
 	$(PIP) -q --no-build-isolation -e '.[$(EXTRAS),docs]'
 	$(BIN)/python -m sphinx -E -q -W --keep-going -d build/doctrees docs build/docs
+	@! grep -rlE '<(script|link|img|iframe)[^>]*(src|href)="(https?:)?//' --include='*.html' build/docs || \
+		{ echo "make: these pages load something from elsewhere" >&2; exit 1; }
 	@echo build/docs/index.html
 
 lint: $(VENV)/.packages

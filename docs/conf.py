@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util.logging import getLogger
+
 import cmx_fast
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,11 +17,11 @@ release = cmx_fast.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
@@ -68,6 +73,19 @@ def escape(app, what, name, obj, options, lines):
             lines[number] = MARKUP.sub(lambda match: match[1] or "\\" + match[0], line)
 
 
+def write_formula(translator, node):
+    """Write a formula as MathML, which browsers show by themselves: MathJax would be fetched from elsewhere."""
+    block = isinstance(node, nodes.math_block)
+    try:
+        formula = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        formula = ""
+        getLogger(__name__).warning("formula: %s", error, location=node)
+    translator.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app):
+    app.add_html_math_renderer("mathml", (write_formula, None), (write_formula, None))
     app.connect("source-read", read_from_root)
     app.connect("autodoc-process-docstring", escape, priority=900)  # after napoleon

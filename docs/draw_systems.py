@@ -25,11 +25,12 @@ def decoded(content: str) -> Image.Image:
 
 def sheet(rows: list[list[Image.Image]], heads: list[str]) -> Image.Image:
     """Rows of pictures under the heads of their columns."""
-    font, step, top = ImageFont.load_default(13), SIDE + GAP, 22
+    font, step = ImageFont.load_default(13), SIDE + GAP
+    top = 38 if any("\n" in head for head in heads) else 22
     result = Image.new("RGB", (len(heads) * step + GAP, top + len(rows) * step + GAP), BACKGROUND)
     draw = ImageDraw.Draw(result)
     for column, head in enumerate(heads):
-        draw.text((GAP + column * step + SIDE / 2, top / 2 + 2), head, INK, font, anchor="mm")
+        draw.text((GAP + column * step + SIDE / 2, top / 2 + 2), head, INK, font, anchor="mm", align="center")
     for row, pictures in enumerate(rows):
         for column, picture in enumerate(pictures):
             result.paste(picture, (GAP + column * step, top + row * step))
@@ -52,13 +53,22 @@ def csir(report: str) -> Image.Image:
 def strips(report: str) -> Image.Image:
     """The first rows of a report's strips: the pictures, and beside each the truth and the models' maps."""
     strips = report.split('<div class="strips">')[1].split("</section>")[0]
-    heads = re.findall(r'<div class="head">(.*?)</div>', strips)
+    heads = [head.replace(" by ", "\nby ") for head in re.findall(r'<div class="head">(.*?)</div>', strips)]
     pictures = [decoded(content) for content in re.findall(PICTURE, strips)]
     rows = [pictures[start : start + len(heads)] for start in range(0, len(pictures), len(heads))]
     return sheet(rows[:4], heads)
 
 
-SYSTEMS = {"csir": csir, "c2l": strips}
+def sound2scene(report: str) -> Image.Image:
+    """The first scenes of a report: the frame, and the pictures made of it and of its sound with three noises."""
+    grid = report.split('<div class="grid one">')[1].split("</section>")[0]
+    pictures = [decoded(content) for content in re.findall(PICTURE, grid)]
+    heads = ["frame", "made of\nthe frame", "made of\nthe sound", "again", "again", "retrieved"]
+    rows = [pictures[start : start + len(heads)] for start in range(0, len(pictures), len(heads))]
+    return sheet(rows[:4], heads)
+
+
+SYSTEMS = {"csir": csir, "cmac": strips, "c2l": strips, "sound2scene": sound2scene}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

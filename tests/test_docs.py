@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from cmx_fast.benchmarks.harness import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "docs").is_dir():
-    pytest.skip("needs a clone, whose docs no distribution has", allow_module_level=True)
+    pytest.skip("needs a source tree", allow_module_level=True)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FOLDERS = ("benchmarks", "cmx_fast", "csrc", "docs", "examples", "kernels", "tests")
 
@@ -155,3 +157,25 @@ def test_make_targets_and_modules_exist(page):
     for words in commands(page, "python -m"):
         path = ROOT / words[0].replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page.name}: {words}"
+
+
+def test_the_site_s_pages_need_nothing_from_elsewhere(tmp_path):
+    """Scripts, styles and pictures are the site's own, on a page with formulas, too."""
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason="needs the docs extra")
+    text = "Page\n====\n\nInline :math:`\\frac{1}{n}`.\n\n.. math::\n\n   \\sum_i \\exp(x_i)\n"
+    (tmp_path / "page.rst").write_text(text)
+    build = [
+        "-q",
+        "-W",
+        "-c",
+        str(ROOT / "docs"),
+        "-D",
+        "root_doc=page",
+        str(tmp_path),
+        str(tmp_path / "site"),
+    ]
+    subprocess.run([sys.executable, "-m", "sphinx", *build], check=True)
+    page = (tmp_path / "site" / "page.html").read_text()
+    assert page.count("<math") == 2 and "<mfrac>" in page
+    assert not re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?:https?:)?//', page)

@@ -23,7 +23,7 @@ def channel_gate(
 ) -> Tensor:
     r"""Multiply every channel by a factor in (0, 1) that a small network makes of all channels' means.
 
-    .. math:: y_c = x_c\, \sigma\Big(\sum_k W_2 \operatorname{relu}(W_1 p_k + b_1) + b_2\Big)_c, \qquad
+    .. math:: y_c = x_c\, \sigma\left(\sum_k W_2 \operatorname{relu}(W_1 p_k + b_1) + b_2\right)_c, \qquad
               p_1 = \operatorname{mean}_p x_p,\; p_2 = \max_p x_p
 
     Squeeze-and-excitation (Hu et al., CVPR 2018, eqs. 2 to 4) without p_2, CBAM's channel attention (Woo et al., ECCV

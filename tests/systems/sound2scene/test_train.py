@@ -453,6 +453,30 @@ def test_pictures_of_sounds(finished, data, media):
     assert size(media / "new" / "q.png")[0] > 3 * 64
 
 
+def test_pictures_are_made_on_the_device_that_is_asked_for(media, monkeypatch):
+    class Moved(Exception):
+        """The system has been brought to a device."""
+
+    class System:
+        def to(self, device):
+            raise Moved(device)
+
+    monkeypatch.setattr(
+        "cmx_fast.systems.sound2scene.checkpoints.open_sound2scene", lambda *arguments: System()
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    picture, sound, out = media / "c.jpg", media / "a.wav", media / "p.png"
+    for device, place in ((None, "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        for call in (
+            lambda **options: generate_picture(sound, out, **options),
+            lambda **options: edit_picture(sound, out, image=picture, volume=1.0, **options),
+            lambda **options: invert_picture(picture, out, **options),
+        ):
+            with pytest.raises(Moved, match=f"^{place}$"):
+                call(device=device)
+
+
 def test_editing_and_inversion(finished, media, capsys):
     latents, files = media / "l.pt", (media / "a.wav", media / "e.png", finished)
     invert_picture(media / "c.jpg", media / "i.png", finished, save_to=latents, steps=3)
