@@ -28,8 +28,8 @@ class Mapping:
 def correlate(x: Tensor, y: Tensor, *, ridge: float, dimensions: int = DIMENSIONS) -> tuple[Mapping, Mapping]:
     """The mappings of x (N, D) and y (N, E) whose images correlate most (Hotelling 1936), weighted by the square root.
 
-    Columns are standardised; ``ridge`` is added to their variances. K is at most ``dimensions``, D and E. Cost: O(N
-    (D + E)^2 + D^3 + E^3), in double precision.
+    Columns are standardised; ``ridge`` is added to their variances. K is at most ``dimensions``, D, E and N. Cost: O(N
+    (D + E)^2 + D^3 + E^3), and with fewer rows than columns O(N^2 (D + E)), in double precision.
 
     Raises:
         ValueError: x and y have other numbers of rows, or fewer than two.
@@ -41,13 +41,11 @@ def correlate(x: Tensor, y: Tensor, *, ridge: float, dimensions: int = DIMENSION
         deviation, mean = torch.std_mean(rows.double(), 0)
         scale = torch.where(deviation > 0, deviation, 1.0)
         standard = (rows.double() - mean) / scale
-        values, vectors = torch.linalg.eigh(standard.T @ standard / (len(rows) - 1))
-        whitening = vectors * (values.clamp_min(0) + ridge).rsqrt()
-        sides.append((mean, scale, standard, whitening))
-    (*_, standard_x, white_x), (*_, standard_y, white_y) = sides
-    left, correlations, right = torch.linalg.svd(
-        white_x.T @ (standard_x.T @ standard_y / (len(x) - 1)) @ white_y, full_matrices=False
-    )
+        variances, directions = _principal(standard)
+        whitening = directions * (variances + ridge).rsqrt()
+        sides.append((mean, scale, standard @ whitening, whitening))
+    (*_, rows_x, white_x), (*_, rows_y, white_y) = sides
+    left, correlations, right = torch.linalg.svd(rows_x.T @ rows_y / (len(x) - 1), full_matrices=False)
     weights = correlations[:dimensions].sqrt()
     matrices = (
         white_x @ (left[:, :dimensions] * weights),
@@ -56,6 +54,15 @@ def correlate(x: Tensor, y: Tensor, *, ridge: float, dimensions: int = DIMENSION
     return tuple(
         Mapping(mean, scale, matrix) for (mean, scale, *_), matrix in zip(sides, matrices, strict=True)
     )  # type: ignore[return-value]
+
+
+def _principal(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances and directions, in columns, of centred rows (N, D): all D, or the N that the rows lie in."""
+    if len(rows) < rows.shape[1]:
+        _, singular, directions = torch.linalg.svd(rows, full_matrices=False)
+        return singular.square() / (len(rows) - 1), directions.T
+    variances, directions = torch.linalg.eigh(rows.T @ rows / (len(rows) - 1))
+    return variances.clamp_min(0), directions
 
 
 def best_ridge(quality: Callable[[float], float]) -> float:

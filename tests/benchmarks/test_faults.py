@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from forked_programs import run_program
 
 RUN = "import sys; sys.argv = ['faults', '--faults', '{faults}', '--seed', '7']; {before}; from cmx_fast.benchmarks.robustness import faults; faults.main()"  # noqa: E501
 
 
 def run(faults, before="pass"):
-    code = RUN.format(faults=faults, before=before)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return run_program(RUN.format(faults=faults, before=before))
 
 
 def test_nothing_is_lost():

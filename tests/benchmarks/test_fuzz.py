@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from forked_programs import run_program
 
 pytest.importorskip("soundfile")
 from cmx_fast.benchmarks.robustness import fuzz, fuzz_losses
@@ -17,10 +15,11 @@ QUICK = [
     *(name for name in fuzz.OPERATORS if name not in fuzz_losses.EXTREMES),
 ]
 
+FUZZ = "from cmx_fast.benchmarks.robustness import fuzz; fuzz.main()"
+
 
 def test_nothing_is_found():
-    command = [sys.executable, "-m", "cmx_fast.benchmarks.robustness.fuzz", "--tries", "60", "--only", *QUICK]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(FUZZ, "--tries", "60", "--only", *QUICK)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {line[:24].strip(): line[24:].split() for line in done.stdout.splitlines() if len(line) > 30}
     assert rows["all"][0] == str(60 * len(QUICK))
@@ -30,16 +29,7 @@ def test_nothing_is_found():
 
 def test_losses_of_all_magnitudes_are_right():
     names = list(fuzz_losses.EXTREMES)
-    command = [
-        sys.executable,
-        "-m",
-        "cmx_fast.benchmarks.robustness.fuzz",
-        "--tries",
-        "150",
-        "--only",
-        *names,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(FUZZ, "--tries", "150", "--only", *names)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-2].split() == ["all", *[str(150 * len(names))] * 2, "0", "0"]
 
@@ -61,7 +51,7 @@ fuzz.main()
 
 
 def test_errors_crashes_hangs_and_wrong_answers_are_found():
-    done = subprocess.run([sys.executable, "-c", PLANTED], capture_output=True, text=True)
+    done = run_program(PLANTED)
     assert done.returncode == 1
     assert done.stdout.splitlines()[1].split() == ["attention", "6", "1", "1", "4"]
     for finding in (

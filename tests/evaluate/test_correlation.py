@@ -38,6 +38,25 @@ def test_its_first_correlations_are_the_largest_there_are():
         assert abs(float(torch.corrcoef(torch.stack([u, w]))[0, 1])) < best + 1e-6
 
 
+@pytest.mark.parametrize("count", [20, 90])
+def test_the_mappings_are_the_closed_form(count):
+    """With fewer rows than columns and with more."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(count, 40, generator=generator, dtype=torch.float64)
+    y = x[:, :30] + torch.randn(count, 30, generator=generator)
+    ridge = 0.1
+    of_x, of_y = correlate(x, y, ridge=ridge, dimensions=8)
+    both = torch.cat([(x - x.mean(0)) / x.std(0), (y - y.mean(0)) / y.std(0)], 1)
+    moments = both.T @ both / (count - 1)
+    xx, xy, yy = moments[:40, :40], moments[:40, 40:], moments[40:, 40:]
+    xx, yy = xx + ridge * torch.eye(40), yy + ridge * torch.eye(30)
+    correlations = torch.linalg.eigvals(torch.linalg.solve(xx, xy) @ torch.linalg.solve(yy, xy.T)).real
+    correlations = correlations.sort(descending=True).values[:8].sqrt()
+    torch.testing.assert_close(of_x.matrix.T @ xx @ of_x.matrix, correlations.diag())
+    torch.testing.assert_close(of_y.matrix.T @ yy @ of_y.matrix, correlations.diag())
+    torch.testing.assert_close(of_x.matrix.T @ xy @ of_y.matrix, correlations.square().diag())
+
+
 def test_constant_columns_and_odd_rows():
     x = torch.randn(20, 3)
     x[:, 1] = 7

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked_programs  # noqa: F401 - the processes are forked from its own
 import torch.multiprocessing
-
-# Forked from a process that has imported these and computed nothing: importing them takes each process seconds.
-multiprocessing.set_forkserver_preload(["torch", "cmx_fast.distributed", "cmx_fast.train.loop"])
 
 
 def run_ranks(main: Callable[[int, int, str], None], world: int, folder: Path) -> list[Any]:

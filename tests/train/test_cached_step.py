@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import subprocess
-import sys
 import types
 
 import numpy
@@ -13,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed_cases import cached_in_parallel
+from forked_programs import run_program
 from process_groups import run_ranks
 from torch import nn
 
@@ -279,10 +278,8 @@ print(extra_peak((lambda: step(x)) if {cached} else whole) / 2**20)
 
 def test_memory_is_a_chunks():
     def peak(cached):
-        code = MEMORY.format(rows=4096, cached=cached)
-        return float(
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        )
+        done = run_program(MEMORY.format(rows=4096, cached=cached))
+        return float(done.stdout)
 
     # Activations of the whole batch are 13 times 8 MB.
     assert peak(True) < 0.5 * peak(False)

@@ -4,12 +4,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked_programs import run_program
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -194,9 +193,7 @@ except OSError as error:
 @pytest.mark.parametrize("how", ["full", "killed"])
 def test_the_last_file_survives_a_full_disk_and_a_kill_at_any_byte(tmp_path, how, limit):
     file = tmp_path / "state.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE_A_LOT, file, how, str(limit)], capture_output=True, text=True
-    )
+    done = run_program(WRITE_A_LOT, str(file), how, str(limit))
     assert load(file)["step"] == 1
     if how == "full":
         assert "could not be written, the one before is untouched" in done.stdout
@@ -208,10 +205,10 @@ def test_the_last_file_survives_a_full_disk_and_a_kill_at_any_byte(tmp_path, how
 def test_two_runs_do_not_share_a_folder(tmp_path):
     run = RunFolder(tmp_path, CONFIG)
     code = f"from cmx_fast.train.run_folder import RunFolder\nRunFolder({str(tmp_path)!r}, {CONFIG!r}, resume=True)"
-    second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    second = run_program(code)
     assert f"is in use by process {os.getpid()} on" in second.stderr
     run.close()
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert run_program(code).returncode == 0
 
 
 def test_another_number_of_processes_is_said(tmp_path, capsys):

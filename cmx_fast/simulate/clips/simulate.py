@@ -7,10 +7,8 @@ import functools
 import json
 import string
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from cmx_fast._extras import require
 from cmx_fast.data.media.moments import address
 from cmx_fast.simulate.clips.objects import LARGEST, SHAPES, background, draw, random_object
 from cmx_fast.simulate.clips.sounds import sound
+from cmx_fast.simulate.processes import each
 
 CLASSES = tuple(sorted(SHAPES))
 CONTAINERS = {"aac": ".mp4", "pcm": ".mkv"}
@@ -214,14 +213,11 @@ def write_clips(
     splits = {split: _layout(layout, split, indices, settings) for split, indices in numbers.items()}
     todo = [entry for entries in splits.values() for entry in entries]
     boxes = []
-    with (
-        (folder / POSITIONS).open("w", newline="") as table,
-        ProcessPoolExecutor(min(workers, clips), mp_context=get_context("spawn")) as pool,
-    ):
+    with (folder / POSITIONS).open("w", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(("name", "frame", "x", "y", "radius"))
         write = functools.partial(_write_clip, root=folder, settings=settings)
-        written = pool.map(write, todo, chunksize=4)
+        written = each(write, todo, workers)
         for entry, rows in zip(todo, track(written, "clips", total=len(todo)), strict=True):
             writer.writerows(rows)
             if entry.split == "test":

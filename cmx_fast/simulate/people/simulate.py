@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
 from cmx_fast.simulate.people.renderer import render_person
+from cmx_fast.simulate.processes import each
 
 #: Colours of the masks' labels when a picture viewer opens them.
 PALETTE = np.random.default_rng(7).integers(40, 256, (18, 3), dtype=np.uint8)
@@ -34,9 +33,8 @@ def write_people(folder: Path, people: int, size: int, *, seed: int, workers: in
     for name in ("JPEGImages", "SegmentationClassAug"):
         (pictures / name).mkdir(parents=True)
     write = functools.partial(_write_person, size=size, seed=seed, folder=pictures)
-    with ProcessPoolExecutor(min(workers, people), mp_context=get_context("spawn")) as pool:
-        for _ in track(pool.map(write, range(people), chunksize=8), "people", total=people):
-            pass
+    for _ in track(each(write, range(people), workers), "people", total=people):
+        pass
     train, val = min(people * 4 // 5, people - 2), max(1, people // 20)  # every part has one at least
     parts = {"train": range(train), "val": range(train, train + val), "test": range(train + val, people)}
     for split, indices in parts.items():

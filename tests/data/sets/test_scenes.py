@@ -63,7 +63,7 @@ def pairs(tmp_path):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     root = tmp_path_factory.mktemp("simulated") / "clips"
-    simulate_clips(root, clips=16, width=48, height=32, seconds=1.25, fps=12, layout="vggsound")
+    simulate_clips(root, clips=16, width=48, height=32, seconds=1.25, fps=12, layout="vggsound", workers=1)
     return root
 
 

@@ -108,6 +108,13 @@ def test_the_same_seed_gives_the_same_clip():
     assert not np.array_equal(render_clip(15, settings).frames, first.frames)
 
 
+def test_the_files_are_the_same_whatever_the_processes(stored, tmp_path):
+    simulate_clips(tmp_path / "again", **SMALL, workers=1)
+    there = sorted(path.relative_to(stored) for path in stored.rglob("*") if path.is_file())
+    assert there == sorted(p.relative_to(tmp_path / "again") for p in tmp_path.rglob("*") if p.is_file())
+    assert all((stored / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in there)
+
+
 def test_vggsounds_layout_in_other_codecs(tmp_path):
     simulate_clips(
         tmp_path / "clips", **SMALL | {"layout": "vggsound", "video": "mpeg4", "audio": "pcm"}, workers=1

@@ -21,7 +21,7 @@ from cmx_fast.systems.cmac.commands import evaluate_cmac
 
 
 def test_two_processes_share_evaluation_and_fine_tuning(tmp_path):
-    simulate_clips(tmp_path / "clips", clips=40, width=48, height=32, seconds=1.25, fps=12)
+    simulate_clips(tmp_path / "clips", clips=40, width=48, height=32, seconds=1.25, fps=12, workers=1)
     first, second = run_ranks(train_and_fine_tune, 2, tmp_path)
     run = tmp_path / "run"
     shared = json.loads((run / "results.json").read_text())

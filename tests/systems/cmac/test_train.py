@@ -54,7 +54,7 @@ def one_thread():
 def data(tmp_path_factory):
     """Eight classes, of each three recordings to train on and one held out."""
     root = tmp_path_factory.mktemp("simulated") / "clips"
-    simulate_clips(root, clips=40, width=48, height=32, seconds=1.25, fps=12)
+    simulate_clips(root, clips=40, width=48, height=32, seconds=1.25, fps=12, workers=1)
     return root
 
 

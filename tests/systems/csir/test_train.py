@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from forked_programs import run_program
 from interruptions import assert_same_run, timeless, train_through_stops
 from PIL import Image
 from torchvision import models
@@ -154,8 +153,8 @@ train_csir(Path(sys.argv[1]), Path(sys.argv[2]), preset="demo", model=["csir"], 
 
 
 def test_a_killed_process_leaves_a_run_that_goes_on_to_the_same_numbers(data, finished, tmp_path):
-    arguments = [sys.executable, "-c", KILL_ITSELF, str(data), str(tmp_path), json.dumps(TINY)]
-    assert subprocess.run(arguments).returncode == -signal.SIGKILL
+    killed = run_program(KILL_ITSELF, str(data), str(tmp_path), json.dumps(TINY))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     train(data, tmp_path, model=["csir"], resume=True)
     rows = timeless(finished)
     assert timeless(tmp_path) == rows[: next(i for i, row in enumerate(rows) if "dscmr" in row["stage"])]

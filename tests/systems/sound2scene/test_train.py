@@ -74,7 +74,7 @@ def data(tmp_path_factory):
     """Eight classes, of each three recordings to train on and one held out."""
     root = tmp_path_factory.mktemp("simulated") / "clips"
     simulate_clips(
-        root, clips=40, width=64, height=64, seconds=1.25, fps=12, layout="vggsound", distractors=0
+        root, clips=40, width=64, height=64, seconds=1.25, fps=12, layout="vggsound", distractors=0, workers=1
     )
     return root
 

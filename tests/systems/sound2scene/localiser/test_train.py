@@ -31,7 +31,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("simulated") / "clips"
-    simulate_clips(root, clips=16, width=48, height=32, seconds=1.25, fps=12, layout="vggsound")
+    simulate_clips(root, clips=16, width=48, height=32, seconds=1.25, fps=12, layout="vggsound", workers=1)
     return root
 
 
