@@ -92,6 +92,19 @@ def test_supcon(products):
     assert sum(products) == roofline.supcon(192, 64, 4).products
 
 
+def test_sigmoid_contrastive(products):
+    from cmx_fast.kernels.sigmoid_contrastive.launchers import (
+        sigmoid_contrastive_bwd,
+        sigmoid_contrastive_fwd,
+    )
+
+    x, y = rows(1, 128, 64), rows(1, 192, 64)
+    inputs = x, y, torch.ones(()), torch.zeros(()), None, None, True, True
+    loss, *saved = sigmoid_contrastive_fwd(*inputs, True, True)
+    sigmoid_contrastive_bwd(torch.ones_like(loss), *inputs, *saved, True, True)
+    assert sum(products) == roofline.sigmoid_contrastive(128, 192, 64, 4).products
+
+
 def test_cluster_cross_entropy(products):
     from cmx_fast.kernels.cluster_cross_entropy import cluster_cross_entropy_bwd, cluster_cross_entropy_fwd
 
