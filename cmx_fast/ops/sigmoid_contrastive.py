@@ -64,7 +64,7 @@ def sigmoid_contrastive(
     Memory: O((N + M) D) plus a tile; on the CPU a panel of 32 MiB. Between the passes the gradients are kept, in
     float32, in place of any similarities. Cost on the CPU: one N x M x D product without gradients; with "mean" and
     "sum" three in the forward pass, which makes the gradients, and none in the backward pass; with "none" two and two.
-    On a GPU two and two, more for features wider than a program's output.
+    On a GPU two and two, at small sizes more for features wider than a program's output.
 
     Example:
         >>> import torch

@@ -209,8 +209,9 @@ def sigmoid_contrastive_fwd(
         ``keep_query`` the gradient (B, N, D) of the losses' sum by the queries as they are multiplied, after
         normalisation, else an empty tensor; and an empty tensor. All float32.
 
-    Memory: 3 floats per row and column split (at most 32), D more with ``keep_query``. Cost: one N x M x D product, two
-    with ``keep_query``, more for features wider than a program's output. No synchronisation, no atomics.
+    Memory: 3 floats per row and column split (at most 32), D more with ``keep_query``, and a chunk of derivatives for
+    wide features. Cost: one N x M x D product, two with ``keep_query``, at small sizes more for features wider than a
+    program's output. No synchronisation, no atomics.
     """
     check_dtype(query)
     query, key, query_ids, key_ids = contiguous(query, key, query_ids, key_ids)
@@ -270,7 +271,7 @@ def sigmoid_contrastive_bwd(
         dquery and dkey in the inputs' dtype, each (0,) when not needed, and the 0-d float32 dscale and dbias.
 
     Memory: the gradients in float32, times the number of column splits where few rows would leave the chip idle. Cost:
-    two N x M x D products for the keys, more for features wider than a program's output.
+    two N x M x D products for the keys, at small sizes more for features wider than a program's output.
     """
     check_dtype(query)
     grad_loss, query, key, query_ids, key_ids, slopes, query_gradient = contiguous(

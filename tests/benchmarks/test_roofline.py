@@ -54,13 +54,13 @@ def test_wide_info_nce(products, monkeypatch):
     from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
     from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
-    accumulate = info_nce_chunks._accumulate
+    accumulate = info_nce_chunks.accumulate
 
     def counting(total, h, matrix):
         products.append(2.0 * h.numel() * matrix.shape[1])
         accumulate(total, h, matrix)
 
-    monkeypatch.setattr(info_nce_chunks, "_accumulate", counting)
+    monkeypatch.setattr(info_nce_chunks, "accumulate", counting)
     monkeypatch.setattr(info_nce_chunks, "FEWEST_MULTIPLICATIONS", 0)
     x, y, scale = rows(1, 128, 256), rows(1, 128, 256), torch.ones(())
     options = True, False, "dot", True, False, 0.0

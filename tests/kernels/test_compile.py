@@ -12,7 +12,7 @@ from cmx_fast.kernels.common.tiles import GRADIENT_TILES, SCAN_TILES
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
 SUPCON = ("supcon", "unit supcon", "references")
-SIGMOID = ("sigmoid", "unit sigmoid", "sigmoid ids")
+SIGMOID = ("sigmoid", "unit sigmoid", "sigmoid ids", "small sigmoid")
 
 
 def _cases():
@@ -28,6 +28,8 @@ def _cases():
         yield chip, "bfloat16", 256, "unit sigmoid"
         yield chip, "float16", 128, "sigmoid ids"
         yield chip, "float32", 512, "sigmoid ids"
+        for dtype in ("bfloat16", "float32"):
+            yield chip, dtype, 512, "small sigmoid"  # fused, as long products are not
         yield chip, "float32", 256, "unit sigmoid"
         yield chip, "float32", 256, "unit"
         yield chip, "float32", 512, "distances"
