@@ -117,6 +117,11 @@ def supcon(n: int, d: int, element: int) -> Cost:
     return Cost(3 * 2.0 * n * n * d, 3 * n * d * element + 2 * n * d * 4, 4)
 
 
+def sigmoid_contrastive(n: int, m: int, d: int, element: int) -> Cost:
+    """Forward a product for the losses and one for the queries' gradient; backward the same for the keys'."""
+    return Cost(4 * 2.0 * n * m * d, 2 * (n + m) * d * element + 2 * (n + m) * d * 4, 4)
+
+
 def kmeans_step(n: int, d: int, k: int, element: int) -> Cost:
     """A product to assign, and for few clusters one to sum; points are read once, for many clusters once more."""
     few = k <= 128
@@ -179,6 +184,8 @@ def cost(case: Case) -> Cost | None:
         return supcon(2 * n, d, element)
     if case.task == "bank":
         return bank(n, case.bank, d, element)
+    if case.task == "sigmoids":
+        return sigmoid_contrastive(n, n, d, element)
     if case.task == "supcon":
         return supcon(n, d, element)
     if case.task in ("step", "step of maps", "maps"):

@@ -16,6 +16,7 @@ from ..cases import (
     kmeans,
     prepare_frames,
     pyramid_correlation,
+    sigmoid_contrastive,
     sparse_code,
 )
 from . import problems, timing
@@ -25,6 +26,7 @@ from .provider import OURS, Provider
 # By a case's task, the computation.
 PROVIDERS: dict[str, dict[str, Provider]] = (
     contrastive.PROVIDERS
+    | sigmoid_contrastive.PROVIDERS
     | kmeans.PROVIDERS
     | sparse_code.PROVIDERS
     | pyramid_correlation.PROVIDERS
@@ -170,6 +172,7 @@ class Case:
             inputs = {
                 "clip": lambda: problems.clip_problem(self.n, self.d, self.loss_value, self.temperature),
                 "supcon": lambda: problems.supcon_problem(self.n, self.d, self.loss_value),
+                "sigmoids": lambda: sigmoid_contrastive.problem(self.n, self.d),
                 "two views": lambda: problems.views_problem(self.n, self.d),
             }[self.task]()
         return inputs.to(self.dtype, device).to(provider.dtype or self.dtype)

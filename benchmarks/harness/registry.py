@@ -77,6 +77,15 @@ CASES: tuple[Case, ...] = (
         for n in SMALL
     ),
     *_error_cases("supcon", "supcon", SUPCONTRAST, 128, torch.float32),
+    Case(
+        "sigmoid_contrastive/learned", "sigmoid_contrastive", "sigmoids", 8192, 256,
+        providers=tuple(PROVIDERS["sigmoids"]),
+        goals=(Goal("speedup", 5, 6, CLIP), Goal("units", 4, 3), Goal("peak_mb", 116, 80)),
+    ),
+    Case(
+        "sigmoid_contrastive/memory", "sigmoid_contrastive", "sigmoids", 16384, 256, measures=("memory",),
+        providers=(CLIP, OURS), goals=(Goal("peak_mb", 200, 130),),
+    ),
     *(
         Case(
             f"kmeans/{n // 1000}k-{clusters}", "kmeans", "step", n, 128, clusters=clusters, measures=("time", "error"),
@@ -177,6 +186,10 @@ DEVICE_CASES: tuple[Case, ...] = (
             providers=(SUPCONTRAST, COMPILED, OURS),
         )
         for n, d in ((1024, 128), (4096, 128))
+    ),
+    Case(
+        "sigmoid_contrastive/device-16384x256", "sigmoid_contrastive", "sigmoids", 16384, 256, dtype=torch.bfloat16,
+        providers=tuple(PROVIDERS["sigmoids"]),
     ),
     *(
         Case(

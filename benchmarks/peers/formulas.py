@@ -57,7 +57,7 @@ def ntxent(view0: Tensor, view1: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.arange(n, device=view0.device).repeat(2))
 
 
-def siglip(image: Tensor, text: Tensor, logit_scale: Tensor, bias: float) -> Tensor:
+def siglip(image: Tensor, text: Tensor, logit_scale: Tensor, bias: Tensor | float) -> Tensor:
     """SigLIP's loss in one process: a sigmoid per pair; features (N, D)."""
     logits = logit_scale * image @ text.T + bias
     labels = 2 * torch.eye(len(image), dtype=logits.dtype, device=logits.device) - 1

@@ -96,6 +96,17 @@ def _supcon(rng: random.Random, sizes: dict[str, int], dtype: torch.dtype) -> tu
     return (_tensor(rng, sizes, "N D", dtype), _labels(rng, sizes, "N", 4), scale), options
 
 
+def _sigmoid_contrastive(
+    rng: random.Random, sizes: dict[str, int], dtype: torch.dtype
+) -> tuple[tuple, dict[str, Any]]:
+    options = _options(rng, normalize=BOTH, reduction=("mean", "sum", "none"))
+    if rng.random() < 0.4:
+        options |= {"query_ids": _labels(rng, sizes, "N", 4), "key_ids": _labels(rng, sizes, "M", 4)}
+    scale = rng.choice(NUMBERS) if rng.random() < 0.1 else rng.choice([10.0, torch.tensor(3.0)])
+    bias = rng.choice(NUMBERS) if rng.random() < 0.1 else rng.choice([-10.0, torch.tensor(3.0)])
+    return (_tensor(rng, sizes, "N D", dtype), _tensor(rng, sizes, "M D", dtype), scale, bias), options
+
+
 def _kmeans(rng: random.Random, sizes: dict[str, int], dtype: torch.dtype) -> tuple[tuple, dict[str, Any]]:
     shape = rng.choice(["N D", "B D H W"])
     options = _options(rng, metric=("l2", "cosine"), normalize=BOTH)
@@ -203,6 +214,7 @@ def _warp_and_mask(
 MAKERS: dict[str, Callable[..., tuple[tuple, dict[str, Any]]]] = {
     "info_nce": _info_nce,
     "supcon": _supcon,
+    "sigmoid_contrastive": _sigmoid_contrastive,
     "kmeans_step": _kmeans,
     "kmeans_assign": _kmeans,
     "pyramid_correlation": _correlation,

@@ -64,7 +64,7 @@ def sigmoid_contrastive(
     Memory: O((N + M) D) plus a tile; on the CPU a panel of 32 MiB. Between the passes the gradients are kept, in
     float32, in place of any similarities. Cost on the CPU: one N x M x D product without gradients; with "mean" and
     "sum" three in the forward pass, which makes the gradients, and none in the backward pass; with "none" two and two.
-    On a GPU two and two, more for features wider than a program's output.
+    On a GPU two and two, at small sizes more for features wider than a program's output.
 
     Example:
         >>> import torch
@@ -175,7 +175,7 @@ def block_losses(
     loss, slopes, gradient, _ = torch.ops.cmx_fast.sigmoid_contrastive_fwd(
         query[None], key[None], scale, bias, *ids, False, False, keep, False
     )
-    return loss[0], slopes[0], gradient[0] if keep else gradient
+    return loss[0], slopes[:, 0], gradient[0] if keep else gradient
 
 
 def block_key_gradient(
@@ -198,7 +198,7 @@ def block_key_gradient(
             )  # fmt: skip
             return torch.autograd.grad((loss * grad_loss).sum(), leaf)[0]
     ids = [x if x is None else x[None] for x in (query_ids, key_ids)]
-    unused, nothing = scale.new_zeros(1, 2, len(query)), scale.new_empty(0)
+    unused, nothing = scale.new_zeros(2, 1, len(query)), scale.new_empty(0)
     return torch.ops.cmx_fast.sigmoid_contrastive_bwd(
         grad_loss[None],
         query[None],
@@ -225,7 +225,7 @@ if HAS_EXTENSION:
         keep_key = keep_key and summed and query.device.type != "cuda"
         return (
             logit_scale.new_empty((b,) if summed else (b, n)),
-            logit_scale.new_empty(b, 2, n),
+            logit_scale.new_empty(2, b, n),
             logit_scale.new_empty((b, n, d) if keep_query else (0,)),
             logit_scale.new_empty((b, m, d) if keep_key else (0,)),
         )

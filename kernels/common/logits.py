@@ -223,11 +223,16 @@ def log_sum_above(u, maximum, total, scale):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), to full relative precision also where it is tiny.
+    """log(1 + e^x), to full relative precision also where it is tiny."""
+    return softplus_beside(x, tl.exp(-tl.abs(x)))
 
-    max(x, 0) + log1p(e^-|x|): the exponential never overflows, and what is added to max(x, 0) is at most log 2.
+
+@triton.jit
+def softplus_beside(x, y):
+    """log(1 + e^x) from ``y`` = e^-|x|.
+
+    max(x, 0) + log1p(y): the exponential never overflows, and what is added to max(x, 0) is at most log 2.
     """
-    y = tl.exp(-tl.abs(x))
     # log1p(y) = 2 atanh(r) with r = y / (2 + y) <= 1/3; the hardware's logarithm would lose all digits near 1.
     r = y / (2 + y)
     r2 = r * r

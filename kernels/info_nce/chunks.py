@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax
 from cmx_fast.kernels.common.grids import ceil_div
+from cmx_fast.kernels.common.library import CHUNK_BYTES, FEWEST_MULTIPLICATIONS, accumulate
 from cmx_fast.kernels.common.logits import (
     base_two,
     chunked_products,
@@ -43,9 +44,6 @@ from cmx_fast.kernels.common.tiles import (
 # A fused gradient program holds as many output features as its registers do, and for each such part of the output it
 # makes the similarities anew: at D = 512 twelve products in all, forward and backward. Here they are made once more,
 # which leaves five. Worth it once the products are long enough to hide the launches (worth_chunks).
-CHUNK_BYTES = 512 * 2**20
-#: Below this many multiplications of one product the launches cost more than the products that they save.
-FEWEST_MULTIPLICATIONS = 2**29
 #: Column tiles of a group: programs walk a group row by row, so that its columns stay in the L2 cache beside the rows.
 GROUP = 16
 
@@ -256,16 +254,6 @@ def _add(
             num_stages=tile.stages,
         )
         if row_sum is not None:
-            _accumulate(row_sum[first:last], h, columns.data)
+            accumulate(row_sum[first:last], h, columns.data)
         if col_sum is not None:
-            _accumulate(col_sum, h.T, rows.data[first:last])
-
-
-def _accumulate(total: Tensor, h: Tensor, rows: Tensor) -> None:
-    """``total += h @ rows`` in float32."""
-    if h.dtype == torch.float32:
-        total.addmm_(h, rows)
-    elif h.is_cuda:
-        torch.addmm(total, h, rows, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(h.float(), rows.float())
+            accumulate(col_sum, h.T, rows.data[first:last])

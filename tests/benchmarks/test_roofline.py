@@ -54,13 +54,13 @@ def test_wide_info_nce(products, monkeypatch):
     from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
     from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
-    accumulate = info_nce_chunks._accumulate
+    accumulate = info_nce_chunks.accumulate
 
     def counting(total, h, matrix):
         products.append(2.0 * h.numel() * matrix.shape[1])
         accumulate(total, h, matrix)
 
-    monkeypatch.setattr(info_nce_chunks, "_accumulate", counting)
+    monkeypatch.setattr(info_nce_chunks, "accumulate", counting)
     monkeypatch.setattr(info_nce_chunks, "FEWEST_MULTIPLICATIONS", 0)
     x, y, scale = rows(1, 128, 256), rows(1, 128, 256), torch.ones(())
     options = True, False, "dot", True, False, 0.0
@@ -90,6 +90,19 @@ def test_supcon(products):
     _, *saved = supcon_fwd(x, labels, scale, None, None, True, False)
     supcon_bwd(torch.ones(192), x, labels, scale, None, None, True, *saved, True, False)
     assert sum(products) == roofline.supcon(192, 64, 4).products
+
+
+def test_sigmoid_contrastive(products):
+    from cmx_fast.kernels.sigmoid_contrastive.launchers import (
+        sigmoid_contrastive_bwd,
+        sigmoid_contrastive_fwd,
+    )
+
+    x, y = rows(1, 128, 64), rows(1, 192, 64)
+    inputs = x, y, torch.ones(()), torch.zeros(()), None, None, True, True
+    loss, *saved = sigmoid_contrastive_fwd(*inputs, True, True)
+    sigmoid_contrastive_bwd(torch.ones_like(loss), *inputs, *saved, True, True)
+    assert sum(products) == roofline.sigmoid_contrastive(128, 192, 64, 4).products
 
 
 def test_cluster_cross_entropy(products):

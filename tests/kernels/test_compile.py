@@ -12,6 +12,7 @@ from cmx_fast.kernels.common.tiles import GRADIENT_TILES, SCAN_TILES
 SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_MEMORY_COLUMNS = 512
 SUPCON = ("supcon", "unit supcon", "references")
+SIGMOID = ("sigmoid", "unit sigmoid", "sigmoid ids", "small sigmoid")
 
 
 def _cases():
@@ -20,9 +21,16 @@ def _cases():
         for width in (64, 128, 256, 512):
             yield chip, "bfloat16", width, "everything"
             yield chip, "bfloat16", width, "supcon"
+            yield chip, "bfloat16", width, "sigmoid ids"
             if chip != 80:  # there float16 has bfloat16's tiles
                 yield chip, "float16", width, "distances"  # a product in TF32, and all else of a tile
         yield chip, "bfloat16", 128, "unit supcon"
+        yield chip, "bfloat16", 256, "unit sigmoid"
+        yield chip, "float16", 128, "sigmoid ids"
+        yield chip, "float32", 512, "sigmoid ids"
+        for dtype in ("bfloat16", "float32"):
+            yield chip, dtype, 512, "small sigmoid"  # fused, as long products are not
+        yield chip, "float32", 256, "unit sigmoid"
         yield chip, "float32", 256, "unit"
         yield chip, "float32", 512, "distances"
         yield chip, "float32", 512, "supcon"
@@ -44,6 +52,8 @@ def _cases():
     yield 90, "bfloat16", 128, "clip"
     yield 90, "float16", 128, "supcon"
     yield 90, "float32", 32, "supcon"
+    yield 90, "float16", 256, "sigmoid"
+    yield 90, "float32", 32, "unit sigmoid"
     yield 90, "bfloat16", 64, "target"
 
 
@@ -55,6 +65,8 @@ def test_fits_the_chip(compiled, chip, dtype, width, call):
     operator, scan = ("supcon", "supcon") if call in SUPCON else ("info_nce", "contrastive")
     gradient = "info_nce_logit_gradient_kernel" if by_chunks else f"{scan}_gradient_kernel"
     matrices = {"info_nce_bank_kernel"} if call == "banks" else {f"{scan}_scan_kernel", gradient}
+    if call in SIGMOID:
+        operator, matrices = "sigmoid_contrastive", {"sigmoid_contrastive_pairs_kernel"}
     assert matrices | {f"{operator}_loss_kernel", f"{operator}_finish_kernel"} <= names
     with_weights = ("clip", "wide", "everything", "distances", "target")
     assert ("info_nce_weights_kernel" in names) == (call in with_weights)

@@ -77,6 +77,22 @@ def supcon(*, normalize=False, references=False):
     return call
 
 
+def sigmoid_contrastive(*, normalize=False, summed=True):
+    def call(device):
+        from cmx_fast.kernels.sigmoid_contrastive.launchers import (
+            sigmoid_contrastive_bwd,
+            sigmoid_contrastive_fwd,
+        )
+
+        x, y = features(1, 128, 32).to(device), features(1, 128, 32).to(device)
+        numbers = torch.ones((), device=device), torch.zeros((), device=device)
+        inputs = x, y, *numbers, None, None, normalize, summed
+        loss, *saved = sigmoid_contrastive_fwd(*inputs, True, True)
+        sigmoid_contrastive_bwd(torch.ones_like(loss), *inputs, *saved, True, True)
+
+    return call
+
+
 def softmax_block(device):
     from cmx_fast.kernels.softmax_block import softmax_block_bwd, softmax_block_fwd
 
@@ -195,6 +211,8 @@ LAUNCHES = {
     supcon(): 4,
     supcon(normalize=True): 5,
     supcon(normalize=True, references=True): 6,
+    sigmoid_contrastive(): 4,
+    sigmoid_contrastive(normalize=True, summed=False): 6,
     softmax_block: 3,
     kmeans(27): 3,
     kmeans(1000): 4,

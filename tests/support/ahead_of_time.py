@@ -12,7 +12,8 @@ from triton_compiler import Compiled, Launch, compile_launch, described
 
 def compile_call(chip: int, dtype: str, width: int, call: str) -> list[Compiled]:
     """The kernels of one forward and backward pass of a ``call``: "clip", "unit", "wide", "everything", "distances",
-    "target", "small", "banks", "supcon", "unit supcon", "references", or a key of OTHERS."""
+    "target", "small", "banks", "supcon", "unit supcon", "references", "sigmoid", "unit sigmoid", "sigmoid ids", "small
+    sigmoid", or a key of OTHERS."""
     import triton
     from triton.runtime.jit import JITFunction
 
@@ -189,7 +190,7 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
     from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
     from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 
-    n = 250 if call == "small" else 4000
+    n = 250 if call.startswith("small") else 4000
     x, y, scale = torch.zeros(1, n, width, dtype=dtype), torch.zeros(1, n, width, dtype=dtype), torch.ones(())
     if call in ("supcon", "unit supcon", "references"):
         labels = torch.zeros(n, dtype=torch.int64)
@@ -198,6 +199,19 @@ def _call(call: str, dtype: torch.dtype, width: int) -> None:
         inputs = x[0], labels, scale, *columns, call == "supcon"
         _, *saved = supcon_fwd(*inputs, False)
         supcon_bwd(torch.ones(n), *inputs, *saved, True, references)
+        return
+    if call in ("sigmoid", "unit sigmoid", "sigmoid ids", "small sigmoid"):
+        from cmx_fast.kernels.sigmoid_contrastive.launchers import (
+            sigmoid_contrastive_bwd,
+            sigmoid_contrastive_fwd,
+        )
+
+        named = call in ("sigmoid ids", "small sigmoid")
+        ids = [torch.zeros(1, n, dtype=torch.int64)] * 2 if named else [None, None]
+        inputs = x, y, scale, scale, *ids, call != "unit sigmoid", not named
+        loss, *saved = sigmoid_contrastive_fwd(*inputs, True, False)
+        sigmoid_contrastive_bwd(torch.ones_like(loss), *inputs, *saved, True, True)
+        sigmoid_contrastive_fwd(*inputs, False, False)
         return
     target = None
     if call in ("clip", "unit"):

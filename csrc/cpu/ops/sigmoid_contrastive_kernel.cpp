@@ -132,7 +132,7 @@ Forward run_forward(const Tensor& query, const Tensor& key, const Tensor& logit_
   const int64_t b = query.size(0), n = query.size(1), m = key.size(1), d = query.size(2);
   keep_key = keep_key && summed;
   Tensor loss = summed ? torch::stable::new_empty(logit_scale, {b}) : torch::stable::new_empty(logit_scale, {b, n});
-  Tensor slopes = torch::stable::new_empty(logit_scale, {b, 2, n});
+  Tensor slopes = torch::stable::new_empty(logit_scale, {2, b, n});
   Tensor query_gradient =
       keep_query ? torch::stable::new_empty(logit_scale, {b, n, d}) : torch::stable::new_empty(logit_scale, {0});
   Tensor key_gradient =
@@ -150,8 +150,8 @@ Forward run_forward(const Tensor& query, const Tensor& key, const Tensor& logit_
     for (int64_t i = 0; i < n; ++i) {
       total += sums[i].loss;
       if (!summed) losses[batch * n + i] = sums[i].loss;
-      of_rows[2 * batch * n + i] = sums[i].weighted;
-      of_rows[(2 * batch + 1) * n + i] = sums[i].slope;
+      of_rows[batch * n + i] = sums[i].weighted;
+      of_rows[(b + batch) * n + i] = sums[i].slope;
     }
     if (summed) losses[batch] = total;
     if (dx) dx->finish(problem.query);
@@ -191,8 +191,8 @@ Forward run_backward(const Tensor& grad_loss, const Tensor& query, const Tensor&
   double by_scale = 0, by_bias = 0;
   for (int64_t batch = 0; batch < b; ++batch)
     for (int64_t i = 0; i < n; ++i) {
-      by_scale += double(weight(batch, i)) * of_rows[2 * batch * n + i];
-      by_bias += double(weight(batch, i)) * of_rows[(2 * batch + 1) * n + i];
+      by_scale += double(weight(batch, i)) * of_rows[batch * n + i];
+      by_bias += double(weight(batch, i)) * of_rows[(b + batch) * n + i];
     }
   *static_cast<T*>(dscale.data_ptr()) = by_scale;
   *static_cast<T*>(dbias.data_ptr()) = by_bias;

@@ -23,35 +23,49 @@ inline Vec<T> log1p_of(Vec<T> e) {
   return r * sum;
 }
 
+// Sums of a row over vectors of pairs.
+template <class T>
+struct RowVectors {
+  Vec<T> loss{}, slope{}, weighted{};
+};
+
+// The pairs of one row with the columns from j on; `partial`: the last ones, of which some are beyond the tile.
+template <class T, bool losses, bool derivatives, bool partial>
+inline void visit_columns(const SigmoidTile<T>& tile, Int<T> row_class, int64_t j, T factor, const T* u, T* v,
+                          RowVectors<T>& sums) {
+  constexpr T khi = kLog2E, klo = kLog2E - double(khi);
+  const Int<T> column = iota<T>() + ClassOf<T>(j), inside = column < ClassOf<T>(tile.cols) - Int<T>{};
+  const auto counted = [&](Vec<T> value) { return partial ? (inside ? value : Vec<T>{}) : value; };
+  const Vec<T> x = counted(load(u + j));
+  Int<T> col_class;
+  std::memcpy(&col_class, tile.col_class + j, sizeof(col_class));
+  const Int<T> positive = col_class == row_class;
+  const Vec<T> z = fused(x, broadcast<T>(tile.scale), broadcast<T>(tile.bias)), t = positive ? -z : z;
+  const Vec<T> e = exp2_below<T>(t > 0 ? -t : t, khi, klo), share = 1 / (e + 1);
+  // 0 times an infinity is NaN: it stays visible where the exponential swallowed it.
+  const Vec<T> sigmoid = (t > 0 ? share : e * share) + 0 * x, h = positive ? -sigmoid : sigmoid;
+  if constexpr (losses) {
+    sums.loss += counted((t > 0 ? t : Vec<T>{}) + log1p_of<T>(e));
+    sums.slope += counted(h);
+    sums.weighted += counted(h * x);
+  }
+  if constexpr (derivatives) store(v + j, h * factor);
+}
+
 template <class T, bool losses, bool derivatives>
 void visit(const SigmoidTile<T>& tile, const SigmoidSums<T>& sums, const T* factor, const T* u, int64_t ldu, T* v,
            int64_t ldv) {
-  constexpr T khi = kLog2E, klo = kLog2E - double(khi);
+  const int64_t whole = tile.cols / kLanes<T> * kLanes<T>;
   for (int64_t i = 0; i < tile.rows; ++i, u += ldu, v += ldv) {
     const Int<T> row_class = tile.row_class[i] - Int<T>{};
-    Vec<T> loss{}, slope{}, weighted{};
-    for (int64_t j = 0; j < tile.cols; j += kLanes<T>) {
-      const Int<T> column = iota<T>() + ClassOf<T>(j), inside = column < ClassOf<T>(tile.cols) - Int<T>{};
-      const Vec<T> x = inside ? load(u + j) : Vec<T>{};
-      Int<T> col_class;
-      std::memcpy(&col_class, tile.col_class + j, sizeof(col_class));
-      const Int<T> positive = col_class == row_class;
-      const Vec<T> z = fused(x, broadcast<T>(tile.scale), broadcast<T>(tile.bias)), t = positive ? -z : z;
-      const Vec<T> e = exp2_below<T>(t > 0 ? -t : t, khi, klo), share = 1 / (e + 1);
-      // 0 times an infinity is NaN: it stays visible where the exponential swallowed it.
-      const Vec<T> sigmoid = (t > 0 ? share : e * share) + 0 * x, h = positive ? -sigmoid : sigmoid;
-      if constexpr (losses) {
-        const Vec<T> log_term = (t > 0 ? t : Vec<T>{}) + log1p_of<T>(e) + 0 * x;
-        loss += inside ? log_term : Vec<T>{};
-        slope += inside ? h : Vec<T>{};
-        weighted += inside ? h * x : Vec<T>{};
-      }
-      if constexpr (derivatives) store(v + j, h * factor[i]);
-    }
+    RowVectors<T> row;
+    for (int64_t j = 0; j < whole; j += kLanes<T>)
+      visit_columns<T, losses, derivatives, false>(tile, row_class, j, factor[i], u, v, row);
+    if (whole < tile.cols) visit_columns<T, losses, derivatives, true>(tile, row_class, whole, factor[i], u, v, row);
     if constexpr (losses) {
-      sums.loss[i] = horizontal_sum<T>(loss);
-      sums.slope[i] = horizontal_sum<T>(slope);
-      sums.weighted[i] = horizontal_sum<T>(weighted);
+      sums.slope[i] = horizontal_sum<T>(row.slope);
+      sums.loss[i] = horizontal_sum<T>(row.loss) + 0 * sums.slope[i];
+      sums.weighted[i] = horizontal_sum<T>(row.weighted);
     }
   }
 }

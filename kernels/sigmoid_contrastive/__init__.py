@@ -1,0 +1,1 @@
+"""The sigmoid contrastive loss on the GPU; begin reading at ``launchers``."""
