@@ -17,6 +17,7 @@ OPERATORS = (
     "attention",
     "info_nce",
     "supcon",
+    "dense_scores",
     "kmeans",
     "cluster_cross_entropy",
     "sparse_code",

@@ -97,6 +97,20 @@ CALLS: dict[str, Call] = {
         2,
         1,
     ),
+    "dense_scores-tokens": Call(
+        lambda dtype: [
+            maps(dtype, 3, 32, 7, 10), maps(dtype, 2, 70, 32), torch.rand(2, 70) < torch.rand(2, 1) + 0.1,
+        ],
+        lambda q, k, real: ops.dense_scores(q, k, key_mask=real, heads=2, normalize=True),
+        2,
+        2,
+    ),
+    "dense_scores-pairs": Call(
+        lambda dtype: [maps(dtype, 2, 70, 24), maps(dtype, 3, 90, 24)],
+        lambda q, k: ops.dense_scores(q, k, pool="max"),
+        2,
+        2,
+    ),
     "softmax_block-statistics": Call(
         lambda dtype: [unit(dtype, 100, 32), unit(dtype, 70, 32), torch.tensor(10.0)],
         lambda x, y, scale: ops.block_statistics(x, y, scale),

@@ -66,6 +66,12 @@ CALLS: dict[str, Sized] = {
         lambda b, n: (torch.randn(b, 24), torch.randn(n, 24), torch.arange(b) % 3, torch.arange(n) % 3),
         2,
     ),
+    "dense_scores": Sized(
+        "ops.dense_scores",
+        of(lambda q, k, real: ops.dense_scores(q, k, key_mask=real, heads=2, normalize=True)),
+        lambda b, n: (torch.randn(b, 8, n, n), torch.randn(5, n, 8), torch.arange(n) <= torch.arange(5)[:, None]),
+        2,
+    ),
     "pyramid_correlation": Sized(
         "ops.pyramid_correlation",
         of(lambda x, f: ops.pyramid_correlation(x, f, levels=3)),
