@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-RESULTS = Path(__file__).resolve().parent / "results"
+COMMITTED = Path(__file__).resolve().parent / "results"
+#: The repository's own results where the command runs from its tree; from a wheel, a folder where one is.
+RESULTS = COMMITTED if COMMITTED.is_dir() else Path("results")
 QUICK_ROWS = 1024
 
 

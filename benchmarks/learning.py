@@ -33,7 +33,7 @@ from cmx_fast.nn.attention import (
 
 from .small_parts import HELD_OUT, choose_patches, find_the_part
 
-#: Channels of the segmentation networks, and pixels of their pictures.
+#: Channels of the segmentation networks, and the side of their pictures in pixels.
 WIDTH, SIZE = 16, 24
 
 
@@ -48,21 +48,23 @@ class Row:
     baseline: float | None = None
 
 
-def marked_blobs(count: int, reach: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures (count, 3, S, S) of grey blobs, and labels (count, S, S): 0 background, 1 or 2 blob.
+def marked_blobs(
+    count: int, reach: int, generator: torch.Generator, size: int = SIZE
+) -> tuple[Tensor, Tensor]:
+    """Pictures (count, 3, S, S), S the ``size``, of grey blobs, and labels (count, S, S): 0 background, 1 or 2 blob.
 
     Nothing near a picture's blob tells its class. A marker of 2 x 2 pixels, red or blue, does, 3 to ``reach`` pixels
     from the edge of the blob. A network that sees less can only guess.
     """
-    pictures = 0.1 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
-    labels = torch.zeros(count, SIZE, SIZE, dtype=torch.int64)
+    pictures = 0.1 * torch.randn(count, 3, size, size, generator=generator)
+    labels = torch.zeros(count, size, size, dtype=torch.int64)
     for i in range(count):
         kind = int(torch.randint(2, (), generator=generator))
-        y, x = (int(v) for v in torch.randint(0, SIZE - 6, (2,), generator=generator))
+        y, x = (int(v) for v in torch.randint(0, size - 6, (2,), generator=generator))
         pictures[i, :, y : y + 6, x : x + 6] += 0.6
         labels[i, y : y + 6, x : x + 6] = 1 + kind
         while True:
-            v, u = (int(w) for w in torch.randint(0, SIZE - 2, (2,), generator=generator))
+            v, u = (int(w) for w in torch.randint(0, size - 2, (2,), generator=generator))
             gap = max(y - v - 2, v - y - 6, x - u - 2, u - x - 6)
             if 3 <= gap <= reach:
                 break
@@ -103,11 +105,13 @@ SEGMENTING: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-def segment(between: Callable[[], nn.Module], reach: int, steps: int, seed: int = 0) -> float:
+def segment(
+    between: Callable[[], nn.Module], reach: int, steps: int, seed: int = 0, size: int = SIZE
+) -> float:
     """The share of blob pixels that a trained network labels rightly, on held-out pictures."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    pictures, labels = marked_blobs(1024, reach, generator)
+    pictures, labels = marked_blobs(1024, reach, generator, size)
     network = Segmenter(between())
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     for step in range(steps):
@@ -122,7 +126,7 @@ def segment(between: Callable[[], nn.Module], reach: int, steps: int, seed: int 
         loss.backward()
         optimizer.step()
     network.eval()
-    pictures, labels = marked_blobs(HELD_OUT, reach, torch.Generator().manual_seed(seed + 1))
+    pictures, labels = marked_blobs(HELD_OUT, reach, torch.Generator().manual_seed(seed + 1), size)
     with torch.no_grad():
         predicted = network(pictures)[0].argmax(1)
     return 100 * float((predicted == labels)[labels > 0].double().mean())

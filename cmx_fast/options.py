@@ -30,7 +30,11 @@ FirstSeed = Annotated[int, typer.Option(help="Seed of weights, noise and batches
 Seeds = Annotated[
     int, typer.Option(min=1, help="Train with this many seeds, from --seed on; report mean and spread.")
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Samples of a step: as --set batch=N."), Sets("batch")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Samples of a step, of all processes together: as --set batch=N."),
+    Sets("batch"),
+]
 LearningRate = Annotated[float | None, typer.Option("--lr", help="Learning rate: as --set lr=X."), Sets("lr")]
 Device = Annotated[
     str | None,
@@ -63,7 +67,7 @@ Encoder = Annotated[
 ]
 #: Option of the commands that open a run.
 EncoderFile = Annotated[
-    Path | None, typer.Option(help="Weights of the run's --encoder, if not where the run had them.")
+    Path | None, typer.Option(help="Weights of the run's pretrained encoder, if not where the run had them.")
 ]
 Loggers = Annotated[
     list[str],

@@ -74,16 +74,17 @@ class Patch:
 
 
 def open_clip() -> Patch:
-    """Replace ``open_clip.ClipLoss``, also for ``open_clip.create_loss``, by :class:`cmx_fast.losses.ClipLoss`.
+    """Replace ``open_clip.ClipLoss`` and ``SigLipLoss``, also for ``create_loss``, by :mod:`cmx_fast.losses`' own.
 
     Returns:
         What was replaced, to be undone.
 
     Raises:
         MissingExtraError: the package is not installed.
-        RuntimeError: it has no such class, one with other arguments, or it is patched already.
+        RuntimeError: it lacks one of the classes, has one with other arguments, or it is patched already.
     """
-    return _patch("open_clip", {"open_clip.loss.ClipLoss": "cmx_fast.losses.ClipLoss"})
+    names = ("ClipLoss", "SigLipLoss")
+    return _patch("open_clip", {f"open_clip.loss.{name}": f"cmx_fast.losses.{name}" for name in names})
 
 
 def lightly() -> Patch:

@@ -1,21 +1,26 @@
-"""OpenCLIP's training step on random pictures and texts: the import of ClipLoss is all that changes."""
+"""OpenCLIP's training step on random pictures and texts: the import of the loss is all that changes."""
 
 import math
 
 import open_clip
 import torch
 
-from cmx_fast.losses import ClipLoss  # was: from open_clip import ClipLoss
+from cmx_fast.losses import ClipLoss, SigLipLoss  # was: from open_clip.loss import ClipLoss, SigLipLoss
 
 
-def main(clip_loss=ClipLoss, steps=20):
+def main(loss_class=None, steps=20, sigmoid=False):
+    """CLIP's softmax or, with ``sigmoid``, SigLIP's loss, for which the model learns a bias, too."""
     torch.manual_seed(0)
     vision = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 32, "head_width": 16}
     text = {"context_length": 8, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, output_dict=True)
+    start = {"init_logit_scale": math.log(10), "init_logit_bias": -10} if sigmoid else {}
+    model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, output_dict=True, **start)
     images, texts = torch.randn(16, 3, 32, 32), torch.randint(1, 100, (16, 8))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    loss = clip_loss(local_loss=False, gather_with_grad=False, cache_labels=True, rank=0, world_size=1)
+    if sigmoid:
+        loss = (loss_class or SigLipLoss)(rank=0, world_size=1)
+    else:
+        loss = (loss_class or ClipLoss)(gather_with_grad=False, cache_labels=True, rank=0, world_size=1)
 
     values = []
     for _ in range(steps):

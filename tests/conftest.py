@@ -57,7 +57,7 @@ def poisoned_memory():
 @pytest.fixture(scope="session")
 def tiny() -> dict[str, int]:
     """Options of the simulated set: three spaces, the third outdoors."""
-    return {"rooms": 3, "train_pairs": 3, "test_pairs": 2, "image_size": 64, "seed": 5}
+    return {"rooms": 3, "train_pairs": 3, "test_pairs": 2, "val_pairs": 1, "image_size": 64, "seed": 5}
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,8 @@ def test_examples_run(name):
 
 
 @pytest.mark.parametrize(
-    "thing", [ops.info_nce, ops.supcon, *(getattr(losses, name) for name in losses.__all__)]
+    "thing",
+    [ops.info_nce, ops.supcon, ops.sigmoid_contrastive, *(getattr(losses, name) for name in losses.__all__)],
 )
 def test_public_things_have_an_example(thing):
     assert ">>>" in thing.__doc__

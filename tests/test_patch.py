@@ -76,7 +76,7 @@ def test_sentence_transformers_classes_are_replaced():
     assert theirs.MultipleNegativesRankingLoss is original
 
 
-def test_open_clip_s_factory_makes_the_fused_loss():
+def test_open_clip_s_factory_makes_the_fused_losses():
     factory = installed("open_clip.factory")
     arguments = SimpleNamespace(
         distill=False, model="ViT-B-32", siglip=False, local_loss=True, gather_with_grad=True, rank=0, world_size=1,
@@ -84,6 +84,8 @@ def test_open_clip_s_factory_makes_the_fused_loss():
     )  # fmt: skip
     with patch.open_clip():
         loss = factory.create_loss(arguments)
+        sigmoid = factory.create_loss(SimpleNamespace(**{**vars(arguments), "siglip": True}))
+    assert type(sigmoid) is losses.SigLipLoss and sigmoid.dist_impl == "bidir"
     assert type(loss) is losses.ClipLoss and loss.local_loss and loss.gather_with_grad
     assert type(factory.create_loss(arguments)) is not losses.ClipLoss
 

@@ -203,6 +203,7 @@ def test_process_groups_refuse():
         for loss in (
             lambda x: distributed.info_nce(x, x),
             lambda x: distributed.supcon(x, labels),
+            lambda x: distributed.sigmoid_contrastive(x, x),
             lambda x: distributed.kmeans_step(x, x[:2])[3],
         ):
             for transform in (torch.func.grad, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))):

@@ -29,8 +29,8 @@ def load(module: str) -> ModuleType:
         raise MissingPeerError(f"{module} is not installed ({error}); {EXTRA}") from error
 
 
-def open_clip_loss() -> nn.Module:
-    """OpenCLIP's ``ClipLoss``, from its file alone: the package imports every vision model."""
+def open_clip_loss(name: str = "ClipLoss") -> nn.Module:
+    """OpenCLIP's ``ClipLoss`` or ``SigLipLoss``, from its file alone: the package imports every vision model."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise MissingPeerError(f"open_clip is not installed; {EXTRA}")
@@ -39,7 +39,7 @@ def open_clip_loss() -> nn.Module:
         raise MissingPeerError(f"open_clip has no loss.py; {EXTRA}")
     module = importlib.util.module_from_spec(alone)
     alone.loader.exec_module(module)
-    return module.ClipLoss()
+    return getattr(module, name)()
 
 
 def metric_learning_supcon(temperature: float) -> nn.Module:

@@ -121,7 +121,7 @@ class Estimator(Base):
     def score(self, X: Array, y: None = None, sample_weight: Array | None = None) -> float:
         """Minus the inertia: the sum of the samples' weighted distances, squared with "l2", to their centroids."""
         samples = self._samples_like_fitted("score", X, sample_weight)
-        return -samples.inertia(samples.assign(self._centroids(samples))[1])
+        return -samples.labels_and_inertia(self._centroids(samples))[1]
 
     def _check_options(self) -> None:
         for name in ("n_clusters", "max_iter"):

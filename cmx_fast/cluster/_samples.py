@@ -149,9 +149,13 @@ class Samples:
         """The number of samples with a weight above 0."""
         return self.n if self.weight is None else int((self.weight > 0).sum())
 
-    def inertia(self, distance: Tensor) -> float:
-        """The weighted sum of these distances, in the caller's units."""
-        return (distance.double() * self.flat_weight()).sum().item() * self.scale
+    def labels_and_inertia(self, centroids: Tensor) -> tuple[Tensor, float]:
+        """Flat labels of the nearest centroids, and the weighted sum of the distances to them, in the caller's units.
+
+        The sum is float64: :meth:`assign` gives float32 distances of float32 samples, and the square of 1e20 overflows.
+        """
+        labels, _, _, inertia = self.step(centroids)
+        return labels, inertia.item() * self.scale
 
     def _rows(self, indices: Tensor) -> Tensor:
         indices = indices.to(self.device)

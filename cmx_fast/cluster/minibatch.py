@@ -213,7 +213,7 @@ class MiniBatchKMeans(Estimator):
         best: tuple[float, Tensor] | None = None
         for number in range(1, tries + 1):
             centroids = draw_start()
-            inertia = trial.inertia(trial.assign(centroids)[1])
+            _, inertia = trial.labels_and_inertia(centroids)
             if self.verbose:
                 print(f"Inertia for init {number}/{tries}: {inertia}")
             if best is None or inertia < best[0]:
@@ -283,9 +283,8 @@ class MiniBatchKMeans(Estimator):
         """Set the fitted attributes in the kind of array that the samples came in."""
         fitted: dict[str, object] = {}
         if label and self.compute_labels:
-            labels, distance = samples.assign(clusters.centroids)
+            labels, fitted["inertia_"] = samples.labels_and_inertia(clusters.centroids)
             fitted["labels_"] = samples.give(samples.shaped(labels))
-            fitted["inertia_"] = samples.inertia(distance)
         for name in ("labels_", "inertia_"):
             self.__dict__.pop(name, None)
         self.__dict__.update(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cmx_fast.options import Device, EncoderFile
+
 #: The page can be reached from this machine alone.
 HOST = "127.0.0.1"
 
@@ -22,6 +24,8 @@ def demo_page(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the page; 0: any that is free.")
     ] = 7860,
+    encoder_file: EncoderFile = None,
+    device: Device = None,
 ) -> None:
     """Serve a page on this machine where a dropped picture, sound or video finds the nearest of the indexed files.
 
@@ -36,12 +40,14 @@ def demo_page(
     make_server = require("werkzeug.serving", "demo").make_server
     if index is not None:
         rows = Index.read(index)
-        embedder = open_embedder(run or rows.run, model=rows.model, seed=rows.seed)
+        embedder = open_embedder(
+            run or rows.run, model=rows.model, seed=rows.seed, encoder_file=encoder_file, device=device
+        )
         title = f"Searching {len(rows.files)} files by {(run or rows.run).absolute().name}"
         app = new_app(title, embedder.kinds, searching(embedder, rows))
     elif run is not None:
         try:
-            segmenter = open_segmenter(run)
+            segmenter = open_segmenter(run, encoder_file=encoder_file, device=device)
         except ValueError as error:
             raise ValueError(f"{error}; to search, give --index, that cmx embed wrote") from error
         app = new_app(f"Segmenting pictures by {run.absolute().name}", ("image",), segmenting(segmenter))

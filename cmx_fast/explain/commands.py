@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.options import Device, RunModel, RunSeed
+from cmx_fast.options import Device, EncoderFile, RunModel, RunSeed
 
 #: The commands whose runs are explained, and the classes that do.
 EXPLAINED = {
@@ -24,6 +24,7 @@ def gradcam(
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("gradcam.png"),
     model: RunModel = None,
     seed: RunSeed = None,
+    encoder_file: EncoderFile = None,
     device: Device = None,
 ) -> None:
     """Show the pixels, and the parts of the sound, that the similarity of both comes from.
@@ -38,6 +39,12 @@ def gradcam(
     from cmx_fast.train.trained_model import open_trained
 
     embedder = open_trained(
-        run, EXPLAINED, "compare pictures with sounds by maps", model=model, seed=seed, device=device
+        run,
+        EXPLAINED,
+        "compare pictures with sounds by maps",
+        model=model,
+        seed=seed,
+        encoder_file=encoder_file,
+        device=device,
     )
     typer.echo(draw(embedder, out, image, audio, video))

@@ -1,8 +1,8 @@
 """Contrastive losses as modules, with the constructors and calls of the packages they stand in for.
 
-``ClipLoss`` is OpenCLIP's, ``SupConLoss`` SupContrast's, ``NTXentLoss`` lightly's and ``InfoNCE`` info-nce-pytorch's;
-:mod:`cmx_fast.losses.metric_learning` has pytorch-metric-learning's. Their docstrings say where they differ.
-``InfoNCELoss``, ``DenseContrastiveLoss`` and ``MemoryBank`` are this package's own.
+``ClipLoss`` and ``SigLipLoss`` are OpenCLIP's, ``SupConLoss`` SupContrast's, ``NTXentLoss`` lightly's and ``InfoNCE``
+info-nce-pytorch's; :mod:`cmx_fast.losses.metric_learning` has pytorch-metric-learning's. Their docstrings say where
+they differ. ``InfoNCELoss``, ``DenseContrastiveLoss`` and ``MemoryBank`` are this package's own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from cmx_fast.losses.clip import ClipLoss
 from cmx_fast.losses.dense_contrastive import DenseContrastiveLoss
 from cmx_fast.losses.info_nce import InfoNCE, InfoNCELoss
 from cmx_fast.losses.ntxent import NTXentLoss
+from cmx_fast.losses.siglip import SigLipLoss
 from cmx_fast.losses.supcon import SupConLoss
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "InfoNCELoss",
     "MemoryBank",
     "NTXentLoss",
+    "SigLipLoss",
     "SupConLoss",
 ]
 

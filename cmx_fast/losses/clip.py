@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 import cmx_fast
+from cmx_fast.losses._checks import check_process_group, one_scale
 from cmx_fast.ops import info_nce
 
 
@@ -88,15 +86,8 @@ class ClipLoss(nn.Module):
         *,
         temperature: Tensor | float | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        self._check_group()
-        if (logit_scale is None) == (temperature is None):
-            raise ValueError(
-                f"one of logit_scale and temperature must be given, got {logit_scale} and {temperature}; logit_scale "
-                "is 1 / temperature"
-            )
-        scale: dict[str, Any] = (
-            {"logit_scale": logit_scale} if temperature is None else {"temperature": temperature}
-        )
+        check_process_group("ClipLoss", self.rank, self.world_size)
+        scale = one_scale(logit_scale, temperature)
         if self.world_size < 2:
             loss = info_nce(image_features, text_features, **scale)
         else:
@@ -124,7 +115,7 @@ class ClipLoss(nn.Module):
         Raises:
             ValueError: processes whose batches differ in size; the loss itself takes them.
         """
-        self._check_group()
+        check_process_group("ClipLoss", self.rank, self.world_size)
         images, texts = image_features, text_features
         if self.world_size > 1:
             images, texts = self._of_all(image_features), self._of_all(text_features)
@@ -142,18 +133,6 @@ class ClipLoss(nn.Module):
         """The column of every row's own pair in :meth:`get_logits`, (num_logits,) int64."""
         first = num_logits * self.rank if self.world_size > 1 and self.local_loss else 0
         return torch.arange(first, first + num_logits, device=device)
-
-    def _check_group(self) -> None:
-        """Require the process group that the constructor was given; it may be made after the loss."""
-        if self.world_size < 2:
-            return
-        there = dist.is_available() and dist.is_initialized()
-        actual = (dist.get_rank(), dist.get_world_size()) if there else (0, 1)
-        if (self.rank, self.world_size) != actual:
-            raise ValueError(
-                f"ClipLoss was told rank={self.rank}, world_size={self.world_size}, but torch.distributed says "
-                f"{actual[0]} and {actual[1]}; call torch.distributed.init_process_group first, and pass what it says"
-            )
 
     def _of_all(self, features: Tensor) -> Tensor:
         """The features of all processes, in their order; gradients reach the others' with ``gather_with_grad``."""

@@ -57,6 +57,11 @@ class AudioEncoder(FixedEncoder):
         """A hash of the weights and the front end: that of features which this encoder gives."""
         return digest([self.name, self.sample_rate, self.state_dict()])
 
+    def file_weights(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The weights and the metadata of a safetensors file that :func:`open_audio_encoder` reads under ``name``."""
+        weights, metadata = self.network.file_contents()
+        return {name: value.contiguous().clone() for name, value in weights.items()}, metadata
+
     def _checked(self, waves: Tensor) -> Tensor:
         if waves.dim() != 2 or not waves.is_floating_point() or waves.shape[1] < self.shortest:
             raise ValueError(
@@ -78,6 +83,24 @@ def open_audio_encoder(spec: str) -> AudioEncoder:
     if not colon or not file or family not in FAMILIES:
         raise ValueError(f"there is no audio encoder {spec!r}: panns:FILE, vggish:FILE or beats:FILE")
     return AudioEncoder(family, FAMILIES[family](Path(file)))
+
+
+def reopen_audio_encoder(family: str, fingerprint: str, file: Path | str) -> AudioEncoder:
+    """Open the audio encoder that a model was trained with, from a file of its weights.
+
+    Raises:
+        as :func:`open_audio_encoder`, and ValueError: the weights are not those of the model.
+    """
+    encoder = open_audio_encoder(f"{family}:{file}")
+    if encoder.fingerprint() != fingerprint:
+        raise ValueError(
+            f"{file} is not the {family} that the model was trained with: its weights are others"
+        )
+    return encoder
+
+
+#: Names in PANNs' files: the real part of the Fourier matrix, whose first row is the window, and the mel filters.
+STFT, MELS = "spectrogram_extractor.stft.conv_real.weight", "logmel_extractor.melW"
 
 
 class Panns(nn.Module):
@@ -109,6 +132,10 @@ class Panns(nn.Module):
         for number, (inner, outer) in enumerate(zip((1, *widths), widths, strict=False), 1):
             self.add_module(f"conv_block{number}", _PannsBlock(inner, outer))
         self.fc1 = nn.Linear(self.width, self.width)
+
+    def file_contents(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See :meth:`AudioEncoder.file_weights`; of the STFT, the window alone."""
+        return {**self.state_dict(), STFT: self.window[None, None], MELS: self.mels.T}, {}
 
     def logmel(self, waves: Tensor) -> Tensor:
         """Decibels (B, bands, frames) of power in the bands, at least -100."""
@@ -182,6 +209,10 @@ class VGGish(nn.Module):
         self.register_buffer("window", torch.hann_window(400), persistent=False)
         self.register_buffer("bands", vggish_bands(), persistent=False)
 
+    def file_contents(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See :meth:`AudioEncoder.file_weights`."""
+        return self.state_dict(), {}
+
     def logmel(self, waves: Tensor) -> Tensor:
         """ln(mel + 0.01) of magnitudes, (B, frames, 64): frames of 25 ms every 10 ms, not padded."""
         frames = waves.float().unfold(1, 400, 160) * self.window
@@ -218,15 +249,14 @@ def vggish_bands() -> Tensor:
 
 def _panns(file: Path) -> Panns:
     state = read_state(file)
-    stft, mels = "spectrogram_extractor.stft.conv_real.weight", "logmel_extractor.melW"
     blocks = numbered(state, "conv_block", "")
-    if stft not in state or mels not in state or blocks == 0 or "fc1.weight" not in state:
+    if STFT not in state or MELS not in state or blocks == 0 or "fc1.weight" not in state:
         raise ValueError(f"{file} holds no CNN14 of PANNs: it looks like {description(state)}")
-    window = state[stft][0, 0]  # the real part at 0 Hz
+    window = state[STFT][0, 0]  # the real part at 0 Hz
     widths = tuple(
         state[name].shape[0] for n in range(1, blocks + 1) if (name := f"conv_block{n}.conv1.weight") in state
     )
-    network = Panns(window, state[mels].T.contiguous(), widths)
+    network = Panns(window, state[MELS].T.contiguous(), widths)
     left_out = ("spectrogram_extractor.", "logmel_extractor.", "fc_audioset.")
     weights = {name: value for name, value in state.items() if not name.startswith(left_out)}
     load_weights(network, weights, file, "PANNs' CNN14")

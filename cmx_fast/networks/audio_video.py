@@ -11,7 +11,7 @@ from torchvision.models.resnet import ResNet
 from torchvision.models.video.resnet import BasicBlock as ClipBlock
 from torchvision.models.video.resnet import Conv2Plus1D
 
-from cmx_fast.networks.resnet import after_third_stage, gated, initialise_gates
+from cmx_fast.networks.resnet import after_third_stage, channels_last, gated, initialise_gates
 
 
 class Conv3d(nn.Conv3d):
@@ -64,6 +64,7 @@ class R2Plus1D(nn.Module):
         self.layer4 = self._stage(4 * width, 8 * width, blocks, last_stride)
         initialise(self)
         self.non_local = after_third_stage(attention, 4 * width, 3)
+        channels_last(self, attention)
 
     def _stage(self, inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
         shortcut = None
@@ -101,6 +102,7 @@ class TemporalEncoder(nn.Module):
             ]
         self.layers = nn.Sequential(*layers, nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
         initialise(self)
+        channels_last(self)
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.motion:
@@ -130,6 +132,7 @@ class ResNet9(nn.Module):
         initialise(self)
         self.non_local = after_third_stage(attention, 4 * width)
         initialise_gates(self)
+        channels_last(self, attention)
 
     def _halving(self, inner: int) -> PictureBlock:
         shortcut = nn.Sequential(
@@ -162,6 +165,7 @@ class ResNet18(ResNet):
         self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.fc = nn.Linear(8 * width, features)
+        channels_last(self)
 
     def _make_layer(self, block: Any, planes: int, *more: Any, **options: Any) -> nn.Sequential:
         if planes == 64:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
-from cmx_fast.networks.pretrained_files import description, load_weights, read_checkpoint, read_state
+from cmx_fast.networks.pretrained_files import (
+    description,
+    load_weights,
+    read_checkpoint,
+    read_metadata,
+    read_state,
+)
 
 #: Mean and half the inverse scale of the log filterbank (the authors').
 MEAN, STD = 15.41663, 6.55582
@@ -52,6 +59,7 @@ class BEATs(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        self.config = config
         self.patch = config.input_patch_size
         self.shortest = 400 + 160 * (self.patch - 1)
         self.width = config.encoder_embed_dim
@@ -62,6 +70,10 @@ class BEATs(nn.Module):
         if config.embed_dim != self.width:
             self.post_extract_proj = nn.Linear(config.embed_dim, self.width)
         self.encoder = _Transformer(config)
+
+    def file_contents(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The weights and the metadata of a safetensors file that :func:`read_beats` reads."""
+        return self.state_dict(), {"cfg": json.dumps(asdict(self.config))}
 
     def filterbank(self, waves: Tensor) -> Tensor:
         """Kaldi's log filterbank of waves in 16-bit units, standardised: (B, frames, 128)."""
@@ -170,13 +182,19 @@ class _Attention(nn.Module):
 def read_beats(file: Path) -> BEATs:
     """BEATs with the weights of a checkpoint ("cfg" and "model"); the classifier of a fine-tuned one is left out.
 
+    In safetensors' format "cfg" is an entry of the metadata, as JSON.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is no such checkpoint, or its network is not one that is known here.
     """
-    content = read_checkpoint(file)
     state = read_state(file)
-    config: Any = content.get("cfg") if isinstance(content, dict) else None
+    config: Any
+    if file.suffix == ".safetensors":
+        config = json.loads(read_metadata(file).get("cfg", "null"))
+    else:
+        content = read_checkpoint(file)
+        config = content.get("cfg") if isinstance(content, dict) else None
     if not isinstance(config, Mapping) or "patch_embedding.weight" not in state:
         raise ValueError(f"{file} holds no BEATs (entries cfg and model): it looks like {description(state)}")
     known = Config(**{field.name: config[field.name] for field in fields(Config) if field.name in config})

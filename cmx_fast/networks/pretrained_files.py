@@ -51,6 +51,12 @@ def read_checkpoint(path: Path | str) -> Any:
         raise ValueError(f"{path} is not a readable PyTorch checkpoint: {reason}") from error
 
 
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a safetensors file that :func:`read_checkpoint` reads."""
+    with require("safetensors", "timm").safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
 def read_state(path: Path | str) -> dict[str, Tensor]:
     """The state dict in a PyTorch or safetensors file, out of its wrappers ``state_dict``, ``model``, ``teacher``, ...
 

@@ -18,6 +18,7 @@ from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.position_gate import pool_channels, position_gate
 from cmx_fast.ops.prepare_frames import prepare_frames
 from cmx_fast.ops.pyramid_correlation import attention_consistency, pyramid_correlation
+from cmx_fast.ops.sigmoid_contrastive import sigmoid_contrastive
 from cmx_fast.ops.softmax_block import block_gradients, block_statistics
 from cmx_fast.ops.sparse_code import sparse_code
 from cmx_fast.ops.supcon import supcon
@@ -44,6 +45,7 @@ __all__ = [
     "prepare_frames",
     "pyramid_correlation",
     "set_cache_budget",
+    "sigmoid_contrastive",
     "sparse_code",
     "supcon",
     "warp_and_mask",

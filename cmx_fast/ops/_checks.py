@@ -73,13 +73,13 @@ def check_index(name: str, value: object, shape: Sequence[int], device: torch.de
         raise ValueError(f"{name} is on {value.device} but the features are on {device}; move one of them")
 
 
-def check_labels(name: str, value: object, rows: int, device: torch.device) -> Tensor:
-    """Labels (rows,) of any integer type as int64."""
+def check_labels(name: str, value: object, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Labels of this shape and any integer type as int64."""
     if not isinstance(value, Tensor) or value.dtype not in LABELS:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be a tensor of integers, got {kind}; use {name}.long()")
     value = value if value.dtype == torch.int64 else value.long()
-    check_index(name, value, (rows,), device)
+    check_index(name, value, shape, device)
     return value
 
 
@@ -116,15 +116,18 @@ def _vectorised() -> bool:
 
 
 def scale_tensor(
-    logit_scale: Tensor | float, features: Tensor, temperature: Tensor | float | None = None
+    logit_scale: Tensor | float,
+    features: Tensor,
+    temperature: Tensor | float | None = None,
+    default: float = DEFAULT_SCALE,
 ) -> Tensor:
     """The logit scale as a 0-d tensor in the accumulation dtype beside the features; gradients flow through.
 
-    It is 1 / temperature where that is given, and then no logit scale may be but the default.
+    It is 1 / temperature where that is given, and then no logit scale may be but the operator's default object.
     """
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     if temperature is not None:
-        if logit_scale is not DEFAULT_SCALE:
+        if logit_scale is not default:
             raise ValueError(
                 f"logit_scale and temperature can't both be given, got {logit_scale} and {temperature}; pass one of "
                 "them (logit_scale is 1 / temperature)"
@@ -148,6 +151,24 @@ def scale_tensor(
     if readable(logit_scale) and not logit_scale.item() > 0:
         raise ValueError(f"logit_scale must be positive (it is 1 / temperature), got {logit_scale.item()}")
     return logit_scale.reshape(()).to(wide)
+
+
+def bias_tensor(logit_bias: Tensor | float, features: Tensor) -> Tensor:
+    """The logit bias as a 0-d tensor in the accumulation dtype beside the features; gradients flow through."""
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if not isinstance(logit_bias, Tensor):
+        if isinstance(logit_bias, bool) or not isinstance(logit_bias, Real):
+            raise TypeError(f"logit_bias must be a number or a 0-d tensor, got {type(logit_bias).__name__}")
+        if not math.isfinite(logit_bias):
+            raise ValueError(f"logit_bias must be finite, got {logit_bias}")
+        return torch.full((), float(logit_bias), dtype=wide, device=features.device)
+    if logit_bias.numel() != 1 or logit_bias.is_complex() or logit_bias.dtype == torch.bool:
+        raise ValueError(
+            f"logit_bias must be a real 0-d tensor, got {logit_bias.dtype} of shape {tuple(logit_bias.shape)}"
+        )
+    if logit_bias.device != features.device:
+        raise ValueError(f"logit_bias is on {logit_bias.device} but the features are on {features.device}")
+    return logit_bias.reshape(()).to(wide)
 
 
 def _of_temperature(temperature: Tensor | float, device: torch.device, wide: torch.dtype) -> Tensor:

@@ -18,6 +18,7 @@ OPERATORS = (
     "info_nce",
     "supcon",
     "dense_scores",
+    "sigmoid_contrastive",
     "kmeans",
     "cluster_cross_entropy",
     "sparse_code",

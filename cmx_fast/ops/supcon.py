@@ -103,7 +103,7 @@ def check_arguments(
     _checks.check_floating("features", features, 2, "(M, D)")
     if features.dim() != 2:
         raise ValueError(f"features must have shape (M, D), got {tuple(features.shape)}")
-    labels = _checks.check_labels("labels", labels, features.shape[0], features.device)
+    labels = _checks.check_labels("labels", labels, features.shape[:1], features.device)
     if (ref_features is None) != (ref_labels is None):
         missing = "ref_labels" if ref_labels is None else "ref_features"
         raise ValueError(f"ref_features and ref_labels go together; {missing} is missing")
@@ -115,7 +115,7 @@ def check_arguments(
             raise ValueError(f"ref_features must have shape (R, D), got {tuple(ref_features.shape)}")
         features, ref_features = _checks.autocast(features, ref_features)
         _checks.check_alike("ref_features", ref_features, "features", features)
-        ref_labels = _checks.check_labels("ref_labels", ref_labels, ref_features.shape[0], features.device)
+        ref_labels = _checks.check_labels("ref_labels", ref_labels, ref_features.shape[:1], features.device)
     _checks.check_choice("reduction", reduction, REDUCTIONS)
     scale = _checks.scale_tensor(logit_scale, features, temperature)
     return features, labels, scale, ref_features, ref_labels

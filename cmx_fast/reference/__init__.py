@@ -11,6 +11,7 @@ from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step, 
 from cmx_fast.reference.position_gate import pool_channels, position_gate
 from cmx_fast.reference.prepare_frames import blend, grey, prepare_frames
 from cmx_fast.reference.pyramid_correlation import attention_consistency, pyramid_correlation
+from cmx_fast.reference.sigmoid_contrastive import sigmoid_contrastive
 from cmx_fast.reference.softmax_block import block_gradients, block_statistics
 from cmx_fast.reference.sparse_code import sparse_code, spectral_norm_squared
 from cmx_fast.reference.supcon import supcon
@@ -37,6 +38,7 @@ __all__ = [
     "prepare_frames",
     "pyramid_correlation",
     "reduce_loss",
+    "sigmoid_contrastive",
     "sparse_code",
     "spectral_norm_squared",
     "supcon",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cmx_fast.options import Device, RunModel, RunSeed, words
+from cmx_fast.options import Device, EncoderFile, RunModel, RunSeed, words
 
 
 def embed(
@@ -22,6 +22,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="Folder to write the index to.")],
     model: RunModel = None,
     seed: RunSeed = None,
+    encoder_file: EncoderFile = None,
     device: Device = None,
 ) -> None:
     """Embed all files below the folders by a trained run, once, for cmx search.
@@ -32,7 +33,7 @@ def embed(
     from cmx_fast.search.index import Index, embed_files, find_files, left_out
 
     console = Console()
-    embedder = open_embedder(run, model=model, seed=seed, device=device)
+    embedder = open_embedder(run, model=model, seed=seed, encoder_file=encoder_file, device=device)
     chosen, others = find_files(files, embedder.kinds)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("files", total=len(chosen))
@@ -61,6 +62,7 @@ def search(
     page: Annotated[
         Path | None, typer.Option(help="Page to write; default search.html in the index.")
     ] = None,
+    encoder_file: EncoderFile = None,
     device: Device = None,
 ) -> None:
     """Print the nearest files to a picture, a sound or a video, and write a page that shows and plays them."""
@@ -78,7 +80,9 @@ def search(
     if not query.is_file():
         raise ValueError(f"--{kind} {query}: there is no such file")
     rows = Index.read(index)
-    embedder = open_embedder(rows.run, model=rows.model, seed=rows.seed, device=device)
+    embedder = open_embedder(
+        rows.run, model=rows.model, seed=rows.seed, encoder_file=encoder_file, device=device
+    )
     if kind not in embedder.kinds:
         raise ValueError(f"the index's run embeds {' and '.join(embedder.kinds)}, not {kind}")
     try:

@@ -39,14 +39,21 @@ class Embedder(Protocol):
 
 
 def open_embedder(
-    run: Path | str, *, model: str | None = None, seed: int | None = None, device: str | None = None
+    run: Path | str,
+    *,
+    model: str | None = None,
+    seed: int | None = None,
+    encoder_file: Path | None = None,
+    device: str | None = None,
 ) -> Embedder:
     """Open the embedder of a finished run folder.
 
     Raises:
         as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
-    embedder: Embedder = open_trained(run, EMBEDDERS, "embed files", model=model, seed=seed, device=device)
+    embedder: Embedder = open_trained(
+        run, EMBEDDERS, "embed files", model=model, seed=seed, encoder_file=encoder_file, device=device
+    )
     return embedder
 
 

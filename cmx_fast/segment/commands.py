@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cmx_fast.options import Device, RunSeed
+from cmx_fast.options import Device, EncoderFile, RunSeed
 
 
 def segment(
@@ -16,6 +16,7 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder to write label maps, overlays, table and page to.")],
     model: Annotated[str | None, typer.Option(help="The run's model; default c2l, or its first.")] = None,
     seed: RunSeed = None,
+    encoder_file: EncoderFile = None,
     device: Device = None,
 ) -> None:
     """Segment all pictures below the folders by a trained run, and write a page that shows them.
@@ -31,7 +32,7 @@ def segment(
     from cmx_fast.segment.segmenters import open_segmenter
 
     console = Console()
-    segmenter = open_segmenter(run, model=model, seed=seed, device=device)
+    segmenter = open_segmenter(run, model=model, seed=seed, encoder_file=encoder_file, device=device)
     found, others = find_files(files, ("image",))
     pictures = [file for file, _ in found if not file.is_relative_to(out.absolute())]
     named = list(zip(pictures, names_below(pictures, files), strict=True))

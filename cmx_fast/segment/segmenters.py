@@ -15,7 +15,12 @@ SEGMENTERS = {
 
 
 def open_segmenter(
-    run: Path | str, *, model: str | None = None, seed: int | None = None, device: str | None = None
+    run: Path | str,
+    *,
+    model: str | None = None,
+    seed: int | None = None,
+    encoder_file: Path | None = None,
+    device: str | None = None,
 ) -> PictureSegmenter:
     """Open the segmenter of a finished run folder.
 
@@ -23,6 +28,6 @@ def open_segmenter(
         as :func:`cmx_fast.train.trained_model.open_trained`, whose arguments it has.
     """
     segmenter: PictureSegmenter = open_trained(
-        run, SEGMENTERS, "segment pictures", model=model, seed=seed, device=device
+        run, SEGMENTERS, "segment pictures", model=model, seed=seed, encoder_file=encoder_file, device=device
     )
     return segmenter

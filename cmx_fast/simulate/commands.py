@@ -30,6 +30,10 @@ def simulate_rooms(
         int, typer.Option(min=1, help="Image-response pairs per space for training.")
     ] = 14,
     test_pairs: Annotated[int, typer.Option(min=1, help="Image-response pairs per space for testing.")] = 5,
+    val_pairs: Annotated[
+        int,
+        typer.Option(min=0, help="Image-response pairs per space to choose settings on; 0: no such part."),
+    ] = 2,
     image_size: Annotated[
         int, typer.Option(min=32, help="Width and height of the pictures in pixels.")
     ] = 256,
@@ -39,21 +43,22 @@ def simulate_rooms(
     """Simulate rooms: pictures, impulse responses and speech in Image2Reverb's layout.
 
     Each space gets its own size, materials and furniture; each pair its own talker, microphone and viewpoint.
-    Writes {train,test}_A/*_label.jpg, {train,test}_B/*_img.wav, speech/{train,test}/*.wav, manifest.csv
-    (RT60 measured on the written response) and rooms.json (geometry, materials, positions).
+    Choose settings on val and report on test. Writes {train,val,test}_A/*_label.jpg, {train,val,test}_B/*_img.wav,
+    speech/{train,val,test}/*.wav, manifest.csv (RT60 measured on the written response) and rooms.json (geometry,
+    materials, positions).
     """
-    if rooms < 1 or train_pairs < 1 or test_pairs < 1 or workers < 1 or image_size < 32:
+    if rooms < 1 or train_pairs < 1 or test_pairs < 1 or val_pairs < 0 or workers < 1 or image_size < 32:
         raise ValueError(
             f"rooms ({rooms}), train_pairs ({train_pairs}), test_pairs ({test_pairs}) and workers ({workers}) must be "
-            f"at least 1 and image_size ({image_size}) at least 32"
+            f"at least 1, val_pairs ({val_pairs}) at least 0 and image_size ({image_size}) at least 32"
         )
 
     from cmx_fast.simulate.rooms.simulate import write_rooms
     from cmx_fast.simulate.rooms.speech import find_recordings
 
     with new_folder(out, overwrite) as folder:
-        recordings = None if speech is None else find_recordings(speech, seed)
-        pairs = {"train": train_pairs, "test": test_pairs}
+        pairs = {"train": train_pairs, "test": test_pairs} | ({"val": val_pairs} if val_pairs else {})
+        recordings = None if speech is None else find_recordings(speech, pairs, seed)
         write_rooms(folder, rooms, pairs, image_size, recordings, seed=seed, workers=workers)
 
 

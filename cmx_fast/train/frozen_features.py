@@ -24,7 +24,7 @@ BATCH = 32
 DTYPES = {torch.float32: np.float32, torch.float16: np.float16}
 
 
-def run_encoder(run: FinishedRun, file: Path | None = None) -> VisualEncoder | None:
+def run_encoder(run: FinishedRun, file: Path | str | None = None) -> VisualEncoder | None:
     """The pretrained encoder that a run was trained with, --encoder; None where it had none.
 
     Args:

@@ -1,9 +1,10 @@
 """The base of the classes that use what was trained: opened from a run, saved and loaded elsewhere, exported.
 
-model.safetensors      the weights
-encoder.safetensors    those of the pretrained encoder that the model was trained on, if there is one
-config.json            the class, its settings, the encoder's name and fingerprint, and where the model is from
-README.md              the model card
+model.safetensors            the weights
+encoder.safetensors          those of the pretrained visual encoder that the model was trained on, if there is one
+audio_encoder.safetensors    those of the pretrained audio encoder
+config.json                  the class, its settings, the encoders' names and fingerprints, and where the model is from
+README.md                    the model card
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from typing_extensions import Self
 
 import cmx_fast
 from cmx_fast._extras import require
+from cmx_fast.networks.audio_encoders import AudioEncoder, reopen_audio_encoder
 from cmx_fast.networks.pretrained_files import load_weights, read_checkpoint
 from cmx_fast.networks.visual_encoders import VisualEncoder, reopen_visual_encoder
 from cmx_fast.networks.weights import read_json
@@ -44,8 +46,16 @@ except ModuleNotFoundError:
         save_pretrained = push_to_hub = from_pretrained
 
 
-MODEL_FILE, ENCODER_FILE = "model.safetensors", "encoder.safetensors"
+MODEL_FILE = "model.safetensors"
+ENCODER_FILE, AUDIO_ENCODER_FILE = "encoder.safetensors", "audio_encoder.safetensors"
 CARD = Path(__file__).with_name("model_card.md.j2")
+
+
+class Encoders(NamedTuple):
+    """The pretrained encoders that a model was trained on."""
+
+    visual: VisualEncoder | None = None
+    audio: AudioEncoder | None = None
 
 
 class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
@@ -55,7 +65,7 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
     only safetensors and JSON are read. A folder that is here needs no network.
 
     Attributes:
-        encoder: the pretrained encoder that the model was trained on, or None.
+        encoder, audio_encoder: the pretrained encoders that the model was trained on, or None.
         origin: where the model is from: command, preset, name of the data's folder, model, seed, split and figures;
             empty of a model that no run has trained.
     """
@@ -67,19 +77,30 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
     TASK: ClassVar[str]
 
     encoder: VisualEncoder | None
+    audio_encoder: AudioEncoder | None
     origin: dict[str, Any]
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.origin = None, {}
+        self.encoder, self.audio_encoder, self.origin = None, None, {}
 
     @classmethod
-    def from_run(cls, folder: Path | str, *, model: str | None = None, seed: int | None = None) -> Self:
-        """Open a model of a finished run, on the GPU if there is one."""
+    def from_run(
+        cls,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        encoder_file: Path | str | None = None,
+    ) -> Self:
+        """Open a model of a finished run, on the GPU if there is one.
+
+        ``encoder_file``: the weights of its pretrained visual encoder, if not where the run had them.
+        """
         raise NotImplementedError
 
     @classmethod
-    def rebuild(cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path) -> Self:
+    def rebuild(cls, settings: dict[str, Any], encoders: Encoders, source: Path) -> Self:
         """A model of these settings with fresh weights; ``source``: the file of the settings, for messages."""
         raise NotImplementedError
 
@@ -88,7 +109,7 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
         raise NotImplementedError
 
     def trained(self) -> nn.Module:
-        """The module whose weights are saved; those of the encoder, if it is part of it, are saved by themselves."""
+        """The module whose weights are saved; those of encoders that are part of it are saved by themselves."""
         raise NotImplementedError
 
     def towers(self) -> dict[str, tuple[Tower, Tensor]]:
@@ -128,31 +149,33 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
             options: huggingface_hub's: ``push_to_hub=True`` with ``repo_id``, ...
 
         Raises:
-            ValueError: a part of the model can't be saved so that it opens elsewhere; says which.
+            ValueError: an encoder can't be saved so that it opens elsewhere; says which.
             MissingExtraError: huggingface_hub or safetensors is not installed.
         """
         require("safetensors", "hub")
-        encoder = self.encoder and {"form": self.encoder.form, "fingerprint": self.encoder.fingerprint()}
+        visual, audio = self.encoder, self.audio_encoder
         config = {
             "class": type(self).__name__,
             "cmx_fast": cmx_fast.__version__,
             "settings": self.settings(),
-            "pretrained": encoder,
+            "pretrained": visual and {"form": visual.form, "fingerprint": visual.fingerprint()},
+            "pretrained_audio": audio and {"family": audio.name, "fingerprint": audio.fingerprint()},
             "run": self.origin,
         }
         return super().save_pretrained(save_directory, **{**options, "config": config})
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_file = require("safetensors.torch", "hub").save_file
         weights = {name: value.contiguous().clone() for name, value in self._own_weights().items()}
-        save_file(weights, save_directory / MODEL_FILE)
+        _write(save_directory / MODEL_FILE, weights)
         if self.encoder is not None:
             file = save_directory / ENCODER_FILE
-            save_file(self.encoder.file_weights(), file)
+            _write(file, self.encoder.file_weights())
             try:
                 reopen_visual_encoder(self.encoder.form, self.encoder.fingerprint(), file)
             except ValueError as error:
                 raise ValueError(f"the encoder {self.encoder.name} can't be saved: {error}") from error
+        if self.audio_encoder is not None:
+            _write(save_directory / AUDIO_ENCODER_FILE, *self.audio_encoder.file_weights())
 
     @classmethod
     def _from_pretrained(
@@ -190,22 +213,23 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
                 )
             )
 
-        encoder, pretrained = None, config["pretrained"]
-        if pretrained is not None:
-            encoder = reopen_visual_encoder(pretrained["form"], pretrained["fingerprint"], file(ENCODER_FILE))
-        opened = cls.rebuild(config["settings"], encoder, Path(model_id, "config.json"))
+        visual, audio = config["pretrained"], config.get("pretrained_audio")
+        encoders = Encoders(
+            visual and reopen_visual_encoder(visual["form"], visual["fingerprint"], file(ENCODER_FILE)),
+            audio and reopen_audio_encoder(audio["family"], audio["fingerprint"], file(AUDIO_ENCODER_FILE)),
+        )
+        opened = cls.rebuild(config["settings"], encoders, Path(model_id, "config.json"))
         stored, own = file(MODEL_FILE), opened._own_weights()
-        of_encoder = {n: value for n, value in opened.trained().state_dict().items() if n not in own}
-        state = {**of_encoder, **read_checkpoint(stored)}
+        of_encoders = {n: value for n, value in opened.trained().state_dict().items() if n not in own}
+        state = {**of_encoders, **read_checkpoint(stored)}
         load_weights(opened.trained(), state, stored, f"the {cls.__name__}")
         opened.origin = config["run"]
         return opened.to(default_device())
 
     def _own_weights(self) -> dict[str, Tensor]:
-        """The state dict without the encoder's weights."""
-        shared = (
-            set() if self.encoder is None else set(map(Tensor.data_ptr, self.encoder.state_dict().values()))
-        )
+        """The state dict without the encoders' weights."""
+        encoders = [encoder for encoder in (self.encoder, self.audio_encoder) if encoder is not None]
+        shared = {value.data_ptr() for encoder in encoders for value in encoder.state_dict().values()}
         return {
             n: value for n, value in self.trained().state_dict().items() if value.data_ptr() not in shared
         }
@@ -223,7 +247,7 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
             limits=self.LIMITS,
             run=dict.fromkeys(ORIGIN) | self.origin,
             trained=self._trained_by(),
-            encoder=None if self.encoder is None else self.encoder.name,
+            encoders=", ".join(e.name for e in (self.encoder, self.audio_encoder) if e is not None),
             version=cmx_fast.__version__,
             module=type(self).__module__,
             name=type(self).__name__,
@@ -235,6 +259,11 @@ class TrainedModel(nn.Module, ModelHubMixin, library_name="cmx_fast"):
         said = {name: self.origin.get(name) for name in ("preset", "model", "seed")}
         words = [f"{name} {value}" for name, value in said.items() if value is not None]
         return ", ".join([self.origin.get("command", "not known"), *words])
+
+
+def _write(file: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file as any other file is written; safetensors' own way gives it to its owner alone."""
+    file.write_bytes(require("safetensors.torch", "hub").save(weights, metadata))
 
 
 class Tower(nn.Module):
@@ -298,6 +327,7 @@ def open_trained(
     *,
     model: str | None = None,
     seed: int | None = None,
+    encoder_file: Path | None = None,
     device: str | None = None,
 ) -> Any:
     """Open a finished run by the class that its system has for the purpose.
@@ -308,6 +338,7 @@ def open_trained(
         verb: what the classes do, for the message.
         model: the trained model's name; default as of the class.
         seed: one of the run's; default its first.
+        encoder_file: weights of the run's pretrained encoder, if not where the run had them.
         device: as of :func:`cmx_fast.train.fabric.chosen_device`.
 
     Raises:
@@ -321,8 +352,10 @@ def open_trained(
     config = read_json(file)
     saved = {target.partition(":")[2]: target for target in classes.values()}
     if config.get("class") in saved:
-        if model is not None or seed is not None:
-            raise ValueError(f"{folder} holds one model: leave --model and --seed out")
+        if model is not None or seed is not None or encoder_file is not None:
+            raise ValueError(
+                f"{folder} holds one model and its encoder: leave --model, --seed and --encoder-file out"
+            )
         return _imported(saved[config["class"]]).from_pretrained(folder).to(place)
     command = str(config.get("command", config.get("class")))
     if command not in classes:
@@ -330,7 +363,11 @@ def open_trained(
             f"{folder} is a run of cmx {command}, which does not {verb}; those of "
             f"{', '.join(f'cmx {name}' for name in classes)} do"
         )
-    return _imported(classes[command]).from_run(folder, model=model, seed=seed).to(place)
+    return (
+        _imported(classes[command])
+        .from_run(folder, model=model, seed=seed, encoder_file=encoder_file)
+        .to(place)
+    )
 
 
 def _imported(target: str) -> Any:

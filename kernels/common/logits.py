@@ -71,6 +71,13 @@ def load_tile(ptr, first, n_rows, d0, D, ROWS: tl.constexpr, DEPTH: tl.constexpr
 
 
 @triton.jit
+def load_targets(ptr, index, inside):
+    """Targets (int64) as int32, -1 for those that 32 bits don't hold: 2^32 + j would be j."""
+    target = tl.load(ptr + index, mask=inside, other=-1)
+    return tl.where((target >= 0) & (target < 2147483648), target, -1).to(tl.int32)
+
+
+@triton.jit
 def load_vector(ptr, first, n, other, BLOCK: tl.constexpr):
     """(BLOCK,) entries ``first...`` of a vector of length n, ``other`` outside it."""
     index = first + tl.arange(0, BLOCK)

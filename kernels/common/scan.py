@@ -28,6 +28,7 @@ from cmx_fast.kernels.common.logits import (
     empty_statistics,
     exchanged,
     finite_shift,
+    load_targets,
     load_tile,
     load_vector,
 )
@@ -199,7 +200,7 @@ def contrastive_scan_kernel(
         excluding_ptr = None
         if target_ptr is not None:
             if EXCLUDE != "row of column":
-                excluded = tl.load(target_ptr + a_batch + rows, mask=inside, other=-1).to(tl.int32)
+                excluded = load_targets(target_ptr + a_batch, rows, inside)
             else:
                 excluding_ptr = target_ptr + b_batch
         size = tl.cdiv(n_b, COLS)

@@ -10,7 +10,7 @@ tile in one form of a kernel and nothing in another. SupCon's two kernels repeat
 import triton
 import triton.language as tl
 
-from cmx_fast.kernels.common.logits import load_vector, similarity
+from cmx_fast.kernels.common.logits import load_targets, load_vector, similarity
 
 
 @triton.jit
@@ -73,5 +73,5 @@ def similarities_and_mask(
             keep = keep & (cols[None, :] != (row0 + tl.arange(0, ROWS))[:, None])
     elif EXCLUDE == "row of column":
         rows = row0 + tl.arange(0, ROWS)
-        keep = keep & (load_vector(excluding_ptr, col0, n_c, -1, COLS).to(tl.int32)[None, :] != rows[:, None])
+        keep = keep & (load_targets(excluding_ptr, cols, cols < n_c)[None, :] != rows[:, None])
     return u, keep

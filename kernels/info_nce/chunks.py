@@ -24,6 +24,7 @@ from cmx_fast.kernels.common.logits import (
     base_two,
     chunked_products,
     exponential_below,
+    load_targets,
     load_vector,
     rounded_product,
 )
@@ -120,7 +121,7 @@ def info_nce_logit_gradient_kernel(
     if EXCLUDE:
         excluded = rows
         if target_ptr is not None:
-            excluded = tl.load(target_ptr + rows, mask=inside, other=-1).to(tl.int32)
+            excluded = load_targets(target_ptr, rows, inside)
         h = tl.where(cols[None, :] == excluded[:, None], 0.0, h)
     h *= scale
     # Rows and columns of the products are those that came in, not the normalised ones.

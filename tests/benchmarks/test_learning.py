@@ -9,12 +9,18 @@ from torch import nn
 from cmx_fast.benchmarks import learning
 from cmx_fast.benchmarks.small_parts import small_parts
 
+#: Small pictures, in which a network without attention still does not see most of the markers.
+SMALL = {"steps": 100, "size": 16}
+
 
 @pytest.mark.parametrize("name", ["NonLocal", "ObjectContext", "ContextEncoding"])
 def test_a_marker_far_away_tells_the_class(name):
     between, reach = learning.SEGMENTING[name]
-    assert learning.segment(between, reach, 300) > 90
-    assert learning.segment(nn.Identity, reach, 60) < 65
+    assert learning.segment(between, reach, **SMALL) > 90
+
+
+def test_without_attention_the_class_is_guessed():
+    assert learning.segment(nn.Identity, learning.SIZE, **SMALL) < 65
 
 
 def test_markers_are_as_far_as_they_say():

@@ -140,15 +140,21 @@ def test_the_command_serves_this_machine_alone(index, tmp_path, monkeypatch, cap
             made.append("served")
 
     monkeypatch.setattr("werkzeug.serving.make_server", Server)
-    monkeypatch.setattr("cmx_fast.search.embedders.open_embedder", lambda run, **options: Loudness())
+    opened = []
+    monkeypatch.setattr(
+        "cmx_fast.search.embedders.open_embedder", lambda run, **options: opened.append(options) or Loudness()
+    )
     index.write(tmp_path / "index")
-    demo_page(index=tmp_path / "index", port=0)
+    demo_page(index=tmp_path / "index", port=0, encoder_file=tmp_path / "a", device="cuda:1")
+    assert (opened[0]["encoder_file"], opened[0]["device"]) == (tmp_path / "a", "cuda:1")
     assert made[0][:2] == ("127.0.0.1", 0) and made[1] == "served"
     assert "http://127.0.0.1:1234" in capsys.readouterr().out
     assert f"Searching 3 files by {index.run.name}" in made[0][2].test_client().get("/").text
     with pytest.raises(ValueError, match="give --index, that cmx embed wrote, or --run"):
         demo_page()
     (tmp_path / "config.json").write_text('{"command": "train csir"}')
+    with pytest.raises(ValueError, match="device must be cpu, cuda or cuda:N; got 'gpu'"):
+        demo_page(tmp_path, device="gpu")
     with pytest.raises(ValueError, match="does not segment pictures; .*; to search, give --index"):
         demo_page(tmp_path)
     assert commands.HOST == "127.0.0.1"

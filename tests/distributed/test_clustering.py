@@ -40,6 +40,7 @@ def test_an_epochs_labels_are_those_of_one_process(runs):
             torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
         assert part["figures"][0] == pytest.approx(whole["figures"][0], rel=1e-4)
         torch.testing.assert_close(part["final"], whole["final"], rtol=1e-4, atol=1e-5)
+        assert part["step"] == whole["step"] == [2, 6]  # of 13 pictures in all
     assert len(whole["epoch"][0].unique()) == 4
 
 

@@ -69,6 +69,7 @@ def test_one_process_is_the_operator():
     labels = torch.tensor([0, 0, 1, 1, 2, 3])
     assert distributed.info_nce(x, y, 3.0).equal(ops.info_nce(x, y, 3.0))
     assert distributed.supcon(x, labels).equal(ops.supcon(x, labels))
+    assert distributed.sigmoid_contrastive(x, y, 3.0).equal(ops.sigmoid_contrastive(x, y, 3.0))
     for result, truth in zip(distributed.kmeans_step(x, y), ops.kmeans_step(x, y), strict=True):
         assert result.equal(truth)
 
@@ -79,6 +80,8 @@ def test_one_process_is_the_operator():
         (lambda x: distributed.info_nce(x, x, exchange="fast"), "exchange must be one of 'ring', 'gather'"),
         (lambda x: distributed.supcon(x, torch.ones(6).long(), exchange=1), "exchange must be one of"),
         (lambda x: distributed.info_nce(x[None], x[None]), r"query must have shape \(N, D\) in a process group"),
+        (lambda x: distributed.sigmoid_contrastive(x, x, exchange="fast"), "exchange must be one of"),
+        (lambda x: distributed.sigmoid_contrastive(x[None], x[None]), r"query must have shape \(N, D\) in a process"),
         (lambda x: distributed.info_nce(x, x[:, :2]), "key has 2 features per row"),
         (lambda x: distributed.supcon(x, torch.ones(6).long(), -1.0), "logit_scale must be positive"),
     ],

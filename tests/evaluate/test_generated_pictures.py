@@ -6,6 +6,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ pytest.importorskip("scipy", reason="needs the test extra")
 
 from PIL import Image
 from scipy import linalg
+from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
 from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.sets.scenes import open_scenes
-from cmx_fast.evaluate import frame_classifier
+from cmx_fast.evaluate import frame_classifier, generated_pictures
 from cmx_fast.evaluate.frame_classifier import probabilities, train_classifier
 from cmx_fast.evaluate.generated_pictures import (
     ClipJudge,
@@ -124,6 +126,51 @@ def test_inception_weights_from_a_file(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
     with pytest.raises(FileNotFoundError, match="there are no Inception weights"):
         inception_networks(tmp_path / "none.pth")
+
+
+class Recorder(nn.Module):
+    """A network that notes the device that it and its inputs are brought to, and answers on the CPU."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__()
+        self.places = []
+
+    def to(self, device):
+        self.places.append(str(device))
+        return self
+
+    def forward(self, pictures):
+        self.places.append(pictures.device.type)
+        return torch.ones(len(pictures), 2048), torch.ones(len(pictures), 1008)
+
+    def encode_image(self, pictures):
+        return self(pictures)[0]
+
+    encode_text = encode_image
+
+
+def test_published_networks_measure_on_the_device_that_is_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("torch_fidelity")
+    pictures = torch.rand(2, 3, 40, 40)
+    file = tmp_path / "weights.pth"
+    torch.save({}, file)
+    made = []
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3",
+        lambda *arguments, **options: made.append(Recorder()) or made[-1],
+    )
+    assert inception_networks(file, "meta").features(pictures).device.type == "cpu"
+    assert made[0].places == ["meta", "meta"]
+    clip = Recorder()
+    package = SimpleNamespace(
+        create_model_and_transforms=lambda *arguments, **options: (clip, None, None),
+        get_model_preprocess_cfg=lambda network: {"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3},
+        get_tokenizer=lambda model: lambda texts: torch.zeros(len(texts), 77, dtype=torch.long),
+    )
+    monkeypatch.setattr(generated_pictures, "check_model", lambda model, weights: package)
+    scores = ClipJudge("any", file, ["rain", "dog"], device="meta").scores(pictures)
+    assert scores.shape == (2, 2) and scores.device.type == "cpu"
+    assert clip.places == ["meta", "meta", "meta"]  # itself, the texts, the pictures
 
 
 class Harmful:

@@ -80,6 +80,7 @@ def assert_same(found: list, expected: list) -> None:
 
 CASES = {
     "open_clip_training_step": (["open_clip"], "open_clip.ClipLoss", {}),
+    "open_clip_training_step, sigmoid": (["open_clip"], "open_clip.loss.SigLipLoss", {"sigmoid": True}),
     "supcontrast_pretraining": ([], SupContrast, {}),
     "metric_learning_memory": (["pytorch_metric_learning"], "pytorch_metric_learning.losses.SupConLoss", {}),
     "lightly_moco": (["lightly"], "lightly.loss.NTXentLoss", {}),

@@ -171,6 +171,29 @@ def test_target_out_of_range_or_no_permutation(device):
         assert loss.mean().isnan()
 
 
+@pytest.mark.parametrize("width", [17, 200])
+def test_a_target_beyond_32_bits_is_out_of_range(device, width):
+    """It is no column of the matrix, whatever its lower half is."""
+    query, key, _ = problem(5, 5, width)
+    outputs = [
+        run(
+            device,
+            torch.ones(1, 5),
+            query,
+            key,
+            torch.tensor(1.0),
+            (),
+            torch.tensor([[0, 1, bad, 3, 4]]),
+            symmetric=False,
+        )
+        for bad in (-1, 2**32 + 2, -(2**32) + 2)
+    ]
+    assert outputs[0][0].isnan().tolist() == [[False, False, True, False, False]]
+    for output in outputs[1:]:
+        for value, expected in zip(output, outputs[0], strict=True):
+            torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(("batch", "n", "m"), [(1, 0, 0), (0, 4, 4), (1, 0, 3)])
 def test_empty(device, batch, n, m):
     query, key, _ = problem(n, m, 17, batch=batch)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.benchmarks.peers import formulas, packages
-from cmx_fast.losses import ClipLoss, InfoNCE, InfoNCELoss, NTXentLoss, SupConLoss
+from cmx_fast.losses import ClipLoss, InfoNCE, InfoNCELoss, NTXentLoss, SigLipLoss, SupConLoss
 
 
 def original(make, *args, **kwargs):
@@ -141,6 +141,48 @@ def test_clip_loss_bias_cancels_and_still_gets_its_gradient():
     bias = torch.tensor(-10.0, dtype=torch.float64)
     image, text = rows(9, 8), rows(9, 8, seed=1)
     assert_same(lambda b: ClipLoss()(image, text, 20.0, b), lambda b: theirs(image, text, 20.0, b), bias)
+
+
+@pytest.mark.parametrize("n", [1, 2, 37])
+@pytest.mark.parametrize("chunk_size", [0, 5])
+def test_siglip_loss_is_open_clips(n, chunk_size):
+    theirs = original(packages.open_clip_loss, "SigLipLoss")
+    numbers = torch.tensor(30.0, dtype=torch.float64), torch.tensor(-10.0, dtype=torch.float64)
+    ours = SigLipLoss(chunk_size=chunk_size)
+    assert_same(ours, theirs, rows(n, 24), rows(n, 24, seed=1), *numbers)
+    assert_same(lambda *x: ours(*x, 20), lambda *x: theirs(*x, 20, None), rows(n, 24), rows(n, 24, seed=1))
+
+
+@pytest.mark.parametrize("dist_impl", [None, "bidir", "shift", "reduce", "gather"])
+def test_siglip_loss_takes_open_clips_arguments(dist_impl):
+    theirs = type(original(packages.open_clip_loss, "SigLipLoss"))
+    arguments = {"cache_labels": True, "rank": 0, "world_size": 1, "dist_impl": dist_impl}
+    inputs = rows(9, 8), rows(9, 8, seed=1), 20.0, -3.0
+    ours = SigLipLoss(**arguments)(*inputs, output_dict=True)
+    expected = theirs(**arguments)(*inputs, output_dict=True)
+    assert ours.keys() == expected.keys()
+    torch.testing.assert_close(ours["contrastive_loss"], expected["contrastive_loss"])
+
+
+def test_siglip_loss_refuses_what_open_clip_refuses():
+    with pytest.raises(ValueError, match="dist_impl must be one of 'bidir', .*; got 'ring'"):
+        SigLipLoss(dist_impl="ring")
+    with pytest.raises(
+        ValueError, match="SigLipLoss was told rank=0, world_size=2, but torch.distributed says"
+    ):
+        SigLipLoss(world_size=2)(rows(9, 8), rows(9, 8, seed=1), 20.0, -3.0)
+
+
+@pytest.mark.parametrize("bias", [None, -10.0, torch.tensor(3.0)])
+@pytest.mark.parametrize("negative_only", [False, True])
+def test_siglip_loss_gives_open_clips_logits_and_labels(bias, negative_only):
+    theirs = original(packages.open_clip_loss, "SigLipLoss")
+    image, text = rows(9, 8), rows(9, 8, seed=1)
+    torch.testing.assert_close(
+        SigLipLoss().get_logits(image, text, 20.0, bias), theirs.get_logits(image, text, 20.0, bias)
+    )
+    of_labels = image.device, image.dtype, 9, negative_only
+    assert SigLipLoss().get_ground_truth(*of_labels).equal(theirs.get_ground_truth(*of_labels))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torchaudio
 from torch import nn
 from torchaudio.compliance import kaldi
 
-from cmx_fast.networks.audio_encoders import open_audio_encoder
+from cmx_fast.networks.audio_encoders import VGGish, open_audio_encoder, reopen_audio_encoder
 
 WIDTHS = (4, 6, 8, 8, 12, 16)
 
@@ -228,6 +228,22 @@ def test_beats(tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", ["panns", "vggish", "beats"])
+def test_weights_are_written_as_they_are_read(family, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the hub extra")
+    contents = {"panns": panns_state, "vggish": VGGish().state_dict, "beats": beats_state}[family]()
+    content = {"cfg": BEATS, "model": contents} if family == "beats" else contents
+    encoder = open_audio_encoder(f"{family}:{saved(content, tmp_path)}")
+    weights, metadata = encoder.file_weights()
+    file = tmp_path / "weights.safetensors"
+    safetensors.save_file(weights, file, metadata)
+    again = reopen_audio_encoder(family, encoder.fingerprint(), file)
+    waves = 0.1 * torch.randn(2, max(16000, encoder.shortest))
+    assert again(waves).equal(encoder(waves))
+    with pytest.raises(ValueError, match=f"is not the {family} that the model was trained with"):
+        reopen_audio_encoder(family, "0", file)
+
+
 def test_an_audio_encoder_is_fixed_until_it_is_unfrozen(tmp_path):
     encoder = open_audio_encoder(f"panns:{saved(panns_state(), tmp_path)}").train()
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
@@ -251,6 +267,11 @@ def test_wrong_files_say_what_did_not_match(tmp_path):
     with pytest.raises(ValueError, match=r"does not fit PANNs' CNN14: it lacks conv_block3.bn1.bias\."):
         open_audio_encoder(f"panns:{saved(state, tmp_path)}")
     saved({"cfg": BEATS, "model": beats_state()}, tmp_path)
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the hub extra")
+    bare = {name: value.clone() for name, value in beats_state().items()}
+    safetensors.save_file(bare, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match=r"holds no BEATs \(entries cfg and model\)"):
+        open_audio_encoder(f"beats:{tmp_path / 'bare.safetensors'}")
     with pytest.raises(ValueError, match="holds no CNN14 of PANNs: it looks like BEATs"):
         open_audio_encoder(f"panns:{file}")
     saved({"cfg": BEATS | {"activation_fn": "glu"}, "model": beats_state()}, tmp_path)

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchvision.models import resnet18 as plain_resnet18
 
-from cmx_fast.networks.audio_video import R2Plus1D, ResNet9
+from cmx_fast.networks.audio_video import R2Plus1D, ResNet9, ResNet18
 from cmx_fast.networks.fpn import FPN, load_imagenet
 from cmx_fast.networks.names import ATTENTIONS
-from cmx_fast.networks.resnet import gate_weights, gated, resnet18, resnet50
+from cmx_fast.networks.resnet import AttentiveResNet, gate_weights, gated, resnet18, resnet50
 from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.systems.csir.model import image_encoder, load_places365
 
@@ -92,3 +93,31 @@ def test_plain_weights_load_into_gated_networks(tmp_path):
 def test_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: ResNet9(8), (2, 1, 65, 40)),
+        (lambda: ResNet18(5, width=8), (2, 1, 65, 40)),
+        (lambda: R2Plus1D(1, 16), (2, 3, 4, 32, 32)),
+        (lambda: AttentiveResNet("resnet10", "non-local", 7), (2, 3, 64, 64)),
+    ],
+)
+def test_maps_are_channels_last_and_the_same(network, shape):
+    network = network().double()
+    plain = copy.deepcopy(network)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.contiguous()
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    seen = []
+    last = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][-1]
+    last.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(network(x), plain(x))
+    network.float()(x.float())
+    assert seen[-1].is_contiguous(memory_format=layout)
+
+
+def test_gates_keep_maps_channel_by_channel():
+    assert all(p.is_contiguous() for p in AttentiveResNet("resnet10", "se", 7).parameters())

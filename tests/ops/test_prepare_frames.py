@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as tv
 from operator_contract import FLOOR, vector_error
 
 from cmx_fast.ops import prepare_frames
@@ -78,6 +77,7 @@ def test_it_is_interpolate_of_what_is_cut_out():
 
 @pytest.mark.parametrize("jittered", [False, True])
 def test_it_is_torchvision(jittered):
+    tv = pytest.importorskip("torchvision.transforms.v2.functional", reason="needs the train extra")
     frames, _, _, flip, jitter = clips(3, 2, 90, 120)
     boxes = torch.tensor([[10.0, 20.0, 64.0, 64.0], [0.0, 0.0, 120.0, 90.0], [50.0, 1.0, 70.0, 88.0]])
     actual = prepare_frames(frames, boxes, size=48, flip=flip, jitter=jitter if jittered else None, **COLOURS)

@@ -27,7 +27,12 @@ FUNCTIONS = {
     "supcon": lambda x, **options: ops.supcon(x, LABELS, **options),
     "info_nce of a group": lambda x, **options: distributed.info_nce(x, OTHER.to(x.dtype), **options),
     "supcon of a group": lambda x, **options: distributed.supcon(x, LABELS, **options),
+    "sigmoid_contrastive": lambda x, **options: ops.sigmoid_contrastive(x, OTHER.to(x.dtype), **options),
+    "sigmoid_contrastive of a group": lambda x, **options: distributed.sigmoid_contrastive(
+        x, OTHER.to(x.dtype), **options
+    ),
     "ClipLoss": lambda x, **options: losses.ClipLoss()(x, OTHER.to(x.dtype), **options),
+    "SigLipLoss": lambda x, **options: losses.SigLipLoss()(x, OTHER.to(x.dtype), **options),
 }
 MODULES = {
     "InfoNCELoss": (losses.InfoNCELoss, lambda loss, x: loss(x, OTHER)),
@@ -43,7 +48,7 @@ each_module = pytest.mark.parametrize(("module", "call"), MODULES.values(), ids=
 @each_function
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_temperature_is_one_over_the_scale(function, impl):
-    if function is FUNCTIONS["ClipLoss"]:
+    if function in (FUNCTIONS["ClipLoss"], FUNCTIONS["SigLipLoss"]):
         impl = "auto"
     options = {} if impl == "auto" else {"impl": impl}
     results = []
@@ -89,7 +94,7 @@ def test_wrong_temperatures_are_named(function, temperature, error, message):
         function(rows(), temperature=temperature)
 
 
-@pytest.mark.parametrize("name", ["info_nce", "supcon", "ClipLoss"])
+@pytest.mark.parametrize("name", ["info_nce", "supcon", "sigmoid_contrastive", "ClipLoss", "SigLipLoss"])
 def test_a_learned_temperature_is_traced_whole(name):
     traced = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")
     gradients = []
@@ -115,11 +120,12 @@ def test_modules_take_either(module, call):
         module(logit_scale=0)
 
 
-def test_clip_loss_needs_one():
+@pytest.mark.parametrize("loss", [losses.ClipLoss, losses.SigLipLoss])
+def test_open_clips_losses_need_one(loss):
     with pytest.raises(
         ValueError, match="one of logit_scale and temperature must be given, got None and None"
     ):
-        losses.ClipLoss()(rows(), OTHER)
+        loss()(rows(), OTHER)
 
 
 LABELLED = {

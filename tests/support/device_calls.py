@@ -111,6 +111,21 @@ CALLS: dict[str, Call] = {
         2,
         2,
     ),
+    "sigmoid_contrastive": Call(
+        lambda dtype: [unit(dtype, 150, 64), unit(dtype, 150, 64), torch.tensor(10.0), torch.tensor(-10.0)],
+        lambda q, k, scale, bias: ops.sigmoid_contrastive(q, k, scale, bias),
+        4,
+    ),
+    "sigmoid_contrastive-ids": Call(
+        lambda dtype: [
+            unit(dtype, 130, 48), unit(dtype, 90, 48), torch.tensor(10.0), torch.tensor(-10.0), torch.arange(130) % 9,
+            torch.arange(90) % 11,
+        ],
+        lambda q, k, scale, bias, of_q, of_k: ops.sigmoid_contrastive(
+            q, k, scale, bias, query_ids=of_q, key_ids=of_k, normalize=True, reduction="none"
+        ),
+        4,
+    ),
     "softmax_block-statistics": Call(
         lambda dtype: [unit(dtype, 100, 32), unit(dtype, 70, 32), torch.tensor(10.0)],
         lambda x, y, scale: ops.block_statistics(x, y, scale),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from cmx_fast import distributed, ops
+from cmx_fast.benchmarks.peers import packages
 from cmx_fast.distributed.exchange import Exchange
-from cmx_fast.losses import ClipLoss, NTXentLoss
+from cmx_fast.losses import ClipLoss, NTXentLoss, SigLipLoss
 from cmx_fast.train.cached_step import CachedContrastiveStep
 
 DIM, SCALE = 12, 5.0
@@ -64,6 +66,13 @@ def supcon_cases() -> Iterator[dict[str, Any]]:
     yield {"normalize": True, "ref": False, "classes": 3}
     for scale, ref, classes in itertools.product((300.0, 2.0**40, 2.0**100), (False, True), (4, 40)):
         yield {"scale": scale, "ref": ref, "classes": classes}
+
+
+def sigmoid_cases() -> Iterator[dict[str, Any]]:
+    for reduction, ids, normalize in itertools.product(("mean", "sum", "none"), (False, True), (False, True)):
+        yield {"reduction": reduction, "ids": ids, "normalize": normalize}
+    for impl, ids in itertools.product(("reference", "cpp"), (False, True)):
+        yield {"impl": impl, "ids": ids, "scale": 300.0}
 
 
 def leaves(*tensors: Tensor) -> list[Tensor]:
@@ -221,6 +230,70 @@ class Compared:
         pairs = [(mine[0], whole[0], counts)] + ([(mine[1], whole[1], ref_counts)] if ref else [])
         self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
 
+    def sigmoid_contrastive(self, options: dict[str, Any], averaged: bool) -> None:
+        name = f"sigmoid_contrastive {options} {averaged}"
+        options = dict(options)
+        generator = torch.Generator().manual_seed(6)
+        counts = sizes(self.world)
+        key_counts = [n + 2 for n in counts]
+
+        def draw(rows: int) -> Tensor:
+            return torch.randn(rows, DIM, generator=generator, dtype=torch.float64).to(self.dtype) / DIM**0.5
+
+        query, key = draw(sum(counts)), draw(sum(key_counts))
+        of_query, of_key = (torch.randint(4, (len(x),), generator=generator) for x in (query, key))
+        of_whole: dict[str, Any] = {"query_ids": of_query, "key_ids": of_key}
+        of_mine: dict[str, Any] = {
+            "query_ids": self.cut(of_query, counts), "key_ids": self.cut(of_key, key_counts),
+        }  # fmt: skip
+        if not options.pop("ids"):
+            # The diagonals of the processes' own blocks.
+            places = torch.cat([100 * i + torch.arange(n) for i, n in enumerate(counts)])
+            of_keys = torch.cat([100 * i + torch.arange(m) for i, m in enumerate(key_counts)])
+            of_whole, of_mine = {"query_ids": places, "key_ids": of_keys}, {}
+        numbers = options.pop("scale", SCALE), -2.0
+        whole = leaves(query, key, *(torch.tensor(x, dtype=self.dtype) for x in numbers))
+        mine = leaves(self.cut(query, counts), self.cut(key, key_counts), *(x.detach() for x in whole[2:]))
+        truth = ops.sigmoid_contrastive(*whole, **of_whole, **options)
+        actual = distributed.sigmoid_contrastive(
+            *mine, **of_mine, exchange=self.exchange, averaged=averaged, **options
+        )
+        pull = torch.linspace(1, 2, len(query), dtype=actual.dtype)
+        if options.get("reduction") == "none":
+            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
+            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
+        else:
+            truth_out, actual_out = truth, actual
+        truth.backward()
+        actual.backward()
+        if averaged:
+            for leaf in mine:
+                leaf.grad /= self.world
+        pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], key_counts)]
+        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
+        self.compare(f"{name} bias", (actual_out, truth_out), [], (mine[3], whole[3]))
+
+    def siglip_loss(self) -> None:
+        """The mean over the processes is OpenCLIP's loss, and so are the gradients once they are averaged."""
+        image, text = torch.randn(
+            2, 4, DIM, generator=torch.Generator().manual_seed(self.rank), dtype=self.dtype
+        )
+        for how in ("bidir", "shift", "reduce", "gather"):
+            found = []
+            theirs = type(packages.open_clip_loss("SigLipLoss"))
+            for cls in (SigLipLoss, theirs):
+                loss = cls(rank=self.rank, world_size=self.world, dist_impl=how)
+                mine = leaves(image, text, *(torch.tensor(x, dtype=self.dtype) for x in (SCALE, -2.0)))
+                value = loss(*mine)
+                value.backward()
+                results = [value.detach().clone(), *(leaf.grad for leaf in mine)]
+                for shared in (results[0], *results[3:]):
+                    dist.all_reduce(shared)
+                found.append(results)
+            self.worst[f"SigLipLoss {how}"] = max(
+                difference(a, b, float(b.abs().max())) for a, b in zip(*found, strict=True)
+            )
+
     def clip_loss(self) -> None:
         generator = torch.Generator().manual_seed(self.rank)
         image, text = torch.randn(2, 4 + self.rank, DIM, generator=generator, dtype=self.dtype)
@@ -314,6 +387,10 @@ def main(rank: int, world: int, folder: str) -> None:
             compared.dense_contrastive(options, averaged=index % 2 == 0)
         for index, options in enumerate(supcon_cases()):
             compared.supcon(options, averaged=index % 2 == 1)
+        for index, options in enumerate(sigmoid_cases()):
+            compared.sigmoid_contrastive(options, averaged=index % 2 == 1)
+        if importlib.util.find_spec("open_clip"):
+            compared.siglip_loss()
         for metric in ("l2", "cosine"):
             compared.kmeans(metric)
         compared.clip_loss()

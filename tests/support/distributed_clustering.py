@@ -91,6 +91,7 @@ def cluster(rank: int, world: int, folder: str) -> None:
     labels.renew(1)
     results["epoch"] = [labels.labels, labels.centroids, labels.weight]
     results["figures"] = figures
+    results["step"] = [labels.batch, labels.steps_per_epoch]
     results["final"] = final_centroids(fabric, model, pictures, 3)
     results["asked"] = pictures.asked
     norm = torch.nn.BatchNorm1d(2)

@@ -78,6 +78,25 @@ CALLS: dict[str, Sized] = {
         lambda b, n: (torch.randn(b, n + 2, 8), torch.randn(b, n, 8)),
         2,
     ),
+    "sigmoid_contrastive": Sized(
+        "ops.sigmoid_contrastive",
+        of(lambda q, k, s, b: ops.sigmoid_contrastive(q, k, s, b, normalize=True)),
+        lambda b, n: (*rows(b, n), torch.tensor(5.0), torch.tensor(-3.0)),
+        4,
+    ),
+    "sigmoid_contrastive-ids": Sized(
+        "ops.sigmoid_contrastive",
+        of(
+            lambda q, k, of_q, of_k: ops.sigmoid_contrastive(
+                q, k, 5.0, -3.0, query_ids=of_q, key_ids=of_k, reduction="none"
+            )
+        ),
+        lambda b, n: (
+            torch.randn(b, n, 8), torch.randn(b, n + 3, 8), torch.arange(n).repeat(b, 1) % 3,
+            torch.arange(n + 3).repeat(b, 1) % 3,
+        ),
+        2,
+    ),
     "pyramid_correlation": Sized(
         "ops.pyramid_correlation",
         of(lambda x, f: ops.pyramid_correlation(x, f, levels=3)),
@@ -190,6 +209,12 @@ CALLS: dict[str, Sized] = {
     ),
     "ClipLoss": Sized(
         "losses.ClipLoss", losses.ClipLoss, lambda b, n: (*rows(b, n), torch.tensor(5.0)), 3
+    ),
+    "SigLipLoss": Sized(
+        "losses.SigLipLoss",
+        losses.SigLipLoss,
+        lambda b, n: (*rows(b, n), torch.tensor(5.0), torch.tensor(-3.0)),
+        4,
     ),
     "InfoNCELoss": Sized("losses.InfoNCELoss", lambda: losses.InfoNCELoss(normalize=True), rows, 2),
     "InfoNCE": Sized(

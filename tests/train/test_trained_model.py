@@ -19,6 +19,7 @@ import huggingface_hub
 from safetensors.torch import load_file, save_file
 
 from cmx_fast._extras import MissingExtraError
+from cmx_fast.networks.audio_encoders import AudioEncoder, Panns
 from cmx_fast.networks.biggan import Generator
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.networks.visual_encoders import open_visual_encoder
@@ -40,7 +41,7 @@ from cmx_fast.systems.sound2scene.embedder import Sound2SceneEmbedder
 from cmx_fast.systems.sound2scene.model import PretrainedSoundEncoder, Sound2Scene, SoundEncoder
 from cmx_fast.train import trained_model
 from cmx_fast.train.run_folder import FinishedRun
-from cmx_fast.train.trained_model import ENCODER_FILE, MODEL_FILE, origin
+from cmx_fast.train.trained_model import AUDIO_ENCODER_FILE, ENCODER_FILE, MODEL_FILE, origin
 
 CSIR_NUMBERS = CSIRRecipe.preset(
     "demo", image_size=32, seconds=1.0, crop_seconds=0.7, n_mels=32, eval_crops=2
@@ -96,6 +97,12 @@ def sound2scene_on_encoder(encoder):
     return Sound2SceneEmbedder(Sound2Scene(encoder, sounds, generator))
 
 
+def sound2scene_on_audio_encoder(encoder):
+    hears = AudioEncoder("panns", Panns(torch.hann_window(256), torch.rand(32, 129), (4, 4, 4, 4, 4, 8)))
+    sounds = PretrainedSoundEncoder(hears, 128, 0.5)
+    return Sound2SceneEmbedder(Sound2Scene(PictureEncoder("small"), sounds, Generator(64, 8, 10, 128, 6)))
+
+
 def c2l(encoder):
     return C2LSegmenter(
         C2L(C2LRecipe.preset("demo", **C2L_NUMBERS), "part+pixel"), None, ["a", "b"], [0, 1, 1]
@@ -122,8 +129,8 @@ def recognition_with_encoder(encoder):
 
 
 MODELS = [
-    csir, csir_on_encoder, cmac, cmac_on_encoder, sound2scene, sound2scene_on_encoder, c2l, c2l_on_encoder, recognition,
-    recognition_with_encoder,
+    csir, csir_on_encoder, cmac, cmac_on_encoder, sound2scene, sound2scene_on_encoder,
+    sound2scene_on_audio_encoder, c2l, c2l_on_encoder, recognition, recognition_with_encoder,
 ]  # fmt: skip
 
 
@@ -164,19 +171,28 @@ def test_a_saved_model_is_opened_elsewhere(model, saved, encoder_file, monkeypat
     assert again.origin == model.origin
     open_any = open_segmenter if hasattr(model, "segment") else open_embedder
     assert type(open_any(folder)) is type(model)
-    with pytest.raises(ValueError, match="holds one model: leave --model and --seed out"):
+    with pytest.raises(ValueError, match="holds one model and its encoder: leave --model, --seed and"):
         open_any(folder, seed=1)
+    with pytest.raises(ValueError, match="and --encoder-file out"):
+        open_any(folder, encoder_file=encoder_file)
 
 
 def test_a_folder_holds_no_more_than_the_model_needs(model, saved):
     """No weights twice, nothing that only training needs, no path of this machine."""
     names = {path.name for path in saved.iterdir()}
-    assert names == {"README.md", "config.json", MODEL_FILE} | ({ENCODER_FILE} if model.encoder else set())
+    assert names == {"README.md", "config.json", MODEL_FILE} | {
+        name
+        for name, encoder in ((ENCODER_FILE, model.encoder), (AUDIO_ENCODER_FILE, model.audio_encoder))
+        if encoder is not None
+    }
     weights = load_file(saved / MODEL_FILE)
+    assert not any("audio_encoder" in name for name in weights)
     assert not any("bank" in name or name.startswith("keys.") or "trunk" in name for name in weights)
     for name in ("README.md", "config.json"):
         assert str(saved.parent) not in (saved / name).read_text()
         assert "resnet18.pth" not in (saved / name).read_text()
+    modes = {path.stat().st_mode for path in saved.iterdir()}
+    assert len(modes) == 1, "weights can be read by whoever can read the card"
     card = (saved / "README.md").read_text()
     assert model.PAPER in card and "library_name: cmx_fast" in card and "was not evaluated" in card
 
@@ -184,7 +200,8 @@ def test_a_folder_holds_no_more_than_the_model_needs(model, saved):
 #: The encoders of each model that are tried: the others are built of the same.
 EXPORTED = {
     csir: ("image", "audio"), csir_on_encoder: ("image",), cmac: ("video", "audio"), cmac_on_encoder: ("video",),
-    sound2scene: ("image", "audio"), c2l_on_encoder: ("image",), recognition: ("image",),
+    sound2scene: ("image", "audio"), sound2scene_on_audio_encoder: ("audio",), c2l_on_encoder: ("image",),
+    recognition: ("image",),
 }  # fmt: skip
 
 
@@ -289,16 +306,6 @@ def test_a_card_says_what_the_run_measured(folder, tmp_path):
     assert again.origin == model.origin and again.origin["data"] == "people"
     (tmp_path / "results.json").unlink()
     assert origin(FinishedRun(tmp_path, config), "c2l", 4)["figures"] == {}
-
-
-def test_a_layer_on_an_audio_encoder_says_that_it_can_not_be_saved(tmp_path):
-    class Ears(nn.Module):
-        name, sample_rate, shortest, width = "panns", 16000, 100, 8
-
-    model = sound2scene(None)
-    model.system.sound_encoder = PretrainedSoundEncoder(Ears(), 128)
-    with pytest.raises(ValueError, match="a model on the audio encoder panns can't be saved"):
-        model.save_pretrained(tmp_path)
 
 
 def test_without_the_extra_everything_but_saving_works(monkeypatch):

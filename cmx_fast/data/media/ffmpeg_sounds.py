@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from cmx_fast._extras import require
 
+#: Seconds of a file that are decoded where all of it is wanted.
+LONGEST = 86400.0
+
 
 def decode(path: Path, seconds: float) -> tuple[NDArray[np.float32], int]:
     """The first ``seconds`` of a file's first sound track, (samples, channels) in [-1, 1), and its rate.

@@ -76,6 +76,22 @@ def audio_problem(path: Path) -> str | None:
     return None
 
 
+def audio_seconds(path: Path) -> float:
+    """The length of a sound file in seconds. Decodes it where its header may only estimate it, as AAC's does.
+
+    Raises:
+        BrokenFileError: it can't be decoded.
+    """
+    soundfile = require("soundfile", "media")
+    try:
+        if path.suffix.lower() in BY_FFMPEG or is_shortened(path):
+            samples, rate = ffmpeg_sounds.decode(path, ffmpeg_sounds.LONGEST)
+            return len(samples) / rate
+        return float(soundfile.info(os.fsencode(path)).duration)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise BrokenFileError(path, f"can't be decoded ({error})") from error
+
+
 def picture_problem(path: Path) -> str | None:
     """The fault of a picture file as far as its header and its end tell, or None. Decodes nothing."""
     from PIL import Image, UnidentifiedImageError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from cmx_fast.data.sets.lists import printable, read_table
@@ -14,15 +15,18 @@ CLASSES = "classes.csv"
 UNLABELLED = "unlabelled"
 
 
-def own_files(root: Path | str, split: str, suffixes: tuple[str, ...]) -> Recordings:
+def own_files(
+    root: Path | str, split: str, suffixes: tuple[str, ...], shares: Mapping[str, float] = SHARES
+) -> Recordings:
     """Files of some kinds, in the part ``split``: "train", "val" or "test".
 
     ``root`` is a folder, or a table (CSV) with the columns ``path``, relative to the table's folder, and where there
     are any ``label`` and ``split``.
 
     Where no table says its part, it follows from a hash of the file's name without the ending: the same on every
-    machine, whatever files join or leave, in whichever folder they lie. About 70 % are "train", 10 % "val", 20 %
-    "test". Cuts of one recording should have one name, in folders of their own, or they end up in several parts.
+    machine, whatever files join or leave, in whichever folder they lie. Each part has its share of ``shares``: about
+    70 % are "train", 10 % "val", 20 % "test". Cuts of one recording should have one name, in folders of their own, or
+    they end up in several parts.
 
     Files may lie anywhere below a folder. ``<root>/classes.csv`` (name,label; the name with or without folders and
     ending) gives their classes; without it the folder does in which a file lies, and a file in ``root`` itself is
@@ -35,11 +39,11 @@ def own_files(root: Path | str, split: str, suffixes: tuple[str, ...]) -> Record
     check_split(split, tuple(SHARES))
     root = Path(root)
     if root.is_file():
-        parts, labels, others = _listed(root, suffixes)
+        parts, labels, others = _listed(root, suffixes, shares)
     elif root.is_dir():
         files, others = of_kind(root, suffixes, nested=True)
         labels = _labels(root, files)
-        parts = {file: part(file.stem) for file in files}
+        parts = {file: part(file.stem, shares) for file in files}
         others = [(path, reason) for path, reason in others if path.name != CLASSES]
     else:
         raise ValueError(f"there is no folder or table {root}")
@@ -59,10 +63,10 @@ def place_of(name: str) -> float:
     return int.from_bytes(hashlib.sha256(printable(name).encode()).digest()[:8], "big") / 2**64
 
 
-def part(name: str) -> str:
+def part(name: str, shares: Mapping[str, float] = SHARES) -> str:
     """The part to which a file of this name belongs."""
     place = place_of(name)
-    for split, share in SHARES.items():
+    for split, share in shares.items():
         place -= share
         if place < 0:
             return split
@@ -70,7 +74,7 @@ def part(name: str) -> str:
 
 
 def _listed(
-    table: Path, suffixes: tuple[str, ...]
+    table: Path, suffixes: tuple[str, ...], shares: Mapping[str, float]
 ) -> tuple[dict[Path, str], dict[Path, str], list[tuple[Path, str]]]:
     """The part and the label of each file that a table lists, and (file, reason) of those of other kinds."""
     parts: dict[Path, str] = {}
@@ -83,7 +87,7 @@ def _listed(
             continue
         if file in parts:
             raise ValueError(f"{row.where}: {row['path']!r} is listed twice")
-        parts[file] = row.one_of("split", tuple(SHARES)) if row.get("split") else part(file.stem)
+        parts[file] = row.one_of("split", tuple(SHARES)) if row.get("split") else part(file.stem, shares)
         labels[file] = row.get("label") or UNLABELLED
     return parts, labels, others
 

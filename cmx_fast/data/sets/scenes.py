@@ -243,17 +243,22 @@ def vegas(root: Path | str, split: str, classes: Sequence[str] | None = None) ->
     return whole_scenes(scenes, folders, nothing, classes)
 
 
+#: The parts of one's own pictures: there is no "test", as nothing measures a generator by them.
+UNDIVIDED = {"train": 0.9, "val": 0.1}
+
+
 def pictures(root: Path | str, split: str, classes: Sequence[str] | None = None) -> Scenes:
     """Pictures without sound, to train a generator on: ``<root>/<split>/<class>/*``, ImageNet's layout.
 
     split "train" or "val". Classes are numbered over both. A ``root`` without these folders is one of one's own
-    pictures, or a table of them (:func:`cmx_fast.data.sets.own_files.own_files`).
+    pictures, or a table of them (:func:`cmx_fast.data.sets.own_files.own_files`): nine tenths are "train", but for
+    those that a table says to be of another part.
     """
     splits = ("train", "val")
     check_split(split, splits)
     folder = Path(root) / split
     if not any((Path(root) / part).is_dir() for part in splits):
-        own = own_files(root, split, PICTURES)
+        own = own_files(root, split, PICTURES, UNDIVIDED)
         listed = [Scene(picture.name, picture.label, picture.path, None) for picture in own]
         scenes = whole_scenes(listed, own.class_names, f"{root} has no picture that can be used", classes)
         scenes.skipped += own.skipped

@@ -1,4 +1,4 @@
-"""Sentences for the simulated talkers. Training and test texts have none in common."""
+"""Sentences for the simulated talkers. The three parts have none in common."""
 
 TRAIN_SENTENCES = (
     "The ferry leaves at seven in the morning and comes back before dark.",
@@ -130,4 +130,23 @@ TEST_SENTENCES = (
     "The cyclist stopped at the fountain to fill both her bottles.",
     "We keep the spare blankets in the chest at the foot of the bed.",
     "The echo of the horn came back from the far side of the gorge.",
+)
+
+VAL_SENTENCES = (
+    "The glazier carried the new pane across the yard with great care.",
+    "On clear mornings the whole bay can be seen from the attic.",
+    "They painted the benches red so that nobody would miss them.",
+    "A young owl was sitting on the lowest branch of the cedar.",
+    "The conductor lost his place and hummed until he found it again.",
+    "Please write your name and the date on the back of the picture.",
+    "The miller's horse knows the way to the village on its own.",
+    "After the concert we walked home through the quiet suburbs.",
+    "She mixed plaster in a bucket and filled the cracks in the wall.",
+    "The ticket machine takes coins, but it gives no change.",
+    "His uncle built a sundial out of slate and an old iron rod.",
+    "The last ferry had gone, and we slept in the harbour office.",
+    "Half of the orchard was in bloom when the frost came back.",
+    "A drawer full of buttons stood open on the sewing table.",
+    "The astronomer closed the dome because of the rising mist.",
+    "You must ring twice, since the bell is hard to hear upstairs.",
 )

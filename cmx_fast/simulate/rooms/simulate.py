@@ -14,7 +14,7 @@ from PIL import Image
 from rich.progress import track
 
 from cmx_fast._extras import require
-from cmx_fast.data.sets.image2reverb import MANIFEST
+from cmx_fast.data.sets.image2reverb import MANIFEST, SPLITS
 from cmx_fast.data.sets.lists import write_table
 from cmx_fast.data.transforms.schroeder import reverberation_time
 from cmx_fast.simulate.rooms.acoustics import impulse_response
@@ -22,7 +22,7 @@ from cmx_fast.simulate.rooms.catalogue import make_rooms
 from cmx_fast.simulate.rooms.geometry import Room, predicted_decay_times
 from cmx_fast.simulate.rooms.placement import draw_cameras, draw_positions
 from cmx_fast.simulate.rooms.renderer import render
-from cmx_fast.simulate.rooms.speech import SPLITS, synthesise_speech
+from cmx_fast.simulate.rooms.speech import synthesise_speech
 
 SAMPLE_RATE = 22050
 Row = dict[str, Any]  # one line of the manifest
@@ -38,7 +38,7 @@ def _simulate_room(
     total = sum(pairs.values())
     positions = draw_positions(room, total, rng)
     cameras = draw_cameras(room, total, rng)
-    splits = [split for split in SPLITS for _ in range(pairs[split])]
+    splits = [split for split, count in pairs.items() for _ in range(count)]
     rows, placed = [], []
     for number, (split, (source, microphone), camera) in enumerate(
         zip(splits, positions, cameras, strict=True)
@@ -61,14 +61,16 @@ def _simulate_room(
     return rows, description
 
 
-def _write_speech(folder: Path, recordings: dict[str, list[Path]] | None, seed: int) -> None:
-    """Write the dry sentences of both splits: synthesised, or these recordings at the set's rate."""
+def _write_speech(
+    folder: Path, splits: list[str], recordings: dict[str, list[Path]] | None, seed: int
+) -> None:
+    """Write the dry sentences of these splits: synthesised, or these recordings at the set's rate."""
     soundfile = require("soundfile", "media")
     if recordings is None:
-        synthesised, rate = synthesise_speech(seed)
-        for split in SPLITS:
+        synthesised, rate = synthesise_speech(seed, splits)
+        for split, sentences in synthesised.items():
             (folder / split).mkdir(parents=True)
-            for number, samples in enumerate(synthesised[split]):
+            for number, samples in enumerate(sentences):
                 soundfile.write(folder / split / f"{number:03d}.wav", samples, rate, subtype="PCM_16")
         return
     import torch
@@ -96,10 +98,11 @@ def write_rooms(
     """Write spaces with this many pairs of each split into an empty folder, in Image2Reverb's layout.
 
     Args:
+        pairs: by split; in the order in which they are drawn.
         recordings: dry speech of each split; None: it is synthesised.
         workers: processes; they don't change what is written.
     """
-    for split in SPLITS:
+    for split in pairs:
         (folder / f"{split}_A").mkdir()
         (folder / f"{split}_B").mkdir()
     jobs = [
@@ -109,7 +112,7 @@ def write_rooms(
     # torch's threads in the parent do not survive a fork.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            talking = pool.submit(_write_speech, folder / "speech", recordings, seed)
+            talking = pool.submit(_write_speech, folder / "speech", list(pairs), recordings, seed)
             futures = [pool.submit(_simulate_room, *job) for job in jobs]
             waiting = (future.result() for future in futures)
             results = list(track(waiting, description="Simulating rooms", total=rooms))
@@ -119,6 +122,6 @@ def write_rooms(
             raise
     rows = [row for room_rows, _ in results for row in room_rows]
     descriptions = [description for _, description in results]
-    rows.sort(key=lambda row: (row["split"] != "train", row["image"]))
+    rows.sort(key=lambda row: (SPLITS.index(row["split"]), row["image"]))
     write_table(folder / "manifest.csv", MANIFEST, rows)
     (folder / "rooms.json").write_text(json.dumps({"seed": seed, "rooms": descriptions}, indent=1))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmx_fast._extras import require
-from cmx_fast.simulate.rooms.sentences import TEST_SENTENCES, TRAIN_SENTENCES
+from cmx_fast.simulate.rooms.sentences import TEST_SENTENCES, TRAIN_SENTENCES, VAL_SENTENCES
 
-SPLITS = ("train", "test")
+#: The sentences of each part, in the order in which they are spoken.
+SENTENCES = {"train": TRAIN_SENTENCES, "test": TEST_SENTENCES, "val": VAL_SENTENCES}
 _SYNCHRONOUS_RETRIEVAL = 2  # AUDIO_OUTPUT_SYNCHRONOUS: samples go to the callback, nothing is played
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
@@ -64,8 +66,8 @@ class _Synthesiser:
         return samples[loud[0] : loud[-1] + 1]
 
 
-def synthesise_speech(seed: int) -> tuple[dict[str, list[NDArray[np.int16]]], int]:
-    """All training and test sentences, each by a voice drawn with ``seed``, and the sample rate (22,050 Hz).
+def synthesise_speech(seed: int, parts: Iterable[str]) -> tuple[dict[str, list[NDArray[np.int16]]], int]:
+    """The sentences of these parts, each by a voice drawn with ``seed``, and the sample rate (22,050 Hz).
 
     Accent, speaker, speed, pitch and intonation vary from sentence to sentence: 3 to 6 seconds each. In a new
     process the same seed gives the same samples; within one, the library carries the state of its voices from
@@ -74,8 +76,8 @@ def synthesise_speech(seed: int) -> tuple[dict[str, list[NDArray[np.int16]]], in
     synthesiser = _Synthesiser()
     rng = np.random.default_rng([seed, 7919])
     speech: dict[str, list[NDArray[np.int16]]] = {}
-    for split, texts in zip(SPLITS, (TRAIN_SENTENCES, TEST_SENTENCES), strict=True):
-        speech[split] = [
+    for part in [part for part in SENTENCES if part in parts]:
+        speech[part] = [
             synthesiser.say(
                 text,
                 f"{_ACCENTS[rng.integers(len(_ACCENTS))]}+{_SPEAKERS[rng.integers(len(_SPEAKERS))]}",
@@ -83,16 +85,16 @@ def synthesise_speech(seed: int) -> tuple[dict[str, list[NDArray[np.int16]]], in
                 pitch=int(rng.integers(30, 70)),
                 pitch_range=int(rng.integers(35, 75)),
             )
-            for text in texts
+            for text in SENTENCES[part]
         ]
     return speech, synthesiser.sample_rate
 
 
-def find_recordings(folder: Path, seed: int) -> dict[str, list[Path]]:
-    """The user's own dry recordings (WAV or FLAC) for both splits.
+def find_recordings(folder: Path, parts: Iterable[str], seed: int) -> dict[str, list[Path]]:
+    """The user's own dry recordings (WAV or FLAC) for these parts.
 
-    A folder with ``train`` and ``test`` inside keeps that division; otherwise a quarter, drawn with ``seed``,
-    becomes the test set.
+    A folder with a folder of each part's name inside keeps that division. Otherwise the recordings are divided by
+    ``seed``: "test" gets a quarter, "val" an eighth where it is a part, and "train" the others.
     """
     if not folder.is_dir():
         raise ValueError(f"speech: no folder {folder}")
@@ -106,19 +108,21 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Path]]:
             f"speech: {len(others)} files are neither WAV nor FLAC and left out, {others[0]} first",
             file=sys.stderr,
         )
-    if all((folder / split).is_dir() for split in SPLITS):
-        recordings = {split: audio_in(folder / split) for split in SPLITS}
+    parts = list(parts)
+    if all((folder / part).is_dir() for part in parts):
+        recordings = {part: audio_in(folder / part) for part in parts}
     else:
         files = audio_in(folder)
         order = np.random.default_rng([seed, 104729]).permutation(len(files))
-        share = len(files) // 4
-        recordings = {
-            "train": [files[i] for i in sorted(order[share:])],
-            "test": [files[i] for i in sorted(order[:share])],
-        }
-    for split, files in recordings.items():
+        first, recordings = 0, {}
+        for part, count in (("test", len(files) // 4), ("val", len(files) // 8), ("train", len(files))):
+            if part in parts:
+                recordings[part] = [files[i] for i in sorted(order[first : first + count])]
+                first += count
+    for part, files in recordings.items():
         if not files:
             raise ValueError(
-                f"speech: {folder} has no WAV or FLAC files for the {split} split (4 or more are needed)"
+                f"speech: {folder} has no WAV or FLAC files for the {part} part "
+                f"({8 if 'val' in parts else 4} or more are needed)"
             )
     return recordings

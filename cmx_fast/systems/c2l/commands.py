@@ -118,6 +118,11 @@ def train_c2l(
         fsdp=fsdp,
         loggers=logger,
     )
+    world = session.fabric.world_size
+    if world > 1 and recipe.batch < 2 * world:
+        raise ValueError(
+            f"batch = {recipe.batch} leaves {world} processes fewer than two pictures each; --batch-size ..."
+        )
     train, held_out = (
         open_split(
             dataset,
@@ -137,11 +142,10 @@ def train_c2l(
         session.say(
             f"{name}: {len(pictures)} pictures" + (f"; {skipped} unreadable left out" if skipped else "")
         )
-    batch = recipe.batch * session.fabric.world_size
-    if len(train) < batch:
-        session.say(f"batches of {len(train)} instead of {batch}: there are no more pictures")
+    if len(train) < recipe.batch:
+        session.say(f"batches of {len(train)} instead of {recipe.batch}: there are no more pictures")
     side = recipe.size // 4 if shapes is None else max(shapes[0][1], recipe.size // recipe.grid_stride)
-    kept_bytes = clustering_bytes(recipe, len(train), side, session.fabric.world_size)
+    kept_bytes = clustering_bytes(recipe, len(train), side, world)
     session.say(f"clustering keeps up to {kept_bytes / 1e9:.2g} GB; fewer init_pixels need less")
     if imagenet is None and encoder is None:
         session.say("encoder: neither --encoder nor --imagenet weights, so it starts at random")

@@ -73,9 +73,14 @@ class PseudoLabels:
             setattr(self, name, value.to(self.pictures.device) if isinstance(value, Tensor) else value)
 
     @property
+    def batch(self) -> int:
+        """The pictures of a step of all processes together, as many of each."""
+        return self.recipe.batch // self.fabric.world_size * self.fabric.world_size
+
+    @property
     def steps_per_epoch(self) -> int:
         """The number of full batches, at least 1; pictures left over come up in other epochs."""
-        return max(1, len(self.pictures) // (self.recipe.batch * self.fabric.world_size))
+        return max(1, len(self.pictures) // self.batch)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Training batches from this step on, as :class:`cmx_fast.systems.c2l.picie.PiCIE` takes them.
@@ -86,7 +91,7 @@ class PseudoLabels:
         for epoch in range(start // per_epoch, self.recipe.epochs):
             if self.epoch < epoch:
                 self.renew(epoch)
-            rows = self.shuffled(epoch).split(self.recipe.batch * world)[:per_epoch]
+            rows = self.shuffled(epoch).split(self.batch)[:per_epoch]
             left = rows[max(0, start - epoch * per_epoch) :]
             for index, batch in self.views((part[rank::world] for part in left), epoch):
                 for i, view in enumerate(VIEWS):

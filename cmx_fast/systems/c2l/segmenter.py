@@ -19,6 +19,7 @@ from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.picture_segmenter import PictureSegmenter
 from cmx_fast.train.run_folder import FinishedRun, RunFolder
+from cmx_fast.train.trained_model import Encoders
 
 #: The models that segment one picture by itself, the preferred one first. DFF factorises many pictures together.
 USABLE = ("c2l", "part+pixel", "part", "picie")
@@ -57,19 +58,25 @@ class C2LSegmenter(PictureSegmenter):
 
     @classmethod
     def from_run(
-        cls, folder: Path | str, *, model: str | None = None, seed: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        encoder_file: Path | str | None = None,
     ) -> C2LSegmenter:
         """Open a model of a finished ``cmx train c2l`` folder, on the GPU if there is one.
 
         Args:
             model, seed: as of :meth:`FinishedRun.choose`: "c2l", the default, "part+pixel", "part" or "picie".
+            encoder_file: weights of the run's pretrained encoder, if not where the run had them.
 
         Raises:
-            ValueError: no finished run, or it has no such model or seed.
+            ValueError: no finished run, it has no such model or seed, or its encoder has other weights.
         """
         run = RunFolder.open_finished(Path(folder), "train c2l")
         name, seed = run.choose(USABLE, model, seed)
-        recipe, encoder = run.recipe(C2LRecipe), run_encoder(run)
+        recipe, encoder = run.recipe(C2LRecipe), run_encoder(run, encoder_file)
         shapes = None if encoder is None else encoder.map_shapes(recipe.size, recipe.map_stride)
         network = new_model(name, recipe, shapes)
         network.load_state_dict(run.weights(f"seed{seed}/{name}"))
@@ -78,8 +85,8 @@ class C2LSegmenter(PictureSegmenter):
         return opened.to(default_device())
 
     @classmethod
-    def rebuild(cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path) -> C2LSegmenter:
-        recipe = C2LRecipe.stored(settings["recipe"], source)
+    def rebuild(cls, settings: dict[str, Any], encoders: Encoders, source: Path) -> C2LSegmenter:
+        encoder, recipe = encoders.visual, C2LRecipe.stored(settings["recipe"], source)
         shapes = None if encoder is None else encoder.map_shapes(recipe.size, recipe.map_stride)
         network = new_model(settings["model"], recipe, shapes)
         assert isinstance(network, PiCIE)

@@ -287,7 +287,10 @@ def evaluate_linear(
 
     from cmx_fast.systems.cmac.downstream import SoundClassification, adapters, open_model, report
     from cmx_fast.train.fabric import chosen_device
+    from cmx_fast.train.run_folder import RunFolder
 
+    if seed is None:
+        seed = RunFolder.open_finished(run, "train cmac").config["seeds"][0]
     network, mixed = open_model(run, model, seed, chosen_device(device), UNTRAINED)
     splits = adapters(AUDIO_SETS, dataset, data, fold)
     classification = SoundClassification(
@@ -296,7 +299,7 @@ def evaluate_linear(
         log_mel=model == "log-mel",
         pool=pool,
         machine=machine,
-        supervised_seed=(seed or 0) if supervised else None,
+        supervised_seed=seed if supervised else None,
         mixed=mixed,
     )
     folds, counts = zip(*(classification.measure(train, test) for train, test in splits), strict=True)

@@ -22,7 +22,7 @@ from cmx_fast.systems.cmac.recipe import CMACRecipe
 from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import RunFolder
-from cmx_fast.train.trained_model import Tower, TrainedModel
+from cmx_fast.train.trained_model import Encoders, Tower, TrainedModel
 
 #: Seconds of a sound file that are heard at most.
 LONGEST = 600.0
@@ -51,25 +51,33 @@ class CMACEmbedder(TrainedModel):
 
     @classmethod
     def from_run(
-        cls, folder: Path | str, *, model: str | None = None, seed: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        encoder_file: Path | str | None = None,
     ) -> CMACEmbedder:
         """Open a model of a finished ``cmx train cmac`` folder, on the GPU if there is one.
 
         Args:
             model, seed: as of :meth:`FinishedRun.choose`; default "cmac", or the run's last.
+            encoder_file: weights of the run's pretrained encoder, if not where the run had them.
 
         Raises:
-            ValueError: no finished run, or it has no such model or seed.
+            ValueError: no finished run, it has no such model or seed, or its encoder has other weights.
         """
         run = RunFolder.open_finished(Path(folder), "train cmac")
         name, seed = run.choose(tuple(reversed(NAMES)), model, seed)
         trained = new_model(name, run.recipe(CMACRecipe))
         trained.load_state_dict(run.weights(f"seed{seed}/{name}"))
-        return cls(trained, run_encoder(run)).from_the(run, name, seed).to(default_device())
+        encoder = run_encoder(run, encoder_file)
+        return cls(trained, encoder).from_the(run, name, seed).to(default_device())
 
     @classmethod
-    def rebuild(cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path) -> CMACEmbedder:
-        return cls(CMAC(CMACRecipe.stored(settings["recipe"], source), settings["objective"]), encoder)
+    def rebuild(cls, settings: dict[str, Any], encoders: Encoders, source: Path) -> CMACEmbedder:
+        model = CMAC(CMACRecipe.stored(settings["recipe"], source), settings["objective"])
+        return cls(model, encoders.visual)
 
     def settings(self) -> dict[str, Any]:
         return {"objective": self.model.objective, "recipe": self.recipe.as_dict()}

@@ -7,17 +7,19 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmx_fast._extras import require
-from cmx_fast.data.media.files import audio_problem
+from cmx_fast.data.media.files import BrokenFileError, audio_problem, audio_seconds
 
 
 def playable(path: Path, seconds: float) -> tuple[float, str | None]:
     """The length of a sound in seconds, and why no clip of ``seconds`` can be cut from it; None if one can."""
-    problem = audio_problem(path)
-    length = 0.0 if problem else float(require("soundfile", "media").info(path).duration)
-    if problem is None and length < seconds:
-        problem = f"too short: {length:.2f} s, clips need {seconds:g} s"
-    return length, problem
+    if problem := audio_problem(path):
+        return 0.0, problem
+    try:
+        length = audio_seconds(path)
+    except BrokenFileError as error:
+        return 0.0, error.reason
+    short = f"too short: {length:.2f} s, clips need {seconds:g} s"
+    return length, short if length < seconds else None
 
 
 def cut(wave: Tensor, start: int, samples: int) -> Tensor:

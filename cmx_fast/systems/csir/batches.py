@@ -10,8 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmx_fast.systems.csir.data import PairData
-from cmx_fast.systems.csir.recipe import CSIRRecipe
+from cmx_fast.systems.csir.recipe import STAGES, CSIRRecipe
 from cmx_fast.train.trainable import Batch
+
+
+def check_shares(recipe: CSIRRecipe, world: int) -> None:
+    """Raise ValueError if a stage's batch leaves a process without one whole class."""
+    for name in STAGES:
+        batch = getattr(recipe, f"{name}_batch")
+        if share(batch, recipe.samples_per_class, world) == 0:
+            raise ValueError(
+                f"{name}_batch = {batch} leaves {world} processes fewer than one class of {recipe.samples_per_class} "
+                f"samples each; --set {name}_batch=..."
+            )
+
+
+def share(batch: int, samples_per_class: int, world: int) -> int:
+    """The samples of a batch that each of ``world`` processes takes: whole classes, as many in each."""
+    return batch // (samples_per_class * world) * samples_per_class
 
 
 def training_batches(

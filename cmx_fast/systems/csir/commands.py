@@ -80,6 +80,7 @@ def train_csir(
         raise ValueError("image_encoder = pretrained needs its name: --encoder NAME or NAME=FILE")
 
     from cmx_fast.networks.visual_encoders import open_visual_encoder
+    from cmx_fast.systems.csir.batches import check_shares
     from cmx_fast.systems.csir.evaluate import evaluate_run
     from cmx_fast.systems.csir.evaluation import open_split
     from cmx_fast.systems.csir.model import FrozenImageEncoder, image_encoder, load_places365
@@ -106,6 +107,7 @@ def train_csir(
         fsdp=fsdp,
         loggers=logger,
     )
+    check_shares(recipe, session.fabric.world_size)
     opened = functools.partial(
         open_split,
         data,

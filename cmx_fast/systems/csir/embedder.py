@@ -13,7 +13,6 @@ from cmx_fast.data.media.files import read_audio, read_picture
 from cmx_fast.evaluate.gradcam import gradcam, last_map
 from cmx_fast.evaluate.occlusion import occlusion
 from cmx_fast.networks.fpn import IMAGENET_MEAN, IMAGENET_STD
-from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.nn.logmel import LogMel
 from cmx_fast.systems.csir.data import levels
 from cmx_fast.systems.csir.evaluation import MODELS, embed_speech, new_model
@@ -22,7 +21,7 @@ from cmx_fast.systems.csir.recipe import CSIRRecipe
 from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.run_folder import RunFolder
-from cmx_fast.train.trained_model import Tower, TrainedModel
+from cmx_fast.train.trained_model import Encoders, Tower, TrainedModel
 
 #: Cells of a spectrogram, bands by times, that are taken away one by one.
 CELLS = (8, 16)
@@ -59,20 +58,26 @@ class CSIREmbedder(TrainedModel):
 
     @classmethod
     def from_run(
-        cls, folder: Path | str, *, model: str | None = None, seed: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        encoder_file: Path | str | None = None,
     ) -> CSIREmbedder:
         """Open a model of a finished ``cmx train csir`` folder, on the GPU if there is one.
 
         Args:
             model, seed: as of :meth:`FinishedRun.choose`: "csir", the default, or "dscmr".
+            encoder_file: weights of the run's pretrained encoder, if not where the run had them.
 
         Raises:
-            ValueError: no finished run, or it has no such model or seed.
+            ValueError: no finished run, it has no such model or seed, or its encoder has other weights.
         """
         run = RunFolder.open_finished(Path(folder), "train csir")
         recipe = run.recipe(CSIRRecipe)
         name, seed = run.choose(("csir", "dscmr"), model, seed)
-        encoder = run_encoder(run)
+        encoder = run_encoder(run, encoder_file)
         frozen = None if encoder is None else FrozenImageEncoder(encoder)
         towers = new_model(name, recipe, len(run.config["spaces"]), frozen)
         towers.load_state_dict(run.weights(f"seed{seed}/{name}"))
@@ -80,9 +85,9 @@ class CSIREmbedder(TrainedModel):
         return cls(towers).from_the(run, name, seed).to(default_device())
 
     @classmethod
-    def rebuild(cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path) -> CSIREmbedder:
+    def rebuild(cls, settings: dict[str, Any], encoders: Encoders, source: Path) -> CSIREmbedder:
         recipe = CSIRRecipe.stored(settings["recipe"], source)
-        frozen = None if encoder is None else FrozenImageEncoder(encoder)
+        frozen = None if encoders.visual is None else FrozenImageEncoder(encoders.visual)
         towers = new_model(settings["model"], recipe, settings["spaces"], frozen)
         assert isinstance(towers, TwoTowers)
         return cls(towers)

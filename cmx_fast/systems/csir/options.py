@@ -25,7 +25,7 @@ Models = Annotated[
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Samples of a step of the last stage, of images and speech together: as --set cross_batch=N. The others "
+        help="Samples of a step of the last stage, of all processes together: as --set cross_batch=N. The other stages "
         "have speech_batch, image_batch and head_batch."
     ),
     Sets("cross_batch"),

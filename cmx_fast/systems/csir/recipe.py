@@ -22,6 +22,10 @@ from cmx_fast.train.settings import (
 IMAGE_ENCODERS = ("resnet10", "resnet18", "resnet50")
 
 
+#: The stages of a training, each with its own batch.
+STAGES = ("speech", "image", "head", "cross")
+
+
 @dataclass(frozen=True)
 class CSIRRecipe(Presets):
     """Every number of a CSIR run.
@@ -137,7 +141,7 @@ class CSIRRecipe(Presets):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.crop_seconds <= self.seconds, self, "crop_seconds", f"in (0, seconds = {self.seconds}]")
-        for stage in ("speech", "image", "head", "cross"):
+        for stage in STAGES:
             require(
                 getattr(self, f"{stage}_batch") % self.samples_per_class == 0,
                 self,

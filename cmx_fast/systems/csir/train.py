@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cmx_fast.evaluate.retrieval import recalls
 from cmx_fast.systems.csir.baselines import DecayTime
-from cmx_fast.systems.csir.batches import class_balanced, training_batches
+from cmx_fast.systems.csir.batches import class_balanced, share, training_batches
 from cmx_fast.systems.csir.data import PairData
 from cmx_fast.systems.csir.evaluation import MODELS, Model, embed, even_crops
 from cmx_fast.systems.csir.model import (
@@ -119,15 +119,16 @@ class Training:
         modalities: tuple[str, ...],
         **more: Any,
     ) -> Module:
-        """Train a stage on augmented batches of ``batch`` utterances per process, with these modalities."""
+        """Train a stage on augmented batches of ``batch`` utterances of all processes, with these modalities."""
+        world = self.fabric.world_size
         batches = training_batches(
             self.train,
             self.recipe,
-            batch,
+            share(batch, self.recipe.samples_per_class, world),
             modalities,
             seed,
             rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
+            world=world,
         )
         return self.train_stage(name, seed, module, groups, steps, batches, **more)
 
@@ -143,11 +144,8 @@ class Training:
 
         def batches(start: int) -> Iterator[Batch]:
             image, speech = computed()
-            batch, rank, world = (
-                self.recipe.head_batch,
-                self.fabric.global_rank,
-                self.fabric.world_size,
-            )
+            rank, world = self.fabric.global_rank, self.fabric.world_size
+            batch = share(self.recipe.head_batch, self.recipe.samples_per_class, world)
             labels = self.train.space[: self.train.paired]
             stream = class_balanced(labels, batch * world, self.recipe.samples_per_class, seed)
             for rows in islice(stream, start, None):

@@ -17,6 +17,7 @@ from cmx_fast.train.fabric import default_device
 from cmx_fast.train.frozen_features import run_encoder
 from cmx_fast.train.picture_segmenter import PictureSegmenter
 from cmx_fast.train.run_folder import RunFolder
+from cmx_fast.train.trained_model import Encoders
 
 
 class RecognitionSegmenter(PictureSegmenter):
@@ -43,19 +44,25 @@ class RecognitionSegmenter(PictureSegmenter):
 
     @classmethod
     def from_run(
-        cls, folder: Path | str, *, model: str | None = None, seed: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        encoder_file: Path | str | None = None,
     ) -> RecognitionSegmenter:
         """Open a network of a finished ``cmx train segment`` folder, on the GPU if there is one.
 
         Args:
             model, seed: as of :meth:`FinishedRun.choose`: an attention module's name, by default the run's first.
+            encoder_file: weights of the run's pretrained encoder, if not where the run had them.
 
         Raises:
-            ValueError: no finished run, or it has no such network or seed.
+            ValueError: no finished run, it has no such network or seed, or its encoder has other weights.
         """
         run = RunFolder.open_finished(Path(folder), "train segment")
         name, seed = run.choose(run.config["models"], model, seed)
-        encoder = run_encoder(run)
+        encoder = run_encoder(run, encoder_file)
         assert encoder is not None
         classes = run.config["classes"]
         network = new_segmenter(name, run.recipe(RecognitionRecipe), len(classes), encoder)
@@ -63,9 +70,8 @@ class RecognitionSegmenter(PictureSegmenter):
         return cls(name, network, encoder, classes).from_the(run, name, seed).to(default_device())
 
     @classmethod
-    def rebuild(
-        cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path
-    ) -> RecognitionSegmenter:
+    def rebuild(cls, settings: dict[str, Any], encoders: Encoders, source: Path) -> RecognitionSegmenter:
+        encoder = encoders.visual
         assert encoder is not None
         name, classes = settings["model"], settings["classes"]
         recipe = RecognitionRecipe.stored(settings["recipe"], source)

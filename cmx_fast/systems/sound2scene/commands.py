@@ -259,31 +259,34 @@ def generate_picture(
 
 
 def edit_picture(
-    image: Annotated[Path, typer.Option(help="Picture to edit.")],
     audio: Annotated[Path, typer.Option(help="Sound that goes with the picture.")],
     out: PictureOut,
     run: SystemRun = Path("runs/sound2scene"),
+    image: Annotated[Path | None, typer.Option(help="Picture to edit, which is inverted first.")] = None,
+    inverted: Annotated[
+        Path | None, typer.Option(help="File that cmx invert --save wrote of a picture, in place of --image.")
+    ] = None,
     to: Annotated[
         Path | None, typer.Option(help="Sound that the picture is to have; default: the same.")
     ] = None,
     volume: Annotated[float, typer.Option(help="Volume of the sound it is to have, in dB.")] = 0.0,
     strength: Annotated[float, typer.Option(help="Strength of the change; 0: the picture as it is.")] = 1.0,
-    inverted: Annotated[
-        Path | None,
-        typer.Option(help="File that cmx invert --save wrote of the picture; default: invert it now."),
-    ] = None,
     steps: InversionSteps = INVERSION_STEPS,
     seed: NoiseSeed = 0,
     icgan: GeneratorPath = None,
     picture_encoder: PictureEncoderPath = None,
     device: Device = None,
 ) -> None:
-    """Edit a picture by the difference of two sounds: invert it, and move its features.
+    """Edit a picture, --image or --inverted, by the difference of two sounds: its features are moved.
 
     Writes the picture as the generator can make it, beside the edited one.
     """
     if to is None and volume == 0:
         raise ValueError("nothing to edit: give the sound it is to have, --to, or another --volume")
+    if (image is None) == (inverted is None):
+        raise ValueError(
+            "give the picture to edit by --image, or by --inverted what cmx invert --save wrote of it"
+        )
     if inverted is not None and (steps != INVERSION_STEPS or seed):
         raise ValueError(
             "--steps and --seed are of the inversion, which --inverted has done: they have no effect"
@@ -304,9 +307,11 @@ def edit_picture(
 
     system = open_sound2scene(run, icgan, picture_encoder).to(chosen_device(device))
     current, sought = read_sound(audio, system), read_sound(to or audio, system)
-    features, noise = (
-        inverted_picture(image, system, steps, seed) if inverted is None else read_latents(inverted, system)
-    )
+    if image is not None:
+        features, noise = inverted_picture(image, system, steps, seed)
+    else:
+        assert inverted is not None
+        features, noise = read_latents(inverted, system)
     with torch.no_grad():
         target = system.encode_sound(change_volume(sought, volume)[None])
         moved = edit(features, target, system.encode_sound(current[None]), strength)

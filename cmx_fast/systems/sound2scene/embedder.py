@@ -16,10 +16,15 @@ from cmx_fast.networks.biggan import Generator
 from cmx_fast.networks.picture_encoder import PictureEncoder
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.systems.sound2scene.checkpoints import open_sound2scene
-from cmx_fast.systems.sound2scene.model import SAMPLE_RATE, Sound2Scene, SoundEncoder
+from cmx_fast.systems.sound2scene.model import (
+    SAMPLE_RATE,
+    PretrainedSoundEncoder,
+    Sound2Scene,
+    SoundEncoder,
+)
 from cmx_fast.train.fabric import default_device
 from cmx_fast.train.run_folder import RunFolder
-from cmx_fast.train.trained_model import Tower, TrainedModel
+from cmx_fast.train.trained_model import Encoders, Tower, TrainedModel
 
 
 def heard(file: Path, seconds: float) -> Tensor:
@@ -56,51 +61,58 @@ class Sound2SceneEmbedder(TrainedModel):
         self.system = system
         if isinstance(system.picture_encoder, VisualEncoder):
             self.encoder = system.picture_encoder
+        if isinstance(system.sound_encoder, PretrainedSoundEncoder):
+            self.audio_encoder = system.sound_encoder.audio_encoder
         self.requires_grad_(False).eval()
 
     @classmethod
     def from_run(
-        cls, folder: Path | str, *, model: str | None = None, seed: int | None = None
+        cls,
+        folder: Path | str,
+        *,
+        model: str | None = None,
+        seed: int | None = None,
+        encoder_file: Path | str | None = None,
     ) -> Sound2SceneEmbedder:
         """Open a finished ``cmx train sound2scene`` folder, on the GPU if there is one.
 
+        Args:
+            encoder_file: weights of the picture encoder, if not where the run had them.
+
         Raises:
-            ValueError: no finished run; or a model or seed is named, of which such a run has one.
+            ValueError: no finished run; its encoder has other weights; or a model or seed is named, of which such a run
+                has one.
         """
         if model is not None or seed is not None:
             raise ValueError("a run of cmx train sound2scene has one model: leave --model and --seed out")
         run = RunFolder.open_finished(folder, "train sound2scene")
-        opened = cls(open_sound2scene(folder)).from_the(run, "sound2scene", run.config.get("seed", 0))
+        system = open_sound2scene(folder, picture_encoder=encoder_file)
+        opened = cls(system).from_the(run, "sound2scene", run.config.get("seed", 0))
         return opened.to(default_device())
 
     @classmethod
-    def rebuild(
-        cls, settings: dict[str, Any], encoder: VisualEncoder | None, source: Path
-    ) -> Sound2SceneEmbedder:
-        pictures = encoder or PictureEncoder(settings["picture_encoder"])
-        sounds = SoundEncoder(**settings["sound_encoder"])
+    def rebuild(cls, settings: dict[str, Any], encoders: Encoders, source: Path) -> Sound2SceneEmbedder:
+        pictures = encoders.visual or PictureEncoder(settings["picture_encoder"])
+        sounds: SoundEncoder | PretrainedSoundEncoder
+        if encoders.audio is not None:
+            sounds = PretrainedSoundEncoder(encoders.audio, **settings["sound_encoder"])
+        else:
+            sounds = SoundEncoder(**settings["sound_encoder"])
         return cls(Sound2Scene(pictures, sounds, Generator(**settings["generator"])))
 
     def settings(self) -> dict[str, Any]:
-        """
-        Raises:
-            ValueError: the sound encoder is a layer on a pretrained one, whose file has more than weights in it.
-        """
         pictures, sounds = self.system.picture_encoder, self.system.sound_encoder
-        if not isinstance(sounds, SoundEncoder):
-            raise ValueError(
-                f"a model on the audio encoder {sounds.audio_encoder.name} can't be saved: open it by from_run, with "
-                "that encoder's file"
-            )
+        last = sounds.resnet.fc if isinstance(sounds, SoundEncoder) else sounds.head
+        own = {"width": sounds.resnet.width} if isinstance(sounds, SoundEncoder) else {}
         generator = self.system.generator
         condition, features = generator.shared_feat.weight.shape
         return {
             "picture_encoder": pictures.kind if isinstance(pictures, PictureEncoder) else None,
             "sound_encoder": {
-                "features": sounds.resnet.fc.out_features,
-                "width": sounds.resnet.width,
+                "features": last.out_features,
                 "seconds": sounds.seconds,
                 "positive": sounds.positive,
+                **own,
             },
             "generator": {
                 "resolution": generator.resolution,

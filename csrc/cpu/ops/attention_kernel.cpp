@@ -32,7 +32,6 @@ namespace cmx {
 namespace {
 
 constexpr int64_t kTile = kTileRows * kTileCols;
-constexpr int64_t kTaskColumns = 96;  // columns of one task of the transposed products; divides kTileCols
 
 template <class T>
 Exponent<T> exponent(double scale) {

@@ -20,12 +20,12 @@
 #include <cmath>
 #include <optional>
 #include <tuple>
-#include <unordered_map>
 
 #include "common/checks.h"
 #include "common/parallel.h"
 #include "cpu/products/block.h"
 #include "cpu/tensors/buffer.h"
+#include "cpu/tensors/classes.h"
 
 namespace cmx {
 namespace {
@@ -33,25 +33,10 @@ namespace {
 constexpr int64_t kColumnsPerTask = 32;
 constexpr int64_t kRowsPerTask = 64;
 
-// Labels of any value as classes 0, 1, ... shared by rows and columns.
-struct Classes {
-  std::vector<int64_t> of_row, of_column, columns_in_class;
-
-  Classes(const Tensor& rows, const Tensor& columns) {
-    std::unordered_map<int64_t, int64_t> index;
-    const auto number = [&](const Tensor& labels) {
-      const auto* values = static_cast<const int64_t*>(labels.data_ptr());
-      std::vector<int64_t> classes(labels.numel());
-      for (int64_t i = 0; i < labels.numel(); ++i)
-        classes[i] = index.try_emplace(values[i], index.size()).first->second;
-      return classes;
-    };
-    of_row = number(rows);
-    of_column = number(columns);
-    columns_in_class.resize(index.size());
-    for (const int64_t c : of_column) ++columns_in_class[c];
-  }
-};
+Classes classes_of(const Tensor& rows, const Tensor& columns) {
+  return {static_cast<const int64_t*>(rows.data_ptr()), rows.numel(), static_cast<const int64_t*>(columns.data_ptr()),
+          columns.numel()};
+}
 
 // Sum of weight[i] * row i over each class, (classes, d). Every column is summed by one task in row order.
 template <class T>
@@ -105,15 +90,18 @@ struct Problem {
   Rows<T> rows;
   std::optional<Rows<T>> ref;
   Classes classes;
+  std::vector<int64_t> columns_in_class;
   std::vector<int64_t> only_positive;  // of each row, -1 where there are none or several: Note [An only positive]
 
   Problem(const Tensor& features, const Tensor& labels, const std::optional<Tensor>& ref_features,
           const std::optional<Tensor>& ref_labels, bool normalize)
       : rows(make_rows<T>(contiguous(features), 0, normalize)),
-        classes(contiguous(labels), contiguous(ref_labels ? *ref_labels : labels)) {
+        classes(classes_of(contiguous(labels), contiguous(ref_labels ? *ref_labels : labels))),
+        columns_in_class(classes.count) {
     if (ref_features) ref = make_rows<T>(contiguous(*ref_features), 0, normalize);
     // The sum of a class's columns less the row itself is the positive where there is one.
-    std::vector<int64_t> index_sum(classes.columns_in_class.size());
+    std::vector<int64_t> index_sum(classes.count);
+    for (const int64_t c : classes.of_column) ++columns_in_class[c];
     for (size_t j = 0; j < classes.of_column.size(); ++j) index_sum[classes.of_column[j]] += j;
     only_positive.assign(rows.n, -1);
     for (int64_t i = 0; i < rows.n; ++i)
@@ -121,7 +109,7 @@ struct Problem {
   }
 
   bool self() const { return !ref; }
-  int64_t positives(int64_t i) const { return classes.columns_in_class[classes.of_row[i]] - self(); }
+  int64_t positives(int64_t i) const { return columns_in_class[classes.of_row[i]] - self(); }
   const Rows<T>& columns() const { return ref ? *ref : rows; }
   Logits<T> logits(const Tensor& scale) const {
     const double longest = std::max(rows.max_norm, columns().max_norm);
@@ -150,7 +138,7 @@ Forward run_forward(const Problem<T>& problem, const Tensor& logit_scale, bool c
   auto* losses = static_cast<T*>(loss.data_ptr());
   auto* statistics = static_cast<T*>(stats.data_ptr());
   auto* positives = static_cast<T*>(class_rows.data_ptr());
-  const int64_t number = classes.columns_in_class.size();
+  const int64_t number = classes.count;
   if (problem.self()) {
     sums_of_others(rows, classes.of_row, number, nullptr,
                    [&](int64_t i, int64_t p, double sum) { positives[i * d + p] = sum; });
@@ -218,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> run_backward(const Problem<T>& problem, const
                 dcolumns ? dcolumns->data() : nullptr);
 
   // Each positive p of i gets -pull_i x_i, i itself -pull_i times the sum of its positives.
-  const int64_t number = classes.columns_in_class.size();
+  const int64_t number = classes.count;
   const auto add_pull = [&](int64_t i, int64_t p, double from_others) {
     drows->data()[i * d + p] -= T(logits.scale * (pull[i] * positives[i * d + p] + from_others));
   };

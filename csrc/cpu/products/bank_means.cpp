@@ -11,7 +11,6 @@
 namespace cmx {
 namespace {
 
-constexpr int64_t kPadding = 64;  // kernels write whole vectors
 // Bank rows of a task: packed, and with the scores of a tile, they lie in the second-level cache. As many as there are
 // queries at least, for these are packed once per task.
 constexpr int64_t kRowsPerTask = 5 * kTileCols;

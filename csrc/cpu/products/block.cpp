@@ -13,10 +13,7 @@
 namespace cmx {
 namespace {
 
-constexpr int64_t kPadding = 64;           // spare entries after a row of a tile: kernels write whole vectors
-constexpr int64_t kPanelBytes = 32 << 20;  // derivatives kept between the two gradient products, or one row tile's
-constexpr int64_t kTaskColumns = 96;       // columns of one task of the transposed product; divides kTileCols
-constexpr double kSafeExponent = 60;       // exp2 of sums within [-2 x 60, 0] neither overflows nor vanishes
+constexpr double kSafeExponent = 60;  // exp2 of sums within [-2 x 60, 0] neither overflows nor vanishes
 // Up to this base-2 exponent exp2_parts tells whole number and fraction apart, with a factor of two to spare. Of double
 // less: what is above a shift is found in double, and loses the digits that the shift has.
 template <class T>

@@ -12,6 +12,11 @@
 
 namespace cmx {
 
+inline constexpr int64_t kPadding = 64;  // spare entries after a row of a tile: kernels write whole vectors
+inline constexpr int64_t kPanelBytes = 32
+                                       << 20;  // derivatives kept between the two gradient products, or one row tile's
+inline constexpr int64_t kTaskColumns = 96;    // columns of one task of the transposed product; divides kTileCols
+
 // Small problems take flatter tiles, so that every core has some; multiples of the matrix units' blocks of 32.
 inline int64_t rows_per_tile(int64_t n) { return n >= 8 * kTileRows ? kTileRows : n >= 2 * kTileRows ? 64 : 32; }
 

@@ -7,6 +7,7 @@
 #include "cpu/tiles/frames.h"
 #include "cpu/tiles/gates.h"
 #include "cpu/tiles/planes.h"
+#include "cpu/tiles/sigmoid_tiles.h"
 #include "cpu/tiles/softmax_tiles.h"
 #include "cpu/tiles/spectra.h"
 
@@ -58,6 +59,15 @@ const SoftmaxKernels<T>& best_softmax_kernels() {
 }
 
 template <class T>
+const SigmoidKernels<T>& best_sigmoid_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::sigmoid_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::sigmoid_kernels<T>();
+#endif
+  return baseline::sigmoid_kernels<T>();
+}
+
+template <class T>
 const GateKernels<T>& best_gate_kernels() {
 #if defined(__x86_64__)
   if (instruction_set() >= InstructionSet::kAvx512) return avx512::gate_kernels<T>();
@@ -92,6 +102,8 @@ template const PlaneKernels<float>& best_plane_kernels<float>();
 template const PlaneKernels<double>& best_plane_kernels<double>();
 template const SoftmaxKernels<float>& best_softmax_kernels<float>();
 template const SoftmaxKernels<double>& best_softmax_kernels<double>();
+template const SigmoidKernels<float>& best_sigmoid_kernels<float>();
+template const SigmoidKernels<double>& best_sigmoid_kernels<double>();
 template const GateKernels<float>& best_gate_kernels<float>();
 template const GateKernels<double>& best_gate_kernels<double>();
 

@@ -7,5 +7,6 @@
 #include "cpu/tiles/frame_kernels.h"
 #include "cpu/tiles/gate_kernels.h"
 #include "cpu/tiles/plane_kernels.h"
+#include "cpu/tiles/sigmoid_kernels.h"
 #include "cpu/tiles/softmax_kernels.h"
 #include "cpu/tiles/spectrum_kernels.h"

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from cmx_fast.data.media.decode import unavailable
-from cmx_fast.data.media.files import BrokenFileError, audio_problem, read_audio
+from cmx_fast.data.media.files import BrokenFileError, audio_problem, audio_seconds, read_audio
 
 RATE = 8000
 WAVE = np.sin(np.arange(RATE) * 0.3) * np.linspace(0.1, 0.9, RATE)
@@ -61,6 +61,7 @@ def test_every_width_is_the_same_sound(tmp_path, reader, options):
     soundfile.write(path, WAVE, RATE, **options)
     coarse = 0.04 if options["format"] == "OGG" else 1e-2 if options.get("subtype") == "PCM_U8" else 1e-4
     assert audio_problem(path) is None
+    assert audio_seconds(path) == 1
     assert np.abs(read(reader, path).numpy() - WAVE).max() < coarse
 
 
@@ -148,8 +149,11 @@ def test_sounds_of_telephones(tmp_path, reader):
     assert len(sound) == pytest.approx(RATE, abs=1200)  # AAC has whole frames of 1,024 samples
     middle = slice(1000, 7000)
     assert np.abs(sound[middle] - WAVE[middle]).max() < 0.1
+    assert audio_seconds(path) == pytest.approx(len(sound) / RATE)
     path.write_bytes(path.read_bytes()[:1000])
     assert "not a readable audio file" in audio_problem(path)
+    with pytest.raises(BrokenFileError, match=r"memo.M4A: can't be decoded"):
+        audio_seconds(path)
     with pytest.raises(BrokenFileError, match=r"memo.M4A: can't be decoded"):
         read(reader, path)
 

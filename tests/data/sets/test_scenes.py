@@ -21,7 +21,7 @@ from cmx_fast.data.loaders.scene_batches import SceneData
 from cmx_fast.data.media.decode import read_wave
 from cmx_fast.data.media.files import read_audio, read_picture
 from cmx_fast.data.sets import scenes as scenes_module
-from cmx_fast.data.sets.own_files import part
+from cmx_fast.data.sets.own_files import part, place_of
 from cmx_fast.data.sets.scenes import (
     HELD_OUT,
     VEGAS_CLASSES,
@@ -229,11 +229,16 @@ def test_folders_of_pictures_alone(tmp_path):
 
 
 def test_pictures_that_nobody_divided(tmp_path):
-    for name in ("hello", "abc", "b", "c", "d"):
+    """All are trained on but the tenth that is held out: no third part lies idle."""
+    names = [f"picture{number}" for number in range(30)]
+    assert {part(name) for name in names} == {"train", "val", "test"}
+    for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.webp")
-    parts = {split: open_scenes("pictures", tmp_path, split) for split in ("train", "test")}
-    assert {"b", "hello"} <= {s.name for s in parts["train"].entries}
-    assert [s.name for s in parts["test"].entries] == ["abc"]
+    train, held_out = (
+        {s.name for s in open_scenes("pictures", tmp_path, split).entries} for split in ("train", "test")
+    )
+    assert held_out == {name for name in names if place_of(name) >= 0.9}
+    assert 0 < len(held_out) < 10 and train == set(names) - held_out
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import csv
 import json
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import combinations, groupby, pairwise, product
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from cmx_fast.simulate.rooms.acoustics import impulse_response
 from cmx_fast.simulate.rooms.catalogue import make_rooms
 from cmx_fast.simulate.rooms.geometry import SURFACES, Room, predicted_decay_times
 from cmx_fast.simulate.rooms.materials import MATERIALS
-from cmx_fast.simulate.rooms.sentences import TEST_SENTENCES, TRAIN_SENTENCES
+from cmx_fast.simulate.rooms.sentences import TEST_SENTENCES, TRAIN_SENTENCES, VAL_SENTENCES
 from cmx_fast.simulate.rooms.textures import TEXTURES
 
 
@@ -35,7 +35,8 @@ def description(simulated):
 
 def test_layout(simulated, rows):
     assert list(rows[0]) == ["image", "air", "space", "indoor", "rt60", "split"]
-    assert len(rows) == 3 * (3 + 2)
+    assert len(rows) == 3 * (3 + 1 + 2)
+    assert [split for split, _ in groupby(row["split"] for row in rows)] == ["train", "val", "test"]
     for row in rows:
         identity = row["image"].removeprefix(f"{row['split']}_A/").removesuffix("_label.jpg")
         assert row["air"] == f"{row['split']}_B/{identity}_img.wav"
@@ -45,20 +46,21 @@ def test_layout(simulated, rows):
         info = soundfile.info(simulated / row["air"])
         assert (info.samplerate, info.subtype, info.channels) == (22050, "PCM_16", 1)
     listed = {row[key] for row in rows for key in ("image", "air")}
-    assert listed == {name for name in files_of(simulated) if name[:6] in ("train_", "test_A", "test_B")}
+    assert listed == {name for name in files_of(simulated) if name.split("/")[0][-2:] in ("_A", "_B")}
     assert {row["space"]: row["indoor"] for row in rows}.popitem()[1] == "0"
 
 
 def test_speech(simulated):
-    for split, sentences in (("train", TRAIN_SENTENCES), ("test", TEST_SENTENCES)):
+    texts = {"train": TRAIN_SENTENCES, "val": VAL_SENTENCES, "test": TEST_SENTENCES}
+    for split, sentences in texts.items():
         files = sorted((simulated / "speech" / split).glob("*.wav"))
         assert len(files) == len(sentences)
         seconds = [soundfile.info(file).duration for file in files]
         assert min(seconds) > 2
         assert max(seconds) < 6.5
         assert soundfile.info(files[0]).samplerate == 22050
-    assert not set(TRAIN_SENTENCES) & set(TEST_SENTENCES)
-    assert len({*TRAIN_SENTENCES, *TEST_SENTENCES}) == len(TRAIN_SENTENCES) + len(TEST_SENTENCES)
+    everything = [sentence for sentences in texts.values() for sentence in sentences]
+    assert len(set(everything)) == len(everything)
 
 
 def test_manifest_holds_the_measured_decay(simulated, rows):
@@ -81,16 +83,15 @@ def test_other_seed_other_rooms():
 
 def test_splits_share_spaces_but_no_place_and_no_view(description):
     for room in description:
-        train = [p for p in room["pairs"] if p["split"] == "train"]
-        test = [p for p in room["pairs"] if p["split"] == "test"]
-        assert len(train) == 3
-        assert len(test) == 2
+        parts = [[p for p in room["pairs"] if p["split"] == split] for split in ("train", "val", "test")]
+        assert [len(part) for part in parts] == [3, 1, 2]
         for key, get in {
             "source": lambda p: p["source"],
             "microphone": lambda p: p["microphone"],
             "camera": lambda p: p["camera"]["position"],
         }.items():
-            gaps = [np.linalg.norm(np.subtract(get(a), get(b))) for a, b in product(train, test)]
+            pairs = [pair for two in combinations(parts, 2) for pair in product(*two)]
+            gaps = [np.linalg.norm(np.subtract(get(a), get(b))) for a, b in pairs]
             assert min(gaps) > 0.2, (room["name"], key)
 
 
@@ -183,11 +184,27 @@ def test_refuses_a_folder_in_use_and_replaces_it_when_told(tmp_path, recordings)
     simulate_rooms(out=tmp_path / "set", overwrite=True, **small)
     assert not (tmp_path / "set" / "precious.txt").exists()
     assert (tmp_path / "set" / "manifest.csv").exists()
-    names = {s: {f.stem[4:] for f in (tmp_path / "set" / "speech" / s).iterdir()} for s in ("train", "test")}
-    assert [len(names[s]) for s in ("train", "test")] == [6, 2]
-    assert not names["train"] & names["test"]
+    names = [
+        {f.stem[4:] for f in (tmp_path / "set" / "speech" / s).iterdir()} for s in ("train", "val", "test")
+    ]
+    assert [len(part) for part in names] == [5, 1, 2]
+    assert len(set.union(*names)) == 8
     info = soundfile.info(next((tmp_path / "set" / "speech" / "test").iterdir()))
     assert (info.samplerate, info.frames) == (22050, 22050)
+
+
+def test_no_validation_part_when_told(tmp_path, recordings):
+    simulate_rooms(
+        out=tmp_path / "set",
+        rooms=1,
+        train_pairs=1,
+        test_pairs=1,
+        val_pairs=0,
+        image_size=32,
+        speech=recordings,
+    )
+    assert sorted(p.name for p in (tmp_path / "set" / "speech").iterdir()) == ["test", "train"]
+    assert not (tmp_path / "set" / "val_A").exists()
 
 
 def test_failure_leaves_nothing_behind(tmp_path, recordings):

@@ -15,6 +15,7 @@ from torchvision.models import resnet18
 
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.segment.commands import segment as segment_command
+from cmx_fast.segment.segmenters import open_segmenter
 from cmx_fast.systems.c2l import evaluation
 from cmx_fast.systems.c2l.commands import evaluate_c2l, train_c2l
 from cmx_fast.systems.c2l.evaluation import open_split, predictions
@@ -137,6 +138,14 @@ def test_a_fixed_encoder_is_run_once_for_all_models(data, weights, tmp_path, mon
     test.maps = torch.from_numpy(np.load(tmp_path / "run" / "maps_test.npy"))
     ((index, clusters),) = predictions(segmenter.network, test, 0)
     pictures = torch.stack([test.dataset.load_image(i) for i in index.tolist()]) / 255
+    moved = weights.with_suffix(".moved")
+    weights.rename(moved)
+    try:
+        with pytest.raises(FileNotFoundError, match="has the file moved"):
+            open_segmenter(tmp_path / "run")
+        open_segmenter(tmp_path / "run", encoder_file=moved)
+    finally:
+        moved.rename(weights)
     agree = segmenter.segment(pictures) == segmenter.class_of[clusters]  # of maps that were kept as float16
     assert agree.float().mean() > 0.99
 

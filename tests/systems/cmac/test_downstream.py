@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from video_files import write_video
 
 from cmx_fast.data.sets.audio_sets import esc50
 from cmx_fast.networks.weights import save
-from cmx_fast.systems.cmac import supervised
+from cmx_fast.systems.cmac import downstream, supervised
 from cmx_fast.systems.cmac.commands import evaluate_finetune, evaluate_linear, evaluate_retrieval
 from cmx_fast.systems.cmac.downstream import nearest, open_model, over_time, over_time_and_frequency
 from cmx_fast.systems.cmac.model import CMAC
 from cmx_fast.systems.cmac.recipe import CMACRecipe, FinetuneRecipe
+from cmx_fast.systems.cmac.sounds import playable
 
 TINY = {
     "size": 32, "short_side": 32, "frames": 4, "fps": 6.0, "seconds": 0.5, "width": 8, "audio_width": 8, "filters": 16,
@@ -163,6 +165,37 @@ def test_an_encoder_trained_on_each_fold_s_labels(run, tmp_path, monkeypatch):
         assert changed and all(name.startswith("audio.encoder.") for name in changed) and not model.training
         trained.append(after)
     assert all(trained[0][name].equal(trained[1][name]) for name in trained[0])  # the same twice
+
+
+def test_the_encoder_is_trained_from_the_run_s_first_seed(run, tmp_path, monkeypatch):
+    write_sounds(tmp_path)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "seed0").rename(copy / "seed7")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"seeds": [7]}))
+    seeds = []
+    monkeypatch.setattr(downstream, "train_encoder", lambda *arguments: seeds.append(arguments[-1]))
+    for model in ("cmac", "scratch"):
+        evaluate_linear(copy, tmp_path, fold=1, model=model, supervised=True, machine="ridge")
+    assert seeds == [7, 7]
+
+
+def test_the_length_of_a_telephone_s_sound_is_known(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "memo.m4a"
+    with av.open(str(path), "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        wave = 0.5 * np.sin(np.arange(16000, dtype=np.float32) / 9)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.rate, frame.pts = 16000, 0
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    length, problem = playable(path, 0.9)
+    assert length == pytest.approx(1, abs=0.15) and problem is None
+    assert playable(path, 2.0)[1].startswith("too short: 1")
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "not a readable audio file" in playable(path, 0.9)[1]
 
 
 def test_linear_classification_of_scenes_in_both_protocols(run, tmp_path):

@@ -24,6 +24,7 @@ from cmx_fast.data.sets.video_sets import VIDEO_SETS
 from cmx_fast.data.transforms.clip_views import MEAN, STD
 from cmx_fast.explain.commands import gradcam
 from cmx_fast.networks.visual_encoders import VisualEncoder, open_visual_encoder
+from cmx_fast.search.embedders import open_embedder
 from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.cmac import features
 from cmx_fast.systems.cmac.commands import evaluate_cmac, evaluate_finetune, evaluate_retrieval, train_cmac
@@ -317,9 +318,12 @@ def test_a_run_on_maps_is_evaluated_again_where_its_encoder_is_now(data, on_maps
     assert (run / "retrieval-kinetics.json").is_file()
     evaluate_finetune(run, data, "kinetics", encoder_file=moved, set=["epochs=1", "clips=1"])
     assert json.loads((run / "finetune-kinetics-cmac" / "results.json").read_text())["accuracy"] >= 0
+    open_embedder(run, encoder_file=moved)
     torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
     with pytest.raises(ValueError, match="its weights are others"):
         evaluate_cmac(run, encoder_file=moved)
+    with pytest.raises(ValueError, match="its weights are others"):
+        open_embedder(run, encoder_file=moved)
 
 
 def test_an_interrupted_run_on_maps_has_the_same_numbers(data, on_maps, weights_file, tmp_path, monkeypatch):

@@ -6,7 +6,15 @@ from itertools import islice
 import pytest
 import torch
 
-from cmx_fast.systems.csir.batches import class_balanced, random_crop, random_zoom
+from cmx_fast.systems.csir.batches import (
+    check_shares,
+    class_balanced,
+    random_crop,
+    random_zoom,
+    share,
+    training_batches,
+)
+from cmx_fast.systems.csir.recipe import CSIRRecipe
 
 
 def test_batches_are_balanced_and_use_every_row():
@@ -27,6 +35,39 @@ def test_the_stream_depends_on_the_seed_alone():
     stream = list(islice(class_balanced(labels, 8, 4, seed=3), 30))
     assert list(islice(class_balanced(labels, 8, 4, seed=3), 20, 30)) == stream[20:]
     assert list(islice(class_balanced(labels, 8, 4, seed=4), 30)) != stream
+
+
+class RowNumbers:
+    """Data whose batches are the rows that were asked for."""
+
+    space, paired = torch.arange(60) % 6, 60
+
+    def load(self, rows, modalities):
+        return ({"rows": row} for row in rows)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_a_batch_by_whole_classes(world):
+    recipe = CSIRRecipe.preset("demo", samples_per_class=4)
+    own = share(24, 4, world)
+    assert own == 24 // world
+    parts = [
+        next(training_batches(RowNumbers(), recipe, own, ("logmel",), 5, rank=rank, world=world)(3))["rows"]
+        for rank in range(world)
+    ]
+    (together,) = islice(class_balanced(RowNumbers.space, 24, 4, 5), 3, 4)
+    assert [row for part in parts for row in part] == together
+    for part in parts:
+        assert all(count % 4 == 0 for count in Counter(RowNumbers.space[part].tolist()).values())
+
+
+def test_a_batch_too_small_for_the_processes_is_refused():
+    recipe = CSIRRecipe.preset("demo", samples_per_class=4, speech_batch=16)
+    check_shares(recipe, 4)
+    with pytest.raises(
+        ValueError, match="speech_batch = 16 leaves 5 processes fewer than one class of 4 samples"
+    ):
+        check_shares(recipe, 5)
 
 
 def test_random_crop_takes_consecutive_frames_and_one_gain_each():

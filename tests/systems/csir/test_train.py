@@ -21,6 +21,7 @@ from cmx_fast.explain.commands import gradcam as gradcam_command
 from cmx_fast.prepare.commands import prepare_image2reverb
 from cmx_fast.search.commands import embed as embed_command
 from cmx_fast.search.commands import search
+from cmx_fast.search.embedders import open_embedder
 from cmx_fast.systems.csir import evaluation
 from cmx_fast.systems.csir.commands import evaluate_csir, train_csir
 from cmx_fast.systems.csir.embedder import CSIREmbedder
@@ -240,6 +241,7 @@ def test_a_pretrained_image_encoder_stays_as_it_is_and_is_found_again(data, tmp_
     ):
         evaluate_csir(run)
     evaluate_csir(run, encoder_file=moved)
+    open_embedder(run, encoder_file=moved)
     assert json.loads((run / "results.json").read_text()) == results
     torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
     with pytest.raises(ValueError, match="its weights are others"):

@@ -172,6 +172,8 @@ def test_pictures_are_segmented_as_the_evaluation_does(people, encoder, finished
         assert agree.float().mean() > 0.99
     assert segmenter.classes == tuple(pictures.class_names)
     assert segmenter.segment_file(pictures.path(0)).max() < len(segmenter.classes)
+    with pytest.raises(FileNotFoundError, match="there are no weights"):
+        RecognitionSegmenter.from_run(finished, encoder_file=tmp_path / "none.pth")
     assert RecognitionSegmenter.from_run(finished).network.attention is not segmenter.network.attention
 
 

@@ -29,6 +29,7 @@ from cmx_fast.evaluate import frame_classifier
 from cmx_fast.networks.audio_encoders import VGGish
 from cmx_fast.networks.visual_encoders import VisualEncoder
 from cmx_fast.networks.weights import save
+from cmx_fast.search.embedders import open_embedder
 from cmx_fast.simulate.commands import simulate_clips
 from cmx_fast.systems.sound2scene.checkpoints import open_icgan, open_sound2scene
 from cmx_fast.systems.sound2scene.commands import (
@@ -174,6 +175,10 @@ def test_a_pretrained_encoder_conditions_the_generator_and_is_found_again(
     picture = torch.rand(1, 3, 64, 64, requires_grad=True)
     system.perceive(picture).sum().backward()
     assert picture.grad.abs().sum() > 0
+    again = moved.rename(tmp_path / "c.pth")
+    with pytest.raises(FileNotFoundError, match="has the file moved"):
+        open_embedder(tmp_path / "sounds")
+    open_embedder(tmp_path / "sounds", encoder_file=again)
     torch.save(models.shufflenet_v2_x0_5().state_dict(), moved)
     with pytest.raises(ValueError, match="its weights are others"):
         open_icgan(run, moved)
@@ -449,22 +454,25 @@ def test_pictures_of_sounds(finished, data, media):
 
 
 def test_editing_and_inversion(finished, media, capsys):
-    latents = media / "l.pt"
+    latents, files = media / "l.pt", (media / "a.wav", media / "e.png", finished)
     invert_picture(media / "c.jpg", media / "i.png", finished, save_to=latents, steps=3)
     assert "after 3 steps" in capsys.readouterr().err
     options = {"to": media / "stereo.wav", "inverted": latents}
-    edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
+    edit_picture(*files, **options)
     assert size(media / "e.png")[0] > 2 * 64  # as it is, and edited
-    edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, volume=10.0, steps=2)
+    edit_picture(*files, image=media / "c.jpg", volume=10.0, steps=2)
     with pytest.raises(
         ValueError, match="--steps and --seed are of the inversion, which --inverted has done"
     ):
-        edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options, steps=2)
+        edit_picture(*files, **options, steps=2)
+    for given in ({"inverted": latents, "image": media / "c.jpg"}, {}):
+        with pytest.raises(ValueError, match="give the picture to edit by --image, or by --inverted"):
+            edit_picture(*files, volume=1.0, **given)
     save(latents, {})
     with pytest.raises(ValueError, match="holds no features and noise"):
-        edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished, **options)
+        edit_picture(*files, **options)
     with pytest.raises(ValueError, match="nothing to edit"):
-        edit_picture(media / "c.jpg", media / "a.wav", media / "e.png", finished)
+        edit_picture(*files, image=media / "c.jpg")
 
 
 @pytest.mark.parametrize(
