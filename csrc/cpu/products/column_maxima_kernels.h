@@ -31,12 +31,11 @@ inline void store_places(Place<T>* p, Int<T> v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
-// block (rows, panel) = x . columns of one head, in chains as short as those of scores.
+// block (rows, panel) = x . columns of one head, in chains of this length.
 template <class T>
-inline void head_block(int64_t rows, int64_t features, const T* x, int64_t stride, const T* columns, T* block) {
+inline void head_block(int64_t rows, int64_t features, int64_t chain, const T* x, int64_t stride, const T* columns,
+                       T* block) {
   if (features == 0) std::memset(block, 0, kMicroRows * kPanel<T> * sizeof(T));
-  const int64_t chains = (features + kScoreChain - 1) / kScoreChain;
-  const int64_t chain = chains ? (features + chains - 1) / chains : 0;
   for (int64_t p = 0; p < features; p += chain) {
     const int64_t length = chain < features - p ? chain : features - p;
     micro_rows<T, kMicroRows, false>(rows, length, x + p, stride, columns + p * kPanel<T>, block, kPanel<T>, p > 0);
@@ -50,6 +49,9 @@ void column_maxima(const MaximaTile<T>& tile) {
   alignas(64) T block[kMicroRows * panel], other[kMicroRows * panel];
   alignas(64) Number head_of[kMicroRows * panel];
   const int64_t heads = tile.heads, features = tile.features;
+  // As short as those of scores.
+  const int64_t chains = (features + kScoreChain - 1) / kScoreChain;
+  const int64_t chain = chains ? (features + chains - 1) / chains : 0;
   const T* columns = tile.packed;
   for (int64_t j = 0; j < tile.columns; j += panel, columns += heads * features * panel) {
     Vec<T> best[2] = {load(tile.best + j), load(tile.best + j + lanes)};
@@ -57,11 +59,11 @@ void column_maxima(const MaximaTile<T>& tile) {
     for (int64_t i = 0; i < tile.rows; i += kMicroRows) {
       const int64_t rows = tile.rows - i < kMicroRows ? tile.rows - i : kMicroRows;
       const T* x = tile.x + i * tile.stride;
-      head_block(rows, features, x, tile.stride, columns, block);
+      head_block(rows, features, chain, x, tile.stride, columns, block);
       // Heads first, the rows in their order after them: the first place of equal products is that of torch.max.
       if (heads > 1) std::memset(head_of, 0, sizeof(head_of));
       for (int64_t h = 1; h < heads; ++h) {
-        head_block(rows, features, x + h * features, tile.stride, columns + h * features * panel, other);
+        head_block(rows, features, chain, x + h * features, tile.stride, columns + h * features * panel, other);
         for (int64_t q = 0; q < rows * panel; q += lanes) {
           const Vec<T> s = load(other + q), top = load(block + q);
           const Int<T> larger = exceeds<T>(s, top);
