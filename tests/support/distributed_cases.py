@@ -161,7 +161,7 @@ class Compared:
         counts, uneven, masked = sizes(self.world), options.pop("uneven", False), options.pop("masked", False)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype) / DIM**0.5
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype) / 2
 
         query, key = draw(sum(counts), DIM, 3, 2), draw(sum(counts), 7, DIM)
         real = torch.rand(sum(counts), 7, generator=generator) > 0.4
@@ -170,7 +170,8 @@ class Compared:
             masked = True
             lengths = torch.tensor([3 + rank for rank, n in enumerate(counts) for _ in range(n)])
             real &= torch.arange(7) < lengths[:, None]
-        whole = leaves(query, key, torch.tensor(SCALE, dtype=self.dtype))
+        # Above the best scale of unpaired items, at which its gradient would be a difference of equals.
+        whole = leaves(query, key, torch.tensor(4 * SCALE, dtype=self.dtype))
         truth = ops.dense_contrastive(*whole, key_mask=real if masked else None, **options)
         mine = leaves(self.cut(query, counts), self.cut(key, counts), whole[2].detach())
         held = 3 + self.rank if uneven else 7
