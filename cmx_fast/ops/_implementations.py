@@ -34,6 +34,7 @@ OPERATORS = (
 # features (of the sparse code: atoms, of the correlation: channels).
 TRITON_MAX_FEATURES = {
     "attention": 65536,
+    "dense_scores": 65536,
     "kmeans": 4096,
     "cluster_cross_entropy": 4096,
     "sparse_code": 128,

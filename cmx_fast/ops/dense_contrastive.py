@@ -33,7 +33,7 @@ def dense_contrastive(
 
     S are the scores of :func:`cmx_fast.ops.dense_scores`, which has the pools, the masks and the heads. ``symmetric``
     averages this with the same loss of the keys looking for their query. With the default pool it is DenseAV's loss
-    (Hamilton et al. 2024, eq. 3).
+    (Hamilton et al. 2024).
 
     Args:
         query, key, pool, query_mask, key_mask, heads, normalize, impl: as in :func:`cmx_fast.ops.dense_scores`.

@@ -34,15 +34,15 @@ def dense_scores(
     ============  ==================================  =====================================================
     pool          over places p, over tokens t        of
     ============  ==================================  =====================================================
-    "max_mean"    mean over t of the maximum over p   DenseAV (Hamilton et al. 2024, eq. 2) with its heads;
-                                                      FILIP's text to image (Yao et al. 2022, eq. 4); MISA
-                                                      (Harwath et al. 2018, eq. 4)
-    "mean_max"    mean over p of the maximum over t   FILIP's image to text; SIMA (Harwath et al., eq. 5)
-    "max_sum"     sum over t of the maximum over p    MaxSim (Khattab and Zaharia 2020, eq. 3): key is the
+    "max_mean"    mean over t of the maximum over p   DenseAV (Hamilton et al. 2024) with its heads; FILIP's
+                                                      text to image (Yao et al. 2022); MISA (Harwath et al.
+                                                      2018)
+    "mean_max"    mean over p of the maximum over t   FILIP's image to text; SIMA (Harwath et al.)
+    "max_sum"     sum over t of the maximum over p    MaxSim (ColBERT, Khattab and Zaharia 2020): key is the
                                                       question
     "sum_max"     sum over p of the maximum over t    the same, query is the question (PyLate, ColPali)
     "max"         maximum over both                   multiple-instance learning
-    "mean"        mean over both                      SISA (Harwath et al., eq. 3)
+    "mean"        mean over both                      SISA (Harwath et al.)
     ============  ==================================  =====================================================
 
     Args:
