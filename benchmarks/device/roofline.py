@@ -145,6 +145,13 @@ def attention(batch: int, n: int, m: int, d: int, e: int, element: int) -> Cost:
     return Cost(pairs * ((d + e) + (6 * d + 4 * e)), 5 * rows, 3)
 
 
+def dense_scores(n: int, places: int, tokens: int, d: int, element: int) -> Cost:
+    """Forward all similarities; backward as many multiplications of choices with the keys, and rows gathered."""
+    products = 2.0 * n * n * places * tokens * d
+    rows, chosen = n * (places + tokens) * d * element, n * n * tokens
+    return Cost(2 * products, float(3 * rows + 3 * chosen), 3)
+
+
 def sparse_code(n: int, c: int, atoms: int, steps: int) -> Cost:
     """Two products a step, of which the dictionary's stays on the chip; backward twice that; in float32."""
     forward = 2.0 * n * c * atoms * (2 * steps - 2)
@@ -200,6 +207,9 @@ def cost(case: Case) -> Cost | None:
         return gate(maps, element)
     if case.task in FRAME_PROVIDERS:
         return prepare_frames(maps, n * d * case.size[0] * view_of(case.size) ** 2, element)
+    if case.task == "dense contrast":
+        places, tokens = case.tokens
+        return dense_scores(n, places, tokens, d, element)
     if case.task == "attention":
         return attention(case.batch, n, n, d, case.value, element)
     if case.task in SHAPES:

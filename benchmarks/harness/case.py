@@ -12,6 +12,7 @@ from ..cases import (
     attention,
     band_spectrogram,
     contrastive,
+    dense_contrastive,
     gates,
     kmeans,
     prepare_frames,
@@ -27,6 +28,7 @@ from .provider import OURS, Provider
 PROVIDERS: dict[str, dict[str, Provider]] = (
     contrastive.PROVIDERS
     | sigmoid_contrastive.PROVIDERS
+    | dense_contrastive.PROVIDERS
     | kmeans.PROVIDERS
     | sparse_code.PROVIDERS
     | pyramid_correlation.PROVIDERS
@@ -83,6 +85,7 @@ class Case:
     size: tuple[int, ...] = ()  # (T, H, W) or (H, W) of n maps with d channels, or clips; (samples,) of waves
     value: int = 0  # width of attention's values, n positions each; or the encoding layer's codewords
     batch: int = 1  # of those
+    tokens: tuple[int, ...] = ()  # of each of n items, one number per side
     dtype: torch.dtype = torch.float32
     loss_value: float | None = None  # the pairs are as alike as this loss needs
     temperature: float = problems.TEMPERATURE
@@ -99,6 +102,9 @@ class Case:
             subject = self.task if self.operator in by_task else self.operator
             shape = f"({shape}), K={self.clusters}" if self.clusters else f"({shape})"
             return f"{subject} {shape}, {str(self.dtype).removeprefix('torch.')}"
+        if self.tokens:
+            places, steps = self.tokens
+            return f"{self.task} B={self.n}, {places} x {steps}, D={self.d}, {str(self.dtype).removeprefix('torch.')}"
         if self.value:
             shape = f"{self.batch} x {self.n}, D={self.d}"
             last = f"K={self.value}" if self.task == "encoding" else f"E={self.value}"
@@ -120,6 +126,9 @@ class Case:
     def unit(self, device: str = "cpu") -> timing.Step:
         """The computation of 1 U, float32 on a CPU: a copy of maps or views, or an (n, d) x (d, m) product."""
         dtype = self.dtype if device == "cuda" else torch.float32
+        if self.tokens:
+            places, steps = self.tokens
+            return timing.product_unit(self.n * places, self.n * steps, self.d, device, dtype)
         if self.value:
             width = self.d if self.task == "encoding" else self.d + self.value
             columns = self.value if self.task == "encoding" else self.n
@@ -142,6 +151,8 @@ class Case:
 
     def resized(self, n: int) -> Case:
         """The case with at most n rows, without its goals, which hold for its own size."""
+        if self.tokens:
+            return replace(self, n=min(self.n, max(2, n // sum(self.tokens))), goals=())
         if self.size:
             return replace(self, n=min(self.n, max(1, n // math.prod(self.size))), goals=())
         n = min(n, self.n)
@@ -150,7 +161,9 @@ class Case:
 
     def problem(self, provider: Provider, device: str = "cpu") -> Problem:
         """The inputs as this provider takes them."""
-        if self.value:
+        if self.tokens:
+            inputs = dense_contrastive.problem(self.n, self.d, *self.tokens)
+        elif self.value:
             inputs = attention.problem(self.task, self.n, self.d, self.value, self.batch)
         elif self.task in gates.PROVIDERS:
             inputs = gates.problem(self.task, self.n, self.d, self.size)

@@ -12,6 +12,7 @@ from .case import PROVIDERS, Case, Goal
 from .provider import OURS
 
 SKLEARN, FAISS, PICIE = "scikit-learn's Lloyd iteration", "faiss", "PiCIE's way"
+EINSUM = "einsum, max, mean"
 EAGER_ATTENTION, RESIDUALS = "bmm, softmax, bmm", "residuals"
 LOOP, CHUNKED = "unrolled loop", "PyTorch, 4096 rows at a time"
 LIGHTLY = "lightly's formula"
@@ -115,6 +116,19 @@ CASES: tuple[Case, ...] = (
             goals=(Goal("speedup", 6, 12, FORMULA), Goal("units", 6, 3), Goal("working_share", 0.1, 0.1, FORMULA)),
         )
         for n, size in ((16, (4, 8, 8)), (8, (4, 28, 28)))
+    ),
+    Case(
+        "dense_scores/contrast", "dense_scores", "dense contrast", 64, 128, tokens=(196, 250),
+        measures=("time", "memory"), providers=tuple(PROVIDERS["dense contrast"]),
+        goals=(Goal("speedup", 5, 8, EINSUM), Goal("memory_share", 0.05, 0.05, EINSUM)),
+    ),
+    Case(
+        "dense_scores/error", "dense_scores", "dense contrast", 8, 128, tokens=(196, 250),
+        measures=("error",), providers=(EINSUM, OURS), goals=(Goal("error", 1.5, 1, EINSUM),),
+    ),
+    Case(
+        "dense_scores/memory", "dense_scores", "dense contrast", 256, 128, tokens=(196, 250),
+        measures=("memory",), providers=(OURS,), goals=(Goal("peak_mb", 300, 200),),
     ),
     Case(
         "attention/positions", "attention", "attention", 4096, 64, value=512, batch=8,

@@ -33,6 +33,11 @@ def supcon(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
     return -((positive * log_probability).sum(1) / positives).mean()
 
 
+def dense_scores(image: Tensor, audio: Tensor) -> Tensor:
+    """DenseAV's scores of one head, tokens (B, P, D) and (M, T, D): the maximum over places, the mean over time."""
+    return torch.einsum("bpd,mtd->bmpt", image, audio).max(dim=2).values.mean(dim=2)
+
+
 def moco(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """MoCo's loss: cross-entropy over a row's own key and a copy of the queue (D, K)."""
     positive = torch.einsum("nd,nd->n", query, key).unsqueeze(-1)

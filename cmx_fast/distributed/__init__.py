@@ -8,10 +8,19 @@ travel while they are used. Neither torch.func's transforms nor forward-mode der
 NotImplementedError.
 """
 
+from cmx_fast.distributed.dense_contrastive import dense_contrastive
 from cmx_fast.distributed.exchange import all_rows
 from cmx_fast.distributed.info_nce import info_nce
 from cmx_fast.distributed.kmeans import RowsOfAll, kmeans_step
 from cmx_fast.distributed.sigmoid_contrastive import sigmoid_contrastive
 from cmx_fast.distributed.supcon import supcon
 
-__all__ = ["RowsOfAll", "all_rows", "info_nce", "kmeans_step", "sigmoid_contrastive", "supcon"]
+__all__ = [
+    "RowsOfAll",
+    "all_rows",
+    "dense_contrastive",
+    "info_nce",
+    "kmeans_step",
+    "sigmoid_contrastive",
+    "supcon",
+]

@@ -2,7 +2,7 @@
 
 ``ClipLoss`` and ``SigLipLoss`` are OpenCLIP's, ``SupConLoss`` SupContrast's, ``NTXentLoss`` lightly's and ``InfoNCE``
 info-nce-pytorch's; :mod:`cmx_fast.losses.metric_learning` has pytorch-metric-learning's. Their docstrings say where
-they differ. ``InfoNCELoss`` and ``MemoryBank`` are this package's own.
+they differ. ``InfoNCELoss``, ``DenseContrastiveLoss`` and ``MemoryBank`` are this package's own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cmx_fast.losses.clip import ClipLoss
+from cmx_fast.losses.dense_contrastive import DenseContrastiveLoss
 from cmx_fast.losses.info_nce import InfoNCE, InfoNCELoss
 from cmx_fast.losses.ntxent import NTXentLoss
 from cmx_fast.losses.siglip import SigLipLoss
@@ -19,7 +20,16 @@ from cmx_fast.losses.supcon import SupConLoss
 if TYPE_CHECKING:
     from cmx_fast.losses.memory_bank import MemoryBank
 
-__all__ = ["ClipLoss", "InfoNCE", "InfoNCELoss", "MemoryBank", "NTXentLoss", "SigLipLoss", "SupConLoss"]
+__all__ = [
+    "ClipLoss",
+    "DenseContrastiveLoss",
+    "InfoNCE",
+    "InfoNCELoss",
+    "MemoryBank",
+    "NTXentLoss",
+    "SigLipLoss",
+    "SupConLoss",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,8 @@ from cmx_fast.ops.attention import attention
 from cmx_fast.ops.band_spectrogram import band_reach, band_spectrogram
 from cmx_fast.ops.channel_gate import channel_gate
 from cmx_fast.ops.cluster_cross_entropy import cluster_cross_entropy
+from cmx_fast.ops.dense_contrastive import dense_contrastive
+from cmx_fast.ops.dense_scores import dense_scores
 from cmx_fast.ops.info_nce import info_nce
 from cmx_fast.ops.kmeans import kmeans_assign, kmeans_step
 from cmx_fast.ops.position_gate import pool_channels, position_gate
@@ -32,6 +34,8 @@ __all__ = [
     "cache_budget",
     "channel_gate",
     "cluster_cross_entropy",
+    "dense_contrastive",
+    "dense_scores",
     "implementations",
     "info_nce",
     "kmeans_assign",

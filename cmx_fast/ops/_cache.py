@@ -20,11 +20,19 @@ def set_cache_budget(size: int) -> None:
     instead of computing them again: three N x M x D products for forward and backward instead of four. Narrower rows
     are multiplied again sooner than fresh memory is written and read. Kept on the CPU only and in float32 (float64 for
     float64 inputs): exp(s - shift) is redone, which is cheap and stays finite at any scale.
+
+    Dense scores keep, on any device, where each maximum was, one to four bytes each, since finding it again costs the
+    whole forward product.
     """
     global _budget
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ValueError(f"size must be a number of bytes >= 0, got {size!r}")
     _budget = size
+
+
+def fits(size: int) -> bool:
+    """True if this many bytes may be kept."""
+    return size <= _budget
 
 
 def worth_keeping(products: int, *inputs: Tensor) -> bool:

@@ -17,6 +17,7 @@ OPERATORS = (
     "attention",
     "info_nce",
     "supcon",
+    "dense_scores",
     "sigmoid_contrastive",
     "kmeans",
     "cluster_cross_entropy",
@@ -33,6 +34,7 @@ OPERATORS = (
 # features (of the sparse code: atoms, of the correlation: channels).
 TRITON_MAX_FEATURES = {
     "attention": 65536,
+    "dense_scores": 65536,
     "kmeans": 4096,
     "cluster_cross_entropy": 4096,
     "sparse_code": 128,

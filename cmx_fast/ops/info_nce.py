@@ -172,12 +172,15 @@ def check_arguments(
     _checks.check_choice("reduction", reduction, REDUCTIONS)
     _checks.check_fraction("label_smoothing", label_smoothing)
     scale = _checks.scale_tensor(logit_scale, query, temperature)
-    _check_target(query, key, target, symmetric)
+    check_target(query.shape[:-1], key.shape[-2], target, symmetric, query.device)
     return query, key, scale, bank
 
 
-def _check_target(query: Tensor, key: Tensor, target: Tensor | None, symmetric: bool) -> None:
-    n, m = query.shape[-2], key.shape[-2]
+def check_target(
+    queries: Sequence[int], m: int, target: Tensor | None, symmetric: bool, device: torch.device
+) -> None:
+    """Require a target that fits m keys, of queries of this shape."""
+    n = queries[-1]
     if symmetric and n != m:
         raise ValueError(f"symmetric needs as many keys as queries, got {m} and {n}; pass symmetric=False")
     if target is None:
@@ -186,7 +189,7 @@ def _check_target(query: Tensor, key: Tensor, target: Tensor | None, symmetric: 
                 f"{n} queries but {m} keys: pass target, the row of key that belongs to each query"
             )
         return
-    _checks.check_index("target", target, query.shape[:-1], query.device)
+    _checks.check_index("target", target, queries, device)
     if not _checks.readable(target) or target.numel() == 0:
         return
     low, high = target.min().item(), target.max().item()

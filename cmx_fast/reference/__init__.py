@@ -4,6 +4,8 @@ from cmx_fast.reference.attention import attention
 from cmx_fast.reference.band_spectrogram import band_spectrogram
 from cmx_fast.reference.channel_gate import channel_gate
 from cmx_fast.reference.cluster_cross_entropy import cluster_cross_entropy
+from cmx_fast.reference.dense_contrastive import dense_contrastive
+from cmx_fast.reference.dense_scores import dense_scores
 from cmx_fast.reference.info_nce import info_nce, reduce_loss
 from cmx_fast.reference.kmeans import feature_rows, kmeans_assign, kmeans_step, unit_rows
 from cmx_fast.reference.position_gate import pool_channels, position_gate
@@ -24,6 +26,8 @@ __all__ = [
     "block_statistics",
     "channel_gate",
     "cluster_cross_entropy",
+    "dense_contrastive",
+    "dense_scores",
     "feature_rows",
     "grey",
     "info_nce",

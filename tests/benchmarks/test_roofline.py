@@ -124,6 +124,16 @@ def test_attention(products, d, e):
     assert sum(products) == roofline.attention(1, 128, 128, d, e, 4).products
 
 
+def test_dense_scores(products):
+    from cmx_fast.kernels.dense_scores.launchers import dense_scores_bwd, dense_scores_fwd
+
+    query, key = torch.randn(2, 64, 32), torch.randn(2, 128, 32)
+    options = None, None, "mean", 1, False
+    scores, *kept = dense_scores_fwd(query, key, *options, True)
+    dense_scores_bwd(scores, query, key, *options[:2], *kept, *options[2:], True, True)
+    assert sum(products) == roofline.dense_scores(2, 64, 128, 32, 4).products
+
+
 @pytest.mark.parametrize("steps", [3, 10])
 def test_sparse_code(products, steps):
     from cmx_fast.kernels.sparse_code import sparse_code_bwd, sparse_code_fwd

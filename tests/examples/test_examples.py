@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from process_groups import run_ranks
 from torch import Tensor, nn
 
@@ -159,6 +160,21 @@ def test_timm_trains_with_attention(attention):
     values, model = example("timm_attention", "timm").main(attention, steps=4)
     assert sum(isinstance(module, attention) for module in model.modules()) == 8
     assert values[-1] < values[0]
+
+
+def test_dense_contrast_finds_the_place_that_sounds():
+    main = example("dense_localisation").main
+
+    def eager(picture, sound, key_mask):
+        tokens, sound = F.normalize(picture.flatten(2), dim=1).transpose(1, 2), F.normalize(sound, dim=2)
+        best = torch.einsum("bpd,mtd->bmpt", tokens, sound).amax(2)
+        logits = 10 * (best * key_mask).sum(2) / key_mask.sum(1)
+        own = torch.arange(len(logits))
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    np.testing.assert_allclose(main(steps=5)[0], main(eager, steps=5)[0], rtol=1e-4)
+    values, found = main()
+    assert values[-1] < values[0] / 2 and found > 0.9
 
 
 def test_squeeze_and_excitation_is_timm_s():

@@ -11,6 +11,10 @@ SHARED_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 CORRELATION = {f"pyramid_correlation_{part}_kernel" for part in ("forward", "map", "windows", "backward")}
 ATTENTION = {f"attention_{part}_kernel" for part in ("forward", "mean_slope", "gradient")}
 KERNELS = {
+    "dense_scores max_mean": {
+        f"dense_scores_{part}_kernel" for part in ("forward", "query_gradient", "key_gradient")
+    },
+    "dense_scores max": {"dense_scores_forward_kernel", "dense_scores_pair_gradient_kernel"},
     "attention 64 512": ATTENTION,
     "attention 256 512": ATTENTION,
     "attention 24 96": ATTENTION,
@@ -61,6 +65,9 @@ CASES = [
         ("bfloat16", 3136, "gates"),
         ("bfloat16", 3, "frames"),
         ("float32", 3, "frames"),
+        ("bfloat16", 128, "dense_scores max_mean"),
+        ("float32", 128, "dense_scores max_mean"),
+        ("float16", 512, "dense_scores max"),
         ("bfloat16", 128, "attention 64 512"),
         ("float32", 128, "attention 64 512"),
         ("bfloat16", 128, "attention 256 512"),

@@ -155,6 +155,18 @@ def attention(device):
     attention_bwd(out, query, key, value, lse, 1.0, True, True, True)
 
 
+def dense_scores(pool):
+    def call(device):
+        from cmx_fast.kernels.dense_scores.launchers import dense_scores_bwd, dense_scores_fwd
+
+        query, key = torch.randn(2, 20, 16).to(device), torch.randn(3, 10, 16).to(device)
+        tensors = query, key, None, torch.ones(3, 10, dtype=torch.bool, device=device)
+        scores, *kept = dense_scores_fwd(*tensors, pool, 2, True, True)
+        dense_scores_bwd(scores, *tensors, *kept, pool, 2, True, True, True)
+
+    return call
+
+
 def channel_gate(device):
     from cmx_fast.kernels.channel_gate import channel_gate_bwd, channel_gate_fwd
 
@@ -221,6 +233,8 @@ LAUNCHES = {
     pyramid_correlation: 4,
     attention_consistency: 2,
     attention: 3,
+    dense_scores("mean"): 3,
+    dense_scores("max"): 3,
     channel_gate: 4,
     position_gate: 2,
     pool_channels: 2,

@@ -94,6 +94,19 @@ def _attention(d: int, e: int):
     return call
 
 
+def _dense_scores(pool: str, normalize: bool):
+    def call(x: torch.Tensor) -> None:
+        from cmx_fast.kernels.dense_scores.launchers import dense_scores_bwd, dense_scores_fwd
+
+        # Maps against sequences with padding.
+        query, key = x[:, :196], x.new_zeros(3, 250, x.shape[2])
+        tensors = query, key, None, torch.ones(3, 250, dtype=torch.bool)
+        scores, place, token = dense_scores_fwd(*tensors, pool, 2, normalize, True)
+        dense_scores_bwd(scores, *tensors, place, token, pool, 2, normalize, True, True)
+
+    return call
+
+
 def _gates(x: torch.Tensor) -> None:
     from cmx_fast.kernels.channel_gate import channel_gate_bwd, channel_gate_fwd
     from cmx_fast.kernels.position_gate import (
@@ -168,6 +181,8 @@ OTHERS = {
     "band_spectrogram": _band_spectrogram,
     "frames": _frames,
     "gates": _gates,
+    "dense_scores max_mean": _dense_scores("mean", True),
+    "dense_scores max": _dense_scores("max", False),
     "attention 64 512": _attention(64, 512),
     "attention 256 512": _attention(256, 512),
     "attention 24 96": _attention(24, 96),

@@ -97,6 +97,20 @@ CALLS: dict[str, Call] = {
         2,
         1,
     ),
+    "dense_scores-tokens": Call(
+        lambda dtype: [
+            maps(dtype, 3, 32, 7, 10), maps(dtype, 2, 70, 32), torch.rand(2, 70) < torch.rand(2, 1) + 0.1,
+        ],
+        lambda q, k, real: ops.dense_scores(q, k, key_mask=real, heads=2, normalize=True),
+        2,
+        2,
+    ),
+    "dense_scores-pairs": Call(
+        lambda dtype: [maps(dtype, 2, 70, 24), maps(dtype, 3, 90, 24)],
+        lambda q, k: ops.dense_scores(q, k, pool="max"),
+        2,
+        2,
+    ),
     "sigmoid_contrastive": Call(
         lambda dtype: [unit(dtype, 150, 64), unit(dtype, 150, 64), torch.tensor(10.0), torch.tensor(-10.0)],
         lambda q, k, scale, bias: ops.sigmoid_contrastive(q, k, scale, bias),

@@ -48,6 +48,15 @@ def info_nce_cases() -> Iterator[dict[str, Any]]:
         yield base | {"scale": scale, "within": True, "bank": 1}
 
 
+def dense_cases() -> Iterator[dict[str, Any]]:
+    for pool, masked in itertools.product(("max_mean", "sum_max", "max", "mean"), (False, True)):
+        yield {"pool": pool, "masked": masked, "heads": 1 if pool == "mean" else 2}
+    yield {"reduction": "none", "normalize": True}
+    yield {"reduction": "sum", "symmetric": False, "uneven": True}
+    yield {"uneven": True, "masked": True, "pool": "mean_max"}
+    yield {"impl": "reference", "normalize": True}
+
+
 def supcon_cases() -> Iterator[dict[str, Any]]:
     for reduction, ref, classes in itertools.product(
         ("mean", "mean_nonzero", "sum", "none"), (False, True), (4, 40)
@@ -143,6 +152,45 @@ class Compared:
             for leaf in mine:
                 leaf.grad /= self.world
         pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], key_counts)]
+        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
+
+    def dense_contrastive(self, options: dict[str, Any], averaged: bool) -> None:
+        name = f"dense_contrastive {options} {averaged}"
+        options = dict(options)
+        generator = torch.Generator().manual_seed(4)
+        counts, uneven, masked = sizes(self.world), options.pop("uneven", False), options.pop("masked", False)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(self.dtype) / 2
+
+        query, key = draw(sum(counts), DIM, 3, 2), draw(sum(counts), 7, DIM)
+        real = torch.rand(sum(counts), 7, generator=generator) > 0.4
+        real[:, 0] = True
+        if uneven:  # each process pads to its own longest
+            masked = True
+            lengths = torch.tensor([3 + rank for rank, n in enumerate(counts) for _ in range(n)])
+            real &= torch.arange(7) < lengths[:, None]
+        # Above the best scale of unpaired items, at which its gradient would be a difference of equals.
+        whole = leaves(query, key, torch.tensor(4 * SCALE, dtype=self.dtype))
+        truth = ops.dense_contrastive(*whole, key_mask=real if masked else None, **options)
+        mine = leaves(self.cut(query, counts), self.cut(key, counts), whole[2].detach())
+        held = 3 + self.rank if uneven else 7
+        actual = distributed.dense_contrastive(
+            mine[0], mine[1][:, :held], mine[2], key_mask=self.cut(real, counts)[:, :held] if masked else None,
+            exchange=self.exchange, averaged=averaged, **options,
+        )  # fmt: skip
+        pull = torch.linspace(1, 2, len(query), dtype=actual.dtype)
+        if options.get("reduction") == "none":
+            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
+            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
+        else:
+            truth_out, actual_out = truth, actual
+        truth.backward()
+        actual.backward()
+        if averaged:
+            for leaf in mine:
+                leaf.grad /= self.world
+        pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], counts)]
         self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
 
     def supcon(self, options: dict[str, Any], averaged: bool) -> None:
@@ -336,6 +384,8 @@ def main(rank: int, world: int, folder: str) -> None:
         compared = Compared(dtype, exchange)
         for index, options in enumerate(info_nce_cases()):
             compared.info_nce(options, averaged=index % 2 == 0)
+        for index, options in enumerate(dense_cases()):
+            compared.dense_contrastive(options, averaged=index % 2 == 0)
         for index, options in enumerate(supcon_cases()):
             compared.supcon(options, averaged=index % 2 == 1)
         for index, options in enumerate(sigmoid_cases()):

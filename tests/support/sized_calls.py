@@ -66,6 +66,18 @@ CALLS: dict[str, Sized] = {
         lambda b, n: (torch.randn(b, 24), torch.randn(n, 24), torch.arange(b) % 3, torch.arange(n) % 3),
         2,
     ),
+    "dense_scores": Sized(
+        "ops.dense_scores",
+        of(lambda q, k, real: ops.dense_scores(q, k, key_mask=real, heads=2, normalize=True)),
+        lambda b, n: (torch.randn(b, 8, n, n), torch.randn(5, n, 8), torch.arange(n) <= torch.arange(5)[:, None]),
+        2,
+    ),
+    "dense_contrastive": Sized(
+        "ops.dense_contrastive",
+        of(lambda q, k: ops.dense_contrastive(q, k, 5.0, pool="sum_max", reduction="sum")),
+        lambda b, n: (torch.randn(b, n + 2, 8), torch.randn(b, n, 8)),
+        2,
+    ),
     "sigmoid_contrastive": Sized(
         "ops.sigmoid_contrastive",
         of(lambda q, k, s, b: ops.sigmoid_contrastive(q, k, s, b, normalize=True)),
@@ -207,6 +219,12 @@ CALLS: dict[str, Sized] = {
     "InfoNCELoss": Sized("losses.InfoNCELoss", lambda: losses.InfoNCELoss(normalize=True), rows, 2),
     "InfoNCE": Sized(
         "losses.InfoNCE", losses.InfoNCE, lambda b, n: (*rows(b, n), torch.randn(13, 24)), 3
+    ),
+    "DenseContrastiveLoss": Sized(
+        "losses.DenseContrastiveLoss",
+        losses.DenseContrastiveLoss,
+        lambda b, n: (torch.randn(b, 8, n, n), torch.randn(b, n, 8)),
+        2,
     ),
     "SupConLoss": Sized(
         "losses.SupConLoss", losses.SupConLoss, lambda b, n: (torch.randn(b, 2, 24), torch.arange(b) % 3)

@@ -1,6 +1,7 @@
 // Tables of the best instruction set at run time: one per group of kernels, all by the same order of preference.
 #include "cpu/simd/kernels.h"
 
+#include "cpu/products/column_maxima.h"
 #include "cpu/products/search.h"
 #include "cpu/simd/instruction_set.h"
 #include "cpu/tiles/frames.h"
@@ -28,6 +29,15 @@ const SearchKernels<T>& best_search_kernels() {
   if (instruction_set() >= InstructionSet::kAvx2) return avx2::search_kernels<T>();
 #endif
   return baseline::search_kernels<T>();
+}
+
+template <class T>
+const MaximaKernels<T>& best_maxima_kernels() {
+#if defined(__x86_64__)
+  if (instruction_set() >= InstructionSet::kAvx512) return avx512::maxima_kernels<T>();
+  if (instruction_set() >= InstructionSet::kAvx2) return avx2::maxima_kernels<T>();
+#endif
+  return baseline::maxima_kernels<T>();
 }
 
 template <class T>
@@ -86,6 +96,8 @@ template const Kernels<float>& best_kernels<float>();
 template const Kernels<double>& best_kernels<double>();
 template const SearchKernels<float>& best_search_kernels<float>();
 template const SearchKernels<double>& best_search_kernels<double>();
+template const MaximaKernels<float>& best_maxima_kernels<float>();
+template const MaximaKernels<double>& best_maxima_kernels<double>();
 template const PlaneKernels<float>& best_plane_kernels<float>();
 template const PlaneKernels<double>& best_plane_kernels<double>();
 template const SoftmaxKernels<float>& best_softmax_kernels<float>();

@@ -3,6 +3,7 @@
 #pragma GCC target("avx2,fma")
 #define CMX_VECTOR_BYTES 32
 #define CMX_NAMESPACE avx2
+#include "cpu/products/column_maxima_kernels.h"
 #include "cpu/products/search_kernels.h"
 #include "cpu/simd/vector_kernels.h"
 #include "cpu/tiles/frame_kernels.h"

@@ -4,6 +4,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define CMX_VECTOR_BYTES 64
 #define CMX_NAMESPACE avx512
+#include "cpu/products/column_maxima_kernels.h"
 #include "cpu/products/search_kernels.h"
 #include "cpu/simd/vector_kernels.h"
 #include "cpu/tiles/frame_kernels.h"

@@ -36,6 +36,12 @@ int64_t FeatureTiles<T>::rows(int64_t tile) const {
 }
 
 template <class T>
+bool FeatureTiles<T>::in_place() const {
+  const auto own = sizeof(T) == 8 ? torch::headeronly::ScalarType::Double : torch::headeronly::ScalarType::Float;
+  return x_.scalar_type() == own && x_.stride(2) == 1 && normalize_ == Normalize::kNo;
+}
+
+template <class T>
 TileRows<T> FeatureTiles<T>::load(int64_t tile, Buffer<T>& buffer, T* inverse_norm) const {
   const int64_t n = rows(tile), batch = tile / tiles_per_batch_, first = tile % tiles_per_batch_ * rows_per_tile_;
   const int64_t row_stride = x_.stride(1), feature_stride = x_.stride(2);
@@ -44,7 +50,7 @@ TileRows<T> FeatureTiles<T>::load(int64_t tile, Buffer<T>& buffer, T* inverse_no
   with_elements(x_, [&](const auto* elements) {
     using Element = std::remove_const_t<std::remove_pointer_t<decltype(elements)>>;
     elements += batch * x_.stride(0) + first * row_stride;
-    if (std::is_same_v<Element, T> && feature_stride == 1 && normalize_ == Normalize::kNo) {
+    if (in_place()) {
       rows = {reinterpret_cast<const T*>(elements), row_stride};
       return;
     }

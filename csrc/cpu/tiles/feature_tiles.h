@@ -55,6 +55,8 @@ class FeatureTiles {
   // Positions of a tile, counted over all batches.
   int64_t begin(int64_t tile) const;
   int64_t rows(int64_t tile) const;
+  // True if rows are read where they lie.
+  bool in_place() const;
   // The buffers grow to what a tile needs. inverse_norm (rows of the tile), unless null, receives what rows were
   // multiplied by.
   TileRows<T> load(int64_t tile, Buffer<T>& buffer, T* inverse_norm = nullptr) const;

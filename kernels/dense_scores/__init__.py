@@ -1,0 +1,1 @@
+"""Dense scores on the GPU."""
