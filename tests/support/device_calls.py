@@ -115,6 +115,7 @@ CALLS: dict[str, Call] = {
         lambda dtype: [unit(dtype, 150, 64), unit(dtype, 150, 64), torch.tensor(10.0), torch.tensor(-10.0)],
         lambda q, k, scale, bias: ops.sigmoid_contrastive(q, k, scale, bias),
         4,
+        2,
     ),
     "sigmoid_contrastive-ids": Call(
         lambda dtype: [
@@ -125,6 +126,7 @@ CALLS: dict[str, Call] = {
             q, k, scale, bias, query_ids=of_q, key_ids=of_k, normalize=True, reduction="none"
         ),
         4,
+        2,
     ),
     "softmax_block-statistics": Call(
         lambda dtype: [unit(dtype, 100, 32), unit(dtype, 70, 32), torch.tensor(10.0)],
