@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
+from cmx_fast.kernels.common import library
 from cmx_fast.ops.info_nce import WIDEST_MEANS
 
 from ..cases.band_spectrogram import SHAPES
@@ -91,9 +91,9 @@ def info_nce(n: int, m: int, d: int, element: int, *, symmetric: bool = True, ba
     rows = (n + m) * d * element
     # Every pass reads both sides (from the cache where they fit); gradients are added up in float32.
     moved = (directions + 3) * rows + 2 * (n + m) * d * 4 + 2 * bank * d * element
-    if d <= WIDEST_FUSED[element] or n * m * d < info_nce_chunks.FEWEST_MULTIPLICATIONS:
+    if d <= WIDEST_FUSED[element] or n * m * d < library.FEWEST_MULTIPLICATIONS:
         return Cost((directions + 4) * pairs + 3 * 2.0 * n * bank * d, moved, 4 if symmetric else 5)
-    chunks = math.ceil(n * m * element / info_nce_chunks.CHUNK_BYTES)
+    chunks = math.ceil(n * m * element / library.CHUNK_BYTES)
     products = (directions + 3) * pairs + 3 * 2.0 * n * bank * d
     return Cost(products, moved + 3 * n * m * element, 3 + 3 * chunks)
 

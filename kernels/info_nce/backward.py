@@ -37,7 +37,7 @@ from cmx_fast.kernels.common.norms import (
     worth_measuring_in_place,
 )
 from cmx_fast.kernels.common.positives import positive_similarity
-from cmx_fast.kernels.info_nce.chunks import gradients_by_chunks, worth_chunks
+from cmx_fast.kernels.info_nce.chunks import gradients_by_chunks, worth_info_nce_chunks
 from cmx_fast.kernels.info_nce.finish import info_nce_finish_kernel
 
 BLOCK = 32  # queries of one program of the weights
@@ -202,7 +202,7 @@ def info_nce_bwd(
         return dquery.zero_(), dkey.zero_(), dscale.zero_()
     smooth, distance = label_smoothing > 0, similarity != "dot"
     means = saved if saved.numel() > 0 else None
-    by_chunks = means is None and worth_chunks(query, m, similarity)
+    by_chunks = means is None and worth_info_nce_chunks(query, m, similarity)
     small = not by_chunks and worth_measuring_in_place(query, m, similarity)
     in_place = normalize and (means is not None or small)
     once = normalize and not in_place

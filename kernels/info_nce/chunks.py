@@ -8,7 +8,7 @@ transpose with the rows (for the columns').
 Why it is right: the formula is kernels/common/gradient_kernel.py's without positives, which info_nce/finish.py adds in
 float32; rounding the chunk to the inputs' dtype costs each element a relative error only, for which bfloat16 has the
 range and float16 has not. Sums over chunks are float32, in the order of the rows. Memory: one chunk of at most
-:data:`CHUNK_BYTES`, or of one row tile where that is more, whatever N and M.
+``CHUNK_BYTES`` (kernels/common/library.py), or of one row tile where that is more, whatever N and M.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cmx_fast.kernels.common.gradient import RowGradient, Softmax
 from cmx_fast.kernels.common.grids import ceil_div
-from cmx_fast.kernels.common.library import CHUNK_BYTES, FEWEST_MULTIPLICATIONS, accumulate
+from cmx_fast.kernels.common.library import accumulate, rows_per_chunk, worth_chunks
 from cmx_fast.kernels.common.logits import (
     base_two,
     chunked_products,
@@ -132,16 +132,10 @@ def info_nce_logit_gradient_kernel(
     tl.store(address, h.to(out_ptr.dtype.element_ty), mask=inside[:, None] & (cols < n_c)[None, :])
 
 
-def worth_chunks(query: Tensor, keys: int, similarity: str) -> bool:
-    """True if the fused kernel would make many similarities several times: Note [Gradients by chunks]."""
-    n, width = query.shape[1:]
-    tile = choose_tile(GRADIENT_TILES, architecture(query.device), query.dtype, width)
-    return (
-        similarity == "dot"
-        and query.dtype != torch.float16  # has not the range that the gradient needs
-        and width > tile.out
-        and n * keys * width >= FEWEST_MULTIPLICATIONS
-    )
+def worth_info_nce_chunks(query: Tensor, keys: int, similarity: str) -> bool:
+    """True if it is :func:`worth_chunks`, and the similarity is the one that the kernel here makes."""
+    tile = choose_tile(GRADIENT_TILES, architecture(query.device), query.dtype, query.shape[-1])
+    return similarity == "dot" and worth_chunks(query, keys, tile)
 
 
 def gradients_by_chunks(
@@ -161,7 +155,7 @@ def gradients_by_chunks(
 ) -> tuple[RowGradient, RowGradient]:
     """The queries' and the keys' gradients, in the form of :func:`cmx_fast.kernels.common.gradient.row_gradient`.
 
-    Memory: the gradients in float32 and one chunk of at most :data:`CHUNK_BYTES`. Cost: a product for the similarities
+    Memory: the gradients in float32 and one chunk of at most ``CHUNK_BYTES``. Cost: a product for the similarities
     and one for each needed side, by ``torch.mm`` with its precision for float32.
     """
     dquery = _sums(queries) if need_query else None
@@ -219,8 +213,7 @@ def _add(
     """Add the gradient of the logits of ``rows`` with ``columns`` to their float32 sums, (n, D) and (m, D)."""
     (n, width), m = rows.data.shape, columns.length
     tile = choose_tile(LOGIT_TILES, architecture(rows.data.device), rows.data.dtype, width)
-    fitting = CHUNK_BYTES // max(1, m * rows.data.element_size())
-    size = min(n, max(tile.rows, fitting // tile.rows * tile.rows))
+    size = rows_per_chunk(rows.data, m, tile)
     if m == 0:
         return
     chunk = rows.data.new_empty(size, m)

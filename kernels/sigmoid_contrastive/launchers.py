@@ -70,7 +70,7 @@ def sigmoid_contrastive_loss_kernel(
             loss += tl.load(part, mask=inside, other=0.0)
             weighted += tl.load(part + slot_rows, mask=inside, other=0.0)
             slope += tl.load(part + 2 * slot_rows, mask=inside, other=0.0)
-        # What is not finite is NaN in the derivatives.
+        # A derivative is NaN where a similarity is not finite, and 0 times it makes the loss NaN.
         loss += 0 * slope
         slopes = slopes_ptr + batch * N + i
         tl.store(slopes, weighted + unusable, mask=inside)

@@ -28,7 +28,7 @@ from torch import Tensor
 from cmx_fast.kernels.common.gradient import gradient_precision
 from cmx_fast.kernels.common.gradient_kernel import accumulate_product
 from cmx_fast.kernels.common.grids import ceil_div
-from cmx_fast.kernels.common.library import CHUNK_BYTES, FEWEST_MULTIPLICATIONS, accumulate
+from cmx_fast.kernels.common.library import accumulate, rows_per_chunk, worth_chunks
 from cmx_fast.kernels.common.logits import LOG2E, chunked_products, load_tile, load_vector, softplus_beside
 from cmx_fast.kernels.common.norms import Rows
 from cmx_fast.kernels.common.tiles import (
@@ -234,7 +234,7 @@ def visit_pairs(
     arch = architecture(device)
     tiles = (BOTH_TILES if sums else GRADIENT_TILES) if gradient else SUM_TILES
     tile = choose_tile(tiles, arch, dtype, width)
-    if gradient and worth_chunks(rows.rows, columns.rows, tile):
+    if gradient and worth_chunks(rows.rows.data, columns.rows.length, tile):
         return visit_by_chunks(rows, columns, logit_scale, logit_bias, sums, weight)
     registers = _registers(arch, dtype, tile, sums, gradient)
     chunks = ceil_div(width, tile.out) if gradient and tile.depth < width else 1
@@ -247,15 +247,6 @@ def visit_pairs(
         splits, chunks, registers,
     )  # fmt: skip
     return totals, parts
-
-
-def worth_chunks(rows: Rows, columns: Rows, tile: Tile) -> bool:
-    """True if the fused kernel would make many similarities several times."""
-    return (
-        rows.data.dtype != torch.float16  # has not the range that the gradient needs
-        and rows.data.shape[-1] > tile.out
-        and rows.length * columns.length * rows.data.shape[-1] >= FEWEST_MULTIPLICATIONS
-    )
 
 
 def visit_by_chunks(
@@ -271,8 +262,7 @@ def visit_by_chunks(
     arch = architecture(device)
     tile = choose_tile(SUM_TILES, arch, dtype, width)
     registers = _registers(arch, dtype, tile, sums, False)
-    fitting = CHUNK_BYTES // (m * rows.rows.data.element_size())
-    size = min(n, max(tile.rows, fitting // tile.rows * tile.rows))
+    size = rows_per_chunk(rows.rows.data, m, tile)
     blocks = ceil_div(size, tile.rows)
     splits = column_splits(device, blocks, ceil_div(m, tile.cols))
     totals = logit_scale.new_empty(splits, 3, batch, n) if sums else None

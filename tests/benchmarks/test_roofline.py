@@ -51,6 +51,7 @@ def test_info_nce(products, d):
 
 
 def test_wide_info_nce(products, monkeypatch):
+    from cmx_fast.kernels.common import library
     from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
     from cmx_fast.kernels.info_nce.launchers import info_nce_bwd, info_nce_fwd
 
@@ -61,7 +62,7 @@ def test_wide_info_nce(products, monkeypatch):
         accumulate(total, h, matrix)
 
     monkeypatch.setattr(info_nce_chunks, "accumulate", counting)
-    monkeypatch.setattr(info_nce_chunks, "FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(library, "FEWEST_MULTIPLICATIONS", 0)
     x, y, scale = rows(1, 128, 256), rows(1, 128, 256), torch.ones(())
     options = True, False, "dot", True, False, 0.0
     _, *saved = info_nce_fwd(x, y, scale, [], None, *options, False)

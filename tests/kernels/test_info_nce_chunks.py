@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 from info_nce_launchers import check, problem, run
 
+from cmx_fast.kernels.common import library
 from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
 
 # Infinities and NaN that the kernels mask afterwards.
@@ -21,8 +22,8 @@ WIDTH = 150  # more than a program's output, here and on a GPU in float32
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """So that every problem goes this way, in three chunks or more."""
-    monkeypatch.setattr(info_nce_chunks, "FEWEST_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(info_nce_chunks, "CHUNK_BYTES", 64 * 4 * 160)
+    monkeypatch.setattr(library, "FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(library, "CHUNK_BYTES", 64 * 4 * 160)
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_no_chunk_is_larger_than_said(device, monkeypatch):
         return actual
 
     query, key, _ = problem(300, 300, WIDTH)
-    monkeypatch.setattr(info_nce_chunks, "CHUNK_BYTES", 64 * 4 * 300)
+    monkeypatch.setattr(library, "CHUNK_BYTES", 64 * 4 * 300)
     monkeypatch.setattr(torch.Tensor, "new_empty", measuring)
     run(device, torch.ones(1, 300), query, key, torch.tensor(14.3))
     assert max(sizes) == 64 * 4 * 300

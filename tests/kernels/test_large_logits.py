@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 import info_nce_launchers
 
 from cmx_fast.kernels.cluster_cross_entropy import cluster_cross_entropy_bwd, cluster_cross_entropy_fwd
-from cmx_fast.kernels.info_nce import chunks as info_nce_chunks
+from cmx_fast.kernels.common import library
 from cmx_fast.kernels.softmax_block import softmax_block_bwd, softmax_block_fwd
 from cmx_fast.kernels.supcon.launchers import supcon_bwd, supcon_fwd
 from cmx_fast.ops.softmax_block import join, softmax_slopes
@@ -66,7 +66,7 @@ def test_info_nce(device, options, scale):
 
 @pytest.mark.parametrize("scale", [*SCALES[:-1], 2.0**110])
 def test_info_nce_by_chunks(device, scale, monkeypatch):
-    monkeypatch.setattr(info_nce_chunks, "FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(library, "FEWEST_MULTIPLICATIONS", 0)
     query, key = whole_numbers(1, 20, 300), whole_numbers(1, 20, 300)
     actual = info_nce_launchers.run(
         device, torch.ones(1, 20), query, key, torch.tensor(scale), normalize=False

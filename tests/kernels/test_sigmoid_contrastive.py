@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cmx_fast.ops._implementations import HAS_EXTENSION
 
 pytest.importorskip("triton")
-from cmx_fast.kernels.sigmoid_contrastive import pairs
+from cmx_fast.kernels.common import library
 from cmx_fast.kernels.sigmoid_contrastive.launchers import sigmoid_contrastive_bwd, sigmoid_contrastive_fwd
 
 # Infinities and NaN that the kernels mask afterwards.
@@ -103,8 +103,8 @@ def test_not_normalized_and_without_a_kept_gradient(device, kept, summed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("summed", [False, True])
 def test_wide_rows_by_chunks(device, dtype, summed, monkeypatch):
-    monkeypatch.setattr(pairs, "FEWEST_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(pairs, "CHUNK_BYTES", 64 * 4 * 90)  # one tile of rows, in bfloat16 two
+    monkeypatch.setattr(library, "FEWEST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(library, "CHUNK_BYTES", 64 * 4 * 90)  # one tile of rows, in bfloat16 two
     query, key = problem(150, 90, 300, dtype, batch=2)
     tolerance = 3e-6 if dtype == torch.float32 else 1e-2
     check(device, query[:, :90], key, summed=summed, tolerance=tolerance)
