@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,23 @@ class Compared:
         worst = max(worst, difference(total, whole_share.grad, float(whole_share.grad.abs())))
         self.worst[name] = worst
 
+    def losses_after_backward(
+        self, actual: Tensor, truth: Tensor, counts: list[int], averaged: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The losses, those of the whole batch cut to the own rows if they are one per row, each with a weight of its
+        own backward. Gradients of the leaves in ``averaged`` are divided by the processes.
+        """
+        losses = actual, truth
+        if truth.dim():
+            pull = torch.linspace(1, 2, len(truth), dtype=truth.dtype)
+            losses = actual, self.cut(truth.detach(), counts)
+            actual, truth = (actual * self.cut(pull, counts)).sum(), (truth * pull).sum()
+        truth.backward()
+        actual.backward()
+        for leaf in averaged:
+            leaf.grad = None if leaf.grad is None else leaf.grad / self.world
+        return losses
+
     def info_nce(self, options: dict[str, Any], averaged: bool) -> None:
         name = f"info_nce {options} {averaged}"
         options = dict(options)
@@ -140,19 +157,9 @@ class Compared:
             *mine, bank=bank, target=None if target is None else target[self.rank], exchange=self.exchange,
             averaged=averaged, **options,
         )  # fmt: skip
-        pull = torch.linspace(1, 2, len(query), dtype=actual.dtype)
-        if options.get("reduction") == "none":
-            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
-            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
-        else:
-            truth_out, actual_out = truth, actual
-        truth.backward()
-        actual.backward()
-        if averaged:
-            for leaf in mine:
-                leaf.grad /= self.world
+        losses = self.losses_after_backward(actual, truth, counts, mine if averaged else ())
         pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], key_counts)]
-        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
+        self.compare(name, losses, pairs, (mine[2], whole[2]))
 
     def dense_contrastive(self, options: dict[str, Any], averaged: bool) -> None:
         name = f"dense_contrastive {options} {averaged}"
@@ -179,19 +186,9 @@ class Compared:
             mine[0], mine[1][:, :held], mine[2], key_mask=self.cut(real, counts)[:, :held] if masked else None,
             exchange=self.exchange, averaged=averaged, **options,
         )  # fmt: skip
-        pull = torch.linspace(1, 2, len(query), dtype=actual.dtype)
-        if options.get("reduction") == "none":
-            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
-            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
-        else:
-            truth_out, actual_out = truth, actual
-        truth.backward()
-        actual.backward()
-        if averaged:
-            for leaf in mine:
-                leaf.grad /= self.world
+        losses = self.losses_after_backward(actual, truth, counts, mine if averaged else ())
         pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], counts)]
-        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
+        self.compare(name, losses, pairs, (mine[2], whole[2]))
 
     def supcon(self, options: dict[str, Any], averaged: bool) -> None:
         name = f"supcon {options} {averaged}"
@@ -217,19 +214,9 @@ class Compared:
             mine[0], self.cut(labels, counts), mine[2], **of_mine, exchange=self.exchange, averaged=averaged,
             **options,
         )  # fmt: skip
-        pull = torch.linspace(1, 2, len(x), dtype=actual.dtype)
-        if options.get("reduction") == "none":
-            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
-            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
-        else:
-            truth_out, actual_out = truth, actual
-        truth.backward()
-        actual.backward()
-        if averaged:
-            for leaf in mine:
-                leaf.grad = None if leaf.grad is None else leaf.grad / self.world
+        losses = self.losses_after_backward(actual, truth, counts, mine if averaged else ())
         pairs = [(mine[0], whole[0], counts)] + ([(mine[1], whole[1], ref_counts)] if ref else [])
-        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
+        self.compare(name, losses, pairs, (mine[2], whole[2]))
 
     def sigmoid_contrastive(self, options: dict[str, Any], averaged: bool) -> None:
         name = f"sigmoid_contrastive {options} {averaged}"
@@ -259,20 +246,10 @@ class Compared:
         actual = distributed.sigmoid_contrastive(
             *mine, **of_mine, exchange=self.exchange, averaged=averaged, **options
         )
-        pull = torch.linspace(1, 2, len(query), dtype=actual.dtype)
-        if options.get("reduction") == "none":
-            truth_out, truth = self.cut(truth.detach(), counts), (truth * pull).sum()
-            actual_out, actual = actual, (actual * self.cut(pull, counts)).sum()
-        else:
-            truth_out, actual_out = truth, actual
-        truth.backward()
-        actual.backward()
-        if averaged:
-            for leaf in mine:
-                leaf.grad /= self.world
+        losses = self.losses_after_backward(actual, truth, counts, mine if averaged else ())
         pairs = [(mine[0], whole[0], counts), (mine[1], whole[1], key_counts)]
-        self.compare(name, (actual_out, truth_out), pairs, (mine[2], whole[2]))
-        self.compare(f"{name} bias", (actual_out, truth_out), [], (mine[3], whole[3]))
+        self.compare(name, losses, pairs, (mine[2], whole[2]))
+        self.compare(f"{name} bias", losses, [], (mine[3], whole[3]))
 
     def siglip_loss(self) -> None:
         """The mean over the processes is OpenCLIP's loss, and so are the gradients once they are averaged."""
