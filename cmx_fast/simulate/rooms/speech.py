@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ class _Synthesiser:
         return samples[loud[0] : loud[-1] + 1]
 
 
-def synthesise_speech(seed: int, parts: Iterable[str]) -> tuple[dict[str, list[NDArray[np.int16]]], int]:
+def synthesise_speech(seed: int, parts: Collection[str]) -> tuple[dict[str, list[NDArray[np.int16]]], int]:
     """The sentences of these parts, each by a voice drawn with ``seed``, and the sample rate (22,050 Hz).
 
     Accent, speaker, speed, pitch and intonation vary from sentence to sentence: 3 to 6 seconds each. In a new
@@ -76,7 +76,9 @@ def synthesise_speech(seed: int, parts: Iterable[str]) -> tuple[dict[str, list[N
     synthesiser = _Synthesiser()
     rng = np.random.default_rng([seed, 7919])
     speech: dict[str, list[NDArray[np.int16]]] = {}
-    for part in [part for part in SENTENCES if part in parts]:
+    for part, texts in SENTENCES.items():
+        if part not in parts:
+            continue
         speech[part] = [
             synthesiser.say(
                 text,
@@ -85,12 +87,12 @@ def synthesise_speech(seed: int, parts: Iterable[str]) -> tuple[dict[str, list[N
                 pitch=int(rng.integers(30, 70)),
                 pitch_range=int(rng.integers(35, 75)),
             )
-            for text in SENTENCES[part]
+            for text in texts
         ]
     return speech, synthesiser.sample_rate
 
 
-def find_recordings(folder: Path, parts: Iterable[str], seed: int) -> dict[str, list[Path]]:
+def find_recordings(folder: Path, parts: Collection[str], seed: int) -> dict[str, list[Path]]:
     """The user's own dry recordings (WAV or FLAC) for these parts.
 
     A folder with a folder of each part's name inside keeps that division. Otherwise the recordings are divided by
@@ -108,7 +110,6 @@ def find_recordings(folder: Path, parts: Iterable[str], seed: int) -> dict[str, 
             f"speech: {len(others)} files are neither WAV nor FLAC and left out, {others[0]} first",
             file=sys.stderr,
         )
-    parts = list(parts)
     if all((folder / part).is_dir() for part in parts):
         recordings = {part: audio_in(folder / part) for part in parts}
     else:
